@@ -1,0 +1,24 @@
+"""Interleaved timing: every candidate runs once a round, so that a noisy machine disturbs all of them alike."""
+
+from __future__ import annotations
+
+import random
+import statistics
+import time
+from collections.abc import Callable, Mapping
+
+
+def medians(candidates: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 2) -> dict[str, float]:
+    """Median seconds of one call of each candidate, over `rounds` interleaved rounds after `warmup` more.
+
+    The order is shuffled in every round: whoever follows a candidate with a large working set finds cold caches.
+    """
+    order = random.Random(0)
+    times: dict[str, list[float]] = {name: [] for name in candidates}
+    for round_number in range(rounds + warmup):
+        for name, run in order.sample(list(candidates.items()), len(candidates)):
+            start = time.perf_counter()
+            run()
+            if round_number >= warmup:
+                times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in times.items()}

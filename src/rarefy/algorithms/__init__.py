@@ -1,0 +1,1 @@
+"""Which connections are active, and when that changes: one algorithm a file."""

@@ -1,0 +1,390 @@
+"""What every algorithm shares: masks on a model, a step counter behind the optimizer, hooks, state.
+
+The only file of rarefy that registers hooks with torch.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from rarefy import filters
+from rarefy.algorithms.keep_pruned import KeepPruned, keepers, release
+from rarefy.algorithms.options import check_compute, check_seed, parse_fraction
+from rarefy.collective import agreed_seed
+from rarefy.distributions import DISTRIBUTIONS, check_distribution
+from rarefy.errors import ConfigError, RarefyError
+from rarefy.filters import Candidate
+from rarefy.initializers import generator_for, parse_initializer
+from rarefy.masks import zero_inactive_
+from rarefy.optimizer_traits import preserves_zeros, skipped_its_step, trained_by
+from rarefy.parameter import SparseParameter
+from rarefy.patterns import parse_pattern
+from rarefy.schedules import AtSteps, Schedule, UpdateSchedule, update_steps
+
+SparsityHook = Callable[["SparsityAlgorithm", str, float], None]
+TopologyHook = Callable[["SparsityAlgorithm", str, Tensor, Tensor], None]
+
+
+@dataclass
+class _Followed:
+    """An optimizer, and how many steps it has taken since the algorithm's step 0."""
+
+    optimizer: Optimizer
+    steps: int
+
+
+class SparsityAlgorithm(ABC):
+    """Decides which connections of a model are active.
+
+    Args:
+        sparsity: fraction of inactive connections, a number in [0, 1) or a schedule.
+        init_method: `random`, `topk`, `from_zeros`, `checkerboard`, or a function (weight, sparsity) -> mask.
+        param_filter: glob or list of globs over parameter names; None for the default filter.
+        balance_in_groups: equal counts in this many groups of input features, or None.
+        balance_out_groups: equal counts in this many groups of output features, or None.
+        distribution: `uniform`.
+        pattern: `unstructured`.
+        compute: `auto` or `masked`.
+        seed: for everything random; None takes torch's seed when the algorithm is applied.
+
+    Raises:
+        ConfigError: a value that is not allowed, with the name of its option.
+    """
+
+    name: ClassVar[str] = ""
+    dynamic: ClassVar[bool] = False
+    needs_dense_grad: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        sparsity: Any,
+        *,
+        init_method: Any = "random",
+        param_filter: Any = None,
+        balance_in_groups: int | None = None,
+        balance_out_groups: int | None = None,
+        distribution: str = "uniform",
+        pattern: Any = "unstructured",
+        compute: str = "auto",
+        seed: int | None = None,
+    ) -> None:
+        self.sparsity: Schedule = parse_fraction(sparsity, "sparsity", below_one=True)
+        self.init_method = parse_initializer(init_method)
+        self.globs = filters.check_filter(param_filter)
+        self.pattern = parse_pattern(pattern, balance_in_groups, balance_out_groups)
+        self.distribution = check_distribution(distribution)
+        self.compute = check_compute(compute)
+        self.seed = check_seed(seed)
+        self.update_schedule: UpdateSchedule = AtSteps([0])
+        self.paths: Mapping[str, str] = {}
+        self.parameters: dict[str, SparseParameter] = {}
+        self.step, self.updates, self.target_sparsity, self.autoupdate = 0, 0, 0.0, True
+        self._followed: list[_Followed] = []
+        self._gradient_handles: dict[str, tuple[nn.Parameter, list[RemovableHandle]]] = {}
+        self._target_hooks: OrderedDict[int, SparsityHook] = OrderedDict()
+        self._computed_hooks: OrderedDict[int, SparsityHook] = OrderedDict()
+        self._topology_hooks: OrderedDict[int, TopologyHook] = OrderedDict()
+
+    @property
+    def algorithms(self) -> list[SparsityAlgorithm]:
+        """Itself alone; the members of a group."""
+        return [self]
+
+    # ---- applying ----
+
+    def apply(self, target: nn.Module | Optimizer) -> None:
+        """Makes a model sparse, or follows an optimizer; in either order, and several of each.
+
+        Args:
+            target: a module (its chosen weights get masks and exact zeros at once) or an optimizer (topology
+                updates run after its steps).
+
+        Raises:
+            ConfigError: the filter matches nothing, or groups do not divide a weight.
+            RarefyError: a parameter already has an algorithm, or `target` is something else.
+        """
+        if isinstance(target, nn.Module):
+            self.apply_to(self.select(target))
+        elif isinstance(target, Optimizer):
+            self._follow(target)
+        else:
+            raise RarefyError(f"apply takes a torch module or a torch optimizer, not {type(target).__name__}")
+
+    def select(self, model: nn.Module) -> dict[str, Candidate]:
+        """The parameters that this algorithm's filter chooses, by name.
+
+        Raises:
+            ConfigError: the filter, or one glob of it, matches nothing.
+        """
+        try:
+            return filters.select(model, self.globs)
+        except ConfigError as error:
+            raise error.under(self.paths.get(error.path, "")) from None
+
+    def check(self, chosen: Mapping[str, Candidate]) -> None:
+        """Refuses parameters that cannot become sparse, before anything is changed.
+
+        Raises:
+            ConfigError: groups do not divide a weight.
+            RarefyError: a parameter already has an algorithm.
+        """
+        for name, candidate in chosen.items():
+            try:
+                self.pattern.check(name, candidate.parameter.shape)
+            except ConfigError as error:
+                raise error.under(self.paths.get(error.path, "")) from None
+            self._refuse_taken(name, candidate)
+
+    def apply_to(self, chosen: Mapping[str, Candidate]) -> None:
+        """Makes exactly these parameters sparse; a group shares a model out with it.
+
+        Args:
+            chosen: parameters by name.
+
+        Raises:
+            ConfigError: groups do not divide a weight.
+            RarefyError: a parameter already has an algorithm.
+        """
+        self.check(chosen)
+        if self.seed is None:
+            self.seed = agreed_seed(torch.initial_seed())
+        first = self._first_masks({name: candidate.parameter for name, candidate in chosen.items()})
+        for name, candidate in chosen.items():
+            self.parameters[name] = self._adopt(candidate)
+            self._set_mask(self.parameters[name], first[name])
+        for followed in self._followed:
+            followed.steps = self.step
+
+    def _refuse_taken(self, name: str, candidate: Candidate) -> None:
+        if name in self.parameters:
+            raise RarefyError(f"a second parameter is called {name}; apply to the module that holds both")
+        if _is_watched(candidate.parameter):
+            raise RarefyError(
+                f"{name} has a sparsity algorithm already; use one algorithm, or a Group of several"
+            )
+
+    @torch.no_grad()
+    def _first_masks(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        if not self.update_schedule(0):
+            return {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()}
+        targets = self._targets(weights)
+        self.updates = max(self.updates, 1)
+        return {name: self._first_mask(name, weights[name], target) for name, target in targets.items()}
+
+    def _first_mask(self, name: str, weight: Tensor, sparsity: float) -> Tensor:
+        generator = generator_for(self.seed or 0, name, 0)
+        pieces = self.pattern.split(weight.detach())
+        return self.pattern.merge([self.init_method(piece, sparsity, generator) for piece in pieces])
+
+    def _adopt(self, candidate: Candidate) -> SparseParameter:
+        modules = dict.fromkeys(place.module for place in candidate.places)
+        first = candidate.places[0]
+        for module in modules:
+            for stale in [keeper for keeper in keepers(module) if keeper.leaf == first.leaf]:
+                release(module, stale)
+        parameter = SparseParameter(candidate, self.pattern)
+        self._watch_gradient(parameter)
+        on_load, on_release = partial(self._after_load, parameter), partial(self._release, parameter)
+        keeper = KeepPruned(first.module, first.leaf, on_load, on_release)
+        for module in modules:
+            module.register_forward_pre_hook(keeper.before_use)
+            module.register_state_dict_pre_hook(keeper.before_use)
+            module.register_load_state_dict_post_hook(keeper.after_load)
+        return parameter
+
+    def _release(self, parameter: SparseParameter) -> None:
+        """Forgets a parameter of a model that is finalized."""
+        self.parameters.pop(parameter.name, None)
+        for handle in self._gradient_handles.pop(parameter.name)[1]:
+            handle.remove()
+
+    def _after_load(self, parameter: SparseParameter) -> None:
+        """Follows a parameter whose module loaded a state dict, by copy or by assignment."""
+        if self._gradient_handles[parameter.name][0] is not parameter.weight:
+            self._watch_gradient(parameter)
+        parameter.prune(self._optimizers)
+
+    # ---- gradients ----
+
+    def _watch_gradient(self, parameter: SparseParameter) -> None:
+        weight = parameter.weight
+        trainable = weight.requires_grad
+        weight.requires_grad_(True)
+        handles = [weight.register_post_accumulate_grad_hook(partial(self._after_accumulation, parameter))]
+        if self.needs_dense_grad:
+            handles.append(weight.register_hook(partial(self._before_accumulation, parameter)))
+        weight.requires_grad_(trainable)
+        self._gradient_handles[parameter.name] = (weight, handles)
+
+    def _collects_dense_grad(self) -> bool:
+        """Whether the optimizer step that comes next may be an update step that wants dense gradients."""
+        return self.needs_dense_grad and (not self.autoupdate or self.update_schedule(self.step + 1))
+
+    def _before_accumulation(self, parameter: SparseParameter, grad: Tensor) -> None:
+        if self._collects_dense_grad():
+            parameter.dense_gradient.begin(parameter.weight.grad)
+
+    def _after_accumulation(self, parameter: SparseParameter, weight: Tensor) -> None:
+        grad, collect = weight.grad, self._collects_dense_grad()
+        if grad is None:
+            return
+        if grad.layout is not torch.strided:
+            raise RarefyError(f"{parameter.name} has a sparse gradient; build its module with sparse=False")
+        if collect:
+            parameter.dense_gradient.add(grad, parameter.mask)
+        zero_inactive_(grad, parameter.mask)
+        if collect:
+            parameter.dense_gradient.seal(grad)
+
+    # ---- optimizers ----
+
+    @property
+    def _optimizers(self) -> list[Optimizer]:
+        return [followed.optimizer for followed in self._followed]
+
+    def _follow(self, optimizer: Optimizer) -> None:
+        if any(optimizer is other for other in self._optimizers):
+            return
+        self._followed.append(_Followed(optimizer, self.step))
+        optimizer.register_step_post_hook(self._after_step)
+        optimizer.register_load_state_dict_post_hook(self._prune_all)
+        self._prune_all(optimizer)
+
+    def _prune_all(self, optimizer: Optimizer) -> None:
+        for parameter in self.parameters.values():
+            parameter.prune([optimizer])
+
+    def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
+        if skipped_its_step(optimizer):
+            return
+        if not preserves_zeros(optimizer):
+            self._prune_all(optimizer)
+        self._count(optimizer)
+
+    def _count(self, optimizer: Optimizer) -> None:
+        """Step k is over when every optimizer that trains a sparse parameter has taken its k-th step."""
+        weights = {parameter.weight for parameter in self.parameters.values()}
+        involved = [followed for followed in self._followed if trained_by(followed.optimizer) & weights]
+        for followed in involved:
+            followed.steps += followed.optimizer is optimizer
+        if not involved or min(followed.steps for followed in involved) <= self.step:
+            return
+        self.step += 1
+        if self.autoupdate and self.update_schedule(self.step):
+            self.update()
+
+    # ---- updates ----
+
+    @abstractmethod
+    def update(self) -> None:
+        """Recomputes the topology now."""
+
+    def next_update_step(self, after: int) -> int | None:
+        """The first update step later than `after`; None if there is none within a million steps."""
+        return next(iter(update_steps(self.update_schedule, after + 1, after + 1_000_000)), None)
+
+    def current(self, schedule: Schedule) -> float:
+        """The value of a schedule at this step, clamped to [0, 1]."""
+        return min(max(schedule(self.step, self.updates), 0.0), 1.0)
+
+    def _targets(self, weights: Mapping[str, Tensor]) -> dict[str, float]:
+        """The sparsity that each parameter shall have now."""
+        self.target_sparsity = self.current(self.sparsity)
+        shares = DISTRIBUTIONS[self.distribution](
+            self.target_sparsity, [weight.shape for weight in weights.values()]
+        )
+        for name, share in zip(weights, shares, strict=True):
+            for hook in self._target_hooks.values():
+                hook(self, name, share)
+        return dict(zip(weights, shares, strict=True))
+
+    def _set_mask(self, parameter: SparseParameter, mask: Tensor) -> None:
+        before = parameter.mask.clone() if self._topology_hooks else mask
+        parameter.set_mask(mask, self._optimizers)
+        for hook in self._topology_hooks.values():
+            hook(self, parameter.name, before, parameter.mask)
+        for computed in self._computed_hooks.values():
+            computed(self, parameter.name, parameter.actual_sparsity)
+
+    def register_target_sparsity_hook(self, hook: SparsityHook) -> RemovableHandle:
+        """Calls `hook(algorithm, parameter_name, sparsity)` with what the schedule asks for, at updates."""
+        return _register(self._target_hooks, hook)
+
+    def register_computed_sparsity_hook(self, hook: SparsityHook) -> RemovableHandle:
+        """Calls `hook(algorithm, parameter_name, sparsity)` with what was measured, after every update."""
+        return _register(self._computed_hooks, hook)
+
+    def register_topology_hook(self, hook: TopologyHook) -> RemovableHandle:
+        """Calls `hook(algorithm, parameter_name, old_mask, new_mask)` after every update."""
+        return _register(self._topology_hooks, hook)
+
+    # ---- state ----
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that evolves, as plain values and tensors; masks are in the model's own state dict."""
+        sums = {name: parameter.dense_gradient.value for name, parameter in self.parameters.items()}
+        return {
+            "algorithm": self.name or type(self).__name__,
+            "step": self.step,
+            "updates": self.updates,
+            "target_sparsity": self.target_sparsity,
+            "seed": self.seed,
+            "dense_gradients": {name: value.clone() for name, value in sums.items() if value is not None},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from a state; the caller's mapping stays as it is.
+
+        Raises:
+            RarefyError: the state belongs to another algorithm or to other parameters.
+        """
+        self._check_state(state)
+        self.step, self.updates, self.seed = state["step"], state["updates"], state["seed"]
+        self.target_sparsity = state["target_sparsity"]
+        for followed in self._followed:
+            followed.steps = self.step
+        for name, parameter in self.parameters.items():
+            value = state["dense_gradients"].get(name)
+            parameter.dense_gradient.value = (
+                None if value is None else value.clone().to(parameter.weight.device)
+            )
+
+    def _check_state(self, state: Mapping[str, Any]) -> None:
+        name = self.name or type(self).__name__
+        if not isinstance(state, Mapping) or state.get("algorithm") != name:
+            found = state.get("algorithm") if isinstance(state, Mapping) else f"{type(state).__name__}"
+            raise RarefyError(
+                f"this sparsity state is of {found}, not of {name}; load it into the same algorithm"
+            )
+        missing = {"step", "updates", "seed", "target_sparsity", "dense_gradients"} - set(state)
+        if missing:
+            raise RarefyError(
+                f"this sparsity state lacks {', '.join(sorted(missing))}; was it saved by state_dict()?"
+            )
+        unknown = set(state["dense_gradients"]) - set(self.parameters)
+        if unknown:
+            raise RarefyError(
+                f"this sparsity state has gradients of {sorted(unknown)[0]}, which is not sparse here"
+            )
+
+
+def _is_watched(weight: nn.Parameter) -> bool:
+    """Whether an algorithm selects this weight's gradient, through whichever module it was reached."""
+    hooks = (getattr(weight, "_post_accumulate_grad_hooks", None) or {}).values()
+    return any(isinstance(hook, partial) and isinstance(hook.args[0], SparseParameter) for hook in hooks)
+
+
+def _register(hooks: OrderedDict[int, Any], hook: Callable[..., None]) -> RemovableHandle:
+    handle = RemovableHandle(hooks)
+    hooks[handle.id] = hook
+    return handle

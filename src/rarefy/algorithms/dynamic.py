@@ -1,0 +1,92 @@
+"""Algorithms whose topology changes while the model trains."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from rarefy.algorithms.base import SparsityAlgorithm
+from rarefy.collective import mean_over_ranks, ranks
+from rarefy.initializers import check_mask, generator_for
+from rarefy.parameter import SparseParameter
+from rarefy.schedules import parse_update_schedule
+
+
+class DynamicSparsityAlgorithm(SparsityAlgorithm):
+    """A base for algorithms of one's own: implement `update_mask`.
+
+    Args:
+        sparsity: fraction of inactive connections, a number in [0, 1) or a schedule.
+        update: update schedule, `{freq, start, stop}`, `{steps: [...]}` or a function; None for every step.
+        **options: the options of `SparsityAlgorithm`.
+
+    Attributes:
+        needs_dense_grad: set it to True in a subclass that ranks by the dense gradient.
+        generator: a CPU generator, fresh for every parameter and update; the source of all randomness.
+
+    Example:
+        >>> from rarefy import masks
+        >>> class KeepLarge(DynamicSparsityAlgorithm):
+        ...     '''Keeps the largest weights.'''
+        ...     def update_mask(self, weight, mask, sparsity, dense_grad):
+        ...         return masks.keep_top(weight.abs(), masks.kept_count(weight.numel(), sparsity))
+        >>> layer = torch.nn.Linear(10, 10)
+        >>> KeepLarge(0.9).apply(layer)
+        >>> int(layer.weight_mask.sum())
+        10
+    """
+
+    dynamic: ClassVar[bool] = True
+
+    def __init__(self, sparsity: Any, *, update: Any = None, **options: Any) -> None:
+        super().__init__(sparsity, **options)
+        self.update_schedule = parse_update_schedule(update)
+        self.generator = torch.Generator()
+
+    @abstractmethod
+    def update_mask(self, weight: Tensor, mask: Tensor, sparsity: float, dense_grad: Tensor | None) -> Tensor:
+        """The new mask of one weight, or of one of its balanced groups.
+
+        Args:
+            weight: dense, with exact zeros; any shape. Do not change it.
+            mask: bool, the shape of `weight`, True = active.
+            sparsity: target for this weight, in [0, 1].
+            dense_grad: mean gradient at every position, if `needs_dense_grad`; else None.
+
+        Returns:
+            Bool tensor of the shape of `weight`.
+        """
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Recomputes the topology of every parameter now."""
+        targets = self._targets({name: parameter.weight for name, parameter in self.parameters.items()})
+        for name, parameter in self.parameters.items():
+            self._update_parameter(parameter, targets[name])
+        self.updates += 1
+
+    def _update_parameter(self, parameter: SparseParameter, sparsity: float) -> None:
+        weight, dense_grad = parameter.weight.detach(), self._dense_gradient(parameter)
+        if self.needs_dense_grad and dense_grad is None:
+            return
+        self.generator = generator_for(self.seed or 0, parameter.name, self.updates)
+        split = parameter.pattern.split
+        weights, old_masks = split(weight), split(parameter.mask)
+        grads = split(dense_grad) if dense_grad is not None else [None] * len(weights)
+        pieces = [
+            check_mask(self.update_mask(w, mask, sparsity, grad), w, f"{type(self).__name__}.update_mask")
+            for w, mask, grad in zip(weights, old_masks, grads, strict=True)
+        ]
+        self._set_mask(parameter, parameter.pattern.merge(pieces))
+
+    def _dense_gradient(self, parameter: SparseParameter) -> Tensor | None:
+        """The mean dense gradient of this step; None without one (a frozen weight keeps its topology)."""
+        if not self.needs_dense_grad:
+            return None
+        value = parameter.dense_gradient.take()
+        if value is None and ranks() > 1:
+            value = torch.zeros_like(parameter.weight)
+        return None if value is None else mean_over_ranks(value)

@@ -1,0 +1,42 @@
+"""Gradual magnitude pruning (Zhu & Gupta, arXiv:1710.01878)."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from rarefy.algorithms.dynamic import DynamicSparsityAlgorithm
+from rarefy.algorithms.options import refuse_constant
+from rarefy.masks import keep_top, kept_count
+
+
+class GMP(DynamicSparsityAlgorithm):
+    """Prunes by magnitude to a sparsity that grows with the step.
+
+    mask = top of |w| over all positions, at the scheduled sparsity.
+
+    Args:
+        sparsity: a schedule, for example `{type: polynomial, init: 0, final: 0.9, start: 0, stop: 5000}`.
+        **options: the options of `DynamicSparsityAlgorithm`.
+
+    Raises:
+        ConfigError: a constant sparsity.
+
+    Example:
+        >>> import torch
+        >>> layer = torch.nn.Linear(10, 10)
+        >>> GMP([0.5, 0.9], init_method="topk").apply(layer)
+        >>> int(layer.weight_mask.sum())
+        50
+    """
+
+    name: ClassVar[str] = "gmp"
+
+    def __init__(self, sparsity: Any, **options: Any) -> None:
+        super().__init__(sparsity, **options)
+        refuse_constant(self.sparsity)
+
+    def update_mask(self, weight: Tensor, mask: Tensor, sparsity: float, dense_grad: Tensor | None) -> Tensor:
+        """The largest weights at the target sparsity."""
+        return keep_top(weight.abs(), kept_count(weight.numel(), sparsity))

@@ -1,0 +1,107 @@
+"""Several algorithms on one model: for each parameter the first one whose filter matches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from rarefy.algorithms.base import SparsityAlgorithm, SparsityHook, TopologyHook
+from rarefy.errors import RarefyError
+from rarefy.filters import Candidate
+
+
+class Group:
+    """Algorithms in order of precedence; used like one.
+
+    Args:
+        algorithms: at least one.
+
+    Raises:
+        RarefyError: no algorithm was given.
+
+    Example:
+        >>> from rarefy import SET, Static
+        >>> model = nn.Sequential(nn.Linear(10, 10), nn.Linear(10, 10))
+        >>> Group([Static(0.3, param_filter="0.*weight"), SET(0.9)]).apply(model)
+        >>> [int(layer.weight_mask.sum()) for layer in model]
+        [70, 10]
+    """
+
+    name = "group"
+
+    def __init__(self, algorithms: Sequence[SparsityAlgorithm | Group]) -> None:
+        self.algorithms: list[SparsityAlgorithm] = [
+            leaf for member in algorithms for leaf in member.algorithms
+        ]
+        if not self.algorithms:
+            raise RarefyError("Group([]) is empty; give at least one algorithm")
+
+    def apply(self, target: nn.Module | Optimizer) -> None:
+        """Makes a model sparse, or follows an optimizer; see `SparsityAlgorithm.apply`."""
+        if not isinstance(target, nn.Module):
+            for algorithm in self.algorithms:
+                algorithm.apply(target)
+            return
+        shares = list(zip(self.algorithms, self._shares(target), strict=True))
+        for algorithm, share in shares:
+            algorithm.check(share)
+        for algorithm, share in shares:
+            algorithm.apply_to(share)
+
+    def _shares(self, model: nn.Module) -> list[dict[str, Candidate]]:
+        taken: set[str] = set()
+        shares = []
+        for algorithm in self.algorithms:
+            chosen = algorithm.select(model)
+            shares.append({name: candidate for name, candidate in chosen.items() if name not in taken})
+            taken |= chosen.keys()
+        return shares
+
+    def update(self) -> None:
+        """Recomputes every topology now."""
+        for algorithm in self.algorithms:
+            algorithm.update()
+
+    @property
+    def autoupdate(self) -> bool:
+        """Whether updates run by themselves after optimizer steps."""
+        return all(algorithm.autoupdate for algorithm in self.algorithms)
+
+    @autoupdate.setter
+    def autoupdate(self, value: bool) -> None:
+        for algorithm in self.algorithms:
+            algorithm.autoupdate = value
+
+    def register_target_sparsity_hook(self, hook: SparsityHook) -> list[RemovableHandle]:
+        """Registers the hook with every member."""
+        return [algorithm.register_target_sparsity_hook(hook) for algorithm in self.algorithms]
+
+    def register_computed_sparsity_hook(self, hook: SparsityHook) -> list[RemovableHandle]:
+        """Registers the hook with every member."""
+        return [algorithm.register_computed_sparsity_hook(hook) for algorithm in self.algorithms]
+
+    def register_topology_hook(self, hook: TopologyHook) -> list[RemovableHandle]:
+        """Registers the hook with every member."""
+        return [algorithm.register_topology_hook(hook) for algorithm in self.algorithms]
+
+    def state_dict(self) -> list[dict[str, Any]]:
+        """One state per algorithm, in order."""
+        return [algorithm.state_dict() for algorithm in self.algorithms]
+
+    def load_state_dict(self, state: Sequence[Mapping[str, Any]]) -> None:
+        """Goes on from a state.
+
+        Raises:
+            RarefyError: the number of states is not the number of algorithms.
+        """
+        if not isinstance(state, Sequence) or len(state) != len(self.algorithms):
+            found = len(state) if isinstance(state, Sequence) else 1
+            raise RarefyError(
+                f"this sparsity state is of {found} algorithm(s), this group has {len(self.algorithms)}"
+            )
+        for algorithm, part in zip(self.algorithms, state, strict=True):
+            algorithm.load_state_dict(part)

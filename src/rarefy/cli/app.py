@@ -1,0 +1,133 @@
+"""The commands and their flags."""
+
+import functools
+import inspect
+import json
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from rarefy.cli import hdf5, options
+from rarefy.cli.guard import guarded
+from rarefy.cli.overrides import Flags
+from rarefy.cli.run import Request, run
+from rarefy.training.config import json_schema
+from rarefy.training.launch import Mode
+
+app = typer.Typer(
+    name="rarefy",
+    help="Train any PyTorch model with sparse weights, from one YAML file.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+data_app = typer.Typer(name="data", help="Prepare data sets.", no_args_is_help=True)
+app.add_typer(data_app)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(version("rarefy"))
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Train any PyTorch model with sparse weights, from one YAML file."""
+
+
+def _run(
+    params: options.Params = None,
+    params_option: options.ParamsOption = None,
+    mode: options.ModeOption = None,
+    model_dir: options.ModelDir = None,
+    checkpoint_path: options.CheckpointPath = None,
+    load_checkpoint_states: options.LoadStates = None,
+    disable_strict_checkpoint_loading: options.Loose = None,
+    max_steps: options.MaxSteps = None,
+    num_steps: options.NumSteps = None,
+    num_epochs: options.NumEpochs = None,
+    eval_steps: options.EvalSteps = None,
+    target_device: options.TargetDevice = None,
+    logging: options.Logging = None,
+    validate_only: options.ValidateOnly = False,
+    imports: options.Imports = True,
+    assignments: options.Assignments = None,
+) -> None:
+    """Train and validate what PARAMS.yaml describes."""
+    flags = Flags(
+        model_dir=model_dir,
+        device=target_device,
+        log_level=logging,
+        max_steps=max_steps,
+        num_steps=num_steps,
+        num_epochs=num_epochs,
+        eval_steps=eval_steps,
+        checkpoint_path=checkpoint_path,
+        load_checkpoint_states=load_checkpoint_states,
+        disable_strict_checkpoint_loading=disable_strict_checkpoint_loading,
+        assignments=tuple(assignments or ()),
+    )
+    raise typer.Exit(run(Request(params or params_option, flags, mode, validate_only, imports)))
+
+
+def _with_mode(mode: Mode, text: str) -> Callable[..., None]:
+    """The `run` command with a fixed mode."""
+    signature = inspect.signature(_run)
+
+    @functools.wraps(_run)
+    def command(**flags: Any) -> None:
+        _run(mode=mode, **flags)
+
+    parameters = [one for one in signature.parameters.values() if one.name != "mode"]
+    command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    command.__doc__ = text
+    return command
+
+
+app.command("run")(_run)
+app.command("fit")(
+    _with_mode("train_and_eval", "The same as `run` with its validation, if the file has one.")
+)
+app.command("validate")(_with_mode("eval", "The same as `run --mode eval`."))
+app.command("validate_all")(_with_mode("eval_all", "The same as `run --mode eval_all`."))
+
+
+@app.command("schema")
+def _schema() -> None:
+    """Print the JSON schema of the configuration file, for editors."""
+    typer.echo(json.dumps(json_schema(), indent=2))
+
+
+@data_app.command("hdf5")
+def _hdf5(
+    files: Annotated[list[Path], typer.Argument(metavar="FILES...", help="Text files.")],
+    out_dir: Annotated[Path, typer.Option("--out_dir", "-o", help="A directory that does not exist yet.")],
+    max_sequence_length: Annotated[int, typer.Option("--max_sequence_length", help="Tokens in a sample.")],
+    tokenizer: Annotated[
+        Path | None, typer.Option("--tokenizer", help="A tokenizer.json; without one, a byte is a token.")
+    ] = None,
+    form: Annotated[
+        Literal["samples", "corpus"], typer.Option("--format", help="Ready samples, or one row of tokens.")
+    ] = "samples",
+    samples_per_file: Annotated[int, typer.Option("--samples_per_file", help="Samples in a file.")] = 10_000,
+) -> None:
+    """Turn text files into the HDF5 files that GptHDF5MapDataProcessor reads."""
+
+    def write() -> None:
+        hdf5.write(files, out_dir, max_sequence_length, tokenizer, form, samples_per_file)
+
+    raise typer.Exit(guarded(write))
+
+
+@data_app.callback()
+def _data() -> None:
+    """Prepare data sets."""

@@ -1,0 +1,57 @@
+"""What the command line says beside its tables: log messages and warnings, one plain line each."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+VERBOSE = 15
+_LOGGER = logging.getLogger("rarefy")
+
+
+class _Lines(logging.Formatter):
+    """The message alone; from warnings upwards with the level in front."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = record.getMessage()
+        return text if record.levelno < logging.WARNING else f"{record.levelname.capitalize()}: {text}"
+
+
+@contextmanager
+def shown_on_stderr() -> Iterator[None]:
+    """Shows the messages of rarefy and Python's warnings on standard error, each once."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Lines())
+    logging.addLevelName(VERBOSE, "VERBOSE")
+    level = _LOGGER.level
+    _LOGGER.addHandler(handler)
+    _LOGGER.setLevel(logging.INFO)
+    seen: set[str] = set()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("default")
+            warnings.simplefilter("ignore", DeprecationWarning)
+            warnings.showwarning = lambda message, *_, **__: _warn_once(str(message), seen)
+            yield
+    finally:
+        _LOGGER.removeHandler(handler)
+        _LOGGER.setLevel(level)
+
+
+def _warn_once(text: str, seen: set[str]) -> None:
+    if text not in seen:
+        seen.add(text)
+        _LOGGER.warning("%s", text)
+
+
+def set_level(name: str | None) -> None:
+    """Shows messages from level `name` on; None is INFO."""
+    _LOGGER.setLevel(VERBOSE if name == "VERBOSE" else name or "INFO")
+
+
+def say(text: str) -> None:
+    """An ordinary message."""
+    _LOGGER.info(text)

@@ -1,0 +1,33 @@
+"""The flags of `rarefy run`; None where one was not given."""
+
+from pathlib import Path
+from typing import Annotated
+
+from typer import Argument, Option
+
+from rarefy.training.launch import Mode
+
+_MODES = "What to do; train_and_eval where the file has a val_dataloader."
+_STATES = "What to load of the checkpoint: all, or model for weights and masks alone."
+_LOOSE = "Load dense checkpoints in sparse runs and sparse ones in dense runs."
+_LEVELS = "DEBUG, VERBOSE, INFO, WARNING, ERROR or CRITICAL."
+_VALIDATE = "Check everything and print the plan; train nothing."
+
+Params = Annotated[Path | None, Argument(metavar="PARAMS.yaml", help="The configuration file.")]
+ParamsOption = Annotated[Path | None, Option("--params", "-p", help="The same, as an option.")]
+ModeOption = Annotated[Mode | None, Option("--mode", "-m", help=_MODES)]
+ModelDir = Annotated[str | None, Option("--model_dir", "-o", help="Where logs and checkpoints go.")]
+CheckpointPath = Annotated[str | None, Option("--checkpoint_path", help="The checkpoint to start from.")]
+LoadStates = Annotated[str | None, Option("--load_checkpoint_states", help=_STATES)]
+Loose = Annotated[bool | None, Option("--disable_strict_checkpoint_loading", help=_LOOSE)]
+MaxSteps = Annotated[int | None, Option("--max_steps", help="The global step to end at.")]
+NumSteps = Annotated[int | None, Option("--num_steps", help="Optimizer steps to train.")]
+NumEpochs = Annotated[int | None, Option("--num_epochs", help="Epochs to train.")]
+EvalSteps = Annotated[int | None, Option("--eval_steps", help="Batches of a validation.")]
+TargetDevice = Annotated[str | None, Option("--target_device", help="cpu, gpu or auto.")]
+Logging = Annotated[str | None, Option("--logging", help=_LEVELS)]
+ValidateOnly = Annotated[bool, Option("--validate_only", help=_VALIDATE)]
+Imports = Annotated[bool, Option("--imports/--no-imports", help="Allow `package.module:name` in the file.")]
+Assignments = Annotated[
+    list[str] | None, Option("--set", metavar="KEY.PATH=VALUE", help="Change any value; repeatable.")
+]

@@ -1,0 +1,137 @@
+"""`rarefy run`: a file and flags become a run, and every fault one line and an exit code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from rich.console import Console
+
+from rarefy.cli import messages
+from rarefy.cli.guard import guarded
+from rarefy.cli.overrides import Flags, apply_flags, states_to_load
+from rarefy.cli.tables import plan_table, preview_tables, result_table
+from rarefy.errors import ConfigError
+from rarefy.report import summary
+from rarefy.training.build import Builder
+from rarefy.training.config import parse
+from rarefy.training.dry_run import plan_parameters, plan_updates, preview
+from rarefy.training.events import Callback
+from rarefy.training.launch import Launch, Mode, run_all
+from rarefy.training.resume import UNSET
+from rarefy.training.trainer import Trainer
+from rarefy.training.view import TrainerView
+from rarefy.training.yaml_file import load_file
+
+_WIDEST = 400
+
+
+class Watch(Callback):
+    """Prints the plan of the sparsity when training begins, and times the steps.
+
+    Attributes:
+        has_begun: whether training has begun, which decides the exit code of a failure.
+    """
+
+    def __init__(self) -> None:
+        self.has_begun = False
+        self._seconds, self._steps, self._since = 0.0, 0, 0.0
+
+    @property
+    def steps_per_second(self) -> float | None:
+        """Training alone, without validation; None before the first step."""
+        return self._steps / self._seconds if self._steps else None
+
+    def on_train_start(self, trainer: TrainerView) -> None:
+        """Training begins."""
+        self.has_begun = True
+        if trainer.sparsity is not None:
+            algorithms, total = trainer.sparsity.algorithms, trainer.total_steps
+            parameters = plan_parameters(trainer.model, algorithms, total)
+            Console().print(plan_table(parameters, plan_updates(algorithms, total)))
+
+    def on_train_batch_start(self, trainer: TrainerView, batch: Any, micro_step: int) -> None:
+        """The clock of a step starts."""
+        if micro_step == 0:
+            self._since = perf_counter()
+
+    def on_train_batch_end(self, trainer: TrainerView, metrics: dict[str, Any]) -> None:
+        """The clock of a step stops."""
+        self._seconds, self._steps = self._seconds + perf_counter() - self._since, self._steps + 1
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a command asks for.
+
+    Args:
+        params: the configuration file.
+        flags: what changes it.
+        mode: `train`, `eval`, `train_and_eval` or `eval_all`; None lets the file decide.
+        validate_only: print the plan and train nothing.
+        imports: whether import paths in the file may be followed.
+    """
+
+    params: Path | None
+    flags: Flags
+    mode: Mode | None = None
+    validate_only: bool = False
+    imports: bool = True
+
+
+def run(request: Request) -> int:
+    """Runs a command; never raises for a user's mistake.
+
+    Returns:
+        The exit code, as `guarded` gives it.
+    """
+    watch = Watch()
+    return guarded(lambda: _run(request, watch), has_begun=lambda: watch.has_begun)
+
+
+def _run(request: Request, watch: Watch) -> None:
+    if request.params is None:
+        raise ConfigError("", "a command without a file", "the path of a YAML file", "rarefy run params.yaml")
+    configs = parse(apply_flags(load_file(request.params), request.flags))
+    messages.set_level(configs[0].init.logging.log_level)
+    launch = Launch(
+        request.params.parent,
+        request.mode,
+        UNSET if request.flags.checkpoint_path is None else request.flags.checkpoint_path,
+        states_to_load(request.flags),
+        request.imports,
+        [watch],
+    )
+    if request.validate_only:
+        for config in configs:
+            _print_preview(launch.builder(config))
+        return
+    for trainer in run_all(configs, launch):
+        Console().print(result_table(result_rows(trainer, watch.steps_per_second)))
+
+
+def _print_preview(builder: Builder) -> None:
+    tables = preview_tables(preview(builder))
+    console = Console()
+    needed = console.measure(tables, options=console.options.update(width=_WIDEST)).maximum
+    console.width = max(console.width, needed)
+    console.print(tables)
+    console.print(f"{builder.config.path} is valid; nothing was written", markup=False)
+
+
+def result_rows(trainer: Trainer, steps_per_second: float | None) -> Iterator[tuple[str, str]]:
+    """What a run came to, in words."""
+    metrics = trainer.last_metrics
+    yield "step", f"{trainer.global_step:,}"
+    for name, value in metrics.items():
+        if name == "loss" or name.startswith("eval/"):
+            yield name, f"{value:.4f}"
+    if trainer.sparsity is not None:
+        yield "actual sparsity", f"{summary(trainer.sparsity).actual_sparsity:.4f}"
+    if steps_per_second is not None:
+        yield "steps per second", f"{steps_per_second:.2f}"
+    yield "logs", str(trainer.model_dir)
+    yield "checkpoints", str(trainer.checkpoint_root)

@@ -1,0 +1,118 @@
+"""The tables that the command line prints: the plan before a run, the result after it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from rich.box import SIMPLE
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from rarefy.training.dry_run import CostPlan, ParameterPlan, RunPreview, UpdatePlan
+
+
+def preview_tables(preview: RunPreview) -> Group:
+    """Everything that `--validate_only` shows."""
+    return Group(
+        parameter_table(preview.parameters),
+        update_table(preview.updates),
+        cost_table(preview.cost),
+        f"one step on one batch: loss {preview.loss:.4f}; the run has {preview.total_steps:,} steps",
+    )
+
+
+def parameter_table(plans: Iterable[ParameterPlan]) -> Table:
+    """Every parameter, sparse or dense, with the totals."""
+    plans = list(plans)
+    table = Table(title="Parameters", title_justify="left", box=SIMPLE)
+    for column in ("parameter", "shape", "filter, or why dense", "algorithm"):
+        table.add_column(column)
+    for column in ("start", "first update", "end", "kept"):
+        table.add_column(column, justify="right")
+    table.add_column("pattern")
+    table.add_column("storage")
+    for plan in plans:
+        table.add_row(*map(Text, _parameter_row(plan)))
+    table.add_section()
+    table.add_row(*map(Text, _total_row(plans)))
+    return table
+
+
+def _parameter_row(plan: ParameterPlan) -> list[str]:
+    targets = [f"{stage.target:.4g}" for stage in plan.stages] or ["", "", ""]
+    kept = f"{plan.size:,}"
+    if plan.stages:
+        counts = dict.fromkeys(f"{stage.kept:,}" for stage in (plan.stages[0], plan.stages[-1]))
+        kept = f"{' → '.join(counts)} of {kept}"
+    shape = " × ".join(map(str, plan.shape))
+    return [plan.name, shape, plan.reason, plan.algorithm, *targets, kept, plan.structure, plan.storage]
+
+
+def _total_row(plans: list[ParameterPlan]) -> list[str]:
+    sparse = [plan for plan in plans if plan.stages]
+    total, covered = sum(plan.size for plan in plans), sum(plan.size for plan in sparse)
+    kept = [sum(plan.stages[moment].kept for plan in sparse) for moment in range(3)]
+    shares = [f"{1 - count / covered:.4g}" if covered else "" for count in kept]
+    facts = f"{len(sparse)} of {len(plans)} are sparse"
+    left = f"{total - covered + kept[-1]:,} of {total:,}"
+    return ["all", "", facts, "", *shares, left, "", ""]
+
+
+def plan_table(plans: Iterable[ParameterPlan], updates: Iterable[UpdatePlan]) -> Table:
+    """The sparse parameters in short: one line for all that a filter treats alike, then the update steps."""
+    alike: dict[tuple[str, ...], list[ParameterPlan]] = {}
+    for plan in plans:
+        if plan.stages:
+            targets = " → ".join(dict.fromkeys(f"{stage.target:.4g}" for stage in plan.stages))
+            alike.setdefault((plan.algorithm, plan.reason, targets, plan.structure), []).append(plan)
+    table = Table("algorithm", "filter", "sparsity", "pattern", "weights", "kept", title="Plan", box=SIMPLE)
+    for facts, members in alike.items():
+        kept, size = sum(plan.stages[-1].kept for plan in members), sum(plan.size for plan in members)
+        table.add_row(*map(Text, [*facts, str(len(members)), f"{kept:,} of {size:,}"]))
+    lines = dict.fromkeys(_update_line(plan) for plan in updates)
+    table.caption, table.title_justify, table.caption_justify = "\n".join(lines), "left", "left"
+    return table
+
+
+def _update_line(plan: UpdatePlan) -> str:
+    if plan.first is None:
+        return f"{plan.algorithm}: the topology stays"
+    return f"{plan.algorithm}: {plan.count:,} updates, from step {plan.first:,} to step {plan.last:,}"
+
+
+def update_table(plans: Iterable[UpdatePlan]) -> Table:
+    """When topologies change."""
+    table = Table("algorithm", "first update", "last update", "updates", title="Updates", box=SIMPLE)
+    table.title_justify = "left"
+    for plan in plans:
+        first, last = ("never" if step is None else f"{step:,}" for step in (plan.first, plan.last))
+        table.add_row(plan.algorithm, first, last, f"{plan.count:,}")
+    return table
+
+
+def cost_table(cost: CostPlan) -> Table:
+    """What a step costs against the same step with every weight dense."""
+    table = Table("per step", "dense", "sparse", "ratio", title="Predicted cost", box=SIMPLE)
+    table.title_justify = "left"
+    for name, dense, sparse, unit in (
+        ("operations, inactive connections left out", cost.dense_flops, cost.sparse_flops, "FLOP"),
+        ("weights, gradients, optimizer state, masks", cost.dense_bytes, cost.stored_bytes, "B"),
+    ):
+        ratio = f"{sparse / dense:.2f}" if dense else ""
+        table.add_row(name, _scaled(dense, unit), _scaled(sparse, unit), ratio)
+    return table
+
+
+def _scaled(value: int, unit: str) -> str:
+    power = min(5, int(math.log10(value) // 3)) if value else 0
+    return f"{value / 1000**power:.3g} {('', 'k', 'M', 'G', 'T', 'P')[power]}{unit}"
+
+
+def result_table(rows: Iterable[tuple[str, str]]) -> Table:
+    """What a run ends with."""
+    table = Table(show_header=False, title="Result", title_justify="left", box=SIMPLE)
+    for name, value in rows:
+        table.add_row(name, Text(value))
+    return table

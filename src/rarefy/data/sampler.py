@@ -1,0 +1,106 @@
+"""Which samples make up which batch: a function of the seed, the epoch and the position alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.utils.data import Sampler
+
+from rarefy.errors import RarefyError
+
+
+def epoch_order(size: int, *, epoch: int, shuffle: bool, seed: int, num_samples: int | None = None) -> Tensor:
+    """The sample indices of one epoch, in order.
+
+    Shuffled: `randperm(size)` seeded with seed + epoch, cut to `num_samples`. With more samples than the data
+    set holds, whole copies of it and a random part are shuffled together. Not shuffled: the data set's own
+    order, repeated or cut.
+
+    Args:
+        size: samples in the data set, ≥ 1.
+        epoch: 0 for the first one.
+        shuffle: whether the order is random.
+        seed: of the order.
+        num_samples: samples in an epoch, ≥ 1; None is `size`.
+
+    Returns:
+        int64 tensor [num_samples].
+
+    Example:
+        >>> epoch_order(3, epoch=0, shuffle=False, seed=0, num_samples=5).tolist()
+        [0, 1, 2, 0, 1]
+    """
+    count = size if num_samples is None else num_samples
+    if not shuffle:
+        return torch.arange(count) % size
+    generator = torch.Generator().manual_seed(seed + epoch)
+    if count <= size:
+        return torch.randperm(size, generator=generator)[:count]
+    whole = torch.arange(size).repeat((count - 1) // size)
+    pool = torch.cat([whole, torch.randperm(size, generator=generator)])[:count]
+    return pool[torch.randperm(count, generator=generator)]
+
+
+class ResumableBatchSampler(Sampler[list[int]]):
+    """Batches of sample indices from any position of any epoch, without visiting the ones before it.
+
+    Args:
+        size: samples in the data set, ≥ 1.
+        batch_size: samples in a batch, ≥ 1.
+        shuffle: whether the order is random.
+        seed: of the order; epoch e uses seed + e.
+        drop_last: leave out the last batch of an epoch when it is not full.
+        num_samples: samples in an epoch; None is `size`.
+
+    Example:
+        >>> batches = ResumableBatchSampler(5, 2, shuffle=False, seed=0, drop_last=False)
+        >>> batches.set_position(epoch=0, batch=1)
+        >>> list(batches), len(batches)
+        ([[2, 3], [4]], 3)
+    """
+
+    def __init__(
+        self,
+        size: int,
+        batch_size: int,
+        *,
+        shuffle: bool,
+        seed: int,
+        drop_last: bool = True,
+        num_samples: int | None = None,
+    ) -> None:
+        self.size, self.batch_size = size, batch_size
+        self.shuffle, self.seed = shuffle, seed
+        self.drop_last, self.num_samples = drop_last, num_samples
+        self.epoch, self.batch = 0, 0
+
+    def set_position(self, epoch: int, batch: int = 0) -> None:
+        """Makes every following iteration start at one batch of one epoch.
+
+        Args:
+            epoch: 0 for the first one.
+            batch: batches of this epoch to leave out, from 0 to `len(self)`.
+
+        Raises:
+            RarefyError: the epoch is negative or has no such batch.
+        """
+        if epoch < 0 or not 0 <= batch <= len(self):
+            raise RarefyError(
+                f"the data cannot start at epoch {epoch}, batch {batch}: an epoch has {len(self)} batches; "
+                "use the data and the batch size that the position was saved with"
+            )
+        self.epoch, self.batch = epoch, batch
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = epoch_order(
+            self.size, epoch=self.epoch, shuffle=self.shuffle, seed=self.seed, num_samples=self.num_samples
+        )
+        for batch in range(self.batch, len(self)):
+            yield order[batch * self.batch_size : (batch + 1) * self.batch_size].tolist()
+
+    def __len__(self) -> int:
+        """Batches in a whole epoch, wherever the next iteration starts."""
+        count = self.size if self.num_samples is None else self.num_samples
+        return count // self.batch_size if self.drop_last else -(-count // self.batch_size)

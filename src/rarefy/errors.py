@@ -1,0 +1,59 @@
+"""What rarefy raises when the user has to change something."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class RarefyError(Exception):
+    """A problem that the user can solve; its message is one line that says how."""
+
+
+class ConfigError(RarefyError, ValueError):
+    """A value that is not allowed.
+
+    Args:
+        path: where the value stands, for example `sparsity.update.freq`; may be empty.
+        given: what was found there, worded for the user.
+        allowed: what may stand there.
+        fix: an example that works; left out of the message when empty.
+
+    Example:
+        >>> print(ConfigError("update.freq", 0, "a whole number of steps ≥ 1", "freq: 100").under("sparsity"))
+        sparsity.update.freq: 0 is not allowed; give a whole number of steps ≥ 1 (example: freq: 100)
+    """
+
+    def __init__(self, path: str, given: object, allowed: str, fix: str = "") -> None:
+        self.path, self.given, self.allowed, self.fix = path, given, allowed, fix
+        example = f" (example: {fix})" if fix else ""
+        where = f"{path}: " if path else ""
+        super().__init__(f"{where}{given} is not allowed; give {allowed}{example}")
+
+    def under(self, prefix: str) -> ConfigError:
+        """The same error with its path below `prefix`."""
+        return ConfigError(join_path(prefix, self.path), self.given, self.allowed, self.fix)
+
+
+def join_path(prefix: str, path: str) -> str:
+    """Joins two parts of a YAML path.
+
+    Example:
+        >>> join_path("trainer.init", "sparsity"), join_path("sparsity", "[1].update"), join_path("", "seed")
+        ('trainer.init.sparsity', 'sparsity[1].update', 'seed')
+    """
+    if not prefix or not path:
+        return prefix or path
+    return f"{prefix}{path}" if path.startswith("[") else f"{prefix}.{path}"
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """A hint for a misspelt word, or the known words where nothing is near.
+
+    Example:
+        >>> did_you_mean("sparsty", ["sparsity", "seed"])
+        'did you mean sparsity?'
+    """
+    names = sorted(known)
+    near = difflib.get_close_matches(word.lower(), names, n=1)
+    return f"did you mean {near[0]}?" if near else f"one of {', '.join(names)}"

@@ -1,0 +1,178 @@
+"""Which parameters become sparse: the default filter, globs, and the reason for every decision."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from rarefy.errors import ConfigError, join_path
+from rarefy.validation import shorten
+
+_DENSE_NAMES = ("embedding", "norm", "lm_head", "pe_helper")
+
+
+@dataclass(frozen=True)
+class Place:
+    """One module attribute that holds a parameter."""
+
+    module: nn.Module
+    leaf: str
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One parameter of a model with every place that holds it (several when tied).
+
+    Args:
+        name: as in `model.named_parameters()`.
+        parameter: the parameter itself.
+        places: its modules; the first one belongs to `name`.
+        requires_dense: whether the parameter or a module above it asks to stay dense.
+    """
+
+    name: str
+    parameter: nn.Parameter
+    places: tuple[Place, ...]
+    requires_dense: bool
+
+
+def candidates(model: nn.Module) -> Iterator[Candidate]:
+    """Every parameter of `model` once, tied ones together.
+
+    Example:
+        >>> [c.name for c in candidates(nn.Linear(2, 2))]
+        ['weight', 'bias']
+    """
+    places: dict[nn.Parameter, list[Place]] = {}
+    names: dict[nn.Parameter, str] = {}
+    dense: set[nn.Parameter] = set()
+    dense_modules = {inner for module in model.modules() if _asks_dense(module) for inner in module.modules()}
+    for name, module in model.named_modules():
+        for leaf, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+            names.setdefault(parameter, join_path(name, leaf))
+            places.setdefault(parameter, []).append(Place(module, leaf))
+            if module in dense_modules or _asks_dense(parameter):
+                dense.add(parameter)
+    for parameter, name in names.items():
+        yield Candidate(name, parameter, tuple(places[parameter]), parameter in dense)
+
+
+def _asks_dense(owner: nn.Module | nn.Parameter) -> bool:
+    return bool(getattr(owner, "requires_dense", False))
+
+
+def default_reason(candidate: Candidate) -> str:
+    """Why the default filter leaves a parameter dense; empty when it becomes sparse.
+
+    Example:
+        >>> [default_reason(c) for c in candidates(nn.Linear(2, 2))]
+        ['', 'fewer than two dimensions']
+    """
+    if candidate.parameter.dim() < 2:
+        return "fewer than two dimensions"
+    word = next((word for word in _DENSE_NAMES if word in candidate.name.lower()), None)
+    if word:
+        return f"{word} in its name"
+    owner = next((place.module for place in candidate.places if _stays_dense(place.module)), None)
+    return f"belongs to {type(owner).__name__}" if owner is not None else ""
+
+
+def _stays_dense(module: nn.Module) -> bool:
+    return isinstance(module, nn.Embedding | nn.EmbeddingBag) or "norm" in type(module).__name__.lower()
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a filter says of one parameter.
+
+    Args:
+        sparse: whether the parameter becomes sparse.
+        reason: the glob that matched, or why the parameter stays dense.
+    """
+
+    sparse: bool
+    reason: str
+
+
+def check_filter(param_filter: Any) -> tuple[str, ...] | None:
+    """The globs of a filter; None for the default filter.
+
+    Raises:
+        ConfigError: neither a glob nor a list of globs.
+
+    Example:
+        >>> check_filter("*.weight")
+        ('*.weight',)
+    """
+    if param_filter is None:
+        return None
+    globs = (param_filter,) if isinstance(param_filter, str) else param_filter
+    if isinstance(globs, dict):
+        raise ConfigError(
+            "param_filter", "a dict of globs", "a glob or a list of globs (dicts go through rarefy.configure)"
+        )
+    if (
+        not isinstance(globs, Sequence)
+        or not globs
+        or not all(isinstance(glob, str) and glob for glob in globs)
+    ):
+        raise ConfigError(
+            "param_filter", shorten(param_filter), "a glob or a list of globs", 'param_filter: "*.ffn.*"'
+        )
+    return tuple(globs)
+
+
+def decide(candidate: Candidate, globs: tuple[str, ...] | None) -> Decision:
+    """Whether a parameter becomes sparse under `globs` (None: the default filter), and why.
+
+    Example:
+        >>> [decide(c, ("w*",)).sparse for c in candidates(nn.Linear(2, 2))]
+        [True, False]
+    """
+    if not candidate.parameter.is_floating_point():
+        return Decision(False, "not floating point")
+    if candidate.requires_dense:
+        return Decision(False, "requires_dense")
+    if globs is None:
+        reason = default_reason(candidate)
+        return Decision(not reason, reason or "default filter")
+    match = next((glob for glob in globs if fnmatch.fnmatchcase(candidate.name, glob)), None)
+    return Decision(match is not None, match or "no glob matches")
+
+
+def select(model: nn.Module, globs: tuple[str, ...] | None) -> dict[str, Candidate]:
+    """The parameters that become sparse, by name, in the model's order.
+
+    Raises:
+        ConfigError: the filter, or one glob of it, matches nothing.
+
+    Example:
+        >>> list(select(nn.Linear(2, 2), None))
+        ['weight']
+    """
+    everything = list(candidates(model))
+    for glob in globs or ():
+        if not any(fnmatch.fnmatchcase(candidate.name, glob) for candidate in everything):
+            raise ConfigError("param_filter", f"{glob!r} (it matches no parameter)", _near(glob, everything))
+    chosen = {c.name: c for c in everything if decide(c, globs).sparse}
+    if not chosen:
+        what = (
+            "the default filter (it matches no parameter)"
+            if globs is None
+            else f"{', '.join(globs)} (only dense parameters match)"
+        )
+        raise ConfigError("param_filter", what, _near("weight", everything))
+    return chosen
+
+
+def _near(glob: str, everything: Sequence[Candidate]) -> str:
+    names = [candidate.name for candidate in everything]
+    if not names:
+        return "a model with parameters"
+    near = difflib.get_close_matches(glob.strip("*"), names, n=3, cutoff=0.3) or names[:3]
+    return f"a glob that matches; parameters with near names: {', '.join(near)}"

@@ -1,0 +1,159 @@
+"""The first mask of a weight: random, topk, from_zeros, checkerboard, or a function of your own."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rarefy import masks
+from rarefy.errors import ConfigError, RarefyError, did_you_mean
+from rarefy.validation import shorten
+
+Initializer = Callable[[Tensor, float, torch.Generator], Tensor]
+
+
+def generator_for(seed: int, name: str, update: int) -> torch.Generator:
+    """A CPU generator that depends on the seed, the parameter and the update, and on nothing else.
+
+    Args:
+        seed: of the algorithm.
+        name: of the parameter.
+        update: how many updates came before this one; 0 for the first mask.
+
+    Example:
+        >>> a, b = (torch.rand(1, generator=generator_for(0, "fc.weight", 3)) for _ in range(2))
+        >>> bool(a == b)
+        True
+    """
+    digest = hashlib.sha256(f"{seed}/{name}/{update}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def random_scores(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Uniform float32 scores of the shape and device of `like`, the same on every device.
+
+    Example:
+        >>> random_scores(torch.empty(2, 3, dtype=torch.bfloat16), torch.Generator()).dtype
+        torch.float32
+    """
+    return torch.rand(like.shape, generator=generator, dtype=torch.float32).to(like.device)
+
+
+def random(weight: Tensor, sparsity: float, generator: torch.Generator) -> Tensor:
+    """Active connections drawn at random.
+
+    Args:
+        weight: any shape.
+        sparsity: fraction of inactive connections, in [0, 1].
+        generator: source of randomness, on the CPU.
+
+    Returns:
+        Bool mask of the shape of `weight`.
+
+    Example:
+        >>> int(random(torch.ones(10, 10), 0.9, torch.Generator().manual_seed(0)).sum())
+        10
+    """
+    return masks.keep_top(random_scores(weight, generator), masks.kept_count(weight.numel(), sparsity))
+
+
+def topk(weight: Tensor, sparsity: float, generator: torch.Generator) -> Tensor:
+    """The connections of largest magnitude are active.
+
+    Example:
+        >>> topk(torch.tensor([1.0, -3.0, 2.0, 0.5]), 0.5, torch.Generator()).tolist()
+        [False, True, True, False]
+    """
+    return masks.keep_top(weight.abs(), masks.kept_count(weight.numel(), sparsity))
+
+
+def from_zeros(weight: Tensor, sparsity: float, generator: torch.Generator) -> Tensor:
+    """What is exactly zero already is inactive; `sparsity` plays no part.
+
+    Example:
+        >>> from_zeros(torch.tensor([1.0, 0.0]), 0.9, torch.Generator()).tolist()
+        [True, False]
+    """
+    return weight != 0
+
+
+def checkerboard(weight: Tensor, sparsity: float, generator: torch.Generator) -> Tensor:
+    """Active connections spread evenly: number i of n is active when ⌊(i+1)·kept/n⌋ > ⌊i·kept/n⌋.
+
+    Example:
+        >>> checkerboard(torch.ones(2, 4), 0.5, torch.Generator()).int().tolist()
+        [[0, 1, 0, 1], [0, 1, 0, 1]]
+    """
+    total = weight.numel()
+    kept = masks.kept_count(total, sparsity)
+    position = torch.arange(total, device=weight.device)
+    active = (position + 1) * kept // max(total, 1) > position * kept // max(total, 1)
+    return active.view(weight.shape)
+
+
+INITIALIZERS: dict[str, Initializer] = {
+    "random": random,
+    "topk": topk,
+    "from_zeros": from_zeros,
+    "checkerboard": checkerboard,
+}
+
+
+def parse_initializer(value: Any) -> Initializer:
+    """The initializer of a name, or a user's function `(weight, sparsity) -> mask`.
+
+    Raises:
+        ConfigError: an unknown name, or something that is no function.
+
+    Example:
+        >>> parse_initializer("topk") is topk
+        True
+    """
+    if callable(value):
+        return _checked(value)
+    if isinstance(value, str) and value.lower() in INITIALIZERS:
+        return INITIALIZERS[value.lower()]
+    hint = did_you_mean(str(value), INITIALIZERS)
+    raise ConfigError("init_method", shorten(value), f"a known method ({hint})", "init_method: topk")
+
+
+def _checked(function: Callable[..., Any]) -> Initializer:
+    """A user's function that may leave out the generator, with its answer checked."""
+    takes_generator = _required_arguments(function) > 2
+
+    def initialize(weight: Tensor, sparsity: float, generator: torch.Generator) -> Tensor:
+        mask = function(weight, sparsity, generator) if takes_generator else function(weight, sparsity)
+        return check_mask(mask, weight, f"init_method {getattr(function, '__name__', function)}")
+
+    return initialize
+
+
+def _required_arguments(function: Callable[..., Any]) -> int:
+    """How many positional arguments a function must be given; 0 for built-in ones, which do not tell."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except ValueError:
+        return 0
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return sum(parameter.default is parameter.empty for parameter in positional)
+
+
+def check_mask(mask: Any, weight: Tensor, source: str) -> Tensor:
+    """A mask that came from a user's code, checked against its weight.
+
+    Raises:
+        RarefyError: it is no bool tensor of the weight's shape.
+
+    Example:
+        >>> check_mask(torch.tensor([True]), torch.zeros(1), "my function").tolist()
+        [True]
+    """
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != weight.shape:
+        got = f"{mask.dtype} {list(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
+        raise RarefyError(f"{source} returned {got}; return a bool tensor of shape {list(weight.shape)}")
+    return mask.to(weight.device)

@@ -1,0 +1,155 @@
+"""From scores to masks: pure functions of tensors, exact and deterministic.
+
+A mask is a bool tensor, True = active. A score ranks connections: higher = keep or grow. Ties go to the lowest
+index (row-major), NaN ranks below everything.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_SAMPLED_FROM = 1 << 16
+_SAMPLES = 1 << 14
+_INTEGER_OF_SIZE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def kept_count(total: int, sparsity: float) -> int:
+    """How many of `total` connections are active: round((1 − sparsity)·total), ties to even.
+
+    Args:
+        total: number of connections, ≥ 0.
+        sparsity: fraction of inactive ones, in [0, 1].
+
+    Example:
+        >>> kept_count(100, 0.8), kept_count(5, 0.5)
+        (20, 2)
+    """
+    return round((1.0 - sparsity) * total)
+
+
+def keep_top(scores: Tensor, count: int) -> Tensor:
+    """Mask of the `count` highest scores.
+
+    Args:
+        scores: any shape, floating point.
+        count: how many to keep; clamped to [0, scores.numel()].
+
+    Returns:
+        Bool tensor of the shape of `scores` with exactly `count` active connections.
+
+    Example:
+        >>> keep_top(torch.tensor([0.2, 0.9, float("nan"), 0.9, 0.1]), 2).int()
+        tensor([0, 1, 0, 1, 0], dtype=torch.int32)
+    """
+    return _top(scores, torch.ones_like(scores, dtype=torch.bool), count)
+
+
+def drop_lowest(mask: Tensor, scores: Tensor, count: int) -> Tensor:
+    """Drops the `count` active connections with the lowest scores.
+
+    Args:
+        mask: bool, the active connections.
+        scores: shape of `mask`; those of inactive connections are ignored.
+        count: how many to drop; clamped to the number of active ones.
+
+    Returns:
+        A new mask, a subset of `mask`.
+
+    Example:
+        >>> drop_lowest(torch.tensor([True, True, False]), torch.tensor([3.0, 1.0, 9.0]), 1).tolist()
+        [True, False, False]
+    """
+    return _top(scores, mask, int(mask.sum()) - count)
+
+
+def grow_highest(mask: Tensor, scores: Tensor, count: int) -> Tensor:
+    """Adds the `count` inactive connections with the highest scores.
+
+    Args:
+        mask: bool, the active connections.
+        scores: shape of `mask`; those of active connections are ignored.
+        count: how many to grow; clamped to the number of inactive ones.
+
+    Returns:
+        A new mask, a superset of `mask`.
+
+    Example:
+        >>> grow_highest(torch.tensor([True, False, False]), torch.tensor([9.0, 1.0, 2.0]), 1).tolist()
+        [True, False, True]
+    """
+    return mask | _top(scores, ~mask, count)
+
+
+def sparsity_of(mask: Tensor) -> float:
+    """The measured fraction of inactive connections; 0 for an empty mask.
+
+    Example:
+        >>> sparsity_of(torch.tensor([True, False, False, False]))
+        0.75
+    """
+    return 1.0 - int(mask.sum()) / mask.numel() if mask.numel() else 0.0
+
+
+def zero_inactive_(tensor: Tensor, mask: Tensor) -> Tensor:
+    """Replaces inactive positions by exact zeros in place; a NaN there vanishes.
+
+    The bits are multiplied by 0 or 1 as integers: a selection, and twice as fast as `masked_fill_` on a CPU.
+
+    Example:
+        >>> zero_inactive_(torch.tensor([1.5, float("nan")]), torch.tensor([True, False]))
+        tensor([1.5000, 0.0000])
+    """
+    integer = _INTEGER_OF_SIZE.get(tensor.element_size())
+    if integer is None or not tensor.is_floating_point():
+        return tensor.masked_fill_(~mask, 0)
+    tensor.detach().view(integer).mul_(mask)
+    return tensor
+
+
+def _top(scores: Tensor, candidates: Tensor, count: int) -> Tensor:
+    """The mask of the `count` highest scores among the candidates."""
+    flat, among = scores.detach().reshape(-1), candidates.reshape(-1)
+    if flat.dtype in (torch.float16, torch.bfloat16):
+        flat = flat.float()
+    ranked = among & ~flat.isnan()
+    total = int(ranked.sum())
+    if count >= total:
+        return (ranked | _first(among & ~ranked, count - total)).view(scores.shape)
+    if count <= 0:
+        return torch.zeros_like(candidates)
+    threshold = _kth_largest(flat, ranked, count, total)
+    mask = (flat > threshold) & ranked
+    ties = (flat == threshold) & ranked
+    return (mask | _first(ties, count - int(mask.sum()))).view(scores.shape)
+
+
+def _kth_largest(scores: Tensor, ranked: Tensor, k: int, total: int) -> Tensor:
+    """The k-th largest of the ranked scores: bracketed by a sample, then searched for in the bracket only."""
+    if total >= _SAMPLED_FROM:
+        low, high = _bracket(scores, ranked, k / total)
+        above = int(((scores > high) & ranked).sum())
+        inside = scores[(scores >= low) & (scores <= high) & ranked]
+        if above < k <= above + inside.numel():
+            return inside.kthvalue(inside.numel() - (k - above) + 1).values
+    values = scores[ranked]
+    return values.kthvalue(total - k + 1).values
+
+
+def _bracket(scores: Tensor, ranked: Tensor, share: float) -> tuple[Tensor, Tensor]:
+    """Two sampled scores that most probably enclose the one with `share` of the ranked scores above it."""
+    stride = max(1, scores.numel() // _SAMPLES)
+    sample = scores[::stride][ranked[::stride]].sort(descending=True).values
+    rank, margin = share * sample.numel(), 6.0 * (sample.numel() * share * (1 - share)) ** 0.5 + 2
+    infinity = scores.new_tensor(float("inf"))
+    low = sample[round(rank + margin)] if rank + margin < sample.numel() - 1 else -infinity
+    high = sample[round(rank - margin)] if rank - margin > 0 else infinity
+    return low, high
+
+
+def _first(mask: Tensor, count: int) -> Tensor:
+    """The first `count` active positions of a 1-D mask."""
+    first = torch.zeros_like(mask)
+    if count > 0:
+        first[mask.nonzero().squeeze(1)[:count]] = True
+    return first

@@ -1,0 +1,38 @@
+"""The decoder that the examples train, and how any other model joins in.
+
+A model is a `torch.nn.Module`. Its `forward(batch)` gets one batch as the data loader made it and
+returns one of
+
+- a scalar tensor: the loss,
+- a pair `(loss, outputs)`,
+- an object with `.loss`.
+
+Everything else is optional:
+
+- `eval_metrics() -> Metrics` makes a fresh accumulator for one validation; after each validation batch
+  `update(outputs, batch)` gets what `forward` returned and the batch, and at the end `compute()` returns
+  `{"eval/...": float}`. A model without it gets `eval/loss`, the mean of its losses.
+- `check_batch(batch)` raises a `RarefyError` when the model cannot run on a batch, for example because of a
+  token id outside the vocabulary. It reads the batch's values: call it before the batch moves to a device.
+
+`isinstance(model, ReportsMetrics)` and `isinstance(model, ChecksBatch)` tell who offers what.
+"""
+
+from rarefy.models.gpt import GPTConfig, GPTModel, InitializerConfig
+from rarefy.models.language_modeling import LanguageModelLoss, LanguageModelMetrics, LanguageModelOutput
+from rarefy.models.protocol import ChecksBatch, Metrics, ReportsMetrics
+from rarefy.models.registry import MODELS, build_model
+
+__all__ = [
+    "MODELS",
+    "ChecksBatch",
+    "GPTConfig",
+    "GPTModel",
+    "InitializerConfig",
+    "LanguageModelLoss",
+    "LanguageModelMetrics",
+    "LanguageModelOutput",
+    "Metrics",
+    "ReportsMetrics",
+    "build_model",
+]

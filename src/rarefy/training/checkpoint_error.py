@@ -1,0 +1,25 @@
+"""What goes wrong with checkpoints, in one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rarefy.errors import RarefyError
+
+
+class CheckpointError(RarefyError):
+    """A checkpoint that cannot be written or read.
+
+    Args:
+        path: the file or directory concerned.
+        problem: what is wrong with it.
+        remedy: what the user can do.
+
+    Example:
+        >>> print(CheckpointError("run/checkpoint_5", "is damaged", "use another one"))
+        run/checkpoint_5: is damaged; use another one
+    """
+
+    def __init__(self, path: Path | str, problem: str, remedy: str) -> None:
+        self.path, self.problem, self.remedy = Path(path), problem, remedy
+        super().__init__(f"{path}: {problem}; {remedy}")

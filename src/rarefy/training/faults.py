@@ -1,0 +1,144 @@
+"""What interrupts a run: signals, and steps whose gradients are not finite."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rarefy.errors import RarefyError
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interrupted(RarefyError):  # noqa: N818
+    """A signal ended the run after a whole step; everything is saved.
+
+    Args:
+        signal_number: which signal.
+        step: the global step at which the run stopped.
+        checkpoint: where the state is.
+
+    Attributes:
+        exit_code: 128 + the signal's number, for the shell.
+
+    Example:
+        >>> stop = Interrupted(signal.SIGTERM, 7, Path("run/checkpoint_7"))
+        >>> print(stop, stop.exit_code)
+        stopped by SIGTERM after step 7, saved in run/checkpoint_7; the same command goes on from there 143
+    """
+
+    def __init__(self, signal_number: int, step: int, checkpoint: Path) -> None:
+        self.signal_number, self.step, self.checkpoint = signal_number, step, checkpoint
+        self.exit_code = 128 + signal_number
+        name = signal.Signals(signal_number).name
+        where = f"after step {step}, saved in {checkpoint}"
+        super().__init__(f"stopped by {name} {where}; the same command goes on from there")
+
+
+class NotFiniteError(RarefyError):
+    """Too many steps in a row had a loss or gradients that are not finite."""
+
+
+class SignalGuard:
+    """Notes the first SIGINT or SIGTERM for the loop to act on; a second one has its ordinary effect.
+
+    Does nothing outside of the main thread, where Python delivers no signals.
+
+    Attributes:
+        received: the number of the signal, or None.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._process = os.getpid()
+        self._previous: dict[int, Callable[[int, FrameType | None], Any] | int | None] = {}
+
+    def __enter__(self) -> SignalGuard:
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
+
+    def _handle(self, number: int, _: FrameType | None) -> None:
+        is_worker = os.getpid() != self._process
+        if is_worker and number == signal.SIGINT:
+            return
+        if self.received is None and not is_worker:
+            self.received = number
+            os.write(2, b"\nfinishing this step, then saving; once more to stop at once\n")
+            return
+        self.__exit__()
+        signal.raise_signal(number)
+
+
+@dataclass
+class SkippedSteps:
+    """Counts the steps that were skipped because something was not finite.
+
+    Args:
+        limit: how many in a row end the run.
+        total: how many there were.
+        in_a_row: how many there were since the last good step.
+    """
+
+    limit: int
+    total: int = 0
+    in_a_row: int = 0
+
+    def good(self) -> None:
+        """A step was taken."""
+        self.in_a_row = 0
+
+    def bad(self) -> None:
+        """A step was skipped."""
+        self.total += 1
+        self.in_a_row += 1
+
+    @property
+    def too_many(self) -> bool:
+        """Whether the run has to end."""
+        return self.in_a_row >= self.limit
+
+    def error(self, culprit: str, checkpoint: Path) -> NotFiniteError:
+        """The error that ends the run.
+
+        Args:
+            culprit: what was not finite.
+            checkpoint: where the state is.
+        """
+        return NotFiniteError(
+            f"{self.in_a_row} steps in a row were skipped, the last one because {culprit}; the state before "
+            f"them is saved in {checkpoint}; try a lower learning rate, or max_gradient_norm in precision"
+        )
+
+
+def first_not_finite(gradients: Iterable[tuple[str, Tensor | None]], loss: float) -> str:
+    """What was not finite, for the user.
+
+    Args:
+        gradients: every parameter's name and gradient, in model order.
+        loss: the loss of the step.
+
+    Example:
+        >>> first_not_finite([("w", torch.ones(1)), ("b", torch.tensor([torch.nan]))], 0.5)
+        'the gradient of b is not finite'
+    """
+    for name, gradient in gradients:
+        if gradient is not None and not bool(torch.isfinite(gradient).all()):
+            return f"the gradient of {name} is not finite"
+    return (
+        "the norm of the gradients overflows" if torch.isfinite(torch.tensor(loss)) else f"the loss is {loss}"
+    )

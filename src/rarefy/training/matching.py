@@ -1,0 +1,168 @@
+"""Whether a checkpoint fits the model that it is loaded into; pure functions on state dicts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+MASK_SUFFIX = "_mask"
+SHOWN = 3
+LOOSE_LOADING = "--disable_strict_checkpoint_loading or --load_checkpoint_states model"
+
+
+@dataclass(frozen=True)
+class MaskDifference:
+    """Where the masks of a model and of a checkpoint differ; false when they do not.
+
+    Args:
+        missing: sparse parameters of the model that have no mask in the checkpoint.
+        surplus: parameters with a mask in the checkpoint that are dense in the model.
+        complete: whether not one mask agrees: a sparse run meets a dense checkpoint or the other way round.
+    """
+
+    missing: tuple[str, ...]
+    surplus: tuple[str, ...]
+    complete: bool
+
+    def __bool__(self) -> bool:
+        return bool(self.missing or self.surplus)
+
+    def problem(self) -> str:
+        """What differs, for the user."""
+        if self.complete and not self.surplus:
+            return f"is dense, but this run is sparse ({shorten(self.missing)})"
+        if self.complete and not self.missing:
+            return f"is sparse ({shorten(self.surplus)}), but this run is dense"
+        lacking = [f"has no mask for {shorten(self.missing)}"] if self.missing else []
+        extra = [f"has masks for {shorten(self.surplus)}, dense in this run"] if self.surplus else []
+        return " and ".join(lacking + extra)
+
+    def remedy(self) -> str:
+        """What the user can do, naming the flags."""
+        ways = []
+        if self.missing:
+            ways.append("prune the parameters without a mask by init_method")
+        if self.surplus:
+            ways.append("load the others as dense weights with zeros")
+        return f"give the matching sparsity, or {LOOSE_LOADING} to {' and '.join(ways)}"
+
+
+@dataclass(frozen=True)
+class ModelDifference:
+    """Where the tensors of a model and of a checkpoint differ, masks aside; false when they do not.
+
+    Args:
+        missing: names that only the model has.
+        surplus: names that only the checkpoint has.
+        reshaped: names whose shapes differ, each with both shapes.
+    """
+
+    missing: tuple[str, ...]
+    surplus: tuple[str, ...]
+    reshaped: tuple[str, ...]
+
+    def __bool__(self) -> bool:
+        return bool(self.missing or self.surplus or self.reshaped)
+
+    def problem(self) -> str:
+        """What differs, for the user."""
+        found = {"lacks": self.missing, "has unknown": self.surplus, "has other shapes for": self.reshaped}
+        differences = [f"{verb} {shorten(names)}" for verb, names in found.items() if names]
+        return f"is of another model: it {' and '.join(differences)}"
+
+
+def mask_names(state: Mapping[str, Tensor]) -> dict[str, str]:
+    """Parameter name → name of its mask, for every sparse parameter of a state dict.
+
+    Args:
+        state: tensors by name; a mask is `<parameter>_mask`, of the parameter's shape.
+
+    Example:
+        >>> mask_names({"fc.weight": torch.ones(2), "fc.weight_mask": torch.ones(2).bool()})
+        {'fc.weight': 'fc.weight_mask'}
+    """
+    candidates = {name.removesuffix(MASK_SUFFIX): name for name in state if name.endswith(MASK_SUFFIX)}
+    return {
+        parameter: name
+        for parameter, name in candidates.items()
+        if parameter in state and state[parameter].shape == state[name].shape
+    }
+
+
+def match_masks(model_state: Mapping[str, Tensor], checkpoint_state: Mapping[str, Tensor]) -> MaskDifference:
+    """Which sparse parameters have a mask on one side only.
+
+    Args:
+        model_state: `model.state_dict()`, after sparsity was applied.
+        checkpoint_state: the state dict to load.
+
+    Example:
+        >>> sparse = {"fc.weight": torch.ones(2), "fc.weight_mask": torch.ones(2).bool()}
+        >>> match_masks(sparse, {"fc.weight": torch.ones(2)}).missing
+        ('fc.weight',)
+    """
+    wanted, found = mask_names(model_state), mask_names(checkpoint_state)
+    missing = tuple(name for name in wanted if name not in found)
+    surplus = tuple(name for name in found if name not in wanted)
+    return MaskDifference(missing, surplus, complete=not wanted.keys() & found.keys())
+
+
+def match_model(model_state: Mapping[str, Tensor], checkpoint_state: Mapping[str, Tensor]) -> ModelDifference:
+    """Which names and shapes differ, masks aside.
+
+    Args:
+        model_state: `model.state_dict()`.
+        checkpoint_state: the state dict to load.
+
+    Example:
+        >>> match_model({"w": torch.ones(2)}, {"w": torch.ones(3)}).problem()
+        'is of another model: it has other shapes for w ([3] where the model has [2])'
+    """
+    model, checkpoint = without_masks(model_state), without_masks(checkpoint_state)
+    reshaped = tuple(
+        f"{name} ({list(checkpoint[name].shape)} where the model has {list(model[name].shape)})"
+        for name in model
+        if name in checkpoint and model[name].shape != checkpoint[name].shape
+    )
+    missing = tuple(name for name in model if name not in checkpoint)
+    return ModelDifference(missing, tuple(name for name in checkpoint if name not in model), reshaped)
+
+
+def without_masks(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict without its masks; the weights stay as they are."""
+    masks = set(mask_names(state).values())
+    return {name: tensor for name, tensor in state.items() if name not in masks}
+
+
+def dense_state(state: Mapping[str, Tensor], parameters: Iterable[str]) -> dict[str, Tensor]:
+    """The state dict with some parameters made dense: exact zeros where they were inactive, and no mask.
+
+    Args:
+        state: tensors by name, left unchanged.
+        parameters: names of sparse parameters in it, such as `MaskDifference.surplus`.
+
+    Example:
+        >>> sparse = {"w": torch.ones(2), "w_mask": torch.tensor([True, False])}
+        >>> {name: tensor.tolist() for name, tensor in dense_state(sparse, ["w"]).items()}
+        {'w': [1.0, 0.0]}
+    """
+    dense = dict(state)
+    for name in parameters:
+        mask = dense.pop(name + MASK_SUFFIX)
+        dense[name] = torch.where(mask.bool(), dense[name], 0)
+    return dense
+
+
+def shorten(names: tuple[str, ...]) -> str:
+    """The first few names, and how many more there are.
+
+    Example:
+        >>> shorten(("a", "b", "c", "d", "e"))
+        'a, b, c and 2 more'
+    """
+    more = len(names) - SHOWN
+    shown = ", ".join(names[:SHOWN])
+    return f"{shown} and {more} more" if more > 0 else shown

@@ -1,0 +1,158 @@
+"""From the `optimizer:` block to a torch optimizer with weight-decay groups."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from rarefy.errors import ConfigError, did_you_mean, join_path
+from rarefy.imports import import_object, is_import_path
+from rarefy.training.settings import suggest
+from rarefy.validation import shorten
+
+_NEEDS_MORE = {"Optimizer", "LBFGS", "SparseAdam"}
+_EXAMPLE = "AdamW: {lr: 1.0e-3, weight_decay: 0.1}"
+_NO_DECAY_KINDS = ("norm", "embedding")
+
+
+def build_optimizer(
+    config: Any,
+    model: nn.Module,
+    path: str = "optimizer",
+    *,
+    learning_rate: float | None = None,
+    base_dir: Path | None = None,
+    allow_imports: bool = True,
+) -> Optimizer:
+    """The optimizer of an `optimizer:` block.
+
+    Parameters called bias, those of normalisation layers and embeddings get no weight decay.
+
+    Args:
+        config: a map from one class, of `torch.optim` in any case or an import path, to its options;
+            `learning_rate` means `lr`.
+        model: whose trainable parameters it gets.
+        path: where the block stands in the user's file.
+        learning_rate: used where the options hold none; the first value of the schedulers.
+        base_dir: folder that `./file.py:Name` import paths start from.
+        allow_imports: whether import paths may be followed.
+
+    Returns:
+        The optimizer, with one group or two (with weight decay first).
+
+    Raises:
+        ConfigError: an unknown class, an option that it does not take, or nothing to train.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2))
+        >>> optimizer = build_optimizer({"adamw": {"learning_rate": 0.1, "weight_decay": 0.01}}, model)
+        >>> [(len(group["params"]), group["weight_decay"]) for group in optimizer.param_groups]
+        [(1, 0.01), (3, 0.0)]
+    """
+    name, options = _split(config, path)
+    here = join_path(path, name)
+    kind = _optimizer_class(name, path, base_dir, allow_imports)
+    options = _torch_options(kind, options, here)
+    if learning_rate is not None and _takes(kind, "lr"):
+        options.setdefault("lr", learning_rate)
+    groups = parameter_groups(model, split=_takes(kind, "weight_decay"))
+    if not groups:
+        raise ConfigError(path, "a model without trainable parameters", "a model with some (requires_grad)")
+    return _construct(kind, groups, options, here)
+
+
+def parameter_groups(model: nn.Module, *, split: bool = True) -> list[dict[str, Any]]:
+    """A model's trainable parameters, those without weight decay in a group of their own.
+
+    Args:
+        model: the model.
+        split: False for a single group.
+
+    Returns:
+        Groups as `torch.optim` takes them; empty ones are left out.
+
+    Example:
+        >>> [len(group["params"]) for group in parameter_groups(nn.Linear(2, 2))]
+        [1, 1]
+    """
+    exempt = _without_decay(model) if split else set()
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    decayed: dict[str, Any] = {"params": [parameter for parameter in trained if parameter not in exempt]}
+    others = {"params": [parameter for parameter in trained if parameter in exempt], "weight_decay": 0.0}
+    return [group for group in (decayed, others) if group["params"]]
+
+
+def _without_decay(model: nn.Module) -> set[nn.Parameter]:
+    found = set()
+    for module in model.modules():
+        kinds = " ".join(kind.__name__.lower() for kind in type(module).__mro__)
+        exempt_module = any(word in kinds for word in _NO_DECAY_KINDS)
+        for leaf, parameter in module.named_parameters(recurse=False):
+            if exempt_module or leaf.endswith("bias") or "embedding" in leaf:
+                found.add(parameter)
+    return found
+
+
+def _split(config: Any, path: str) -> tuple[str, dict[str, Any]]:
+    if not isinstance(config, Mapping) or len(config) != 1:
+        raise ConfigError(path, shorten(config), "a map from one optimizer to its options", _EXAMPLE)
+    [(name, options)] = config.items()
+    if options is not None and not isinstance(options, Mapping):
+        raise ConfigError(join_path(path, str(name)), shorten(options), "a map of options", _EXAMPLE)
+    return str(name), dict(options or {})
+
+
+def _optimizer_class(name: str, path: str, base_dir: Path | None, allow_imports: bool) -> Any:
+    if is_import_path(name):
+        return import_object(name, path=path, base_dir=base_dir, allow_imports=allow_imports)
+    known = {key: kind for key, kind in vars(torch.optim).items() if _is_usable(key, kind)}
+    by_lower = {key.lower(): kind for key, kind in known.items()}
+    if name.lower() not in by_lower:
+        allowed = f"{suggest(name, known)} (or package.module:Class)"
+        raise ConfigError(path, name, allowed, _EXAMPLE)
+    return by_lower[name.lower()]
+
+
+def _is_usable(name: str, kind: Any) -> bool:
+    """Whether a member of `torch.optim` is an optimizer that steps without a closure on dense gradients."""
+    return inspect.isclass(kind) and issubclass(kind, Optimizer) and name not in _NEEDS_MORE
+
+
+def _takes(kind: Any, option: str) -> bool:
+    parameters = inspect.signature(kind).parameters
+    return option in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+
+
+def _torch_options(kind: Any, options: dict[str, Any], path: str) -> dict[str, Any]:
+    """The options under torch's names."""
+    options = dict(options)
+    if "learning_rate" in options:
+        if "lr" in options:
+            raise ConfigError(path, "learning_rate beside lr", "one of the two", "lr: 1.0e-3")
+        options["lr"] = options.pop("learning_rate")
+    is_foreign = "correct_bias" in options and not _takes(kind, "correct_bias")
+    if is_foreign and options.pop("correct_bias") is not True:
+        where = join_path(path, "correct_bias")
+        raise ConfigError(where, "false", "true, as torch always corrects the bias", "correct_bias: true")
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+
+
+def _construct(kind: Any, groups: list[dict[str, Any]], options: dict[str, Any], path: str) -> Optimizer:
+    parameters = inspect.signature(kind).parameters
+    for key in options:
+        if not _takes(kind, key) or key == "params":
+            known = [name for name in parameters if name != "params"]
+            raise ConfigError(path, f"the key {key!r}", did_you_mean(key, known))
+    try:
+        optimizer = kind(groups, **options)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(path, shorten(options), f"what {kind.__name__} takes ({error})") from error
+    if not isinstance(optimizer, Optimizer):
+        raise ConfigError(path, shorten(optimizer), "something that returns a torch.optim.Optimizer")
+    return optimizer

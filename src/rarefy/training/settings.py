@@ -1,0 +1,56 @@
+"""Checks the blocks that Python code hands to the trainer."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from rarefy.errors import ConfigError
+from rarefy.training.validation_errors import as_config_error
+from rarefy.validation import shorten
+
+Block = TypeVar("Block", bound=BaseModel)
+
+
+def read_block(kind: type[Block], given: Block | Mapping[str, object] | None, path: str) -> Block:
+    """A checked block from an instance, a mapping of its keys, or None for its defaults.
+
+    Args:
+        kind: the pydantic model of the block.
+        given: what the user gave.
+        path: what messages call it.
+
+    Returns:
+        An instance of `kind`.
+
+    Raises:
+        ConfigError: an unknown key, or a value that is not allowed.
+
+    Example:
+        >>> from rarefy.training.loop import LoopConfig
+        >>> read_block(LoopConfig, {"num_steps": 5}, "loop").num_steps
+        5
+    """
+    if isinstance(given, kind):
+        return given
+    if given is not None and not isinstance(given, Mapping):
+        raise ConfigError(path, shorten(given), f"a mapping, or {kind.__name__}(...)")
+    try:
+        return kind.model_validate(dict(given or {}))
+    except ValidationError as error:
+        raise as_config_error(error, kind, dict(given or {})).under(path) from None
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """A hint for a misspelt name of a class, whatever its case; the known names where nothing is near.
+
+    Example:
+        >>> suggest("admaw", ["AdamW", "SGD"]), suggest("x", ["AdamW", "SGD"])
+        ('did you mean AdamW?', 'one of AdamW, SGD')
+    """
+    by_lower = {one.lower(): one for one in known}
+    near = difflib.get_close_matches(name.lower(), by_lower, n=1)
+    return f"did you mean {by_lower[near[0]]}?" if near else f"one of {', '.join(by_lower.values())}"

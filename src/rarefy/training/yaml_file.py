@@ -1,0 +1,222 @@
+"""Reads a configuration file: YAML as plain data, with every fault named by its line."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rarefy.errors import RarefyError
+
+MAX_BYTES = 1_000_000
+MAX_DEPTH = 50
+MAX_VALUES = 100_000
+
+_FLOAT = re.compile(r"^[-+]?(?:\.[0-9_]+|[0-9][0-9_]*(?:\.[0-9_]*)?)(?:[eE][-+]?[0-9]+)?$")
+
+
+class YamlError(RarefyError):
+    """A file that is not readable as one YAML mapping; the message names the file and the line."""
+
+    def __init__(self, name: str, problem: str, line: int | None = None) -> None:
+        where = name if line is None else f"{name}, line {line}"
+        super().__init__(f"{where}: {problem}")
+
+
+def load_file(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file.
+
+    Args:
+        path: a UTF-8 file of at most 1 MB that holds one mapping.
+
+    Returns:
+        Plain dicts, lists and scalars; an aliased part is copied wherever it is used.
+
+    Raises:
+        YamlError: the file is missing, unreadable, empty, not UTF-8, not YAML, has a key twice, is nested
+            too deeply or expands to too many values.
+    """
+    name = str(path)
+    try:
+        size = path.stat().st_size
+        raw = path.read_bytes() if size <= MAX_BYTES else b""
+    except OSError as error:
+        raise YamlError(name, f"cannot be read: {error.strerror}; give the path of a YAML file") from error
+    if size > MAX_BYTES:
+        raise YamlError(
+            name, f"holds {size / 1e6:.1f} MB; a configuration has at most {MAX_BYTES / 1e6:.0f} MB"
+        )
+    return load_text(_decode(raw, name), name)
+
+
+def load_text(text: str, name: str = "<text>") -> dict[str, Any]:
+    """The mapping in YAML text.
+
+    Args:
+        text: the YAML.
+        name: what messages call it.
+
+    Returns:
+        Plain dicts, lists and scalars.
+
+    Raises:
+        YamlError: as for `load_file`.
+
+    Example:
+        >>> load_text("optimizer: {AdamW: {lr: 6e-4}}")
+        {'optimizer': {'AdamW': {'lr': 0.0006}}}
+    """
+    content = _construct(text, name)
+    if content is None:
+        raise YamlError(name, "is empty; give a mapping that starts with `trainer:`")
+    if not isinstance(content, dict):
+        raise YamlError(name, f"holds a {_kind(content)}; give a mapping that starts with `trainer:`")
+    return content
+
+
+def parse_value(text: str) -> Any:
+    """The value of one `--set` assignment, read as YAML.
+
+    Raises:
+        YamlError: the text is not YAML.
+
+    Example:
+        >>> parse_value("1e-3"), parse_value("[1, 2]"), parse_value("null"), parse_value("gpt2")
+        (0.001, [1, 2], None, 'gpt2')
+    """
+    return _construct(text, "--set")
+
+
+def _construct(text: str, name: str) -> Any:
+    try:
+        _check_size(text, name)
+        return _unshared(yaml.load(text, Loader=_Loader))
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        raise YamlError(name, _problem(error, text), mark.line + 1 if mark else None) from error
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        problem = f"holds the character {error.character:#06x}, which no YAML text has; is this a YAML file?"
+        raise YamlError(name, problem, line) from error
+
+
+def _unshared(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _unshared(part) for key, part in value.items()}
+    return [_unshared(part) for part in value] if isinstance(value, list) else value
+
+
+def _decode(raw: bytes, name: str) -> str:
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise YamlError(name, "is not UTF-8 text; save the file in UTF-8", line) from error
+
+
+def _problem(error: yaml.MarkedYAMLError, text: str) -> str:
+    mark = error.problem_mark
+    line = text.splitlines()[mark.line] if mark and mark.line < len(text.splitlines()) else ""
+    if "\t" in line[: len(line) - len(line.lstrip())]:
+        return "is indented with a tab; use spaces"
+    parts = [part for part in (error.context, error.problem) if part]
+    return ", ".join(parts).replace("\n", " ") or "is not YAML"
+
+
+def _kind(value: object) -> str:
+    return "list" if isinstance(value, list) else f"single value ({str(value)[:40]})"
+
+
+@dataclass
+class _Size:
+    """How many values a part of the file expands to, and how deep it is."""
+
+    values: int = 1
+    depth: int = 1
+    anchor: str | None = None
+
+    def add(self, part: _Size) -> None:
+        self.values += part.values
+        self.depth = max(self.depth, part.depth + 1)
+
+
+@dataclass
+class _SizeCheck:
+    """Follows the parser's events, which need no recursion, and stops at the first excess."""
+
+    name: str
+    stack: list[_Size] = field(default_factory=lambda: [_Size()])
+    anchors: dict[str, _Size] = field(default_factory=dict)
+
+    def visit(self, event: yaml.Event) -> None:
+        if isinstance(event, yaml.CollectionStartEvent):
+            self.stack.append(_Size(anchor=event.anchor))
+        elif isinstance(event, yaml.CollectionEndEvent):
+            self._close(self.stack.pop())
+        elif isinstance(event, yaml.ScalarEvent):
+            self._close(_Size(anchor=event.anchor))
+        elif isinstance(event, yaml.AliasEvent):
+            self._close(self._aliased(event))
+        self._refuse_excess(event)
+
+    def _close(self, part: _Size) -> None:
+        if part.anchor is not None:
+            self.anchors[part.anchor] = _Size(part.values, part.depth)
+        self.stack[-1].add(part)
+
+    def _aliased(self, event: yaml.AliasEvent) -> _Size:
+        anchor = str(event.anchor)
+        if any(part.anchor == anchor for part in self.stack):
+            raise YamlError(self.name, f"the anchor &{anchor} contains itself", _line(event))
+        return self.anchors.get(anchor, _Size())
+
+    def _refuse_excess(self, event: yaml.Event) -> None:
+        if max(len(self.stack), self.stack[-1].depth) > MAX_DEPTH:
+            raise YamlError(self.name, f"is nested deeper than {MAX_DEPTH} levels", _line(event))
+        if self.stack[-1].values > MAX_VALUES:
+            problem = f"expands to more than {MAX_VALUES} values; use fewer aliases"
+            raise YamlError(self.name, problem, _line(event))
+
+
+def _line(event: yaml.Event) -> int | None:
+    return event.start_mark.line + 1 if event.start_mark else None
+
+
+def _check_size(text: str, name: str) -> None:
+    check = _SizeCheck(name)
+    events: Iterator[yaml.Event] = yaml.parse(text, Loader=yaml.SafeLoader)
+    for event in events:
+        check.visit(event)
+
+
+class _Loader(yaml.SafeLoader):
+    """`yaml.SafeLoader` that refuses a key given twice and reads `1e-4` as a number."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        assert isinstance(node, yaml.MappingNode)
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in seen:
+                    raise yaml.MarkedYAMLError(
+                        problem=f"the key {key.value} is given twice", problem_mark=key.start_mark
+                    )
+                seen.add(key.value)
+        return node
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, OverflowError) as error:
+            shown = str(node.value)[:40]
+            raise yaml.MarkedYAMLError(
+                problem=f"{shown} is not a value", problem_mark=node.start_mark
+            ) from error
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))

@@ -1,0 +1,77 @@
+"""From pydantic's findings to one line that names the path and the fix."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, TypeVar
+
+from pydantic import Field, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
+
+from rarefy.errors import ConfigError, did_you_mean, join_path
+
+T = TypeVar("T")
+
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False, description="a number", examples=[0.3])]
+StepCount = Annotated[
+    int, Field(strict=True, ge=1, description="a whole number of steps ≥ 1", examples=[100])
+]
+Step = Annotated[int, Field(strict=True, ge=0, description="a step number, whole and ≥ 0", examples=[1000])]
+
+
+def build(kind: type[T], options: Mapping[str, Any], *, path: str = "") -> T:
+    """Builds a pydantic dataclass or model from a mapping.
+
+    Args:
+        kind: the class to build.
+        options: its fields by name.
+        path: where the mapping stands in the user's file.
+
+    Raises:
+        ConfigError: an unknown, missing or invalid field, with its path.
+    """
+    declared: Mapping[str, FieldInfo] = kind.__pydantic_fields__  # type: ignore[attr-defined]
+    fields = {name: field for name, field in declared.items() if field.init is not False}
+    for key in options:
+        if key not in fields:
+            raise ConfigError(path, f"the key {key!r}", f"a known key ({did_you_mean(str(key), fields)})")
+    try:
+        return TypeAdapter(kind).validate_python(dict(options))
+    except ValidationError as error:
+        raise as_config_error(error, fields).under(path) from None
+
+
+def as_config_error(error: ValidationError, fields: Mapping[str, FieldInfo]) -> ConfigError:
+    """The first finding of `error`, worded with the description and the example of its field."""
+    found = error.errors(include_url=False)[0]
+    location, kind = dotted(found["loc"]), found["type"]
+    field = fields.get(str(found["loc"][0])) if found["loc"] else None
+    allowed = (field.description if field else None) or found["msg"].removeprefix("Value error, ")
+    example = f"{found['loc'][0]}: {field.examples[0]}" if field and field.examples else ""
+    if kind in ("missing", "missing_argument"):
+        return ConfigError(location, "a missing value", allowed, example)
+    return ConfigError(location, shorten(found["input"]), allowed, example)
+
+
+def dotted(location: Iterable[int | str]) -> str:
+    """A pydantic location as a YAML path.
+
+    Example:
+        >>> dotted(("loop", "schedulers", 1, "init"))
+        'loop.schedulers[1].init'
+    """
+    path = ""
+    for part in location:
+        path = join_path(path, f"[{part}]" if isinstance(part, int) else part)
+    return path
+
+
+def shorten(value: object, limit: int = 60) -> str:
+    """How a given value is repeated in a message: its repr on one line, cut when long.
+
+    Example:
+        >>> shorten("x" * 100, limit=10)
+        "'xxxxxxxx…"
+    """
+    text = " ".join(repr(value).split())
+    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -1,0 +1,12 @@
+"""Settings of the whole suite."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import settings
+
+settings.register_profile("rarefy", max_examples=30, deadline=None)
+settings.load_profile("rarefy")
+
+# Tiny tensors: a second thread only costs time, and the suite runs two workers side by side.
+torch.set_num_threads(1)

@@ -1,0 +1,122 @@
+"""Two processes that train together agree on every mask and rank by the mean dense gradient."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+import rarefy
+from rarefy.collective import agreed_seed, mean_over_ranks, ranks
+
+RANKS, STEPS = 2, 4
+SCENARIOS = {"set": ("set", 1), "rigl 1": ("rigl", 1), "rigl 2": ("rigl", 2)}
+
+
+def inputs(rank, step):
+    return torch.randn(5, 8, generator=torch.Generator().manual_seed(100 * step + rank))
+
+
+def train(sparsity, model, network, rank, micro_batches):
+    """The masks after every step, and the dense gradients that every update saw."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    sparsity.apply(optimizer)
+    masks, seen = [], []
+    update_mask = sparsity.update_mask
+
+    def recording(weight, mask, target, dense_grad):
+        seen.append(None if dense_grad is None else dense_grad.clone())
+        return update_mask(weight, mask, target, dense_grad)
+
+    sparsity.update_mask = recording
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        for piece in range(micro_batches):
+            network(inputs(rank, 10 * step + piece)).square().mean().backward()
+        optimizer.step()
+        masks.append(model.weight_mask.clone())
+    return masks, seen
+
+
+def new_model():
+    model = nn.Linear(8, 8)
+    with torch.no_grad():
+        model.weight.copy_(torch.arange(64.0).view(8, 8).sin())
+    return model
+
+
+def train_sparse(rank, algorithm, micro_batches):
+    torch.manual_seed(1000 + rank)
+    model = new_model()
+    sparsity = rarefy.configure({"algorithm": algorithm, "sparsity": 0.75, "drop_fraction": 0.5})
+    sparsity.apply(model)
+    first = model.weight_mask.clone()
+    masks, seen = train(sparsity, model, DistributedDataParallel(model), rank, micro_batches)
+    return {"masks": [first, *masks], "seen": seen, "weight": model.weight.detach()}
+
+
+def work(rank, address, folder):
+    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=RANKS)
+    torch.set_num_threads(1)
+    results: dict[str, object] = {key: train_sparse(rank, *scenario) for key, scenario in SCENARIOS.items()}
+    results["mean"] = mean_over_ranks(torch.tensor([float(rank)]))
+    results["ranks and seed"] = (ranks(), agreed_seed(7 + rank))
+    torch.save(results, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """What both ranks found; one start of processes serves all tests."""
+    folder = tmp_path_factory.mktemp("ranks")
+    mp.spawn(work, args=(f"file://{folder}/rendezvous", str(folder)), nprocs=RANKS)
+    return [torch.load(folder / f"{rank}.pt") for rank in range(RANKS)]
+
+
+def assert_agreement(first, second):
+    assert all(torch.equal(*pair) for pair in zip(first["masks"], second["masks"], strict=True))
+    assert any(not torch.equal(first["masks"][0], mask) for mask in first["masks"])
+    assert torch.equal(first["weight"], second["weight"])
+    for result in (first, second):
+        assert not result["weight"][~result["masks"][-1]].any()
+        assert all(int(mask.sum()) == 16 for mask in result["masks"])
+
+
+def test_set_draws_the_same_masks_on_every_rank(results):
+    assert_agreement(*(result["set"] for result in results))
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_rigl_ranks_by_the_mean_dense_gradient(results, micro_batches):
+    first, second = (result[f"rigl {micro_batches}"] for result in results)
+    assert_agreement(first, second)
+    assert len(first["seen"]) == STEPS
+    assert all(torch.equal(*pair) for pair in zip(first["seen"], second["seen"], strict=True))
+    expected = dense_gradient_of_the_first_step(first["masks"][0], micro_batches)
+    torch.testing.assert_close(first["seen"][0], expected)
+
+
+def test_means_and_seeds_are_shared(results):
+    assert [result["mean"].item() for result in results] == [0.5, 0.5]
+    assert [result["ranks and seed"] for result in results] == [(2, 7), (2, 7)]
+
+
+def dense_gradient_of_the_first_step(mask, micro_batches):
+    torch.manual_seed(1000)
+    model = new_model()
+    with torch.no_grad():
+        model.weight.mul_(mask)
+    for rank in range(RANKS):
+        for piece in range(micro_batches):
+            (model(inputs(rank, piece)).square().mean() / RANKS).backward()
+    assert model.weight.grad is not None
+    return model.weight.grad
+
+
+def test_alone_nothing_is_exchanged():
+    tensor = torch.ones(2)
+    assert (ranks(), agreed_seed(3)) == (1, 3)
+    assert mean_over_ranks(tensor) is tensor and tensor.tolist() == [1.0, 1.0]

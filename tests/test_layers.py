@@ -1,0 +1,173 @@
+"""The floor plan: a module imports only from floors below its own; functions and files stay small."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[1] / "src" / "rarefy"
+FLOORS = {
+    "errors": 0,
+    "validation": 1,
+    "imports": 1,
+    "collective": 1,
+    "optimizer_traits": 1,
+    "models": 2,
+    "data": 2,
+    "schedules": 2,
+    "patterns": 2,
+    "distributions": 2,
+    "masks": 3,
+    "kernels": 3,
+    "initializers": 4,
+    "nn": 4,
+    "filters": 5,
+    "parameter": 6,
+    "algorithms.options": 7,
+    "algorithms.keep_pruned": 7,
+    "algorithms.base": 8,
+    "algorithms.dynamic": 9,
+    "algorithms.drop_and_grow": 10,
+    "algorithms.static": 11,
+    "algorithms.gmp": 11,
+    "algorithms.set": 11,
+    "algorithms.rigl": 11,
+    "algorithms.group": 12,
+    "algorithms.registry": 12,
+    "config": 13,
+    "report": 13,
+    "training": 14,
+    "integrations": 15,
+    "cli": 16,
+    "": 17,
+}
+PACKAGES = {"training", "models", "data", "kernels", "nn", "cli", "integrations"}
+FILES = sorted(SOURCE.rglob("*.py"))
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(SOURCE).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+def floor_key(module: str) -> str:
+    """The row of the floor plan that a module belongs to."""
+    if module.split(".")[0] in PACKAGES:
+        return module.split(".")[0]
+    return module
+
+
+def runtime_nodes(node: ast.AST) -> Iterator[ast.AST]:
+    """Every node below, but what stands under `if TYPE_CHECKING:`."""
+    for child in ast.iter_child_nodes(node):
+        if (
+            isinstance(child, ast.If)
+            and isinstance(child.test, ast.Name)
+            and child.test.id == "TYPE_CHECKING"
+        ):
+            continue
+        yield child
+        yield from runtime_nodes(child)
+
+
+def imported_modules(path: Path) -> set[str]:
+    """The modules of rarefy that a file imports, `from rarefy import masks` resolved to `masks`."""
+    found = set()
+    for node in runtime_nodes(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names if alias.name.split(".")[0] == "rarefy"}
+        elif isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "rarefy":
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                path_of = SOURCE.joinpath(*whole.split(".")[1:])
+                is_module = path_of.is_dir() or path_of.with_suffix(".py").exists()
+                found.add(whole if is_module else node.module)
+    return {name.removeprefix("rarefy").lstrip(".") for name in found}
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_name)
+def test_imports_go_down_only(path):
+    mine = floor_key(module_name(path))
+    if mine == "algorithms":
+        return assert_no_imports(path)
+    for module in imported_modules(path):
+        other = floor_key(module)
+        if other == mine:
+            continue
+        assert FLOORS[other] < FLOORS[mine], (
+            f"{mine} (floor {FLOORS[mine]}) imports {other} (floor {FLOORS[other]})"
+        )
+
+
+def assert_no_imports(path: Path) -> None:
+    assert not imported_modules(path)
+
+
+def test_modules_of_one_package_import_each_other_without_cycles():
+    graph = {module_name(path): imported_modules(path) & {module_name(p) for p in FILES} for path in FILES}
+    done: set[str] = set()
+
+    def visit(module: str, trail: tuple[str, ...]) -> None:
+        assert module not in trail, " → ".join((*trail, module))
+        if module in done:
+            return
+        for other in graph[module]:
+            visit(other, (*trail, module))
+        done.add(module)
+
+    for module in graph:
+        visit(module, ())
+
+
+def test_the_floor_plan_lists_what_exists():
+    present = {floor_key(module_name(path)) for path in FILES} - {"algorithms", "__main__"}
+    assert present <= set(FLOORS)
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_name)
+def test_files_and_functions_are_small(path):
+    text = path.read_text()
+    assert text.count("\n") <= 400
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert node.end_lineno - node.lineno < 80, f"{node.name} is too long"
+
+
+def test_nearly_all_functions_are_under_60_lines_and_the_median_is_short():
+    lengths = [
+        node.end_lineno - node.lineno + 1
+        for path in FILES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
+    assert sum(length < 60 for length in lengths) >= 0.95 * len(lengths)
+    assert sorted(lengths)[len(lengths) // 2] <= 12
+
+
+def test_only_one_file_registers_hooks_with_torch():
+    names = (
+        "register_forward",
+        "register_full_backward",
+        "register_post_accumulate",
+        "register_step",
+        "register_hook",
+    )
+    guilty = {module_name(path) for path in FILES for name in names if f".{name}" in path.read_text()}
+    assert guilty == {"algorithms.base"}
+
+
+def test_algorithm_files_are_short():
+    files = [SOURCE / "algorithms" / f"{name}.py" for name in ("static", "gmp", "set", "rigl")]
+    assert all(path.read_text().count("\n") < 80 for path in files)
+
+
+def test_no_pickle_and_no_id_keys():
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                assert "pickle" not in {alias.name for alias in node.names}, path
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                assert node.func.id != "id", f"{path}:{node.lineno}"

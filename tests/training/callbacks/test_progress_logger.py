@@ -1,0 +1,123 @@
+"""Plain lines where nobody watches, a live bar on a terminal."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from rarefy.algorithms.gmp import GMP
+from rarefy.algorithms.group import Group
+from rarefy.algorithms.rigl import RigL
+from rarefy.algorithms.static import Static
+from rarefy.training.callbacks import ProgressLogger
+from rarefy.training.callbacks.progress_logger import sparsity_facts
+
+METRICS = {"loss": 2.34567, "lr": 3e-4, "tokens_per_second": 12345.6, "grad_norm": 1.0}
+
+
+class Clock:
+    """One second a look."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        self.now += 1.0
+        return self.now
+
+
+def run(trainer, steps: int, *, terminal: bool = False, metrics: dict[str, float] = METRICS) -> str:
+    output = io.StringIO()
+    console = Console(file=output, force_terminal=terminal, width=200, color_system=None)
+    logger = ProgressLogger(console, clock=Clock())
+    logger.on_train_start(trainer)
+    trainer.loggers = [logger]
+    for _ in range(steps):
+        trainer.log_metrics_dict(metrics)
+        trainer.step(logger)
+    logger.on_validate_end(trainer, {"eval/loss": 1.25, "eval/[x]": 3.0})
+    logger.on_fit_end(trainer)
+    return output.getvalue()
+
+
+def test_one_plain_line_a_log_step(make_trainer):
+    lines = run(make_trainer(log_every=2), 5).splitlines()
+    assert lines == [
+        "step 2/100 · loss 2.3457 · lr 0.0003 · 12,346 tokens/s · ETA 0:00:49",
+        "step 4/100 · loss 2.3457 · lr 0.0003 · 12,346 tokens/s · ETA 0:00:48",
+        "step 5 validation · eval/loss 1.2500 · eval/[x] 3.0000",
+    ]
+
+
+def test_what_is_unknown_is_left_out(make_trainer):
+    line = run(make_trainer(), 1, metrics={"samples_per_second": 0.512}).splitlines()[0]
+    assert line == "step 1/100 · 0.512 samples/s · ETA 0:01:39"
+
+
+def test_a_sparse_run_shows_sparsity_and_the_next_update(make_trainer):
+    trainer = make_trainer(RigL(0.5, update={"freq": 3}, seed=0))
+    lines = run(trainer, 3).splitlines()
+    assert "lr 0.0003 · sparsity 0.5000 → 0.5000 · next update 3 · 12,346 tokens/s" in lines[0]
+    assert "next update 6" in lines[2]
+
+
+def test_target_and_actual_are_weighted_by_size(make_trainer):
+    trainer = make_trainer(
+        Group([Static(0.5, param_filter="0.weight"), Static(0.25, param_filter="1.weight")])
+    )
+    target = (0.5 * 48 + 0.25 * 24) / 72
+    assert sparsity_facts(trainer) == [f"sparsity {target:.4f} → {target:.4f}"]
+
+
+def test_actual_is_measured(make_trainer):
+    trainer = make_trainer(Static(0.5))
+    trainer.model[0].weight_mask.fill_(True)
+    assert sparsity_facts(trainer) == ["sparsity 0.1667 → 0.5000"]
+
+
+@pytest.mark.parametrize("update", [{"freq": 1, "stop": 2}, {"freq": 200, "start": 200}])
+def test_no_next_update_after_the_last_one_within_the_run(make_trainer, update):
+    trainer = make_trainer(GMP({"type": "linear", "init": 0.1, "slope": 0.001}, update=update))
+    for _ in range(2):
+        trainer.step(ProgressLogger(Console(file=io.StringIO())))
+    assert len(sparsity_facts(trainer)) == 1
+
+
+def test_a_dense_run_has_no_sparsity(make_trainer):
+    assert sparsity_facts(make_trainer()) == []
+
+
+def test_a_terminal_gets_a_live_bar(make_trainer):
+    trainer = make_trainer()
+    trainer.total_steps = 4
+    output = run(trainer, 3, terminal=True)
+    assert "\x1b[" in output and "━" in output
+    assert "step 3/4 · loss 2.3457" in output and "eval/[x] 3.0000" in output
+
+
+def test_a_narrow_terminal_shows_everything(make_trainer):
+    trainer, output = make_trainer(RigL(0.5, update={"freq": 3}, seed=0)), io.StringIO()
+    logger = ProgressLogger(Console(file=output, force_terminal=True, width=60, color_system=None))
+    trainer.total_steps = 2
+    logger.log(trainer, METRICS, 1)
+    logger.on_train_start(trainer)
+    trainer.step(logger)
+    logger.on_fit_end(trainer)
+    assert all(word in output.getvalue() for word in ("━" * 9, "loss", "sparsity", "tokens/s", "ETA"))
+
+
+def test_the_bar_ends_with_the_fit_and_may_start_again(make_trainer):
+    trainer = make_trainer()
+    console = Console(file=io.StringIO(), force_terminal=True, width=80)
+    logger = ProgressLogger(console)
+    for _ in range(2):
+        logger.on_train_start(trainer)
+        trainer.step(logger)
+        logger.on_fit_end(trainer)
+    logger.on_fit_end(trainer)
+
+
+def test_a_validation_without_a_fit_is_printed(make_trainer):
+    output = io.StringIO()
+    ProgressLogger(Console(file=output)).on_validate_end(make_trainer(), {"eval/loss": 1.0})
+    assert output.getvalue() == "step 0 validation · eval/loss 1.0000\n"
