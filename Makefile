@@ -2,8 +2,10 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# What an editable install has to be told of: new packages, and the compiled kernels.
+SOURCES := $(shell find src csrc -name __init__.py -o -name '*.cpp' -o -name '*.h')
 
-.PHONY: demo test lint bench slow clean
+.PHONY: demo test lint bench slow sanitize clean
 
 demo: $(READY)
 	$(BIN)/rarefy run examples/gpt_stdlib_rigl.yaml
@@ -14,6 +16,9 @@ test: $(READY)
 slow: $(READY)
 	$(BIN)/pytest -n 2 -m slow
 
+sanitize: $(READY)
+	PYTHON=$(BIN)/python sh csrc/sanitize.sh -q
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -23,7 +28,7 @@ bench: $(READY)
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
 
 # torch first and pinned: an unpinned request would fetch a build with gigabytes of GPU libraries.
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml constraints.txt CMakeLists.txt $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q -c constraints.txt torch
 	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from click.testing import Result
+from typer.testing import Result
 
 from example_files import EXAMPLES, NAMES, load_example, shrink, write_data
 from malformed import Mistake, broken_texts, chosen, mistakes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from fractions import Fraction
 
 import pytest
@@ -16,6 +17,18 @@ NAN, INF = float("nan"), float("inf")
 VALUES = st.sampled_from([0.0, -0.0, 1.0, -1.0, 0.5, 2.0, 1e-3, INF, -INF, NAN])
 SCORES = st.lists(VALUES, min_size=1, max_size=40)
 dtypes = st.sampled_from(DTYPES)
+
+
+@pytest.fixture(params=["compiled", "reference"], autouse=True, scope="module")
+def kernels(request):
+    """Every test runs with the compiled selection and with the plain-torch one."""
+    before = os.environ.pop("RAREFY_KERNELS", None)
+    if request.param == "reference":
+        os.environ["RAREFY_KERNELS"] = "reference"
+    yield
+    os.environ.pop("RAREFY_KERNELS", None)
+    if before is not None:
+        os.environ["RAREFY_KERNELS"] = before
 
 
 def naive_top(scores: list[float], among: list[int], count: int) -> list[bool]:

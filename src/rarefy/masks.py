@@ -9,6 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from rarefy import kernels
+from rarefy.kernels.native import serves
+
 _SAMPLED_FROM = 1 << 16
 _SAMPLES = 1 << 14
 _INTEGER_OF_SIZE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -60,7 +63,7 @@ def drop_lowest(mask: Tensor, scores: Tensor, count: int) -> Tensor:
         >>> drop_lowest(torch.tensor([True, True, False]), torch.tensor([3.0, 1.0, 9.0]), 1).tolist()
         [True, False, False]
     """
-    return _top(scores, mask, int(mask.sum()) - count)
+    return _top(scores, mask, int(mask.count_nonzero()) - count)
 
 
 def grow_highest(mask: Tensor, scores: Tensor, count: int) -> Tensor:
@@ -88,18 +91,21 @@ def sparsity_of(mask: Tensor) -> float:
         >>> sparsity_of(torch.tensor([True, False, False, False]))
         0.75
     """
-    return 1.0 - int(mask.sum()) / mask.numel() if mask.numel() else 0.0
+    return 1.0 - int(mask.count_nonzero()) / mask.numel() if mask.numel() else 0.0
 
 
 def zero_inactive_(tensor: Tensor, mask: Tensor) -> Tensor:
     """Replaces inactive positions by exact zeros in place; a NaN there vanishes.
 
-    The bits are multiplied by 0 or 1 as integers: a selection, and twice as fast as `masked_fill_` on a CPU.
+    Without a compiled kernel the bits are multiplied by 0 or 1 as integers: a selection, and twice as fast as
+    `masked_fill_` on a CPU.
 
     Example:
         >>> zero_inactive_(torch.tensor([1.5, float("nan")]), torch.tensor([True, False]))
         tensor([1.5000, 0.0000])
     """
+    if serves(tensor) and tensor.is_contiguous() and mask.is_contiguous():
+        return kernels.select_gradient_(tensor, mask)
     integer = _INTEGER_OF_SIZE.get(tensor.element_size())
     if integer is None or not tensor.is_floating_point():
         return tensor.masked_fill_(~mask, 0)
@@ -109,11 +115,13 @@ def zero_inactive_(tensor: Tensor, mask: Tensor) -> Tensor:
 
 def _top(scores: Tensor, candidates: Tensor, count: int) -> Tensor:
     """The mask of the `count` highest scores among the candidates."""
+    if scores.dtype in (torch.float16, torch.bfloat16):
+        scores = scores.float()
+    if serves(scores):
+        return kernels.keep_top(scores, count, candidates)
     flat, among = scores.detach().reshape(-1), candidates.reshape(-1)
-    if flat.dtype in (torch.float16, torch.bfloat16):
-        flat = flat.float()
     ranked = among & ~flat.isnan()
-    total = int(ranked.sum())
+    total = int(ranked.count_nonzero())
     if count >= total:
         return (ranked | _first(among & ~ranked, count - total)).view(scores.shape)
     if count <= 0:
@@ -121,7 +129,7 @@ def _top(scores: Tensor, candidates: Tensor, count: int) -> Tensor:
     threshold = _kth_largest(flat, ranked, count, total)
     mask = (flat > threshold) & ranked
     ties = (flat == threshold) & ranked
-    return (mask | _first(ties, count - int(mask.sum()))).view(scores.shape)
+    return (mask | _first(ties, count - int(mask.count_nonzero()))).view(scores.shape)
 
 
 def _kth_largest(scores: Tensor, ranked: Tensor, k: int, total: int) -> Tensor:

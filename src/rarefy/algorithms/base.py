@@ -158,7 +158,7 @@ class SparsityAlgorithm(ABC):
         self.check(chosen)
         if self.seed is None:
             self.seed = agreed_seed(torch.initial_seed())
-        first = self._first_masks({name: candidate.parameter for name, candidate in chosen.items()})
+        first = self.first_masks({name: candidate.parameter for name, candidate in chosen.items()})
         for name, candidate in chosen.items():
             self.parameters[name] = self._adopt(candidate)
             self._set_mask(self.parameters[name], first[name])
@@ -174,7 +174,12 @@ class SparsityAlgorithm(ABC):
             )
 
     @torch.no_grad()
-    def _first_masks(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def first_masks(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The masks of step 0: by `init_method` if step 0 is an update step, else all True.
+
+        Args:
+            weights: dense weights by parameter name.
+        """
         if not self.update_schedule(0):
             return {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()}
         targets = self._targets(weights)

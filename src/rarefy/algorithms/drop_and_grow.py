@@ -47,7 +47,7 @@ class DropAndGrow(DynamicSparsityAlgorithm):
 
     def update_mask(self, weight: Tensor, mask: Tensor, sparsity: float, dense_grad: Tensor | None) -> Tensor:
         """Drops, then grows; see the class."""
-        target, active = kept_count(mask.numel(), sparsity), int(mask.sum())
+        target, active = kept_count(mask.numel(), sparsity), int(mask.count_nonzero())
         score = self.drop_score(weight, dense_grad)
         if active == mask.numel():
             return keep_top(score, target)

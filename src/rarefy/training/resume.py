@@ -171,7 +171,7 @@ def _prune_afresh(trainer: Trainer, names: Iterable[str]) -> None:
     weights = {trainer.model.get_parameter(name) for name in names}
     for leaf in trainer.sparsity.algorithms if trainer.sparsity is not None else ():
         chosen = {name: one.weight for name, one in leaf.parameters.items() if one.weight in weights}
-        for name, mask in leaf._first_masks(chosen).items():
+        for name, mask in leaf.first_masks(chosen).items():
             leaf.parameters[name].set_mask(mask, [trainer.optimizer] if trainer.optimizer else [])
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import random
-import sys
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,7 +14,7 @@ CUDA_PREFIX = "cuda."
 
 
 def capture() -> dict[str, Tensor]:
-    """The states of Python's, torch's and, where they are in use, NumPy's and the GPUs' generators.
+    """The states of Python's, NumPy's and torch's generators, those of the GPUs included.
 
     Returns:
         Tensors by name; `restore` takes them back.
@@ -23,9 +23,7 @@ def capture() -> dict[str, Tensor]:
         >>> states = capture(); first = torch.rand(1); restore(states); bool(first == torch.rand(1))
         True
     """
-    states = {**_capture_python(), "torch": torch.get_rng_state()}
-    if "numpy" in sys.modules:
-        states |= _capture_numpy()
+    states = {**_capture_python(), **_capture_numpy(), "torch": torch.get_rng_state()}
     if torch.cuda.is_available():
         states |= {f"{CUDA_PREFIX}{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
     return states
@@ -61,8 +59,6 @@ def _restore_python(states: Mapping[str, Tensor]) -> None:
 
 
 def _capture_numpy() -> dict[str, Tensor]:
-    import numpy as np
-
     state: Any = np.random.get_state(legacy=False)
     words = [*state["state"]["key"].tolist(), state["state"]["pos"], state["has_gauss"]]
     gauss = torch.tensor([state["gauss"]], dtype=torch.float64)
@@ -70,8 +66,6 @@ def _capture_numpy() -> dict[str, Tensor]:
 
 
 def _restore_numpy(states: Mapping[str, Tensor]) -> None:
-    import numpy as np
-
     *key, position, has_gauss = states["numpy.words"].tolist()
     gauss = states["numpy.gauss"].item()
     np.random.set_state(("MT19937", np.array(key, dtype=np.uint32), position, has_gauss, gauss))

@@ -74,7 +74,7 @@ class LogSparsity(Callback):
 
     def _explored(self) -> float:
         positions = sum(mask.numel() for mask in self._ever_active.values())
-        return sum(int(mask.sum()) for mask in self._ever_active.values()) / max(positions, 1)
+        return sum(int(mask.count_nonzero()) for mask in self._ever_active.values()) / max(positions, 1)
 
 
 def algorithms_of(trainer: TrainerView) -> Sequence[SparsityAlgorithm]:
@@ -133,4 +133,4 @@ def grown_share(old_mask: Tensor, new_mask: Tensor) -> float:
         >>> grown_share(torch.tensor([True, True, False]), torch.tensor([True, False, True]))
         0.5
     """
-    return int((new_mask & ~old_mask).sum()) / max(int(new_mask.sum()), 1)
+    return int((new_mask & ~old_mask).count_nonzero()) / max(int(new_mask.sum()), 1)

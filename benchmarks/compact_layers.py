@@ -1,0 +1,68 @@
+"""Forward + dX + dW of one sparse layer against torch's dense matrix products, float32 or bfloat16.
+
+Run with `--isa v3` under ATEN_CPU_CAPABILITY=avx2 and MKL_ENABLE_INSTRUCTIONS=AVX2 for machines without AVX-512.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable
+
+import torch
+from interleave import medians
+from torch import Tensor
+
+from rarefy.kernels import CSR, available
+
+LAYERS = [(768, 768, 2048), (3072, 768, 2048), (768, 3072, 2048), (4096, 4096, 1024)]
+SPARSITIES = (0.8, 0.9, 0.95)
+
+
+def dense_step(weight: Tensor, x: Tensor, grad: Tensor) -> Callable[[], object]:
+    return lambda: (x @ weight.t(), grad @ weight, grad.t() @ x)
+
+
+def sparse_step(csr: CSR, values: Tensor, x: Tensor, grad: Tensor) -> Callable[[], object]:
+    linear, backward = torch.ops.rarefy.sparse_linear, torch.ops.rarefy.sparse_linear_backward
+    structure = (*csr.tensors, csr.sizes)
+    return lambda: (
+        linear(x, values, None, None, *structure),
+        backward(grad, x, values, *structure, [True, True, False]),
+    )
+
+
+def speed_up(rows: int, columns: int, tokens: int, sparsity: float, dtype: torch.dtype, rounds: int) -> float:
+    """How many times faster the sparse layer is than the dense one."""
+    weight, x, grad = torch.randn(rows, columns), torch.randn(tokens, columns), torch.randn(tokens, rows)
+    csr = CSR.from_mask(torch.rand(rows, columns) >= sparsity)
+    inputs = (x.to(dtype), grad.to(dtype))
+    candidates = {
+        "dense": dense_step(weight.to(dtype), *inputs),
+        "sparse": sparse_step(csr, csr.gather(weight), *inputs),
+    }
+    seconds = medians(candidates, rounds)
+    return seconds["dense"] / seconds["sparse"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--isa", default=available()[-1], choices=available())
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--rounds", type=int, default=9)
+    arguments = parser.parse_args()
+    os.environ["RAREFY_KERNELS"] = arguments.isa
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for rows, columns, tokens in LAYERS:
+            dtype = getattr(torch, arguments.dtype)
+            ratios = [speed_up(rows, columns, tokens, s, dtype, arguments.rounds) for s in SPARSITIES]
+            cells = " / ".join(f"{ratio:.1f}" for ratio in ratios)
+            print(
+                f"{arguments.isa} {arguments.dtype} [{rows},{columns}] x {tokens}: {cells} times faster",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()

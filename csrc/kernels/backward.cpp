@@ -1,0 +1,241 @@
+// The fused backward pass over the rows of Wᵀ: one load of dL/dy feeds both dL/dx and dL/dW at the nonzeros.
+#include <omp.h>
+
+#include "buffer.h"
+#include "kernels.h"
+#include "operations.h"
+#include "partition.h"
+#include "tile.h"
+
+namespace rarefy::RAREFY_ISA {
+namespace {
+
+// Scratch of one thread.
+struct Tiles {
+  float* grad;    // [columns][T], or one panel of it
+  float* x;       // [block of rows][T]
+  float* grad_x;  // [block of rows][T]
+};
+
+// What one thread works on: rows [rows.begin, rows.end) of Wᵀ and its own sums over its tokens.
+struct Share {
+  Range rows;
+  const float* values;  // in the order of the transposed structure
+  float* value_sums;    // same order
+  float* bias_sums;     // [columns] or null
+};
+
+template <int NV>
+void add_column_sums(const float* tile, int columns, float* sums) {
+  for (int c = 0; c < columns; c++) {
+    const Vec* g = reinterpret_cast<const Vec*>(tile + static_cast<size_t>(c) * NV * kLanes);
+    Vec s = g[0];
+    RAREFY_UNROLL for (int k = 1; k < NV; k++) s += g[k];
+    float sum = 0;
+    RAREFY_UNROLL for (int lane = 0; lane < kLanes; lane++) sum += s[lane];
+    sums[c] += sum;
+  }
+}
+
+// One row of Wᵀ in one panel.
+template <int NV, bool kGradX, bool kGradValues>
+struct Row {
+  const uint16_t* offsets;
+  const float* values;
+  const float* grad_panel;
+  Vec x[NV], grad_x[NV];
+
+  // dL/dx of this row += value · dL/dy; returns x · dL/dy, still spread over the lanes.
+  __attribute__((always_inline)) Vec nonzero(int32_t q) {
+    const Vec* grad = reinterpret_cast<const Vec*>(grad_panel + static_cast<size_t>(offsets[q]) * NV * kLanes);
+    const float value = kGradX ? values[q] : 0.f;
+    Vec product{};
+    RAREFY_UNROLL for (int k = 0; k < NV; k++) {
+      const Vec g = grad[k];
+      if (kGradX) grad_x[k] += value * g;
+      if (kGradValues) product = k == 0 ? x[0] * g : product + x[k] * g;
+    }
+    return product;
+  }
+
+  __attribute__((always_inline)) void run(int32_t q, int32_t end, float* value_sums) {
+    for (; q + 4 <= end; q += 4) {
+      const Vec a = nonzero(q), b = nonzero(q + 1), c = nonzero(q + 2), d = nonzero(q + 3);
+      if (kGradValues) *reinterpret_cast<UnalignedVec4*>(value_sums + q) += lane_sums(a, b, c, d);
+    }
+    if (q == end) return;
+    Vec a = nonzero(q), b{}, c{};
+    if (q + 1 < end) b = nonzero(q + 1);
+    if (q + 2 < end) c = nonzero(q + 2);
+    if (!kGradValues) return;
+    const Vec4 sums = lane_sums(a, b, c, Vec{});
+    for (int i = 0; q + i < end; i++) value_sums[q + i] += sums[i];
+  }
+};
+
+template <int NV, bool kGradX, bool kGradValues>
+void backward_panel(const Panels& t, int panel, Range rows, const Share& share, const float* grad_panel,
+                    const Tiles& tiles) {
+  const int32_t* starts = t.starts + static_cast<int64_t>(panel) * t.rows;
+  Row<NV, kGradX, kGradValues> r{t.offsets, share.values, grad_panel, {}, {}};
+  for (int row = rows.begin; row < rows.end; row++) {
+    const size_t at = static_cast<size_t>(row - rows.begin) * NV * kLanes;
+    Vec* grad_x = reinterpret_cast<Vec*>(tiles.grad_x + at);
+    RAREFY_UNROLL for (int k = 0; k < NV; k++) {
+      if (kGradValues) r.x[k] = reinterpret_cast<const Vec*>(tiles.x + at)[k];
+      if (kGradX) r.grad_x[k] = panel == 0 ? Vec{} : grad_x[k];
+    }
+    r.run(starts[row], starts[row + 1], share.value_sums);
+    if (kGradX) {
+      RAREFY_UNROLL for (int k = 0; k < NV; k++) grad_x[k] = r.grad_x[k];
+    }
+  }
+}
+
+// One tile of tokens. As in the forward pass, a single block of rows lets each panel be packed just before its use.
+template <int NV, bool kGradX, bool kGradValues, class Element>
+void backward_tile(const BackwardCall& c, int64_t token, int tokens, const Share& share, const Tiles& tiles) {
+  const Panels& t = c.transposed;
+  const Element* grad = static_cast<const Element*>(c.grad) + token * t.columns;
+  const Range rows = share.rows;
+  const int block = rows_per_block(rows.end - rows.begin, NV * kLanes, 2);
+  const bool single = rows.begin + block >= rows.end;
+  const auto pack_grad = [&](int first, int columns) {
+    pack<NV>(grad + first, t.columns, tokens, columns, tiles.grad);
+    if (share.bias_sums) add_column_sums<NV>(tiles.grad, columns, share.bias_sums + first);
+  };
+  if (!single) pack_grad(0, t.columns);
+  for (int begin = rows.begin; begin < rows.end; begin += block) {
+    const Range part{begin, min_of(begin + block, rows.end)};
+    const int size = part.end - part.begin;
+    if (kGradValues) pack<NV>(static_cast<const Element*>(c.x) + token * t.rows + begin, t.rows, tokens, size, tiles.x);
+    for (int p = 0, panels = t.count(); p < panels; p++) {
+      const int first = p * t.width;
+      if (single) pack_grad(first, min_of(t.width, t.columns - first));
+      const float* grad_panel = single ? tiles.grad : tiles.grad + static_cast<size_t>(first) * NV * kLanes;
+      backward_panel<NV, kGradX, kGradValues>(t, p, part, share, grad_panel, tiles);
+    }
+    if (kGradX) unpack<NV>(tiles.grad_x, tokens, size, static_cast<Element*>(c.grad_x) + token * t.rows + begin, t.rows);
+  }
+}
+
+// Threads = token groups × row groups. Token groups need a copy of the value sums each, so their number is limited.
+struct Grid {
+  int token_groups, row_groups;
+};
+Grid make_grid(const BackwardCall& c, int64_t tiles, int64_t nonzeros) {
+  constexpr int64_t most_sums = int64_t{32} << 20;
+  Grid grid{1, c.threads};
+  for (int groups = 1; groups <= c.threads && groups <= tiles; groups++)
+    if (c.threads % groups == 0 && (groups <= 2 || groups * nonzeros <= most_sums)) grid = {groups, c.threads / groups};
+  if (c.transposed.rows < grid.row_groups * kLanes) grid.row_groups = 1;
+  return grid;
+}
+
+// Memory of one call.
+struct Workspace {
+  int64_t nonzeros, columns;
+  Grid grid;
+  Buffer values, value_sums, bias_sums, tiles;
+  size_t grad_floats, row_floats;
+
+  Workspace(const BackwardCall& c, Grid g, size_t grad_size, size_t row_size)
+      : nonzeros(c.transposed.nonzeros()), columns(c.transposed.columns), grid(g),
+        values(c.grad_x ? nonzeros * 4 : 0), value_sums(c.grad_values ? nonzeros * 4 * g.token_groups : 0),
+        bias_sums(c.grad_bias ? columns * 4 * g.token_groups : 0),
+        tiles((grad_size + 2 * row_size) * 4 * c.threads), grad_floats(grad_size), row_floats(row_size) {}
+
+  bool ok() const { return values.ok() && value_sums.ok() && bias_sums.ok() && tiles.ok(); }
+  Tiles tiles_of(int thread) const {
+    float* begin = tiles.as<float>() + (grad_floats + 2 * row_floats) * thread;
+    return {begin, begin + grad_floats, begin + grad_floats + row_floats};
+  }
+};
+
+template <class Element>
+void run_tile(const BackwardCall& c, int64_t token, const Share& share, const Tiles& tiles) {
+  constexpr int T = kBackwardVectors * kLanes;
+  const int tokens = static_cast<int>(min_of(static_cast<int64_t>(T), c.tokens - token));
+  with_vectors<kBackwardVectors>(tokens, [&](auto nv) {
+    constexpr int NV = decltype(nv)::value;
+    if (c.grad_x && c.grad_values)
+      backward_tile<NV, true, true, Element>(c, token, tokens, share, tiles);
+    else if (c.grad_x)
+      backward_tile<NV, true, false, Element>(c, token, tokens, share, tiles);
+    else if (c.grad_values)
+      backward_tile<NV, false, true, Element>(c, token, tokens, share, tiles);
+    else
+      backward_tile<NV, false, false, Element>(c, token, tokens, share, tiles);
+  });
+}
+
+// Share `id` of the grid: zero its sums, then go through its tiles of tokens in order.
+template <class Element>
+void run_share(const BackwardCall& c, const Workspace& w, int id, const Tiles& tiles) {
+  constexpr int T = kBackwardVectors * kLanes;
+  const int group = id / w.grid.row_groups, row_group = id % w.grid.row_groups;
+  const Panels& t = c.transposed;
+  Share share{part(t, w.grid.row_groups, row_group), w.values.as<float>(), nullptr, nullptr};
+  if (c.grad_values) {
+    share.value_sums = w.value_sums.as<float>() + w.nonzeros * group;
+    for (int p = 0, panels = t.count(); p < panels; p++) {
+      const int32_t* starts = t.starts + static_cast<int64_t>(p) * t.rows;
+      const int32_t begin = starts[share.rows.begin], end = starts[share.rows.end];
+      memset(share.value_sums + begin, 0, static_cast<size_t>(end - begin) * 4);
+    }
+  }
+  if (share.rows.begin == share.rows.end) return;
+  if (c.grad_bias && share.rows.begin == 0) {
+    share.bias_sums = w.bias_sums.as<float>() + w.columns * group;
+    memset(share.bias_sums, 0, static_cast<size_t>(w.columns) * 4);
+  }
+  const int64_t tiles_total = (c.tokens + T - 1) / T;
+  const int64_t end = share_begin(tiles_total, w.grid.token_groups, group + 1);
+  for (int64_t tile = share_begin(tiles_total, w.grid.token_groups, group); tile < end; tile++)
+    run_tile<Element>(c, tile * T, share, tiles);
+}
+
+// target[index(i)] = sums[i] over the token groups, added in order.
+void reduce(const float* sums, int64_t size, int groups, const int32_t* index, float* target) {
+#pragma omp for schedule(static)
+  for (int64_t i = 0; i < size; i++) {
+    float sum = sums[i];
+    for (int g = 1; g < groups; g++) sum += sums[size * g + i];
+    target[index ? index[i] : i] = sum;
+  }
+}
+
+template <class Element>
+bool backward_of(const BackwardCall& c) {
+  constexpr int T = kBackwardVectors * kLanes;
+  const Panels& t = c.transposed;
+  const Grid grid = make_grid(c, (c.tokens + T - 1) / T, t.nonzeros());
+  const int packed = one_block(t.rows, T, 2) ? min_of(t.width, t.columns) : t.columns;
+  const Workspace w(c, grid, static_cast<size_t>(packed) * T, accumulator_floats(t.rows, T, 2));
+  if (!w.ok()) return false;
+#pragma omp parallel num_threads(c.threads)
+  {
+    if (c.grad_x) {
+#pragma omp for schedule(static)
+      for (int64_t q = 0; q < w.nonzeros; q++) w.values.as<float>()[q] = c.values[c.order[q]];
+    }
+    const Tiles tiles = w.tiles_of(omp_get_thread_num());
+    const int shares = grid.token_groups * grid.row_groups;
+#pragma omp for schedule(static, 1)
+    for (int id = 0; id < shares; id++) run_share<Element>(c, w, id, tiles);
+    if (c.grad_values) reduce(w.value_sums.as<float>(), w.nonzeros, grid.token_groups, c.order, c.grad_values);
+    if (c.grad_bias) reduce(w.bias_sums.as<float>(), w.columns, grid.token_groups, nullptr, c.grad_bias);
+  }
+  return true;
+}
+
+}  // namespace
+
+bool backward(const BackwardCall& c) {
+  if (c.transposed.rows <= 0) return true;
+  BackwardCall call = c;
+  call.threads = useful_threads(c.threads, c.transposed.nonzeros() * c.tokens);
+  return c.element == Element::kFloat32 ? backward_of<float>(call) : backward_of<Bfloat16>(call);
+}
+
+}  // namespace rarefy::RAREFY_ISA

@@ -1,0 +1,105 @@
+// y = x · Wᵀ + bias. A nonzero of W costs one broadcast, NV loads and NV fused multiply-adds.
+#include <omp.h>
+
+#include "buffer.h"
+#include "forward_few.h"
+#include "kernels.h"
+#include "operations.h"
+#include "partition.h"
+#include "tile.h"
+
+namespace rarefy::RAREFY_ISA {
+namespace {
+
+// accumulators[row - rows.begin] of one panel: += W[row, panel] · x; the first panel starts from the bias.
+template <int NV>
+void multiply_panel(const Panels& w, int panel, Range rows, const float* values, const float* x_panel,
+                    const float* bias, float* accumulators) {
+  constexpr int T = NV * kLanes;
+  const int32_t* starts = w.starts + static_cast<int64_t>(panel) * w.rows;
+  for (int row = rows.begin; row < rows.end; row++) {
+    Vec* total = reinterpret_cast<Vec*>(accumulators + static_cast<size_t>(row - rows.begin) * T);
+    Vec sum[NV];
+    if (panel == 0) {
+      const float start = bias ? bias[row] : 0.f;
+      RAREFY_UNROLL for (int k = 0; k < NV; k++) sum[k] = Vec{} + start;
+    } else {
+      RAREFY_UNROLL for (int k = 0; k < NV; k++) sum[k] = total[k];
+    }
+    for (int32_t q = starts[row], end = starts[row + 1]; q < end; q++) {
+      const Vec* x = reinterpret_cast<const Vec*>(x_panel + static_cast<size_t>(w.offsets[q]) * T);
+      const float value = values[q];
+      RAREFY_UNROLL for (int k = 0; k < NV; k++) sum[k] += value * x[k];
+    }
+    RAREFY_UNROLL for (int k = 0; k < NV; k++) total[k] = sum[k];
+  }
+}
+
+// One tile of tokens, output rows [rows.begin, rows.end). Where one block holds all rows, x is packed panel by panel
+// and each panel is used while it is hot; else all of x is packed once.
+template <int NV, class Element>
+void forward_tile(const ForwardCall& c, int tokens, Range rows, const Element* x, Element* y, float* x_tile,
+                  float* y_tile) {
+  constexpr int T = NV * kLanes;
+  const Panels& w = c.weight;
+  const int block = rows_per_block(rows.end - rows.begin, T, 1);
+  const bool single = rows.begin + block >= rows.end;
+  if (!single) pack<NV>(x, w.columns, tokens, w.columns, x_tile);
+  for (int begin = rows.begin; begin < rows.end; begin += block) {
+    const Range part{begin, min_of(begin + block, rows.end)};
+    for (int p = 0, panels = w.count(); p < panels; p++) {
+      const int first = p * w.width;
+      if (single) pack<NV>(x + first, w.columns, tokens, min_of(w.width, w.columns - first), x_tile);
+      const float* x_panel = single ? x_tile : x_tile + static_cast<size_t>(first) * T;
+      multiply_panel<NV>(w, p, part, c.values, x_panel, c.bias, y_tile);
+    }
+    unpack<NV>(y_tile, tokens, part.end - part.begin, y + part.begin, w.rows);
+  }
+}
+
+template <class Element>
+bool forward_tiles(const ForwardCall& c) {
+  constexpr int T = kForwardVectors * kLanes;
+  const Panels& w = c.weight;
+  const int64_t tiles = (c.tokens + T - 1) / T;
+  const int row_parts = tiles >= 4 * c.threads ? 1 : min_of(c.threads, (w.rows + kLanes - 1) / kLanes);
+  const int packed = one_block(w.rows, T, 1) ? min_of(w.width, w.columns) : w.columns;
+  const size_t x_floats = static_cast<size_t>(packed) * T;
+  const size_t per_thread = x_floats + accumulator_floats(w.rows, T, 1);
+  const Buffer scratch(per_thread * c.threads * sizeof(float));
+  if (!scratch.ok()) return false;
+#pragma omp parallel num_threads(c.threads)
+  {
+    float* x_tile = scratch.as<float>() + per_thread * omp_get_thread_num();
+    float* y_tile = x_tile + x_floats;
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t task = 0; task < tiles * row_parts; task++) {
+      const int64_t token = task / row_parts * T;
+      const Range rows = part(w, row_parts, static_cast<int>(task % row_parts));
+      const int tokens = static_cast<int>(min_of(static_cast<int64_t>(T), c.tokens - token));
+      const Element* x = static_cast<const Element*>(c.x) + token * w.columns;
+      Element* y = static_cast<Element*>(c.y) + token * w.rows;
+      if (rows.begin < rows.end)
+        with_vectors<kForwardVectors>(tokens, [&](auto nv) {
+          forward_tile<decltype(nv)::value>(c, tokens, rows, x, y, x_tile, y_tile);
+        });
+    }
+  }
+  return true;
+}
+
+template <class Element>
+bool forward_of(const ForwardCall& c) {
+  return c.tokens <= kFewTokens ? forward_few<Element>(c) : forward_tiles<Element>(c);
+}
+
+}  // namespace
+
+bool forward(const ForwardCall& c) {
+  if (c.tokens <= 0 || c.weight.rows <= 0) return true;
+  ForwardCall call = c;
+  call.threads = useful_threads(c.threads, c.weight.nonzeros() * c.tokens);
+  return c.element == Element::kFloat32 ? forward_of<float>(call) : forward_of<Bfloat16>(call);
+}
+
+}  // namespace rarefy::RAREFY_ISA

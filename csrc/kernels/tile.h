@@ -1,0 +1,105 @@
+// Tiles: a block of tokens, transposed so that each feature is one contiguous run of NV * kLanes floats.
+#pragma once
+#include "simd.h"
+
+namespace rarefy::RAREFY_ISA {
+
+// Vectors per token tile. The backward pass keeps twice as many operands in registers, so that instruction sets with
+// 16 registers take fewer there.
+#if RAREFY_VECTOR_BYTES == 64
+constexpr int kForwardVectors = 4, kBackwardVectors = 4;
+#elif RAREFY_VECTOR_BYTES == 32
+constexpr int kForwardVectors = 8, kBackwardVectors = 4;
+#else
+constexpr int kForwardVectors = 8, kBackwardVectors = 8;
+#endif
+
+// Accumulator tiles of one block of rows stay in the second-level cache.
+constexpr size_t kAccumulatorBytes = 256 * 1024;
+
+RAREFY_INLINE int round_up(int n, int step) { return (n + step - 1) / step * step; }
+
+// Rows per block: about equal blocks, a multiple of kLanes.
+RAREFY_INLINE int rows_per_block(int rows, int tile, int arrays) {
+  const int fitting = static_cast<int>(kAccumulatorBytes / (static_cast<size_t>(arrays) * tile * 4)) / kLanes * kLanes;
+  const int wanted = max_of(kLanes, fitting);
+  const int blocks = max_of(1, (rows + wanted / 2) / wanted);
+  return max_of(kLanes, round_up((rows + blocks - 1) / blocks, kLanes));
+}
+
+// Floats that hold the accumulators of any block that rows_per_block makes of at most `rows` rows (a block is at most
+// 1.5 times the wanted one), and whether one block holds all rows.
+RAREFY_INLINE size_t accumulator_floats(int rows, int tile, int arrays) {
+  const size_t all = static_cast<size_t>(round_up(rows, kLanes)) * tile;
+  const size_t most = kAccumulatorBytes / 4 / arrays * 3 / 2 + 2 * static_cast<size_t>(kLanes) * tile;
+  return all < most ? all : most;
+}
+RAREFY_INLINE bool one_block(int rows, int tile, int arrays) { return rows_per_block(rows, tile, arrays) >= rows; }
+
+// source [tokens, columns] with rows `stride` apart -> tile [columns][NV * kLanes]; missing tokens become 0.
+template <int NV, class Element>
+void pack(const Element* source, int64_t stride, int tokens, int columns, float* tile) {
+  constexpr int T = NV * kLanes;
+  const int whole = columns / kLanes * kLanes;
+  for (int t = 0; t < T; t += kLanes) {
+    const int present = min_of(kLanes, max_of(0, tokens - t));
+    for (int c = 0; c < whole; c += kLanes) {
+      Vec r[kLanes];
+      const Element* p = source + t * stride + c;
+      if (present == kLanes) {
+        RAREFY_UNROLL for (int i = 0; i < kLanes; i++) r[i] = load(p + i * stride);
+      } else {
+        for (int i = 0; i < kLanes; i++) r[i] = i < present ? load(p + i * stride) : Vec{};
+      }
+      transpose(r);
+      RAREFY_UNROLL for (int i = 0; i < kLanes; i++) store(tile + static_cast<size_t>(c + i) * T + t, r[i]);
+    }
+  }
+  for (int c = whole; c < columns; c++)
+    for (int t = 0; t < T; t++) tile[static_cast<size_t>(c) * T + t] = t < tokens ? to_float(source[t * stride + c]) : 0.f;
+}
+
+// The reverse. Tokens are the outer loop: writing all rows of the target at once thrashes the first-level cache when
+// `stride` is a multiple of a large power of two.
+template <int NV, class Element>
+void unpack(const float* tile, int tokens, int columns, Element* target, int64_t stride) {
+  constexpr int T = NV * kLanes;
+  const int whole = columns / kLanes * kLanes;
+  for (int t = 0; t < tokens; t += kLanes) {
+    const int present = min_of(kLanes, tokens - t);
+    for (int c = 0; c < whole; c += kLanes) {
+      Vec r[kLanes];
+      RAREFY_UNROLL for (int i = 0; i < kLanes; i++) r[i] = load(tile + static_cast<size_t>(c + i) * T + t);
+      transpose(r);
+      Element* p = target + t * stride + c;
+      if (present == kLanes) {
+        RAREFY_UNROLL for (int i = 0; i < kLanes; i++) store(p + i * stride, r[i]);
+      } else {
+        for (int i = 0; i < present; i++) store(p + i * stride, r[i]);
+      }
+    }
+  }
+  for (int c = whole; c < columns; c++)
+    for (int t = 0; t < tokens; t++) from_float(tile[static_cast<size_t>(c) * T + t], target + t * stride + c);
+}
+
+template <int NV>
+struct VectorCount {
+  static constexpr int value = NV;
+};
+
+// Calls f with the fewest vectors that hold `tokens`: a ragged last tile costs its share only.
+template <int Most, class Function>
+RAREFY_INLINE void with_vectors(int tokens, Function f) {
+  switch ((tokens + kLanes - 1) / kLanes) {
+    case 1: return f(VectorCount<1>{});
+    case 2: return f(VectorCount<2>{});
+    case 3: return f(VectorCount<3>{});
+    case 4: return f(VectorCount<4>{});
+    case 5:
+    case 6: return f(VectorCount<Most < 6 ? Most : 6>{});
+    default: return f(VectorCount<Most>{});
+  }
+}
+
+}  // namespace rarefy::RAREFY_ISA

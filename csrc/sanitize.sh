@@ -1,0 +1,23 @@
+#!/bin/sh
+# Builds the kernels with address and undefined-behaviour sanitizers and runs their tests.
+#   sh csrc/sanitize.sh [pytest arguments]
+# Uses `python3` (or $PYTHON), which must have torch, nanobind, pytest and hypothesis; builds in $BUILD (a temporary
+# directory by default) and works on a copy of the package, so that an installed build is left alone.
+set -e
+root=$(cd "$(dirname "$0")/.." && pwd)
+python=${PYTHON:-python3}
+build=${BUILD:-$(mktemp -d)}
+cmake -S "$root" -B "$build" -DCMAKE_BUILD_TYPE=RelWithDebInfo -DRAREFY_SANITIZE=ON -DRAREFY_REQUIRE_KERNELS=ON \
+  -DPython_EXECUTABLE="$(command -v "$python")"
+cmake --build "$build" --parallel
+mkdir -p "$build/package"
+rm -rf "$build/package/rarefy"
+cp -r "$root/src/rarefy" "$build/package/rarefy"
+rm -f "$build"/package/rarefy/kernels/_C*.so
+cp "$build"/_C*.so "$build/package/rarefy/kernels/"
+# The interpreter and torch are not instrumented: leaks are theirs, and their frames differ from ours.
+# libstdc++ comes early, because the sanitizer looks for its exception functions when it starts.
+LD_PRELOAD="$(${CXX:-c++} -print-file-name=libasan.so) $(${CXX:-c++} -print-file-name=libstdc++.so.6)" \
+ASAN_OPTIONS=detect_leaks=0:detect_odr_violation=0:use_sigaltstack=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
+PYTHONPATH="$build/package" "$python" -m pytest -p no:cacheprovider -o pythonpath="$root/tests" \
+  --rootdir "$root" "$root/tests/kernels" -k "not compile and not contract" "$@"

@@ -1,0 +1,21 @@
+"""Kernels that skip the zeros of a weight, and exact selections; README.md in this directory explains them."""
+
+from rarefy.kernels.cost import break_even_sparsity, pays_off, relative_time
+from rarefy.kernels.csr import CSR
+from rarefy.kernels.dispatch import available, instruction_set
+from rarefy.kernels.ops import select_gradient_, sparse_linear
+from rarefy.kernels.selection import keep_n_of_m, keep_top, keep_top_blocks
+
+__all__ = [
+    "CSR",
+    "available",
+    "break_even_sparsity",
+    "instruction_set",
+    "keep_n_of_m",
+    "keep_top",
+    "keep_top_blocks",
+    "pays_off",
+    "relative_time",
+    "select_gradient_",
+    "sparse_linear",
+]

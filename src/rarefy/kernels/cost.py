@@ -1,0 +1,90 @@
+"""Where compact storage pays: the rule behind `compute: auto`, with a table of measured break-even densities."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from rarefy.kernels.dispatch import REFERENCE, instruction_set
+
+_OVERHEAD = 3e6  # fixed cost of a forward and backward call, in multiply-adds of one dense matrix product
+_MARGIN = 1.03  # a layer is left dense unless it is expected to gain this factor
+
+
+@dataclass(frozen=True)
+class BreakEven:
+    """Measured for one instruction set and dtype: sparse = dense / limit · density · (1 + tokens_offset / tokens).
+
+    Args:
+        limit: density at which sparse and dense take equally long with many tokens.
+        tokens_offset: tokens that a call costs on top of those it is given.
+    """
+
+    limit: float
+    tokens_offset: float
+
+
+# Against torch's dense products on a machine with AVX-512 and bfloat16 instructions; lower than measured, never higher.
+TABLE: dict[tuple[str, torch.dtype], BreakEven] = {
+    ("v4", torch.float32): BreakEven(0.65, 8),
+    ("v3", torch.float32): BreakEven(0.55, 8),
+    ("v2", torch.float32): BreakEven(0.25, 8),
+    ("base", torch.float32): BreakEven(0.5, 8),
+    ("v4", torch.bfloat16): BreakEven(0.28, 16),
+    ("v3", torch.bfloat16): BreakEven(0.2, 16),
+    ("v2", torch.bfloat16): BreakEven(0.08, 16),
+    ("base", torch.bfloat16): BreakEven(0.2, 16),
+}
+
+
+def relative_time(
+    rows: int, columns: int, tokens: int, density: float, dtype: torch.dtype = torch.float32
+) -> float:
+    """Expected time of a sparse layer's forward and backward pass, dense = 1; infinite without a kernel for it.
+
+    density / limit · (1 + tokens_offset / tokens) + overhead / (rows · columns · tokens)
+
+    Args:
+        rows: rows of the weight (output features).
+        columns: columns of the weight (input features).
+        tokens: rows of the activations per step, ≥ 0.
+        density: share of active connections, in [0, 1].
+        dtype: of the activations (autocast's dtype under autocast).
+
+    Example:
+        >>> relative_time(768, 768, 2048, 0.1, torch.float64)
+        inf
+    """
+    entry = None if instruction_set() == REFERENCE else TABLE.get((instruction_set(), dtype))
+    dense_work = rows * columns * tokens
+    if entry is None or dense_work == 0:
+        return math.inf
+    return density / entry.limit * (1 + entry.tokens_offset / tokens) + _OVERHEAD / dense_work
+
+
+def pays_off(
+    rows: int, columns: int, tokens: int, density: float, dtype: torch.dtype = torch.float32
+) -> bool:
+    """Whether compact storage is expected to be at least 3% faster than dense for this layer; see `relative_time`.
+
+    Example:
+        >>> pays_off(768, 768, 2048, 0.99)
+        False
+    """
+    return relative_time(rows, columns, tokens, density, dtype) * _MARGIN < 1
+
+
+def break_even_sparsity(rows: int, columns: int, tokens: int, dtype: torch.dtype = torch.float32) -> float:
+    """The sparsity above which compact storage pays for this layer; 1 where it never does.
+
+    Example:
+        >>> break_even_sparsity(768, 768, 2048, torch.float64)
+        1.0
+    """
+    fixed = relative_time(rows, columns, tokens, 0.0, dtype)
+    if fixed * _MARGIN >= 1:
+        return 1.0
+    slope = relative_time(rows, columns, tokens, 1.0, dtype) - fixed
+    return max(0.0, 1 - (1 / _MARGIN - fixed) / slope)

@@ -1,0 +1,163 @@
+"""The topology of a sparse matrix, by rows and by columns; README.md in this directory describes the layout."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rarefy.errors import RarefyError
+from rarefy.kernels import native, reference
+from rarefy.kernels.dispatch import instruction_set_index
+
+_MOST_CONNECTIONS = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class CSR:
+    """Where the active connections of a matrix [rows, columns] are, and where those of its transpose are.
+
+    Columns are cut in panels; connections are ordered by panel, then row, then column. Values are kept in this order
+    by whoever owns them. The transpose is a structure of the same form, with `order` leading from its connections to
+    their values.
+
+    Args:
+        rows, columns: shape of the matrix.
+        width, transposed_width: columns (of the transpose: rows) per panel, at most 65536.
+        starts: int32 [panels · rows + 1], first connection of each row in each panel.
+        offsets: int16 [connections], the bits of an unsigned column number within its panel.
+        transposed_starts, transposed_offsets: the same for the transpose.
+        order: int32 [connections], place among the values of each connection of the transpose.
+    """
+
+    rows: int
+    columns: int
+    width: int
+    transposed_width: int
+    starts: Tensor
+    offsets: Tensor
+    transposed_starts: Tensor
+    transposed_offsets: Tensor
+    order: Tensor
+
+    @classmethod
+    def from_mask(cls, mask: Tensor) -> CSR:
+        """The structure of a mask.
+
+        Args:
+            mask: bool [rows, columns] on any device, fewer than 2³¹ active connections.
+
+        Raises:
+            RarefyError: the mask has another dtype or number of dimensions, or too many active connections.
+
+        Example:
+            >>> CSR.from_mask(torch.tensor([[True, False], [True, True]])).positions()
+            tensor([0, 2, 3])
+        """
+        if mask.dtype != torch.bool or mask.dim() != 2:
+            raise RarefyError(
+                f"mask: {mask.dtype} with shape {tuple(mask.shape)} is not allowed; give a bool matrix"
+            )
+        rows, columns = mask.shape
+        active = int(mask.count_nonzero())
+        if active > _MOST_CONNECTIONS:
+            raise RarefyError(
+                f"mask: {active} active connections are not allowed; give fewer than 2**31 (a sparser layer)"
+            )
+        density = active / max(1, mask.numel())
+        widths = (
+            panel_width(columns, 20 / max(density, 1e-6), 96, 384),
+            panel_width(rows, 40 / max(density, 1e-6), 192, 768),
+        )
+        build = (
+            reference.build if instruction_set_index() is None or mask.device.type != "cpu" else native.build
+        )
+        return cls(rows, columns, *widths, *build(mask.contiguous(), *widths, active))
+
+    @property
+    def nonzeros(self) -> int:
+        """Number of active connections."""
+        return self.offsets.numel()
+
+    @property
+    def density(self) -> float:
+        """Share of active connections; 0 for an empty matrix."""
+        return self.nonzeros / (self.rows * self.columns) if self.rows * self.columns else 0.0
+
+    @property
+    def sizes(self) -> list[int]:
+        """The four whole numbers, in the order in which the operations take them."""
+        return [self.rows, self.columns, self.width, self.transposed_width]
+
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """The five index tensors, in the order in which the operations take them."""
+        return self.starts, self.offsets, self.transposed_starts, self.transposed_offsets, self.order
+
+    def positions(self) -> Tensor:
+        """int64 [connections]: position row · columns + column of each connection, in the order of the values.
+
+        Example:
+            >>> CSR.from_mask(torch.eye(3, dtype=torch.bool)).positions()
+            tensor([0, 4, 8])
+        """
+        compiled = self.offsets.device.type == "cpu" and instruction_set_index() is not None
+        find = native.positions if compiled else reference.positions
+        return find(self.rows, self.columns, self.width, self.starts, self.offsets)
+
+    def mask(self) -> Tensor:
+        """The mask, bool [rows, columns].
+
+        Example:
+            >>> CSR.from_mask(torch.tensor([[True, False]])).mask()
+            tensor([[ True, False]])
+        """
+        flat = torch.zeros(self.rows * self.columns, dtype=torch.bool, device=self.offsets.device)
+        flat[self.positions()] = True
+        return flat.view(self.rows, self.columns)
+
+    def dense(self, values: Tensor) -> Tensor:
+        """The matrix [rows, columns] with `values` at the active connections and zeros elsewhere; differentiable.
+
+        Example:
+            >>> CSR.from_mask(torch.tensor([[True, False], [True, True]])).dense(torch.tensor([1.0, 2.0, 3.0]))
+            tensor([[1., 0.],
+                    [2., 3.]])
+        """
+        return reference.dense(self.rows, self.columns, self.positions(), values)
+
+    def gather(self, matrix: Tensor) -> Tensor:
+        """The entries of a dense matrix [rows, columns] at the active connections, in the order of the values.
+
+        Example:
+            >>> csr = CSR.from_mask(torch.tensor([[True, False], [True, True]]))
+            >>> csr.gather(torch.tensor([[1.0, 9.0], [2.0, 3.0]]))
+            tensor([1., 2., 3.])
+        """
+        return matrix.reshape(-1)[self.positions()]
+
+    def sources_in(self, previous: CSR) -> Tensor:
+        """int64 [connections]: the place of each connection among the values of `previous`, −1 where it is new.
+
+        Example:
+            >>> old, new = torch.tensor([[True, True, False]]), torch.tensor([[False, True, True]])
+            >>> CSR.from_mask(new).sources_in(CSR.from_mask(old))
+            tensor([ 1, -1])
+        """
+        place = torch.full((self.rows * self.columns,), -1, dtype=torch.int32, device=self.offsets.device)
+        place[previous.positions()] = torch.arange(previous.nonzeros, dtype=torch.int32, device=place.device)
+        return place[self.positions()].long()
+
+
+def panel_width(columns: int, wanted: float, least: int, most: int) -> int:
+    """Columns per panel: about `wanted` within [least, most], a multiple of 16, or all where little would be cut off.
+
+    The forward pass wants about 20 connections per row and panel, the backward pass 40 (measured).
+
+    Example:
+        >>> panel_width(768, 200, 96, 384), panel_width(256, 200, 96, 384)
+        (192, 256)
+    """
+    width = int(min(max(wanted, least), most)) // 16 * 16
+    return max(1, columns if width >= 0.7 * columns else width)

@@ -1,0 +1,82 @@
+"""Which kernels run: the newest instruction set of this machine, or what RAREFY_KERNELS says."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+import warnings
+from types import ModuleType
+
+from rarefy.errors import RarefyError
+
+REFERENCE = "reference"
+VARIABLE = "RAREFY_KERNELS"
+
+
+@functools.cache
+def extension() -> ModuleType | None:
+    """The compiled kernels, or None with one warning where they were not built.
+
+    Example:
+        >>> extension() is extension()
+        True
+    """
+    try:
+        return importlib.import_module("rarefy.kernels._C")
+    except ImportError as error:
+        warnings.warn(
+            f"rarefy runs without its compiled kernels ({error}): compact storage takes the slow plain-torch path; "
+            f"reinstall with a C++20 compiler, or set {VARIABLE}={REFERENCE} to silence this",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return None
+
+
+@functools.cache
+def _compiled() -> tuple[str, ...]:
+    module = extension()
+    return tuple(module.instruction_sets()) if module is not None else ()
+
+
+def available() -> tuple[str, ...]:
+    """The names that RAREFY_KERNELS takes on this machine, slowest first.
+
+    Example:
+        >>> available()[0]
+        'reference'
+    """
+    return (REFERENCE, *_compiled())
+
+
+def instruction_set() -> str:
+    """The kernels in use: `reference` (plain torch), or `v2`, `v3`, `v4` (x86-64), `base` (other machines).
+
+    Raises:
+        RarefyError: RAREFY_KERNELS names something that this machine does not have.
+
+    Example:
+        >>> instruction_set() in available()
+        True
+    """
+    wanted = os.environ.get(VARIABLE)
+    if wanted == REFERENCE:
+        return REFERENCE
+    names = available()
+    if wanted is None or wanted in names:
+        return wanted or names[-1]
+    raise RarefyError(
+        f"{VARIABLE}: {wanted} is not available here; give one of {', '.join(names)}, or unset it"
+    )
+
+
+def instruction_set_index() -> int | None:
+    """The number by which the compiled kernels know the instruction set in use; None for the reference path.
+
+    Example:
+        >>> (instruction_set_index() is None) == (instruction_set() == "reference")
+        True
+    """
+    name = instruction_set()
+    return None if name == REFERENCE else _compiled().index(name)

@@ -1,0 +1,209 @@
+"""The sparse linear layer as `torch.library` operations, with shapes for tracing and gradients.
+
+`rarefy::sparse_linear` and `rarefy::sparse_linear_backward` take the parts of a `CSR` as separate arguments, because
+operations take tensors and numbers only. `rarefy::select_gradient_` changes its first argument.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rarefy.errors import RarefyError
+from rarefy.kernels import native, reference
+from rarefy.kernels.csr import CSR
+
+_CSR = "Tensor starts, Tensor offsets, Tensor back_starts, Tensor back_offsets, Tensor order, int[] sizes"
+
+
+def sparse_linear(
+    x: Tensor, values: Tensor, bias: Tensor | None, csr: CSR, probe: Tensor | None = None
+) -> Tensor:
+    """Y = x · Wᵀ + bias with W sparse; differentiable in x, values and bias.
+
+    Args:
+        x: [..., columns]; dtype of values, or bfloat16 or float16 with float32 values.
+        values: [connections], in the order of `csr`.
+        bias: [rows] or None.
+        csr: the topology of W [rows, columns].
+        probe: tensor [rows, columns] whose content is never read; its gradient is the dense gradient of W.
+
+    Returns:
+        [..., rows] in the dtype of x.
+
+    Raises:
+        RarefyError: sizes or dtypes do not fit together.
+
+    Example:
+        >>> csr = CSR.from_mask(torch.tensor([[True, False], [True, True]]))
+        >>> sparse_linear(torch.tensor([[1.0, 10.0]]), torch.tensor([1.0, 2.0, 3.0]), None, csr)
+        tensor([[ 1., 32.]])
+    """
+    if x.dim() == 0 or x.shape[-1] != csr.columns:
+        raise RarefyError(
+            f"x: shape {tuple(x.shape)} is not allowed; its last dimension must be {csr.columns}"
+        )
+    half = x.dtype in (torch.bfloat16, torch.float16) and values.dtype == torch.float32
+    if x.dtype != values.dtype and not half:
+        raise RarefyError(
+            f"x: {x.dtype} is not allowed with {values.dtype} values; convert one, for example x.to({values.dtype})"
+        )
+    direct = torch.compiler.is_compiling() or not torch.is_grad_enabled()
+    apply = torch.ops.rarefy.sparse_linear.default if direct else _SparseLinear.apply
+    return apply(x, values, bias, probe, *csr.tensors, csr.sizes)
+
+
+def select_gradient_(grad: Tensor, mask: Tensor) -> Tensor:
+    """Replaces the gradient of inactive connections by zero, in place; a NaN there vanishes.
+
+    Args:
+        grad: any shape, device and floating dtype.
+        mask: bool, the shape of grad.
+
+    Returns:
+        grad.
+
+    Raises:
+        RarefyError: the mask has another shape or dtype.
+
+    Example:
+        >>> select_gradient_(torch.tensor([1.0, float("nan")]), torch.tensor([True, False]))
+        tensor([1., 0.])
+    """
+    if mask.dtype != torch.bool or mask.shape != grad.shape:
+        given = f"{mask.dtype} with shape {tuple(mask.shape)}"
+        raise RarefyError(f"mask: {given} is not allowed; give a bool mask with shape {tuple(grad.shape)}")
+    torch.ops.rarefy.select_gradient_(grad, mask)
+    return grad
+
+
+torch.library.define(
+    "rarefy::sparse_linear", f"(Tensor x, Tensor values, Tensor? bias, Tensor? probe, {_CSR}) -> Tensor"
+)
+torch.library.define(
+    "rarefy::sparse_linear_backward",
+    f"(Tensor grad, Tensor x, Tensor values, {_CSR}, bool[] needs) -> (Tensor, Tensor, Tensor)",
+)
+torch.library.define("rarefy::select_gradient_", "(Tensor(a!) grad, Tensor mask) -> ()")
+
+
+@torch.library.impl("rarefy::sparse_linear", "default")
+def _forward(
+    x: Tensor, values: Tensor, bias: Tensor | None, probe: Tensor | None,
+    starts: Tensor, offsets: Tensor, back_starts: Tensor, back_offsets: Tensor, order: Tensor, sizes: list[int],
+) -> Tensor:  # fmt: skip
+    rows, columns, width, _ = sizes
+    flat = x.reshape(-1, columns) if x.numel() else x.new_empty(_tokens(x), columns)
+    if native.serves(x, values):
+        full_bias = None if bias is None else bias.float().contiguous()
+        y = native.forward(flat.contiguous(), values.float().contiguous(), full_bias, starts, offsets, sizes)
+    else:
+        positions = reference.positions(rows, columns, width, starts, offsets)
+        y = reference.forward(flat, reference.dense(rows, columns, positions, values), bias)
+    return y.view(*x.shape[:-1], rows)
+
+
+@torch.library.register_fake("rarefy::sparse_linear")
+def _forward_shape(
+    x: Tensor, values: Tensor, bias: Tensor | None, probe: Tensor | None,
+    starts: Tensor, offsets: Tensor, back_starts: Tensor, back_offsets: Tensor, order: Tensor, sizes: list[int],
+) -> Tensor:  # fmt: skip
+    return x.new_empty(*x.shape[:-1], sizes[0])
+
+
+@torch.library.impl("rarefy::sparse_linear_backward", "default")
+def _backward(
+    grad: Tensor, x: Tensor, values: Tensor,
+    starts: Tensor, offsets: Tensor, back_starts: Tensor, back_offsets: Tensor, order: Tensor, sizes: list[int],
+    needs: list[bool],
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    rows, columns, width, _ = sizes
+    tokens = _tokens(x)
+    flat_x, flat_grad = (t.to(x.dtype).reshape(tokens, size) for t, size in ((x, columns), (grad, rows)))
+    if native.serves(x, values) and columns:
+        transpose = (back_starts, back_offsets, order)
+        grads = native.backward(
+            flat_grad.contiguous(), flat_x.contiguous(), values.float().contiguous(), transpose, sizes, needs
+        )
+    else:
+        positions = reference.positions(rows, columns, width, starts, offsets)
+        weight = reference.dense(rows, columns, positions, values)
+        grads = reference.backward(flat_grad, flat_x, weight, positions)
+    shaped = (grads[0].view(x.shape) if needs[0] else x, grads[1].to(values.dtype), grads[2].to(values.dtype))
+    empty = (x.new_empty(0), values.new_empty(0), values.new_empty(0))
+    kept = [g if needed else e for g, e, needed in zip(shaped, empty, needs, strict=True)]
+    return kept[0], kept[1], kept[2]
+
+
+@torch.library.register_fake("rarefy::sparse_linear_backward")
+def _backward_shape(
+    grad: Tensor, x: Tensor, values: Tensor,
+    starts: Tensor, offsets: Tensor, back_starts: Tensor, back_offsets: Tensor, order: Tensor, sizes: list[int],
+    needs: list[bool],
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    return (
+        x.new_empty(x.shape if needs[0] else (0,)),
+        values.new_empty(values.shape if needs[1] else (0,)),
+        values.new_empty((sizes[0] if needs[2] else 0,)),
+    )
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, values, bias, probe, *structure, sizes = inputs
+    ctx.save_for_backward(x, values, *structure)
+    ctx.sizes = sizes
+    ctx.bias_dtype = None if bias is None else bias.dtype
+    ctx.probe_dtype = None if probe is None else probe.dtype
+
+
+def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, values, *structure = ctx.saved_tensors
+    needs = list(ctx.needs_input_grad[:3])
+    found = torch.ops.rarefy.sparse_linear_backward(grad, x, values, *structure, ctx.sizes, needs)
+    grad_x, grad_values, grad_bias = (g if needed else None for g, needed in zip(found, needs, strict=True))
+    if grad_bias is not None:
+        grad_bias = grad_bias.to(ctx.bias_dtype)
+    grad_probe = None
+    if ctx.needs_input_grad[3]:
+        rows, columns = ctx.sizes[:2]
+        grad_probe = (grad.reshape(-1, rows).t() @ x.reshape(-1, columns)).to(ctx.probe_dtype)
+    return grad_x, grad_values, grad_bias, grad_probe, *(None,) * (len(structure) + 1)
+
+
+torch.library.register_autograd("rarefy::sparse_linear", _gradients, setup_context=_setup)
+
+
+class _SparseLinear(torch.autograd.Function):
+    """The same gradients for `torch.func` transforms, which do not look into operations."""
+
+    @staticmethod
+    def forward(*inputs: Any) -> Tensor:
+        return torch.ops.rarefy.sparse_linear(*inputs)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _setup(ctx, inputs, output)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        return _gradients(ctx, *grad_outputs)
+
+
+@torch.library.impl("rarefy::select_gradient_", "default")
+def _select(grad: Tensor, mask: Tensor) -> None:
+    fits = grad.device.type == "cpu" and grad.element_size() in (2, 4, 8) and grad.is_floating_point()
+    if fits and grad.is_contiguous() and native.serves():
+        native.select_(grad, mask.contiguous())
+    else:
+        reference.select_(grad, mask)
+
+
+@torch.library.register_fake("rarefy::select_gradient_")
+def _select_shape(grad: Tensor, mask: Tensor) -> None:
+    return None
+
+
+def _tokens(x: Tensor) -> int:
+    return x.shape[:-1].numel()

@@ -1,0 +1,166 @@
+"""Every operation in plain torch: the oracle of the tests, and the path for machines and types without a kernel.
+
+The dense matrix is built and its zeros are multiplied. Half-precision types accumulate in float32.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def build(
+    mask: Tensor, width: int, transposed_width: int, active: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The five index tensors of `CSR` for a bool mask [rows, columns] with `active` connections.
+
+    Example:
+        >>> build(torch.tensor([[True, False], [True, True]]), 2, 2, 3)[0]
+        tensor([0, 1, 3], dtype=torch.int32)
+    """
+    rows, columns = mask.shape
+    row, column = mask.nonzero().unbind(1)
+    first = (column // width).argsort(stable=True)
+    row, column = row[first], column[first]
+    order = ((row // transposed_width) * columns + column).argsort(stable=True)
+    return (
+        _starts(column // width * rows + row, _panels(columns, width) * rows),
+        _offsets(column, width),
+        _starts(row // transposed_width * columns + column, _panels(rows, transposed_width) * columns),
+        _offsets(row[order], transposed_width),
+        order.to(torch.int32),
+    )
+
+
+def positions(rows: int, columns: int, width: int, starts: Tensor, offsets: Tensor) -> Tensor:
+    """int64 [connections]: row-major position of each connection.
+
+    Example:
+        >>> positions(2, 2, 2, torch.tensor([0, 1, 3]), torch.tensor([0, 0, 1], dtype=torch.int16))
+        tensor([0, 2, 3])
+    """
+    counts = starts.diff()
+    run = torch.repeat_interleave(
+        torch.arange(counts.numel(), device=starts.device), counts, output_size=offsets.numel()
+    )
+    column = (offsets.long() & 0xFFFF) + run // max(rows, 1) * width
+    return run % max(rows, 1) * columns + column
+
+
+def dense(rows: int, columns: int, positions: Tensor, values: Tensor) -> Tensor:
+    """The matrix [rows, columns] with `values` at `positions`.
+
+    Example:
+        >>> dense(1, 3, torch.tensor([1]), torch.tensor([5.0]))
+        tensor([[0., 5., 0.]])
+    """
+    flat = torch.zeros(rows * columns, dtype=values.dtype, device=values.device)
+    return flat.index_put((positions,), values).view(rows, columns)
+
+
+def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """X · weightᵀ + bias in the dtype of x.
+
+    Example:
+        >>> forward(torch.ones(1, 2), torch.tensor([[1.0, 2.0]]), None)
+        tensor([[3.]])
+    """
+    wide = _wide(x.dtype)
+    return F.linear(x.to(wide), weight.to(wide), None if bias is None else bias.to(wide)).to(x.dtype)
+
+
+def backward(grad: Tensor, x: Tensor, weight: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x, of the weights at `positions` and of the bias, from grad [tokens, out] and x [tokens, in].
+
+    Returns:
+        grad · weight in the dtype of x; gradᵀ · x at the positions and the column sums of grad in the dtype of weight.
+
+    Example:
+        >>> grads = backward(torch.ones(2, 1), torch.ones(2, 2), torch.tensor([[3.0, 0.0]]), torch.tensor([0]))
+        >>> [g.tolist() for g in grads]
+        [[[3.0, 0.0], [3.0, 0.0]], [2.0], [2.0]]
+    """
+    wide = _wide(x.dtype)
+    grad, full = grad.to(wide), weight.to(wide)
+    grad_values = (grad.t() @ x.to(wide)).reshape(-1)[positions]
+    return (grad @ full).to(x.dtype), grad_values.to(weight.dtype), grad.sum(0).to(weight.dtype)
+
+
+def keep_top(scores: Tensor, count: int, candidates: Tensor | None = None) -> Tensor:
+    """The mask of the `count` highest scores among the candidates; ties go to the lowest index, NaN ranks last.
+
+    Example:
+        >>> keep_top(torch.tensor([1.0, float("nan"), 1.0, 0.0]), 1)
+        tensor([ True, False, False, False])
+    """
+    flat = scores.detach().reshape(-1)
+    allowed = torch.ones_like(flat, dtype=torch.bool) if candidates is None else candidates.reshape(-1)
+    order = flat.nan_to_num(nan=0.0, posinf=float("inf"), neginf=float("-inf")).argsort(
+        descending=True, stable=True
+    )
+    rank = torch.where(allowed, flat.isnan().to(torch.int8), 2)[order]
+    order = order[rank.argsort(stable=True)][: max(0, min(count, int(allowed.sum())))]
+    mask = torch.zeros_like(allowed)
+    mask[order] = True
+    return mask.view(scores.shape)
+
+
+def keep_n_of_m(scores: Tensor, n: int, m: int) -> Tensor:
+    """The mask of the `n` highest of every `m` neighbours along the last dimension.
+
+    Example:
+        >>> keep_n_of_m(torch.tensor([[1.0, 3.0, 2.0, 0.0]]), 2, 4)
+        tensor([[False,  True,  True, False]])
+    """
+    groups = scores.detach().reshape(-1, m)
+    nan = groups.isnan()
+    highest = groups.nan_to_num(nan=0.0, posinf=float("inf"), neginf=float("-inf")).argsort(
+        dim=1, descending=True, stable=True
+    )
+    order = highest.gather(1, nan.gather(1, highest).to(torch.int8).argsort(dim=1, stable=True))
+    mask = torch.zeros_like(nan).scatter(1, order[:, :n], True)
+    return mask.view(scores.shape)
+
+
+def block_sums(scores: Tensor, block_rows: int, block_columns: int) -> Tensor:
+    """Sums over blocks [block_rows, block_columns] of a matrix.
+
+    Example:
+        >>> block_sums(torch.ones(2, 4), 2, 2)
+        tensor([[4., 4.]])
+    """
+    rows, columns = scores.shape
+    tiles = scores.detach().reshape(rows // block_rows, block_rows, columns // block_columns, block_columns)
+    return tiles.sum((1, 3))
+
+
+def select_(data: Tensor, mask: Tensor) -> None:
+    """Replaces inactive positions by zeros, in place; a NaN there vanishes.
+
+    Example:
+        >>> data = torch.tensor([1.0, float("nan")])
+        >>> select_(data, torch.tensor([True, False]))
+        >>> data
+        tensor([1., 0.])
+    """
+    data.masked_fill_(~mask, 0)
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _panels(columns: int, width: int) -> int:
+    return max(1, -(-columns // width))
+
+
+def _starts(keys: Tensor, size: int) -> Tensor:
+    starts = torch.zeros(size + 1, dtype=torch.int32, device=keys.device)
+    starts[1:] = torch.bincount(keys, minlength=size).cumsum(0)
+    return starts
+
+
+def _offsets(column: Tensor, width: int) -> Tensor:
+    offset = column % width
+    return torch.where(offset < 1 << 15, offset, offset - (1 << 16)).to(torch.int16)

@@ -1,0 +1,104 @@
+"""Masks from scores, compiled where that is possible: exact and deterministic, ties to the lowest index, NaN last."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rarefy.errors import RarefyError
+from rarefy.kernels import native, reference
+
+
+def keep_top(scores: Tensor, count: int, candidates: Tensor | None = None) -> Tensor:
+    """The mask of the `count` highest scores.
+
+    Args:
+        scores: any shape, floating point, up to 2³¹ elements; compiled for contiguous float32 on the CPU.
+        count: how many to keep; clamped to the number of candidates.
+        candidates: bool mask of what may be kept; None = everything.
+
+    Returns:
+        Bool, the shape of scores.
+
+    Raises:
+        RarefyError: the candidates have another shape or dtype than a mask of the scores.
+
+    Example:
+        >>> keep_top(torch.tensor([3.0, 1.0, 3.0, float("nan")]), 1)
+        tensor([ True, False, False, False])
+        >>> keep_top(torch.tensor([3.0, 1.0, 2.0]), 1, candidates=torch.tensor([False, True, True]))
+        tensor([False, False,  True])
+    """
+    if candidates is not None and (candidates.dtype != torch.bool or candidates.shape != scores.shape):
+        given = f"{candidates.dtype} with shape {tuple(candidates.shape)}"
+        raise RarefyError(
+            f"candidates: {given} is not allowed; give a bool mask with shape {tuple(scores.shape)}"
+        )
+    scores, compiled = _prepared(scores)
+    if not compiled or scores.numel() > 2**31:
+        return reference.keep_top(scores, count, candidates)
+    return native.keep_top(scores, count, None if candidates is None else candidates.contiguous())
+
+
+def keep_n_of_m(scores: Tensor, n: int, m: int) -> Tensor:
+    """The mask of the `n` highest of every `m` neighbours along the last dimension (N:M pattern).
+
+    Args:
+        scores: floating point; the last dimension is divisible by m.
+        n: kept in each group, 0 ≤ n ≤ m.
+        m: size of a group, ≥ 1.
+
+    Returns:
+        Bool, the shape of scores.
+
+    Raises:
+        RarefyError: n, m and the shape do not fit together.
+
+    Example:
+        >>> keep_n_of_m(torch.tensor([[1.0, 3.0, 2.0, 0.0]]), 2, 4)
+        tensor([[False,  True,  True, False]])
+    """
+    if not 0 <= n <= m or m < 1 or scores.dim() == 0 or scores.shape[-1] % m:
+        shape = tuple(scores.shape)
+        raise RarefyError(
+            f"n: {n}, m: {m} is not allowed for shape {shape}; give n ≤ m with m dividing the last dimension"
+        )
+    scores, compiled = _prepared(scores)
+    return native.keep_n_of_m(scores, n, m) if compiled else reference.keep_n_of_m(scores, n, m)
+
+
+def keep_top_blocks(scores: Tensor, count: int, block: tuple[int, int]) -> Tensor:
+    """The mask of the `count` blocks whose scores have the highest sum.
+
+    Args:
+        scores: floating point [rows, columns].
+        count: how many blocks to keep; clamped to their number.
+        block: rows and columns of a block; each divides its dimension.
+
+    Returns:
+        Bool, the shape of scores.
+
+    Raises:
+        RarefyError: the blocks do not divide the matrix.
+
+    Example:
+        >>> keep_top_blocks(torch.tensor([[1.0, 1.0, 3.0, 0.0]]), 1, (1, 2))
+        tensor([[False, False,  True,  True]])
+    """
+    if scores.dim() != 2 or min(block) < 1 or scores.shape[0] % block[0] or scores.shape[1] % block[1]:
+        shape = tuple(scores.shape)
+        raise RarefyError(
+            f"block: {tuple(block)} is not allowed for shape {shape}; give sizes that divide rows and columns"
+        )
+    scores, compiled = _prepared(scores)
+    sums = native.block_sums(scores, *block) if compiled else reference.block_sums(scores, *block)
+    return keep_top(sums, count).repeat_interleave(block[0], 0).repeat_interleave(block[1], 1)
+
+
+def _prepared(scores: Tensor) -> tuple[Tensor, bool]:
+    """Contiguous scores, and whether the compiled kernels take them; half precision is widened without loss."""
+    scores = scores.detach()
+    if scores.dtype in (torch.bfloat16, torch.float16):
+        scores = scores.float()
+    compiled = scores.dtype == torch.float32 and native.serves(scores)
+    return scores.contiguous(), compiled

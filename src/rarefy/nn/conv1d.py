@@ -1,0 +1,87 @@
+"""`SparseConv1D`: compact storage behind Hugging Face's `Conv1D`, a linear layer whose weight is [in, out]."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rarefy.errors import RarefyError
+from rarefy.kernels import CSR
+from rarefy.nn.linear import SparseLinear
+
+
+class SparseConv1D(SparseLinear):
+    """y = x · W + b with W [in_features, out_features] stored as values and indices.
+
+    Everything is as in `SparseLinear`, with masks, dense gradients and the saved weight in the layout [in, out].
+
+    Args:
+        mask: bool [in_features, out_features], True = active.
+        bias: whether there is a bias.
+        dtype: of values and bias; the default dtype if None.
+
+    Example:
+        >>> layer = SparseConv1D(torch.ones(3, 2, dtype=torch.bool))
+        >>> layer.weight.shape, layer.nx, layer.nf, layer(torch.ones(5, 3)).shape
+        (torch.Size([3, 2]), 3, 2, torch.Size([5, 2]))
+    """
+
+    def __init__(self, mask: Tensor, bias: bool = True, dtype: torch.dtype | None = None) -> None:
+        super().__init__(mask.t(), bias, dtype)
+        self.nx, self.nf = self.in_features, self.out_features
+
+    @classmethod
+    def from_conv1d(cls, module: nn.Module, mask: Tensor) -> SparseConv1D:
+        """The same layer with only the connections of `mask`.
+
+        Args:
+            module: any module with `weight` [in, out], `bias` and the meaning of Hugging Face's Conv1D.
+            mask: bool, the shape of its weight.
+
+        Raises:
+            RarefyError: the module has no weight matrix; the mask has another shape.
+        """
+        weight: Any = getattr(module, "weight", None)
+        if not isinstance(weight, nn.Parameter) or weight.dim() != 2:
+            raise RarefyError(
+                f"module: {type(module).__name__} is not allowed; give a Conv1D with a weight matrix"
+            )
+        layer = cls._from_dense(module, weight, mask)
+        assert isinstance(layer, SparseConv1D)
+        return layer
+
+    def to_conv1d(self, conv1d: type[nn.Module]) -> nn.Module:
+        """A dense layer of the class `conv1d` (constructed as conv1d(out, in)) with exact zeros; shares the bias."""
+        module = conv1d(self.nf, self.nx)
+        module.weight = nn.Parameter(self.weight.detach(), requires_grad=self.values.requires_grad)
+        module.bias = self.bias
+        return module.train(self.training)
+
+    @property
+    def weight_shape(self) -> tuple[int, int]:
+        """[in_features, out_features]."""
+        return self.in_features, self.out_features
+
+    @property
+    def weight_mask(self) -> Tensor:
+        """The mask [in_features, out_features]; built on each read."""
+        return self.csr.mask().t().contiguous()
+
+    @property
+    def dense_gradient(self) -> Tensor | None:
+        """The gradient [in_features, out_features] since it was requested; None without one."""
+        gradient = super().dense_gradient
+        return None if gradient is None else gradient.t()
+
+    def gather(self, matrix: Tensor) -> Tensor:
+        """The entries of a tensor [in_features, out_features] at the active connections, in the order of `values`."""
+        return super().gather(matrix.t())
+
+    def scatter(self, entries: Tensor) -> Tensor:
+        """The reverse of `gather`."""
+        return super().scatter(entries).t().contiguous()
+
+    def _csr_of(self, mask: Tensor) -> CSR:
+        return CSR.from_mask(mask.t())

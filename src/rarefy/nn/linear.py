@@ -1,0 +1,285 @@
+"""`SparseLinear`: the interface of `nn.Linear`, but only active connections are stored and computed."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rarefy.errors import RarefyError
+from rarefy.kernels import CSR, sparse_linear
+
+_INDEX_BUFFERS = ("csr_starts", "csr_offsets", "csr_back_starts", "csr_back_offsets", "csr_order")
+
+
+def move_entries(tensor: Tensor, sources: Tensor) -> Tensor:
+    """Moves per-connection entries (values, gradients, optimizer state) to a new topology; new ones are zero.
+
+    Args:
+        tensor: [old connections].
+        sources: int64 [new connections], from `SparseLinear.set_topology`: old place, −1 = new connection.
+
+    Returns:
+        [new connections], the dtype of tensor.
+
+    Example:
+        >>> move_entries(torch.tensor([5.0, 7.0]), torch.tensor([1, -1, 0]))
+        tensor([7., 0., 5.])
+    """
+    padded = torch.cat([tensor, tensor.new_zeros(1)])
+    return padded[sources]
+
+
+class SparseLinear(nn.Linear):
+    """y = x · Wᵀ + b where W is stored as the values of its active connections and their indices.
+
+    `values` [connections] is the only weight parameter; `weight` reads as the dense matrix and `weight_mask` as
+    the mask, both built on each read: changing what was read changes nothing. The state dict has `weight` and
+    `weight_mask` in dense form, exactly as masked storage saves them, so that each loads what the other saved.
+
+    Args:
+        mask: bool [out_features, in_features], True = active.
+        bias: whether there is a bias.
+        dtype: of values and bias; the default dtype if None.
+
+    Raises:
+        RarefyError: the mask is not a bool matrix; on writing to `weight`.
+
+    Example:
+        >>> layer = SparseLinear(torch.tensor([[True, False], [True, True]]), bias=False)
+        >>> layer.values.numel(), layer.weight.shape, layer(torch.ones(5, 2)).shape
+        (3, torch.Size([2, 2]), torch.Size([5, 2]))
+    """
+
+    values: nn.Parameter
+    csr_starts: Tensor
+    csr_offsets: Tensor
+    csr_back_starts: Tensor
+    csr_back_offsets: Tensor
+    csr_order: Tensor
+    _panel_widths: tuple[int, int]
+
+    def __init__(self, mask: Tensor, bias: bool = True, dtype: torch.dtype | None = None) -> None:
+        nn.Module.__init__(self)
+        csr = CSR.from_mask(mask)
+        self.in_features, self.out_features = csr.columns, csr.rows
+        self._probe: Tensor | None = None
+        self._set_csr(csr)
+        self.values = nn.Parameter(torch.empty(csr.nonzeros, dtype=dtype, device=mask.device))
+        self.register_parameter("bias", None)
+        if bias:
+            self.bias = nn.Parameter(torch.empty(csr.rows, dtype=dtype, device=mask.device))
+        self.reset_parameters()
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear, mask: Tensor) -> SparseLinear:
+        """The same layer with only the connections of `mask`; the bias parameter is shared, not copied.
+
+        Args:
+            linear: the dense layer; left as it is.
+            mask: bool, the shape of its weight.
+
+        Raises:
+            RarefyError: the mask has another shape than the weight.
+
+        Example:
+            >>> linear = nn.Linear(3, 2)
+            >>> sparse = SparseLinear.from_linear(linear, torch.eye(2, 3, dtype=torch.bool))
+            >>> torch.equal(sparse.weight, linear.weight * torch.eye(2, 3))
+            True
+        """
+        return cls._from_dense(linear, linear.weight, mask)
+
+    @classmethod
+    def _from_dense(cls, module: nn.Module, weight: Tensor, mask: Tensor) -> SparseLinear:
+        """A layer with the values, bias, mode and hooks-free settings of `module`; mask in the shape of `weight`."""
+        if mask.shape != weight.shape:
+            raise RarefyError(
+                f"mask: shape {tuple(mask.shape)} is not allowed; give the weight's, {tuple(weight.shape)}"
+            )
+        layer = cls(mask.to(weight.device), bias=False, dtype=weight.dtype)
+        with torch.no_grad():
+            layer.values.copy_(layer.gather(weight))
+        layer.values.requires_grad_(weight.requires_grad)
+        layer.bias = module.bias
+        return layer.train(module.training)
+
+    def to_linear(self) -> nn.Linear:
+        """A plain dense layer with exact zeros at inactive connections; the bias parameter is shared, not copied.
+
+        Example:
+            >>> type(SparseLinear(torch.ones(2, 2, dtype=torch.bool)).to_linear()).__name__
+            'Linear'
+        """
+        linear = nn.Linear(self.in_features, self.out_features, bias=False, device="meta")
+        linear.weight = nn.Parameter(self.weight.detach(), requires_grad=self.values.requires_grad)
+        linear.bias = self.bias
+        return linear.train(self.training)
+
+    def reset_parameters(self) -> None:
+        """Draws values and bias as `nn.Linear` does: uniform within ±1/√in_features."""
+        bound = 1 / math.sqrt(self.in_features) if self.in_features else 0.0
+        for parameter in self.parameters(recurse=False):
+            nn.init.uniform_(parameter, -bound, bound)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """X [..., in_features] -> [..., out_features]; under autocast x takes autocast's dtype, the values do not."""
+        if torch.is_autocast_enabled(input.device.type):
+            input = input.to(torch.get_autocast_dtype(input.device.type))
+        return sparse_linear(input, self.values, self.bias, self.csr, self._probe)
+
+    # ---- topology ------------------------------------------------------------------------------------------------
+
+    @property
+    def csr(self) -> CSR:
+        """The topology of the matrix that multiplies."""
+        indices = (
+            self.csr_starts,
+            self.csr_offsets,
+            self.csr_back_starts,
+            self.csr_back_offsets,
+            self.csr_order,
+        )
+        return CSR(self.out_features, self.in_features, *self._panel_widths, *indices)
+
+    @property
+    def weight_mask(self) -> Tensor:
+        """The mask in the shape of `weight`, bool; built on each read."""
+        return self.csr.mask()
+
+    def gather(self, matrix: Tensor) -> Tensor:
+        """The entries of a tensor of the shape of `weight` at the active connections, in the order of `values`."""
+        return self.csr.gather(matrix)
+
+    def scatter(self, entries: Tensor) -> Tensor:
+        """The reverse of `gather`: a tensor of the shape of `weight` with zeros at inactive connections."""
+        return self.csr.dense(entries)
+
+    @torch.no_grad()
+    def set_topology(self, mask: Tensor) -> Tensor:
+        """Replaces the active connections. Surviving ones keep their value, new ones start at zero.
+
+        The parameter `values` stays the same object, with another shape; its gradient is dropped.
+
+        Args:
+            mask: bool, the shape of `weight`.
+
+        Returns:
+            int64 [new connections]: the old place of each, −1 = new. Give it to `move_entries` with every optimizer
+            state of the shape of `values`.
+
+        Raises:
+            RarefyError: the mask has another shape.
+
+        Example:
+            >>> layer = SparseLinear(torch.tensor([[True, True, False]]))
+            >>> layer.set_topology(torch.tensor([[False, True, True]]))
+            tensor([ 1, -1])
+        """
+        if mask.shape != self.weight_shape:
+            raise RarefyError(
+                f"mask: shape {tuple(mask.shape)} is not allowed; give the weight's, {self.weight_shape}"
+            )
+        csr = self._csr_of(mask.to(self.values.device))
+        sources = csr.sources_in(self.csr)
+        self._replace_values(move_entries(self.values, sources))
+        self._set_csr(csr)
+        return sources
+
+    def _csr_of(self, mask: Tensor) -> CSR:
+        return CSR.from_mask(mask)
+
+    def _set_csr(self, csr: CSR) -> None:
+        self._panel_widths = (csr.width, csr.transposed_width)
+        for name, tensor in zip(_INDEX_BUFFERS, csr.tensors, strict=True):
+            self.register_buffer(name, tensor, persistent=False)
+
+    def _replace_values(self, values: Tensor) -> None:
+        """Gives the parameter another shape. Autograd remembers the old shape until the dtype changes, so it does."""
+        other = torch.float64 if values.dtype != torch.float64 else torch.float32
+        self.values.grad = None
+        self.values.data = values.new_empty(0, dtype=other)
+        self.values.data = values
+
+    # ---- the dense view ------------------------------------------------------------------------------------------
+
+    @property
+    def weight_shape(self) -> tuple[int, int]:
+        """The shape of `weight`, without building it."""
+        return self.out_features, self.in_features
+
+    @property
+    def weight(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The dense matrix, differentiable with respect to `values`; built on each read."""
+        return self.scatter(self.values)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "weight":
+            raise RarefyError(
+                "weight: a sparse layer's weight cannot be assigned; change layer.values, call "
+                "layer.set_topology(mask), or make it dense first with layer.to_linear()"
+            )
+        super().__setattr__(name, value)
+
+    # ---- dense gradient ------------------------------------------------------------------------------------------
+
+    def request_dense_gradient(self) -> None:
+        """From the next forward pass on, backward also adds up the gradient of every position in `dense_gradient`.
+
+        Example:
+            >>> layer = SparseLinear(torch.eye(2, dtype=torch.bool), bias=False)
+            >>> layer.request_dense_gradient()
+            >>> layer(torch.ones(3, 2)).sum().backward()
+            >>> layer.dense_gradient
+            tensor([[3., 3.],
+                    [3., 3.]])
+        """
+        if self._probe is None:
+            single = torch.zeros((), dtype=self.values.dtype, device=self.values.device)
+            self._probe = single.expand(self.out_features, self.in_features).requires_grad_()
+
+    def release_dense_gradient(self) -> None:
+        """Forgets the dense gradient and stops computing it."""
+        self._probe = None
+
+    @property
+    def dense_gradient(self) -> Tensor | None:
+        """The gradient in the shape of `weight`, summed over backward passes since the request; None without one."""
+        return None if self._probe is None else self._probe.grad
+
+    # ---- state dict ----------------------------------------------------------------------------------------------
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        destination[prefix + "weight"] = self.weight if keep_vars else self.weight.detach()
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        del destination[prefix + "values"]
+        destination[prefix + "weight_mask"] = self.weight_mask
+
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, local_metadata: Any, strict: bool,
+        missing_keys: list[str], unexpected_keys: list[str], error_msgs: list[str],
+    ) -> None:  # fmt: skip
+        own = {key: value for key, value in state_dict.items() if key.startswith(prefix)}
+        weight, mask = (own.pop(prefix + name, None) for name in ("weight", "weight_mask"))
+        missing_keys += [
+            prefix + name for name, given in (("weight", weight), ("weight_mask", mask)) if given is None
+        ]
+        fits = all(t is None or tuple(t.shape) == self.weight_shape for t in (weight, mask))
+        if not fits:
+            error_msgs.append(f"size mismatch for {prefix}weight: the layer has {self.weight_shape}")
+        elif mask is not None and not torch.equal(mask.to(self.values.device), self.weight_mask):
+            self.set_topology(mask.bool())
+        loaded = (
+            self.gather(weight.to(self.values.device))
+            if fits and weight is not None
+            else self.values.detach()
+        )
+        own[prefix + "values"] = loaded.to(self.values.dtype)
+        arguments = (local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
+        super()._load_from_state_dict(own, prefix, *arguments)
+
+    def extra_repr(self) -> str:
+        """Adds the measured sparsity to what `nn.Linear` shows."""
+        return f"{super().extra_repr()}, sparsity={1 - self.csr.density:.4g}"

@@ -1,0 +1,72 @@
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from rarefy.errors import RarefyError
+from rarefy.kernels import CSR
+
+FUZZ = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+sizes = st.sampled_from([0, 1, 7, 16, 100, 300, 500])
+
+
+def random_mask(rows: int, columns: int, density: float, seed: int) -> torch.Tensor:
+    return torch.rand(rows, columns, generator=torch.Generator().manual_seed(seed)) < density
+
+
+@FUZZ
+@given(
+    rows=sizes,
+    columns=sizes,
+    density=st.sampled_from([0, 0.1, 0.5, 1]),
+    threads=st.sampled_from([1, 2, 3, 5]),
+    seed=st.integers(0, 5),
+)
+def test_mask_round_trip_and_transpose(
+    isa: str, rows: int, columns: int, density: float, threads: int, seed: int
+) -> None:
+    torch.set_num_threads(threads)
+    mask = random_mask(rows, columns, density, seed)
+    csr = CSR.from_mask(mask)
+    assert torch.equal(csr.mask(), mask)
+    numbers = torch.arange(1, rows * columns + 1).view(rows, columns)
+    values = csr.gather(numbers)
+    assert torch.equal(csr.dense(values), numbers * mask)
+    transpose = CSR(
+        columns,
+        rows,
+        csr.transposed_width,
+        csr.width,
+        csr.transposed_starts,
+        csr.transposed_offsets,
+        *csr.tensors[:2],
+        csr.order,
+    )
+    assert torch.equal(transpose.dense(values[csr.order.long()]), numbers.t() * mask.t())
+
+
+def test_all_kernels_build_the_same_structure(monkeypatch: pytest.MonkeyPatch) -> None:
+    mask = random_mask(700, 900, 0.2, 0)
+    compiled = CSR.from_mask(mask)
+    monkeypatch.setenv("RAREFY_KERNELS", "reference")
+    plain = CSR.from_mask(mask)
+    assert compiled.sizes == plain.sizes
+    assert all(torch.equal(a, b) for a, b in zip(compiled.tensors, plain.tensors, strict=True))
+
+
+def test_sources_follow_connections(isa: str) -> None:
+    old, new = CSR.from_mask(random_mask(90, 700, 0.3, 1)), CSR.from_mask(random_mask(90, 700, 0.05, 2))
+    numbers = torch.arange(1.0, 90 * 700 + 1).view(90, 700)
+    sources = new.sources_in(old)
+    moved = torch.cat([old.gather(numbers), torch.zeros(1)])[sources]
+    assert torch.equal(new.dense(moved), numbers * old.mask() * new.mask())
+
+
+def test_density_of_an_empty_matrix_is_zero() -> None:
+    assert CSR.from_mask(torch.zeros(0, 5, dtype=torch.bool)).density == 0
+
+
+@pytest.mark.parametrize("mask", [torch.ones(2, 2), torch.ones(3, dtype=torch.bool)])
+def test_only_bool_matrices_are_taken(mask: torch.Tensor) -> None:
+    with pytest.raises(RarefyError, match="give a bool matrix"):
+        CSR.from_mask(mask)

@@ -1,0 +1,44 @@
+import importlib
+
+import pytest
+
+from rarefy.errors import RarefyError
+from rarefy.kernels import dispatch, native
+
+
+def forget() -> None:
+    dispatch.extension.cache_clear()
+    dispatch._compiled.cache_clear()
+
+
+def test_the_newest_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAREFY_KERNELS", raising=False)
+    assert dispatch.instruction_set() == dispatch.available()[-1]
+
+
+def test_every_available_name_can_be_chosen(isa: str) -> None:
+    assert dispatch.instruction_set() == isa
+    assert (dispatch.instruction_set_index() is None) == (isa == "reference")
+
+
+def test_unknown_names_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAREFY_KERNELS", "v9")
+    with pytest.raises(RarefyError, match="RAREFY_KERNELS: v9 is not available here; give one of reference"):
+        dispatch.instruction_set()
+
+
+def test_without_the_compiled_kernels_there_is_one_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> None:
+        raise ImportError(f"No module named {name}")
+
+    forget()
+    try:
+        monkeypatch.setattr(importlib, "import_module", missing)
+        monkeypatch.delenv("RAREFY_KERNELS", raising=False)
+        with pytest.warns(RuntimeWarning, match="without its compiled kernels") as caught:
+            assert [dispatch.instruction_set(), dispatch.instruction_set()] == ["reference", "reference"]
+        assert len(caught) == 1
+        with pytest.raises(RarefyError, match="not installed"):
+            native._module()
+    finally:
+        forget()

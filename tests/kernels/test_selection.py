@@ -1,0 +1,161 @@
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from rarefy.errors import RarefyError
+from rarefy.kernels import keep_n_of_m, keep_top, keep_top_blocks, reference, select_gradient_
+
+FUZZ = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+KINDS = ["normal", "ties", "constant", "zeros", "nan", "special"]
+
+
+def scores_of(kind: str, size: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.randn(size, generator=generator)
+    if kind == "ties":
+        return (scores * 2).round()
+    if kind == "constant":
+        return torch.full((size,), -1.5)
+    if kind == "zeros":
+        return torch.where(scores > 1.5, scores, scores.sign() * 0.0)
+    if kind == "nan":
+        return torch.where(scores > 0.5, float("nan"), scores)
+    if kind == "special":
+        special = torch.tensor([float("inf"), float("-inf"), 0.0, -0.0, 1e-45, -1e-45, float("nan"), 1.0])
+        return special[torch.randint(8, (size,), generator=generator)]
+    return scores
+
+
+def slow_keep_top(scores: Tensor, count: int, candidates: Tensor) -> Tensor:
+    """Sorting Python tuples: the definition."""
+    ranked = [(s != s, -s if s == s else 0.0, i) for i, s in enumerate(scores.tolist()) if candidates[i]]
+    mask = torch.zeros(scores.numel(), dtype=torch.bool)
+    mask[[i for _, _, i in sorted(ranked)[: max(0, count)]]] = True
+    return mask
+
+
+@FUZZ
+@given(
+    kind=st.sampled_from(KINDS),
+    size=st.sampled_from([0, 1, 5, 16, 257, 1000]),
+    share=st.sampled_from([-0.1, 0, 0.01, 0.5, 0.99, 1, 1.5]),
+    some=st.booleans(),
+    seed=st.integers(0, 9),
+)
+def test_keep_top_is_the_definition(
+    isa: str, kind: str, size: int, share: float, some: bool, seed: int
+) -> None:
+    scores = scores_of(kind, size, seed)
+    candidates = torch.rand(size, generator=torch.Generator().manual_seed(seed)) < 0.5
+    wanted = slow_keep_top(
+        scores, int(share * size), candidates if some else torch.ones(size, dtype=torch.bool)
+    )
+    assert torch.equal(keep_top(scores, int(share * size), candidates if some else None), wanted)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 5])
+@pytest.mark.parametrize("kind", KINDS)
+def test_keep_top_of_many(isa: str, kind: str, threads: int) -> None:
+    torch.set_num_threads(threads)
+    scores = scores_of(kind, 200_003, 1)
+    candidates = torch.rand(200_003) < 0.1
+    for count in (1, 700, 20_000, 150_000, 200_002):
+        assert torch.equal(keep_top(scores, count), reference.keep_top(scores, count))
+        assert torch.equal(keep_top(scores, count, candidates), reference.keep_top(scores, count, candidates))
+
+
+def test_keep_top_of_sorted_scores(isa: str) -> None:
+    scores = torch.arange(100_000.0)
+    assert keep_top(scores, 10).nonzero().flatten().tolist() == list(range(99_990, 100_000))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_keep_top_of_other_types(isa: str, dtype: torch.dtype) -> None:
+    scores = torch.randn(50, 7).to(dtype).t()
+    assert torch.equal(keep_top(scores, 30), reference.keep_top(scores, 30))
+
+
+@FUZZ
+@given(
+    kind=st.sampled_from(KINDS),
+    groups=st.integers(0, 40),
+    m=st.sampled_from([1, 2, 3, 4, 8, 16, 32]),
+    kept=st.integers(0, 32),
+    seed=st.integers(0, 9),
+)
+def test_keep_n_of_m(isa: str, kind: str, groups: int, m: int, kept: int, seed: int) -> None:
+    scores = scores_of(kind, groups * m, seed).view(groups, m)
+    wanted = [slow_keep_top(row, min(kept, m), torch.ones(m, dtype=torch.bool)) for row in scores]
+    mask = keep_n_of_m(scores, min(kept, m), m)
+    assert torch.equal(mask, torch.stack(wanted) if wanted else torch.zeros(0, m, dtype=torch.bool))
+
+
+@FUZZ
+@given(
+    rows=st.integers(0, 9),
+    columns=st.integers(0, 9),
+    block=st.tuples(st.integers(1, 5), st.integers(1, 17)),
+    seed=st.integers(0, 9),
+)
+def test_keep_top_blocks(isa: str, rows: int, columns: int, block: tuple[int, int], seed: int) -> None:
+    # whole numbers: sums are exact in any order
+    scores = torch.randint(
+        0, 9, (rows * block[0], columns * block[1]), generator=torch.Generator().manual_seed(seed)
+    ).float()
+    sums = scores.view(rows, block[0], columns, block[1]).sum((1, 3))
+    kept = keep_top(sums, rows * columns // 3)
+    assert torch.equal(
+        keep_top_blocks(scores, rows * columns // 3, block),
+        kept.kron(torch.ones(block, dtype=torch.bool)).bool(),
+    )
+
+
+@FUZZ
+@given(
+    size=st.integers(0, 300),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16, torch.float64]),
+    threads=st.sampled_from([1, 2, 3, 5]),
+)
+def test_select_gradient(isa: str, size: int, dtype: torch.dtype, threads: int) -> None:
+    torch.set_num_threads(threads)
+    grad, mask = torch.randn(size).to(dtype), torch.rand(size) < 0.4
+    grad[torch.rand(size) < 0.2] = float("nan")
+    kept = grad[mask].clone()
+    assert select_gradient_(grad, mask) is grad
+    assert (grad[~mask] == 0).all() and torch.equal(grad[mask].nan_to_num(7), kept.nan_to_num(7))
+
+
+def test_select_gradient_of_a_strided_view(isa: str) -> None:
+    storage = torch.ones(6, 4)
+    select_gradient_(storage.t(), torch.zeros(4, 6, dtype=torch.bool))
+    assert (storage == 0).all()
+
+
+def test_select_gradient_contract(isa: str) -> None:
+    torch.library.opcheck(torch.ops.rarefy.select_gradient_, (torch.randn(4, 4), torch.rand(4, 4) < 0.5))
+
+
+def test_select_gradient_refuses_other_masks() -> None:
+    with pytest.raises(RarefyError, match=r"mask: .* is not allowed; give a bool mask with shape \(3,\)"):
+        select_gradient_(torch.ones(3), torch.ones(4, dtype=torch.bool))
+
+
+def test_keep_top_refuses_other_candidates() -> None:
+    with pytest.raises(RarefyError, match=r"candidates: .* is not allowed"):
+        keep_top(torch.ones(3), 1, torch.ones(3))
+
+
+@pytest.mark.parametrize(
+    ("n", "m", "shape"), [(3, 2, (4,)), (1, 3, (4,)), (0, 0, (4,)), (-1, 2, (4,)), (1, 1, ())]
+)
+def test_keep_n_of_m_refuses(n: int, m: int, shape: tuple[int, ...]) -> None:
+    with pytest.raises(RarefyError, match=f"n: {n}, m: {m} is not allowed"):
+        keep_n_of_m(torch.ones(shape), n, m)
+
+
+@pytest.mark.parametrize(("block", "shape"), [((2, 3), (4, 4)), ((0, 1), (4, 4)), ((1, 1), (4,))])
+def test_keep_top_blocks_refuses(block: tuple[int, int], shape: tuple[int, ...]) -> None:
+    with pytest.raises(RarefyError, match=r"block: .* is not allowed"):
+        keep_top_blocks(torch.ones(shape), 1, block)
