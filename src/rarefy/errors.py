@@ -48,12 +48,12 @@ def join_path(prefix: str, path: str) -> str:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """A hint for a misspelt word, or the known words where nothing is near.
+    """A hint for a misspelt word, whatever its case; the known words where nothing is near.
 
     Example:
         >>> did_you_mean("sparsty", ["sparsity", "seed"])
         'did you mean sparsity?'
     """
-    names = sorted(known)
-    near = difflib.get_close_matches(word.lower(), names, n=1)
-    return f"did you mean {near[0]}?" if near else f"one of {', '.join(names)}"
+    by_lower = {name.lower(): name for name in sorted(known)}
+    near = difflib.get_close_matches(word.lower(), by_lower, n=1)
+    return f"did you mean {by_lower[near[0]]}?" if near else f"one of {', '.join(by_lower.values())}"

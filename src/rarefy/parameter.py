@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -59,6 +60,9 @@ class SparseParameter:
         candidate: the parameter and the modules that hold it.
         pattern: the structure that its masks obey.
 
+    Attributes:
+        steps: how many optimizer steps the weight has taken since the algorithm's step 0.
+
     Raises:
         ConfigError: the pattern does not fit the weight's shape.
     """
@@ -69,6 +73,8 @@ class SparseParameter:
         first = candidate.places[0]
         self.storage = MaskedStorage(first.module, first.leaf)
         self.dense_gradient = DenseGradient()
+        self.last_selected = LastSelected()
+        self.steps = 0
 
     @property
     def weight(self) -> nn.Parameter:
@@ -96,6 +102,13 @@ class SparseParameter:
         """
         self.storage.set_mask(mask)
         self.prune(optimizers)
+
+    def select_gradient(self) -> None:
+        """Makes the gradient of inactive connections exact zeros, unless they are so since the last time."""
+        grad = self.weight.grad
+        if grad is not None and grad.layout is torch.strided and not self.last_selected.is_intact(grad):
+            masks.zero_inactive_(grad, self.mask)
+            self.last_selected.remember(grad)
 
     def prune(self, optimizers: Iterable[torch.optim.Optimizer]) -> None:
         """Makes weight, gradient and same-shaped optimizer state of inactive connections exact zeros."""
@@ -148,3 +161,22 @@ class DenseGradient:
         """The sum, which is forgotten; None if no gradient came."""
         value, self.value = self.value, None
         return value
+
+
+class LastSelected:
+    """The gradient whose zeros were put in place last; it is not kept alive, and a copy starts without one."""
+
+    def __init__(self) -> None:
+        self._grad: weakref.ref[Tensor] | None = None
+        self._version = -1
+
+    def __reduce__(self) -> tuple[type[LastSelected], tuple[()]]:
+        return LastSelected, ()
+
+    def remember(self, grad: Tensor) -> None:
+        """Called once `grad` was selected."""
+        self._grad, self._version = weakref.ref(grad), grad._version
+
+    def is_intact(self, grad: Tensor) -> bool:
+        """Whether `grad` was selected and no one (clipping, noise, an assignment) wrote to it since."""
+        return self._grad is not None and self._grad() is grad and self._version == grad._version

@@ -88,6 +88,18 @@ def test_an_average_of_a_changing_topology_is_exactly_sparse_at_every_use(averag
     assert_exact_zeros(sparsity, optimizer)
 
 
+def test_a_compiled_copy_prunes_itself_in_one_graph():
+    model = small_model()
+    sparse(model)
+    inputs, twin = batch(0), copy.deepcopy(model)
+    expected = model(inputs)
+    for weight, mask in masked_pairs(twin):
+        weight[~mask] += 1.0
+    compiled = torch.compile(twin, fullgraph=True, backend="aot_eager")
+    assert torch.allclose(compiled(inputs), expected, atol=1e-6)
+    assert_pruned(twin)
+
+
 def test_an_average_does_not_disturb_the_trained_model():
     results = []
     for with_average in (False, True):

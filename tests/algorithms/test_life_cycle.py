@@ -285,6 +285,57 @@ def test_an_optimizer_of_other_weights_does_not_count():
     assert sparsity.step == 1
 
 
+def test_a_second_optimizer_for_the_same_weights_goes_on_counting():
+    model, sparsity, optimizer = start({"algorithm": "set", "sparsity": 0.5, "update": {"freq": 5}})
+    train_step(model, optimizer, 0)
+    later = torch.optim.AdamW(model.parameters())
+    sparsity.apply(later)
+    for step in range(1, 5):
+        train_step(model, later, step)
+    assert (sparsity.step, sparsity.updates) == (5, 2)
+
+
+def test_a_weight_that_joins_an_optimizer_later_does_not_hold_up_the_count():
+    model = nn.Sequential(nn.Linear(12, 12), nn.Linear(12, 12))
+    sparsity = rarefy.SET(0.5)
+    sparsity.apply(model)
+    optimizer = torch.optim.SGD(model[1].parameters(), lr=0.1)
+    sparsity.apply(optimizer)
+    for step in range(3):
+        train_step(model, optimizer, step)
+    optimizer.add_param_group({"params": list(model[0].parameters())})
+    train_step(model, optimizer, 3)
+    assert sparsity.step == 4
+
+
+def clip_what_is_not_finite(model):
+    model.bias.grad[0] = torch.inf
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    model.weight.grad[model.weight_mask] = 1.0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda model: model.weight.grad.add_(1.0),
+        lambda model: setattr(model.weight, "grad", torch.ones_like(model.weight)),
+        clip_what_is_not_finite,
+    ],
+    ids=["noise", "assigned", "clipped"],
+)
+def test_gradients_changed_before_the_step_are_selected_again(change):
+    model, sparsity, _ = start(0.5)
+    optimizer = torch.optim.AdamW(model.parameters())
+    sparsity.apply(optimizer)
+    for _ in range(2):
+        optimizer.zero_grad()
+        model(batch(0)).square().sum().backward()
+        change(model)
+        optimizer.step()
+        assert_exact_zeros(sparsity, optimizer)
+    assert bool(model.weight[model.weight_mask].isfinite().all())
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -78,7 +78,7 @@ def test_learning_rate_of_the_schedulers_fills_the_gap() -> None:
         ({"LBFGS": {}}, "optimizer: LBFGS"),
         (
             {"SGD": {"momentun": 0.9}},
-            "optimizer.SGD: the key 'momentun' is not allowed; give did you mean momentum?",
+            "optimizer.SGD: the key 'momentun' is not allowed; give a known key (did you mean momentum?)",
         ),
         ({"SGD": {"params": []}}, "optimizer.SGD: the key 'params'"),
         ({"SGD": {"lr": -1.0}}, "optimizer.SGD: {'lr': -1.0} is not allowed; give what SGD takes"),

@@ -50,6 +50,7 @@ def test_anchors_merge_and_do_not_share() -> None:
     ("text", "message"),
     [
         ("a: 1\nb: 2\na: 3", "line 3: the key a is given twice"),
+        ("a: &a {b: 1}\nc:\n  <<: *a\n  <<: *a", "line 4: the key << is given twice"),
         ("a:\n  b: {c: 1, c: 2}", "line 2: the key c is given twice"),
         ("a: 1\nb: [1", "line 2: while parsing a flow sequence, expected ',' or ']'"),
         ("a:\n\t- b", "line 2: is indented with a tab; use spaces"),

@@ -8,7 +8,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
@@ -33,14 +32,6 @@ from rarefy.schedules import AtSteps, Schedule, UpdateSchedule, update_steps
 
 SparsityHook = Callable[["SparsityAlgorithm", str, float], None]
 TopologyHook = Callable[["SparsityAlgorithm", str, Tensor, Tensor], None]
-
-
-@dataclass
-class _Followed:
-    """An optimizer, and how many steps it has taken since the algorithm's step 0."""
-
-    optimizer: Optimizer
-    steps: int
 
 
 class SparsityAlgorithm(ABC):
@@ -89,7 +80,7 @@ class SparsityAlgorithm(ABC):
         self.paths: Mapping[str, str] = {}
         self.parameters: dict[str, SparseParameter] = {}
         self.step, self.updates, self.target_sparsity, self.autoupdate = 0, 0, 0.0, True
-        self._followed: list[_Followed] = []
+        self._optimizers: list[Optimizer] = []
         self._gradient_handles: dict[str, tuple[nn.Parameter, list[RemovableHandle]]] = {}
         self._target_hooks: OrderedDict[int, SparsityHook] = OrderedDict()
         self._computed_hooks: OrderedDict[int, SparsityHook] = OrderedDict()
@@ -162,8 +153,6 @@ class SparsityAlgorithm(ABC):
         for name, candidate in chosen.items():
             self.parameters[name] = self._adopt(candidate)
             self._set_mask(self.parameters[name], first[name])
-        for followed in self._followed:
-            followed.steps = self.step
 
     def _refuse_taken(self, name: str, candidate: Candidate) -> None:
         if name in self.parameters:
@@ -198,6 +187,7 @@ class SparsityAlgorithm(ABC):
             for stale in [keeper for keeper in keepers(module) if keeper.leaf == first.leaf]:
                 release(module, stale)
         parameter = SparseParameter(candidate, self.pattern)
+        parameter.steps = self.step
         self._watch_gradient(parameter)
         on_load, on_release = partial(self._after_load, parameter), partial(self._release, parameter)
         keeper = KeepPruned(first.module, first.leaf, on_load, on_release)
@@ -248,19 +238,17 @@ class SparsityAlgorithm(ABC):
         if collect:
             parameter.dense_gradient.add(grad, parameter.mask)
         zero_inactive_(grad, parameter.mask)
+        parameter.last_selected.remember(grad)
         if collect:
             parameter.dense_gradient.seal(grad)
 
     # ---- optimizers ----
 
-    @property
-    def _optimizers(self) -> list[Optimizer]:
-        return [followed.optimizer for followed in self._followed]
-
     def _follow(self, optimizer: Optimizer) -> None:
         if any(optimizer is other for other in self._optimizers):
             return
-        self._followed.append(_Followed(optimizer, self.step))
+        self._optimizers.append(optimizer)
+        optimizer.register_step_pre_hook(self._before_step)
         optimizer.register_step_post_hook(self._after_step)
         optimizer.register_load_state_dict_post_hook(self._prune_all)
         self._prune_all(optimizer)
@@ -268,6 +256,11 @@ class SparsityAlgorithm(ABC):
     def _prune_all(self, optimizer: Optimizer) -> None:
         for parameter in self.parameters.values():
             parameter.prune([optimizer])
+
+    def _before_step(self, *_: Any) -> None:
+        """Selects again the gradients that somebody changed after they were accumulated."""
+        for parameter in self.parameters.values():
+            parameter.select_gradient()
 
     def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
         if skipped_its_step(optimizer):
@@ -277,12 +270,13 @@ class SparsityAlgorithm(ABC):
         self._count(optimizer)
 
     def _count(self, optimizer: Optimizer) -> None:
-        """Step k is over when every optimizer that trains a sparse parameter has taken its k-th step."""
-        weights = {parameter.weight for parameter in self.parameters.values()}
-        involved = [followed for followed in self._followed if trained_by(followed.optimizer) & weights]
-        for followed in involved:
-            followed.steps += followed.optimizer is optimizer
-        if not involved or min(followed.steps for followed in involved) <= self.step:
+        """Step k is over when every sparse parameter that is trained at all has taken its k-th step."""
+        now, ever = trained_by(optimizer), set[nn.Parameter]().union(*map(trained_by, self._optimizers))
+        for parameter in self.parameters.values():
+            trained = parameter.weight in ever
+            parameter.steps = parameter.steps + (parameter.weight in now) if trained else self.step + 1
+        involved = [p.steps for p in self.parameters.values() if p.weight in ever]
+        if not involved or min(involved) <= self.step:
             return
         self.step += 1
         if self.autoupdate and self.update_schedule(self.step):
@@ -356,9 +350,8 @@ class SparsityAlgorithm(ABC):
         self._check_state(state)
         self.step, self.updates, self.seed = state["step"], state["updates"], state["seed"]
         self.target_sparsity = state["target_sparsity"]
-        for followed in self._followed:
-            followed.steps = self.step
         for name, parameter in self.parameters.items():
+            parameter.steps = self.step
             value = state["dense_gradients"].get(name)
             parameter.dense_gradient.value = (
                 None if value is None else value.clone().to(parameter.weight.device)

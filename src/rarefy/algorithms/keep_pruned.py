@@ -41,10 +41,15 @@ class KeepPruned:
         return {"module": self.module, "leaf": self.leaf, "on_load": None, "on_release": None}
 
     def prune(self) -> None:
-        """Makes inactive weights exact zeros, unless the weight is swapped for another tensor or traced."""
-        weight = getattr(self.module, self.leaf)
-        if isinstance(weight, nn.Parameter) and not torch.compiler.is_compiling():
-            masks.zero_inactive_(weight.data, getattr(self.module, f"{self.leaf}_mask"))
+        """Makes inactive weights exact zeros, unless the weight is swapped for another tensor."""
+        weight, mask = getattr(self.module, self.leaf), getattr(self.module, f"{self.leaf}_mask")
+        if not isinstance(weight, nn.Parameter):
+            return
+        if torch.compiler.is_compiling():
+            with torch.no_grad():
+                weight.masked_fill_(~mask, 0)
+        else:
+            masks.zero_inactive_(weight.data, mask)
 
     def before_use(self, *_: Any) -> None:
         """Forward pre-hook and state-dict pre-hook."""

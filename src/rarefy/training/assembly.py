@@ -65,7 +65,7 @@ def resolve_device(device: str | torch.device) -> torch.device:
     try:
         found = torch.device(name)
     except RuntimeError:
-        known = did_you_mean(name, ["auto", "cpu", "gpu", "cuda", "mps"])
+        known = f"a device ({did_you_mean(name, ['auto', 'cpu', 'gpu', 'cuda', 'mps'])})"
         raise ConfigError("device", shorten(str(device)), known, "device: auto") from None
     if found.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device", f"{device} (there is no GPU here)", "auto or cpu", "device: auto")

@@ -32,7 +32,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError
 from torch import Tensor
 
-from rarefy.training.checkpoint_error import CheckpointError
+from rarefy.training.checkpoint_error import CheckpointError, NewerFormatError
 from rarefy.training.manifest import (
     FORMAT_VERSION,
     MANIFEST_NAME,
@@ -151,11 +151,16 @@ def newest_valid(root: Path, warn: Callable[[str], None]) -> Path | None:
     Args:
         root: the directory that holds checkpoints; may be missing.
         warn: called with one line for each newer one that is skipped.
+
+    Raises:
+        NewerFormatError: a newer one was written by a newer rarefy; a run that passed over it would replace it.
     """
     for path in reversed(_candidates(Path(root))):
         try:
             verify(path, FILE_NAMES)
             return path
+        except NewerFormatError:
+            raise
         except CheckpointError as error:
             warn(f"skipping {path.name}: {error}")
         except OSError as error:

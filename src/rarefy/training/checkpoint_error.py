@@ -23,3 +23,7 @@ class CheckpointError(RarefyError):
     def __init__(self, path: Path | str, problem: str, remedy: str) -> None:
         self.path, self.problem, self.remedy = Path(path), problem, remedy
         super().__init__(f"{path}: {problem}; {remedy}")
+
+
+class NewerFormatError(CheckpointError):
+    """A checkpoint that is whole, but of a format that only a newer rarefy reads."""

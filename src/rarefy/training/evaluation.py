@@ -14,6 +14,7 @@ from rarefy.errors import RarefyError
 from rarefy.models.protocol import Metrics, ReportsMetrics
 from rarefy.training import rng
 from rarefy.training.batches import loss_of, to_device
+from rarefy.training.faults import signals_held_back
 from rarefy.training.feed import Loader, open_loader
 
 if TYPE_CHECKING:
@@ -95,7 +96,9 @@ def evaluate(
     metrics = trainer.model.eval_metrics() if isinstance(trainer.model, ReportsMetrics) else MeanLoss()
     with untouched(trainer.model), torch.no_grad():
         trainer.emit("on_validate_start", trainer)
-        seen = _run(trainer, islice(data, trainer.loop.eval_steps), metrics, stop)
+        with signals_held_back():
+            iterator = islice(data, trainer.loop.eval_steps)
+        seen = _run(trainer, iterator, metrics, stop)
     if seen is None:
         return None
     if not seen:
@@ -107,9 +110,9 @@ def evaluate(
     return results
 
 
-def _run(trainer: Trainer, batches: Iterable[Any], metrics: Metrics, stop: Callable[[], bool]) -> int | None:
+def _run(trainer: Trainer, iterator: Iterator[Any], metrics: Metrics, stop: Callable[[], bool]) -> int | None:
     seen = 0
-    for batch in batches:
+    for batch in iterator:
         if stop():
             return None
         trainer.forward.check(batch)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -82,6 +83,25 @@ class SignalGuard:
             return
         self.__exit__()
         signal.raise_signal(number)
+
+
+@contextmanager
+def signals_held_back() -> Iterator[None]:
+    """Holds SIGINT and SIGTERM back from this thread, and for good from the processes that it starts meanwhile.
+
+    A signal to the whole process group, as a terminal or a job scheduler sends it, then leaves a loader's
+    workers alone until the loop has finished its step; they end with the loader or with this process.
+
+    Example:
+        >>> with signals_held_back():
+        ...     signal.SIGTERM in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+        True
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @dataclass

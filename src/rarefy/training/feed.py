@@ -13,6 +13,7 @@ from torch import Tensor
 from rarefy.data.loader import ResumableLoader
 from rarefy.errors import RarefyError
 from rarefy.training import rng
+from rarefy.training.faults import signals_held_back
 
 log = logging.getLogger("rarefy")
 
@@ -102,6 +103,10 @@ class TrainFeed:
             raise RarefyError(f"the training data gave no batch in epoch {self.epoch}: {hint}")
         return window
 
+    def give_back(self, window: list[Any]) -> None:
+        """Takes the position back to before `window`, the last step's batches; only a checkpoint may follow."""
+        self.batch -= len(window)
+
     def close(self) -> None:
         """Lets go of the iterator, which ends its worker processes."""
         self._iterator = None
@@ -135,9 +140,9 @@ class TrainFeed:
             sampler.set_epoch(self.epoch)  # type: ignore[union-attr]
         if isinstance(self.data, ResumableLoader):
             self.data.set_position(self.epoch, batch)
+            batch = 0
+        with signals_held_back():
             self._iterator = iter(self.data)
-            return
-        self._iterator = iter(self.data)
         if batch:
             log.info("reading past the first %d batches of epoch %d", batch, self.epoch)
         for _ in range(batch):

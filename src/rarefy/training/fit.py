@@ -104,6 +104,7 @@ class Fit:
     ) -> None:
         self.trainer, self.plan, self.validations, self.guard = trainer, plan, validations, guard
         self.progress = trainer.progress
+        self._began = trainer.global_step
         self.throughput = Throughput()
         self._saved: Path | None = None
 
@@ -151,8 +152,8 @@ class Fit:
     def _step(self) -> None:
         trainer, progress = self.trainer, self.progress
         trainer.is_log_step = self.plan.logs_at(progress.global_step + 1)
+        batches = self._read()
         self._saved = None
-        batches = trainer.train_feed.next_step()
         outcome = take_step(trainer, batches)
         trainer.tokens_per_step = self.throughput.add(batches)
         progress.global_step += 1
@@ -162,6 +163,20 @@ class Fit:
             metrics |= self._rare_metrics()
             trainer.log_metrics_dict(metrics)
         trainer.emit("on_train_batch_end", trainer, metrics)
+
+    def _read(self) -> list[Any]:
+        """The batches of the next step, checked by the model; bad ones cost nothing of what was learnt."""
+        trainer, batches = self.trainer, list[Any]()
+        try:
+            batches = trainer.train_feed.next_step()
+            for batch in batches:
+                trainer.forward.check(batch)
+        except Exception:
+            trainer.train_feed.give_back(batches)
+            if self.progress.global_step > self._began:
+                log.warning("the data failed after step %d; saving %s", self.progress.global_step, self._save())
+            raise
+        return batches
 
     def _count_skip(self, outcome: StepOutcome) -> None:
         skipped = self.progress.skipped

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from rarefy.training.checkpoint_error import CheckpointError
+from rarefy.training.checkpoint_error import CheckpointError, NewerFormatError
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "MANIFEST.json"
@@ -103,7 +103,7 @@ def check_version(path: Path, content: Any) -> None:
         raise CheckpointError(path, "has no format_version", USE_ANOTHER)
     if version > FORMAT_VERSION:
         problem = f"has checkpoint format {version}; this rarefy reads formats up to {FORMAT_VERSION}"
-        raise CheckpointError(path, problem, "upgrade rarefy, or use another checkpoint")
+        raise NewerFormatError(path, problem, "upgrade rarefy, or use another checkpoint or model_dir")
 
 
 def _read_manifest(directory: Path) -> Manifest:

@@ -13,7 +13,6 @@ from torch.optim import Optimizer
 
 from rarefy.errors import ConfigError, did_you_mean, join_path
 from rarefy.imports import import_object, is_import_path
-from rarefy.training.settings import suggest
 from rarefy.validation import shorten
 
 _NEEDS_MORE = {"Optimizer", "LBFGS", "SparseAdam"}
@@ -114,7 +113,7 @@ def _optimizer_class(name: str, path: str, base_dir: Path | None, allow_imports:
     known = {key: kind for key, kind in vars(torch.optim).items() if _is_usable(key, kind)}
     by_lower = {key.lower(): kind for key, kind in known.items()}
     if name.lower() not in by_lower:
-        allowed = f"{suggest(name, known)} (or package.module:Class)"
+        allowed = f"an optimizer of torch.optim ({did_you_mean(name, known)}) or package.module:Class"
         raise ConfigError(path, name, allowed, _EXAMPLE)
     return by_lower[name.lower()]
 
@@ -148,7 +147,7 @@ def _construct(kind: Any, groups: list[dict[str, Any]], options: dict[str, Any],
     for key in options:
         if not _takes(kind, key) or key == "params":
             known = [name for name in parameters if name != "params"]
-            raise ConfigError(path, f"the key {key!r}", did_you_mean(key, known))
+            raise ConfigError(path, f"the key {key!r}", f"a known key ({did_you_mean(key, known)})")
     try:
         optimizer = kind(groups, **options)
     except (TypeError, ValueError) as error:

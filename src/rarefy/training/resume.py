@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from glob import glob
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -96,7 +97,7 @@ def find_all(ckpt_paths: str | Path | Sequence[str | Path]) -> list[Path]:
     found: list[Path] = []
     for one in several:
         pattern = Path(one)
-        matching = [pattern] if pattern.exists() else sorted(pattern.parent.glob(pattern.name), key=_by_step)
+        matching = [pattern] if pattern.exists() else sorted(map(Path, glob(str(pattern))), key=_by_step)
         if not matching:
             raise CheckpointError(pattern, "matches nothing", "give a checkpoint's path or a glob of several")
         found += matching
@@ -155,7 +156,9 @@ def _load_model(trainer: Trainer, path: Path, state: Mapping[str, Tensor], is_st
     own = trainer.model.state_dict()
     difference, masks = match_model(own, state), match_masks(own, state)
     if difference.reshaped or (difference and is_strict):
-        remedy = f"give the model that it was made with, or {LOOSE_LOADING} to load what fits"
+        remedy = "give the model that it was made with"
+        if not difference.reshaped:
+            remedy += f", or {LOOSE_LOADING} to load what fits"
         raise CheckpointError(path, difference.problem(), remedy)
     if masks and is_strict:
         raise CheckpointError(path, masks.problem(), masks.remedy())

@@ -11,11 +11,11 @@ from typing import Any
 from torch.optim import Optimizer, lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler
 
-from rarefy.errors import ConfigError, join_path
+from rarefy.errors import ConfigError, did_you_mean, join_path
 from rarefy.imports import import_object, is_import_path
 from rarefy.training import lr_schedules, lr_sequences
 from rarefy.training.lr_schedules import Schedule
-from rarefy.training.settings import read_block, suggest
+from rarefy.training.settings import read_block
 from rarefy.validation import shorten
 
 SchedulerFactory = Callable[[Optimizer], LRScheduler]
@@ -127,7 +127,8 @@ def _read_one(given: Any, path: str, *, base_dir: Path | None, allow_imports: bo
         return read_block(schedule, _with_nested(options, here, nested), here)
     kind = _find(TORCH_SCHEDULERS, str(name))
     if kind is None:
-        raise ConfigError(path, name, suggest(str(name), [*SCHEDULES, *TORCH_SCHEDULERS]), _EXAMPLE)
+        hint = did_you_mean(str(name), [*SCHEDULES, *TORCH_SCHEDULERS])
+        raise ConfigError(path, name, f"a known scheduler ({hint})", _EXAMPLE)
     return partial(_construct, kind, dict(options), here)
 
 

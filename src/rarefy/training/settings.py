@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -42,15 +41,3 @@ def read_block(kind: type[Block], given: Block | Mapping[str, object] | None, pa
         return kind.model_validate(dict(given or {}))
     except ValidationError as error:
         raise as_config_error(error, kind, dict(given or {})).under(path) from None
-
-
-def suggest(name: str, known: Iterable[str]) -> str:
-    """A hint for a misspelt name of a class, whatever its case; the known names where nothing is near.
-
-    Example:
-        >>> suggest("admaw", ["AdamW", "SGD"]), suggest("x", ["AdamW", "SGD"])
-        ('did you mean AdamW?', 'one of AdamW, SGD')
-    """
-    by_lower = {one.lower(): one for one in known}
-    near = difflib.get_close_matches(name.lower(), by_lower, n=1)
-    return f"did you mean {by_lower[near[0]]}?" if near else f"one of {', '.join(by_lower.values())}"

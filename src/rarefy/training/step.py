@@ -45,7 +45,7 @@ def take_step(trainer: Trainer, batches: list[Any]) -> StepOutcome:
 
     Args:
         trainer: whose model learns.
-        batches: the micro-batches, at least one.
+        batches: the micro-batches, at least one, checked by the model.
     """
     optimizer, precision = trainer.trained_by, trainer.precision
     losses = [_learn(trainer, batch, index, len(batches)) for index, batch in enumerate(batches)]
@@ -69,7 +69,6 @@ def take_step(trainer: Trainer, batches: list[Any]) -> StepOutcome:
 
 def _learn(trainer: Trainer, batch: Any, index: int, count: int) -> Tensor:
     """Adds the gradients of one of `count` micro-batches; returns its loss."""
-    trainer.forward.check(batch)
     batch = to_device(batch, trainer.device)
     trainer.emit("on_train_batch_start", trainer, batch, index)
     trainer.emit("on_before_forward", trainer, batch)

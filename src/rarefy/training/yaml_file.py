@@ -201,7 +201,7 @@ class _Loader(yaml.SafeLoader):
         assert isinstance(node, yaml.MappingNode)
         seen: set[str] = set()
         for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+            if isinstance(key, yaml.ScalarNode):
                 if key.value in seen:
                     raise yaml.MarkedYAMLError(
                         problem=f"the key {key.value} is given twice", problem_mark=key.start_mark
