@@ -312,6 +312,22 @@ def test_autocast_bfloat16(name):
 
 
 @every_algorithm
+def test_a_compiled_model_trains_like_the_plain_one(name):
+    torch.compiler.reset()
+    runs = []
+    for compiled in (False, True):
+        model = small_model()
+        sparsity, optimizer = prepare(name, model, OPTIMIZERS["sgd momentum"])
+        graph = torch.compile(model, fullgraph=True, backend="aot_eager") if compiled else model
+        for step in range(5):
+            train_step(graph, optimizer, step)
+            assert_exact_zeros(sparsity, optimizer)
+        assert sparsity.step == 5
+        runs.append(snapshot(model, optimizer))
+    assert_identical(*runs)
+
+
+@every_algorithm
 def test_parameters_without_gradient(name):
     model = small_model()
     model[0].weight.requires_grad_(False)

@@ -40,6 +40,7 @@ FLOORS = {
     "config": 13,
     "report": 13,
     "training": 14,
+    "callbacks": 15,
     "integrations": 15,
     "cli": 16,
     "": 17,

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 
+import pytest
+
 import rarefy
+from rarefy.training import callbacks
 
 PUBLIC = {
     "GMP",
@@ -24,6 +28,15 @@ PUBLIC = {
     "schedules",
     "summary",
 }
+
+
+@pytest.mark.parametrize("name", ["callbacks", "masks", "patterns", "schedules"])
+def test_the_public_modules_can_be_imported_from(name):
+    assert importlib.import_module(f"rarefy.{name}") is getattr(rarefy, name)
+
+
+def test_callbacks_are_those_of_the_trainer():
+    assert rarefy.callbacks.__all__ == sorted(callbacks.__all__)
 
 
 def test_public_names():

@@ -1,6 +1,6 @@
 """rarefy trains any PyTorch model with weight sparsity."""
 
-from rarefy import masks, patterns, schedules
+from rarefy import callbacks, masks, patterns, schedules
 from rarefy.algorithms.base import SparsityAlgorithm
 from rarefy.algorithms.dynamic import DynamicSparsityAlgorithm
 from rarefy.algorithms.gmp import GMP
@@ -11,7 +11,6 @@ from rarefy.algorithms.set import SET
 from rarefy.algorithms.static import Static
 from rarefy.config import configure
 from rarefy.report import summary
-from rarefy.training import callbacks
 from rarefy.training.trainer import Trainer
 
 __all__ = [

@@ -421,3 +421,11 @@ def test_a_built_in_function_may_be_the_initializer():
     weight = layer.weight.detach().clone()
     rarefy.Static(0.25, init_method=torch.gt).apply(layer)
     assert torch.equal(layer.weight_mask, weight > 0.25)
+
+
+def test_a_function_is_not_asked_for_a_million_steps():
+    asked = []
+    algorithm = rarefy.SET(0.5, update=lambda step: asked.append(step) or step == 7)
+    assert algorithm.next_update_step(3) == 7
+    assert algorithm.next_update_step(7) is None
+    assert len(asked) < 20_000

@@ -103,7 +103,16 @@ def test_a_manifest_that_lacks_a_file(checkpoint):
 
 def test_a_newer_format(checkpoint):
     edit(checkpoint / "MANIFEST.json", format_version=2, files={}, new_key=True)
-    assert_refused(checkpoint, "has checkpoint format 2; this rarefy reads formats up to 1; upgrade rarefy")
+    with pytest.raises(
+        CheckpointError, match="has checkpoint format 2; this rarefy reads formats up to 1; upgrade"
+    ):
+        load(checkpoint)
+
+
+def test_a_newer_format_is_not_passed_over_and_then_replaced(checkpoint):
+    edit(checkpoint / "MANIFEST.json", format_version=2)
+    with pytest.raises(CheckpointError, match="checkpoint format 2"):
+        newest_valid(checkpoint.parent, pytest.fail)
 
 
 def rewrite(path: Path, content: bytes) -> None:

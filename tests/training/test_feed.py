@@ -1,6 +1,7 @@
 """The training data as an endless stream with a position."""
 
 import random
+import signal
 
 import numpy as np
 import pytest
@@ -61,6 +62,30 @@ def test_data_without_a_batch_is_refused_at_once(empty: object) -> None:
 def test_what_is_no_data_is_refused() -> None:
     with pytest.raises(RarefyError, match="int is no training or validation data"):
         open_loader(5)  # type: ignore[arg-type]
+
+
+class BlockedSignals(Dataset):
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> bool:
+        return {signal.SIGINT, signal.SIGTERM} <= signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+@pytest.mark.parametrize("batch", [0, 1])
+def test_signals_to_the_process_group_leave_workers_alone(batch: int) -> None:
+    feed = TrainFeed(DataLoader(BlockedSignals(), batch_size=None, num_workers=1))
+    feed.load_state_dict({"epoch": 0, "batch": batch, "at_epoch_start": {}})
+    assert feed.next_step() == [True]
+    feed.close()
+    assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+def test_a_step_can_be_given_back() -> None:
+    feed, again = TrainFeed([0, 1, 2], accumulate=2), TrainFeed([0, 1, 2], accumulate=2)
+    feed.give_back(feed.next_step())
+    again.load_state_dict(feed.state_dict())
+    assert again.next_step() == [0, 1]
 
 
 def test_an_iterator_that_is_used_up_is_named() -> None:

@@ -102,3 +102,18 @@ def test_import_paths_may_be_refused() -> None:
 def test_a_model_without_trainable_parameters_is_refused() -> None:
     with pytest.raises(ConfigError, match="a model without trainable parameters"):
         build_optimizer({"SGD": {}}, nn.Linear(2, 2).requires_grad_(False))
+
+
+@pytest.mark.parametrize(
+    ("config", "fused"),
+    [
+        ({"AdamW": {}}, True),
+        ({"SGD": {"lr": 0.1}}, True),
+        ({"AdamW": {"foreach": True}}, None),
+        ({"AdamW": {"fused": False}}, False),
+        ({"NAdam": {}}, None),
+    ],
+)
+def test_the_fused_step_is_taken_unless_another_is_asked_for(config: object, fused: bool | None) -> None:
+    optimizer = build_optimizer(config, nn.Linear(2, 2))
+    assert optimizer.param_groups[0].get("fused") is fused

@@ -164,8 +164,9 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
     fitted(tmp_path)
     with pytest.raises(CheckpointError, match=r"is of another model: it has other shapes for first\.weight"):
         fitted(tmp_path, model=partial(Net, 9))
-    with pytest.raises(CheckpointError, match="is of another model"):
+    with pytest.raises(CheckpointError, match="is of another model") as refused:
         fitted(tmp_path, model=partial(Net, 9), checkpoint=LOOSE)
+    assert "--disable_strict" not in str(refused.value)
 
 
 def test_loose_loading_takes_what_fits(tmp_path: Path) -> None:
@@ -221,6 +222,16 @@ def test_validate_takes_weights_and_step(tmp_path: Path) -> None:
     assert make(tmp_path, sparsity=0.5, seed=9).validate(DATA, None) != done.validate(DATA)
 
 
+def test_validating_untrained_weights_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    make(tmp_path).validate(DATA)
+    make(tmp_path).validate_all(DATA)
+    assert caplog.text.count(f"no checkpoint in {tmp_path}; validating the weights as they are") == 2
+    caplog.clear()
+    make(tmp_path).validate(DATA, None)
+    fitted(tmp_path).validate(DATA)
+    assert "no checkpoint" not in caplog.text
+
+
 def test_validate_all(tmp_path: Path) -> None:
     done = fitted(tmp_path, checkpoint={"steps": 1, "save_initial_checkpoint": True})
     trainer = make(tmp_path, seed=9)
@@ -238,6 +249,10 @@ def test_paths_and_globs(tmp_path: Path) -> None:
         (tmp_path / f"checkpoint_{step}").mkdir()
     names = [path.name for path in find_all([tmp_path / "checkpoint_100", tmp_path / "checkpoint_*"])]
     assert names == ["checkpoint_100", "checkpoint_9", "checkpoint_10", "checkpoint_100"]
+    for run in ("run_a", "run_b"):
+        (tmp_path / run / "checkpoint_7").mkdir(parents=True)
+    several = find_all(str(tmp_path / "run_*" / "checkpoint_7"))
+    assert sorted(path.parent.name for path in several) == ["run_a", "run_b"]
     with pytest.raises(CheckpointError, match="matches nothing"):
         find_all(str(tmp_path / "model_*"))
 

@@ -268,6 +268,29 @@ def test_a_batch_that_the_model_refuses_is_named(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_bad_data_in_the_middle_loses_nothing(tmp_path: Path, accumulate: int) -> None:
+    class Picky(Scale):
+        allowed = 3.0
+
+        def check_batch(self, batch: torch.Tensor) -> None:
+            if float(batch.max()) > self.allowed:
+                raise RarefyError("too large")
+
+    options: dict[str, Any] = {"loop": {"max_steps": 5, "grad_accum_steps": accumulate}, "lr": 0.1}
+    data = batches(*range(8))
+    with pytest.raises(RarefyError, match="too large"):
+        make(tmp_path / "a", Picky, **options).fit(data)
+    saved = 4 // accumulate
+    assert [path.name for path in (tmp_path / "a").iterdir()] == [f"checkpoint_{saved}"]
+    Picky.allowed = math.inf
+    cured, whole = make(tmp_path / "a", Picky, **options), make(tmp_path / "b", **options)
+    cured.fit(data)
+    whole.fit(data)
+    assert cured.global_step == 5
+    assert torch.equal(cured.model.weight, whole.model.weight)  # type: ignore[arg-type]
+
+
 def test_log_level(tmp_path: Path) -> None:
     import logging
 

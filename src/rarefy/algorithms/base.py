@@ -28,7 +28,7 @@ from rarefy.masks import zero_inactive_
 from rarefy.optimizer_traits import preserves_zeros, skipped_its_step, trained_by
 from rarefy.parameter import SparseParameter
 from rarefy.patterns import parse_pattern
-from rarefy.schedules import AtSteps, Schedule, UpdateSchedule, update_steps
+from rarefy.schedules import AtSteps, EveryNSteps, Schedule, UpdateSchedule, update_steps
 
 SparsityHook = Callable[["SparsityAlgorithm", str, float], None]
 TopologyHook = Callable[["SparsityAlgorithm", str, Tensor, Tensor], None]
@@ -289,8 +289,13 @@ class SparsityAlgorithm(ABC):
         """Recomputes the topology now."""
 
     def next_update_step(self, after: int) -> int | None:
-        """The first update step later than `after`; None if there is none within a million steps."""
-        return next(iter(update_steps(self.update_schedule, after + 1, after + 1_000_000)), None)
+        """The first update step later than `after`; None if there is none within a million steps.
+
+        A function is asked about the next ten thousand steps only, as it has to be called for each of them.
+        """
+        is_listed = isinstance(self.update_schedule, EveryNSteps | AtSteps)
+        last = after + (1_000_000 if is_listed else 10_000)
+        return next(iter(update_steps(self.update_schedule, after + 1, last)), None)
 
     def current(self, schedule: Schedule) -> float:
         """The value of a schedule at this step, clamped to [0, 1]."""

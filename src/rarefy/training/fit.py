@@ -174,7 +174,9 @@ class Fit:
         except Exception:
             trainer.train_feed.give_back(batches)
             if self.progress.global_step > self._began:
-                log.warning("the data failed after step %d; saving %s", self.progress.global_step, self._save())
+                path = self._save()
+                trainer.writer.wait()
+                log.warning("the data failed after step %d, saved in %s", self.progress.global_step, path)
             raise
         return batches
 

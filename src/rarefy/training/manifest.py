@@ -96,7 +96,8 @@ def check_version(path: Path, content: Any) -> None:
     """Refuses what a newer rarefy wrote.
 
     Raises:
-        CheckpointError: when `content["format_version"]` is missing or above `FORMAT_VERSION`.
+        CheckpointError: when `content["format_version"]` is missing.
+        NewerFormatError: when it is above `FORMAT_VERSION`.
     """
     version = content.get("format_version") if isinstance(content, dict) else None
     if not isinstance(version, int):

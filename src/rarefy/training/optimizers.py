@@ -16,6 +16,7 @@ from rarefy.imports import import_object, is_import_path
 from rarefy.validation import shorten
 
 _NEEDS_MORE = {"Optimizer", "LBFGS", "SparseAdam"}
+_FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
 _EXAMPLE = "AdamW: {lr: 1.0e-3, weight_decay: 0.1}"
 _NO_DECAY_KINDS = ("norm", "embedding")
 
@@ -31,7 +32,8 @@ def build_optimizer(
 ) -> Optimizer:
     """The optimizer of an `optimizer:` block.
 
-    Parameters called bias, those of normalisation layers and embeddings get no weight decay.
+    Parameters called bias, those of normalisation layers and embeddings get no weight decay. Adam, AdamW and SGD take
+    torch's fused step unless the options name another.
 
     Args:
         config: a map from one class, of `torch.optim` in any case or an import path, to its options;
@@ -63,7 +65,7 @@ def build_optimizer(
     groups = parameter_groups(model, split=_takes(kind, "weight_decay"))
     if not groups:
         raise ConfigError(path, "a model without trainable parameters", "a model with some (requires_grad)")
-    return _construct(kind, groups, options, here)
+    return _construct(kind, groups, options, _implementation(kind, model, options), here)
 
 
 def parameter_groups(model: nn.Module, *, split: bool = True) -> list[dict[str, Any]]:
@@ -142,14 +144,32 @@ def _torch_options(kind: Any, options: dict[str, Any], path: str) -> dict[str, A
     return {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
 
 
-def _construct(kind: Any, groups: list[dict[str, Any]], options: dict[str, Any], path: str) -> Optimizer:
+def _implementation(kind: Any, model: nn.Module, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Torch's fused step where it is to be had and the user asks for no other.
+
+    Three to four times faster than the default one on a CPU, which in sparse training also suffers from slow
+    square roots of zeros.
+    """
+    chosen = options.keys() & {"fused", "foreach", "capturable", "differentiable"}
+    devices = {parameter.device.type for parameter in model.parameters()}
+    is_possible = kind in _FUSED and devices <= {"cpu", "cuda"} and not chosen
+    return {"fused": True} if is_possible else {}
+
+
+def _construct(
+    kind: Any,
+    groups: list[dict[str, Any]],
+    options: dict[str, Any],
+    implementation: dict[str, Any],
+    path: str,
+) -> Optimizer:
     parameters = inspect.signature(kind).parameters
     for key in options:
         if not _takes(kind, key) or key == "params":
             known = [name for name in parameters if name != "params"]
             raise ConfigError(path, f"the key {key!r}", f"a known key ({did_you_mean(key, known)})")
     try:
-        optimizer = kind(groups, **options)
+        optimizer = kind(groups, **options, **implementation)
     except (TypeError, ValueError) as error:
         raise ConfigError(path, shorten(options), f"what {kind.__name__} takes ({error})") from error
     if not isinstance(optimizer, Optimizer):

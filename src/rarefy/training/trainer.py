@@ -223,7 +223,7 @@ class Trainer:
         """
         self._set_up()
         validations = open_validations(val_dataloader)
-        found = self._find(ckpt_path)
+        found = self._find_trained(ckpt_path)
         if found is not None:
             self.progress.global_step = resume.load_weights(self, found)
         results: dict[str, float] = {}
@@ -249,7 +249,7 @@ class Trainer:
             CheckpointError: a path or a glob that matches nothing, or a checkpoint that cannot be read.
         """
         if isinstance(ckpt_paths, resume.Unset):
-            paths = [self._find(ckpt_paths)]
+            paths = [self._find_trained(ckpt_paths)]
         else:
             paths = [None] if ckpt_paths is None else resume.find_all(ckpt_paths)
         return {str(path or ""): self.validate(val_dataloaders, path) for path in paths}
@@ -288,6 +288,12 @@ class Trainer:
         self.writer.wait()
         distributed.wait_for_all()
         return resume.find(self, ckpt_path)
+
+    def _find_trained(self, ckpt_path: CheckpointPath) -> Path | None:
+        found = self._find(ckpt_path)
+        if found is None and ckpt_path is UNSET and self.checkpoint.autoload_last_checkpoint:
+            log.warning("no checkpoint in %s; validating the weights as they are", self.checkpoint_root)
+        return found
 
     def _plan(self, continues: bool) -> RunPlan:
         """The plan of a fit that begins here, or of the interrupted one that a checkpoint belongs to."""
