@@ -49,7 +49,7 @@ def random_kill(source: random.Random, seconds: float) -> Kill:
 def _child(folder: str, kill: Kill) -> None:
     import torch
 
-    from rarefy.cli import app
+    from rarefy.cli.app import app
 
     torch.set_num_threads(1)
     os.chdir(folder)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -204,6 +206,47 @@ def test_signals_save_and_set_the_exit_code(tmp_path: Path, number: int, code: i
     assert result.exit_code == code
     assert steps_saved(tmp_path / "out") == [3]
     assert f"after step 3, saved in {tmp_path / 'out' / 'checkpoint_3'}" in result.stderr
+
+
+def test_an_interrupted_run_from_a_given_checkpoint_says_how_to_go_on(tmp_path: Path) -> None:
+    rarefy("run", tiny_run.write(tmp_path, configuration(tmp_path, loop={"num_steps": 1})))
+    model = {"name": "./tiny.py:Tiny", "signal": int(signal.SIGTERM)}
+    content = configuration(tmp_path, model=model, model_dir=str(tmp_path / "other"))
+    start = tmp_path / "out" / "checkpoint_1"
+    result = rarefy("run", tiny_run.write(tmp_path, content), "--checkpoint_path", start)
+    assert result.exit_code == 143
+    assert "give it as ckpt_path to go on from there" in result.stderr
+
+
+def test_data_may_be_a_list_of_batches(tmp_path: Path) -> None:
+    content = configuration(tmp_path)
+    for block in content["trainer"]["fit"].values():
+        block["data_processor"] = "./tiny.py:make_list"
+    params = tiny_run.write(tmp_path, content)
+    for command in (["run", params], ["validate", params]):
+        result = rarefy(*command)
+        assert result.exit_code == 0, result.output
+        assert "eval/loss" in result.stdout
+
+
+def test_paths_are_printed_as_they_are(tmp_path: Path) -> None:
+    content = configuration(tmp_path, model={"name": "./tiny.py:M:"})
+    result = rarefy("run", tiny_run.write(tmp_path, content))
+    assert "tiny.py:M:" in result.stderr
+
+
+def test_an_interrupt_while_importing() -> None:
+    code = (
+        "import sys\n"
+        "class Stop:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'rarefy.cli.app': raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Stop())\n"
+        "from rarefy.cli import main\n"
+        "main()\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (130, "Error: interrupted\n")
 
 
 def test_an_interrupt_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from typer.testing import CliRunner, Result
 
-from rarefy.cli import app
+from rarefy.cli.app import app
 
 CODE = """
 import os
@@ -52,6 +52,10 @@ class Batches:
 
 def make_batches(count=5, seed=0):
     return Batches(count, seed)
+
+
+def make_list(count=5, seed=0):
+    return list(Batches(count, seed))
 """
 
 SPARSITY: dict[str, Any] = {

@@ -1,11 +1,14 @@
 """The command `rarefy`."""
 
-from rarefy.cli.app import app
+import sys
 
 
 def main() -> None:
-    """Runs the command line."""
-    app()
+    """Runs the command line; Ctrl-C ends it with one line and exit code 130, even while it is still importing."""
+    try:
+        from rarefy.cli.app import app
 
-
-__all__ = ["app", "main"]
+        app()
+    except KeyboardInterrupt:
+        print("Error: interrupted", file=sys.stderr)
+        sys.exit(130)

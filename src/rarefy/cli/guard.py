@@ -47,5 +47,7 @@ def guarded(action: Callable[[], None], has_begun: Callable[[], bool] = lambda: 
 
 
 def _fail(problem: str, code: int) -> int:
-    Console(stderr=True, soft_wrap=True, highlight=False, markup=False).print(f"Error: {problem}")
+    Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False).print(
+        f"Error: {problem}"
+    )
     return code

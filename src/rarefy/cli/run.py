@@ -119,7 +119,7 @@ def _print_preview(builder: Builder) -> None:
     needed = console.measure(tables, options=console.options.update(width=_WIDEST)).maximum
     console.width = max(console.width, needed)
     console.print(tables)
-    console.print(f"{builder.config.path} is valid; nothing was written", markup=False)
+    console.print(f"{builder.config.path} is valid; nothing was written", markup=False, emoji=False)
 
 
 def result_rows(trainer: Trainer, steps_per_second: float | None) -> Iterator[tuple[str, str]]:

@@ -118,6 +118,10 @@ class HDF5Samples(Dataset[dict[str, Tensor]]):
     def __len__(self) -> int:
         return len(self.rows)
 
+    def largest_token(self) -> int | None:
+        """The largest token id; None where the data is too large to be read for that."""
+        return self.rows.largest(lambda rows: rows[:, ::2])
+
 
 class HDF5Corpus(Dataset[dict[str, Tensor]]):
     """Windows of `length` + 1 tokens at stride `length`.
@@ -143,6 +147,10 @@ class HDF5Corpus(Dataset[dict[str, Tensor]]):
 
     def __len__(self) -> int:
         return max(len(self.rows) - 1, 0) // self.length
+
+    def largest_token(self) -> int | None:
+        """The largest token id; None where the data is too large to be read for that."""
+        return self.rows.largest(lambda rows: rows)
 
 
 def _check_sample(sample: dict[str, Tensor], file: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from rarefy.errors import ConfigError, RarefyError
 
 _OPEN_FILES = 64
+_SCANNED = 1 << 26  # numbers that are read to check token ids before training, about a second's work
 
 
 class ReadError(RarefyError):
@@ -86,6 +87,19 @@ class HDF5Rows:
                 break
             parts.append(self._read_file(number, max(start, begin) - begin, min(stop, end) - begin))
         return np.concatenate(parts)
+
+    def largest(self, chosen: Callable[[NDArray[np.int64]], NDArray[np.int64]]) -> int | None:
+        """The largest of the `chosen` numbers of all rows; None for more than `_SCANNED` numbers.
+
+        Args:
+            chosen: picks from rows of one read.
+        """
+        size = int(np.prod(self.row_shape))
+        if len(self) * size > _SCANNED:
+            return None
+        step = max(_SCANNED // 64 // max(size, 1), 1)
+        reads = (self.read(start, min(start + step, len(self))) for start in range(0, len(self), step))
+        return max((int(chosen(rows).max()) for rows in reads), default=0)
 
     def _read_file(self, number: int, start: int, stop: int) -> NDArray[np.int64]:
         try:

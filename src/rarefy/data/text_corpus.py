@@ -108,6 +108,10 @@ class ByteWindows(Dataset[dict[str, Tensor]]):
     def __len__(self) -> int:
         return max(len(self.tokens) - 1, 0) // self.length
 
+    def largest_token(self) -> int:
+        """The largest token id; 0 without tokens."""
+        return int(self.tokens.max()) if len(self.tokens) else 0
+
 
 def split_names(names: Sequence[str], split: Split) -> list[str]:
     """The files of one split, sorted; which split a file is in depends on its name's hash.

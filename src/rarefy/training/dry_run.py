@@ -18,6 +18,7 @@ from rarefy.parameter import SparseParameter
 from rarefy.schedules import update_steps
 from rarefy.training.batches import loss_of, to_device
 from rarefy.training.build import Builder
+from rarefy.training.token_check import check_tokens
 from rarefy.training.trainer import Trainer
 
 
@@ -128,8 +129,10 @@ def preview(builder: Builder) -> RunPreview:
     trainer = builder.trainer(total, quiet=True)
     algorithms = trainer.sparsity.algorithms if trainer.sparsity is not None else []
     parameters = tuple(plan_parameters(trainer.model, algorithms, total))
+    check_tokens(trainer.model, data, f"{config.path}.fit.train_dataloader")
     loss, flops = one_step(trainer, next(iter(data)))
     for validation in validations:
+        check_tokens(trainer.model, validation, f"{config.path}.fit.val_dataloader")
         try_batch(trainer, next(iter(validation)))
     cost = plan_cost(trainer, parameters, flops)
     return RunPreview(parameters, tuple(plan_updates(algorithms, total)), cost, loss, total)

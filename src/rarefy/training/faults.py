@@ -27,6 +27,7 @@ class Interrupted(RarefyError):  # noqa: N818
         signal_number: which signal.
         step: the global step at which the run stopped.
         checkpoint: where the state is.
+        continues: whether the same command goes on from there by itself.
 
     Attributes:
         exit_code: 128 + the signal's number, for the shell.
@@ -37,12 +38,15 @@ class Interrupted(RarefyError):  # noqa: N818
         stopped by SIGTERM after step 7, saved in run/checkpoint_7; the same command goes on from there 143
     """
 
-    def __init__(self, signal_number: int, step: int, checkpoint: Path) -> None:
+    def __init__(self, signal_number: int, step: int, checkpoint: Path, continues: bool = True) -> None:
         self.signal_number, self.step, self.checkpoint = signal_number, step, checkpoint
         self.exit_code = 128 + signal_number
         name = signal.Signals(signal_number).name
         where = f"after step {step}, saved in {checkpoint}"
-        super().__init__(f"stopped by {name} {where}; the same command goes on from there")
+        how = (
+            "the same command goes on from there" if continues else "give it as ckpt_path to go on from there"
+        )
+        super().__init__(f"stopped by {name} {where}; {how}")
 
 
 class NotFiniteError(RarefyError):

@@ -97,14 +97,20 @@ class Fit:
         plan: what falls due when.
         validations: validation data by name.
         guard: tells whether a signal came.
+        continues: whether the same command would go on from a checkpoint of this fit by itself.
     """
 
     def __init__(
-        self, trainer: Trainer, plan: RunPlan, validations: Mapping[str, Iterable[Any]], guard: SignalGuard
+        self,
+        trainer: Trainer,
+        plan: RunPlan,
+        validations: Mapping[str, Iterable[Any]],
+        guard: SignalGuard,
+        continues: bool,
     ) -> None:
         self.trainer, self.plan, self.validations, self.guard = trainer, plan, validations, guard
         self.progress = trainer.progress
-        self._began = trainer.global_step
+        self._began, self._continues = trainer.global_step, continues
         self.throughput = Throughput()
         self._saved: Path | None = None
 
@@ -139,7 +145,7 @@ class Fit:
         if received is not None:
             path = self._save()
             self.trainer.writer.wait()
-            raise Interrupted(received, self.progress.global_step, path)
+            raise Interrupted(received, self.progress.global_step, path, self._continues)
 
     def _agreed_signal(self) -> int | None:
         """The signal that some process received; all of them stop after the same step."""

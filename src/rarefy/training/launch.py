@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +15,7 @@ from rarefy.training.checkpoint import CheckpointParts, load, newest_valid
 from rarefy.training.config import TrainerConfig
 from rarefy.training.events import Callback
 from rarefy.training.resume import UNSET, CheckpointPath, States
+from rarefy.training.token_check import check_tokens
 from rarefy.training.trainer import Trainer
 
 log = logging.getLogger("rarefy")
@@ -120,8 +121,11 @@ def _fit(config: TrainerConfig, validates: bool, ckpt_path: CheckpointPath, laun
         raise _missing(config, "fit", "{train_dataloader: {...}}")
     builder.check()
     train_data = builder.data(block.train_dataloader, "fit.train_dataloader")
-    val_data = builder.several_data(block.val_dataloader, "fit.val_dataloader") if validates else []
+    val_data = _named(builder.several_data(block.val_dataloader, "fit.val_dataloader")) if validates else {}
     trainer = builder.trainer(builder.total_steps(train_data), more_callbacks=launch.callbacks)
+    check_tokens(trainer.model, train_data, f"{config.path}.fit.train_dataloader")
+    for data in val_data.values():
+        check_tokens(trainer.model, data, f"{config.path}.fit.val_dataloader")
     trainer.fit(train_data, val_data or None, _given(block, ckpt_path), load_states=launch.load_states)
     return trainer
 
@@ -129,9 +133,9 @@ def _fit(config: TrainerConfig, validates: bool, ckpt_path: CheckpointPath, laun
 def _validate(config: TrainerConfig, ckpt_path: CheckpointPath, launch: Launch) -> Trainer:
     builder = launch.builder(config)
     if config.validation is not None:
-        data = [builder.data(config.validation.val_dataloader, "validate.val_dataloader")]
+        data = {"": builder.data(config.validation.val_dataloader, "validate.val_dataloader")}
     elif config.fit is not None and config.fit.val_dataloader:
-        data = builder.several_data(config.fit.val_dataloader, "fit.val_dataloader")
+        data = _named(builder.several_data(config.fit.val_dataloader, "fit.val_dataloader"))
     else:
         raise _missing(config, "validate", "{val_dataloader: {...}}")
     trainer = _validator(config, launch)
@@ -143,7 +147,7 @@ def _validate_all(config: TrainerConfig, ckpt_path: CheckpointPath, launch: Laun
     block, builder = config.validate_all, launch.builder(config)
     if block is None:
         raise _missing(config, "validate_all", "{val_dataloaders: [{...}]}")
-    data = builder.several_data(block.val_dataloaders, "validate_all.val_dataloaders")
+    data = _named(builder.several_data(block.val_dataloaders, "validate_all.val_dataloaders"))
     given: Any = block.ckpt_paths if "ckpt_paths" in block.model_fields_set else UNSET
     trainer = _validator(config, launch)
     trainer.validate_all(data, given if ckpt_path is UNSET else ckpt_path)
@@ -156,6 +160,11 @@ def _validator(config: TrainerConfig, launch: Launch) -> Trainer:
     if config.fit is not None and config.init.sparsity is not None:
         num_steps = builder.total_steps(builder.data(config.fit.train_dataloader, "fit.train_dataloader"))
     return builder.trainer(num_steps, trains=False, more_callbacks=launch.callbacks)
+
+
+def _named(loaders: Sequence[Iterable[Any]]) -> dict[str, Iterable[Any]]:
+    """Validation data by name; a loader may itself be a list of batches, so a plain list would not do."""
+    return {"": loaders[0]} if len(loaders) == 1 else {str(i): one for i, one in enumerate(loaders)}
 
 
 def _given(block: FitBlock | ValidateBlock | None, ckpt_path: CheckpointPath) -> CheckpointPath:

@@ -199,9 +199,10 @@ class Trainer:
             log.info("nothing to do: global step %d of %d is reached", self.global_step, plan.stop)
             return
         optimizer.zero_grad(set_to_none=True)
+        continues = isinstance(ckpt_path, resume.Unset) and self.checkpoint.autoload_last_checkpoint
         try:
             with SignalGuard() as guard:
-                Fit(self, plan, validations, guard).run()
+                Fit(self, plan, validations, guard, continues).run()
         finally:
             self.feed.close()
 
