@@ -134,7 +134,7 @@ def _token_pieces(files: Sequence[Path], tokenizer: Any) -> Iterator[tuple[Token
 
 def _load_tokenizer(file: Path) -> Any:
     try:
-        from tokenizers import Tokenizer
+        from tokenizers import Tokenizer  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise RarefyError(
             "a tokenizer file needs the package tokenizers: pip install 'rarefy[transformers]'"
