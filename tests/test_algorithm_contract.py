@@ -126,6 +126,30 @@ def test_groups_stay_balanced(name, balance):
 
 @every_algorithm
 @given(
+    groups=st.integers(1, 4),
+    size=st.integers(1, 4),
+    other=st.integers(1, 6),
+    axis=st.sampled_from([0, 1]),
+    target=st.floats(0, 0.99),
+    dtype=st.sampled_from(DTYPES),
+)
+def test_any_groups_have_equal_counts(name, groups, size, other, axis, target, dtype):
+    shape = (groups * size, other) if axis == 0 else (other, groups * size)
+    model = nn.Linear(shape[1], shape[0], bias=False, dtype=dtype)
+    balance = {("balance_out_groups", "balance_in_groups")[axis]: groups}
+    changes = {"sparsity": [target, target / 2]} if name == "gmp" else {"sparsity": target}
+    sparsity, optimizer = prepare(name, model, OPTIMIZERS["sgd momentum"], **changes, **balance)
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(torch.ones(2, shape[1], dtype=dtype)).square().sum().backward()
+        optimizer.step()
+        counts = {int(group.sum()) for group in model.weight_mask.chunk(groups, dim=axis)}
+        assert counts == {kept_count(size * other, sparsity.target_sparsity)}
+    assert_exact_zeros(sparsity, optimizer)
+
+
+@every_algorithm
+@given(
     shape=st.lists(st.integers(1, 9), min_size=2, max_size=4),
     target=st.floats(0, 0.99),
     dtype=st.sampled_from(DTYPES),

@@ -46,7 +46,7 @@ def _written_numbers(schedule: Schedule) -> list[tuple[str, float]]:
 
 def _out_of_range(path: str, number: float, literal: bool) -> ConfigError:
     bounds = "a fraction in [0, 1)" if literal else "a fraction in [0, 1]"
-    if 1 < number <= 100:
+    if 2 <= number <= 100:
         return ConfigError(path, f"{number:g}", f"{bounds}; did you mean {number / 100:g}?")
     return ConfigError(path, f"{number:g}", bounds, f"{path.split('.')[-1].split('[')[0]}: 0.9")
 

@@ -79,7 +79,8 @@ def plan_table(plans: Iterable[ParameterPlan], updates: Iterable[UpdatePlan]) ->
 def _update_line(plan: UpdatePlan) -> str:
     if plan.first is None:
         return f"{plan.algorithm}: the topology stays"
-    return f"{plan.algorithm}: {plan.count:,} updates, from step {plan.first:,} to step {plan.last:,}"
+    updates = "1 update" if plan.count == 1 else f"{plan.count:,} updates"
+    return f"{plan.algorithm}: {updates}, from step {plan.first:,} to step {plan.last:,}"
 
 
 def update_table(plans: Iterable[UpdatePlan]) -> Table:
