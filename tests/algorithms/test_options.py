@@ -32,7 +32,8 @@ def test_fractions_below_one_pass(value):
 
 @pytest.mark.parametrize("value", [0, 1, 0.0, 1.0, [0, 1], {"type": "cosine", "init": 1, "half_period": 3}])
 def test_a_drop_fraction_may_be_zero_or_one(value):
-    parse_fraction(value, "drop_fraction")
+    first = value[0] if isinstance(value, list) else value["init"] if isinstance(value, dict) else value
+    assert parse_fraction(value, "drop_fraction")(0) == first
 
 
 def test_a_schedule_may_head_for_one():

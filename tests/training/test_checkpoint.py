@@ -251,6 +251,7 @@ class TestWriter:
 
     def test_waiting_for_nothing_returns(self, tmp_path):
         CheckpointWriter(tmp_path).wait()
+        assert names_in(tmp_path) == []
 
 
 def test_config_defaults():

@@ -108,13 +108,17 @@ def test_a_narrow_terminal_shows_everything(make_trainer):
 
 def test_the_bar_ends_with_the_fit_and_may_start_again(make_trainer):
     trainer = make_trainer()
-    console = Console(file=io.StringIO(), force_terminal=True, width=80)
-    logger = ProgressLogger(console)
+    output = io.StringIO()
+    logger = ProgressLogger(Console(file=output, force_terminal=True, width=80))
     for _ in range(2):
+        shown = len(output.getvalue())
         logger.on_train_start(trainer)
         trainer.step(logger)
         logger.on_fit_end(trainer)
+        assert "ETA" in output.getvalue()[shown:]
+    ended = output.getvalue()
     logger.on_fit_end(trainer)
+    assert output.getvalue() == ended
 
 
 def test_a_validation_without_a_fit_is_printed(make_trainer):
