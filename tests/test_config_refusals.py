@@ -214,9 +214,8 @@ CASES = [
         "pattern: unstructured)",
     ),
     (
-        {**RIGL, "compute": "compact"},
-        "sparsity.compute: compact (not available yet) is not allowed; give auto or masked (example: "
-        "compute: auto)",
+        {**RIGL, "compute": "sparse"},
+        "sparsity.compute: 'sparse' is not allowed; give auto, masked or compact (example: compute: auto)",
     ),
     (
         {**RIGL, "seed": 1.5},

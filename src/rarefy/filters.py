@@ -8,9 +8,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from rarefy.errors import ConfigError, join_path
+from rarefy.nn import SparseLinear
 from rarefy.validation import shorten
 
 _DENSE_NAMES = ("embedding", "norm", "lm_head", "pe_helper")
@@ -40,6 +42,25 @@ class Candidate:
     places: tuple[Place, ...]
     requires_dense: bool
 
+    @property
+    def shape(self) -> torch.Size:
+        """The shape of the dense weight, however it is stored."""
+        module = self.places[0].module
+        if isinstance(module, SparseLinear) and self.parameter is module.values:
+            return torch.Size(module.weight_shape)
+        return self.parameter.shape
+
+
+def named_weights(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """As `model.named_parameters()`; the values of compact storage go by the name of the weight that they stand for.
+
+    Example:
+        >>> [name for name, _ in named_weights(SparseLinear(torch.ones(2, 2, dtype=torch.bool)))]
+        ['weight', 'bias']
+    """
+    for candidate in candidates(model):
+        yield candidate.name, candidate.parameter
+
 
 def candidates(model: nn.Module) -> Iterator[Candidate]:
     """Every parameter of `model` once, tied ones together.
@@ -53,7 +74,8 @@ def candidates(model: nn.Module) -> Iterator[Candidate]:
     dense: set[nn.Parameter] = set()
     dense_modules = {inner for module in model.modules() if _asks_dense(module) for inner in module.modules()}
     for name, module in model.named_modules():
-        for leaf, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+        for own_leaf, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+            leaf = "weight" if own_leaf == "values" and isinstance(module, SparseLinear) else own_leaf
             names.setdefault(parameter, join_path(name, leaf))
             places.setdefault(parameter, []).append(Place(module, leaf))
             if module in dense_modules or _asks_dense(parameter):
@@ -73,7 +95,7 @@ def default_reason(candidate: Candidate) -> str:
         >>> [default_reason(c) for c in candidates(nn.Linear(2, 2))]
         ['', 'fewer than two dimensions']
     """
-    if candidate.parameter.dim() < 2:
+    if len(candidate.shape) < 2:
         return "fewer than two dimensions"
     word = next((word for word in _DENSE_NAMES if word in candidate.name.lower()), None)
     if word:

@@ -29,8 +29,17 @@ def preserves_zeros(optimizer: optim.Optimizer) -> bool:
         >>> preserves_zeros(optim.AdamW(weights)), preserves_zeros(optim.Adafactor(weights))
         (True, False)
     """
-    element_wise = type(optimizer) in _ZERO_STAYS_ZERO
-    return element_wise and all(group.get("eps", 1.0) > 0 for group in optimizer.param_groups)
+    return is_element_wise(optimizer) and all(group.get("eps", 1.0) > 0 for group in optimizer.param_groups)
+
+
+def is_element_wise(optimizer: optim.Optimizer) -> bool:
+    """Whether an optimizer is known to treat every position of a weight by itself, whatever the weight's shape.
+
+    Example:
+        >>> is_element_wise(optim.Adafactor([nn.Parameter(nn.Linear(2, 2).weight)]))
+        False
+    """
+    return type(optimizer) in _ZERO_STAYS_ZERO
 
 
 def skipped_its_step(optimizer: optim.Optimizer) -> bool:

@@ -2,55 +2,21 @@
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from rarefy import masks
 from rarefy.filters import Candidate
+from rarefy.gradients import DenseGradient
+from rarefy.nn import SparseConv1D, SparseLinear
+from rarefy.optimizer_state import change_state
 from rarefy.patterns import Pattern
+from rarefy.storage import CompactStorage, MaskedStorage, Storage
 
-
-class MaskedStorage:
-    """A dense weight with exact zeros, and its mask as the persistent buffer `<leaf>_mask` beside it.
-
-    Both are looked up in the module each time, so they may be moved, converted or loaded at will.
-    """
-
-    kind = "masked"
-
-    def __init__(self, module: nn.Module, leaf: str) -> None:
-        self.module, self.leaf = module, leaf
-        self.mask_leaf = f"{leaf}_mask"
-        self.set_mask(torch.ones_like(self.weight, dtype=torch.bool, memory_format=torch.contiguous_format))
-
-    @property
-    def weight(self) -> nn.Parameter:
-        """The parameter that holds the weight."""
-        return getattr(self.module, self.leaf)
-
-    @property
-    def mask(self) -> Tensor:
-        """The mask, bool, of the weight's shape."""
-        return getattr(self.module, self.mask_leaf)
-
-    def set_mask(self, mask: Tensor) -> None:
-        """Replaces the mask; a mask of the same place is overwritten in place so that views of it stay valid."""
-        if self.mask_leaf in self.module._buffers and self.mask.shape == mask.shape:
-            self.mask.copy_(mask)
-        else:
-            self.module.register_buffer(self.mask_leaf, mask)
-
-    def prune(self) -> None:
-        """Makes inactive weights exact zeros."""
-        masks.zero_inactive_(self.weight.data, self.mask)
-
-    def remove(self) -> None:
-        """Leaves the module without a trace of its mask."""
-        delattr(self.module, self.mask_leaf)
+Kind = Literal["masked", "compact"]
 
 
 class SparseParameter:
@@ -62,121 +28,131 @@ class SparseParameter:
 
     Attributes:
         steps: how many optimizer steps the weight has taken since the algorithm's step 0.
+        tokens: rows of activations in one forward pass of its module, once that was seen; else None.
+        dtype: of these activations.
 
     Raises:
         ConfigError: the pattern does not fit the weight's shape.
     """
 
     def __init__(self, candidate: Candidate, pattern: Pattern) -> None:
-        pattern.check(candidate.name, candidate.parameter.shape)
+        pattern.check(candidate.name, candidate.shape)
         self.name, self.places, self.pattern = candidate.name, candidate.places, pattern
         first = candidate.places[0]
-        self.storage = MaskedStorage(first.module, first.leaf)
+        self.storage: Storage = MaskedStorage(first.module, first.leaf)
         self.dense_gradient = DenseGradient()
-        self.last_selected = LastSelected()
         self.steps = 0
+        self.tokens: int | None = None
+        self.dtype = torch.float32
+
+    @property
+    def module(self) -> nn.Module:
+        """The module that holds the weight; the first one of a tied weight."""
+        return self.places[0].module
 
     @property
     def weight(self) -> nn.Parameter:
-        """The parameter that the optimizer trains."""
+        """The parameter that the optimizer trains: the dense weight, or the values of compact storage."""
         return self.storage.weight
 
     @property
+    def shape(self) -> torch.Size:
+        """The shape of the dense weight."""
+        return self.storage.shape
+
+    @property
     def mask(self) -> Tensor:
-        """Bool tensor of the weight's shape, True = active."""
+        """Bool tensor of the dense weight's shape, True = active; compact storage builds it on each read."""
         return self.storage.mask
 
     @property
     def actual_sparsity(self) -> float:
         """The sparsity measured from the mask."""
-        return masks.sparsity_of(self.mask)
+        return self.storage.actual_sparsity
 
-    def set_mask(self, mask: Tensor, optimizers: Iterable[torch.optim.Optimizer]) -> None:
+    def dense_weight(self) -> Tensor:
+        """The dense weight with exact zeros, without gradient; do not write to it."""
+        return self.storage.dense_weight()
+
+    def set_mask(self, mask: Tensor, optimizers: Iterable[Optimizer]) -> None:
         """Gives the weight a new topology.
 
         Connections that stay keep weight and optimizer state; dropped ones lose both; new ones start at zero.
 
         Args:
-            mask: bool, shape of the weight.
+            mask: bool, shape of the dense weight.
             optimizers: those whose state follows the connections.
         """
-        self.storage.set_mask(mask)
-        self.prune(optimizers)
+        self.storage.set_mask(mask, optimizers)
 
-    def select_gradient(self) -> None:
-        """Makes the gradient of inactive connections exact zeros, unless they are so since the last time."""
-        grad = self.weight.grad
-        if grad is not None and grad.layout is torch.strided and not self.last_selected.is_intact(grad):
-            masks.zero_inactive_(grad, self.mask)
-            self.last_selected.remember(grad)
-
-    def prune(self, optimizers: Iterable[torch.optim.Optimizer]) -> None:
+    def prune(self, optimizers: Iterable[Optimizer]) -> None:
         """Makes weight, gradient and same-shaped optimizer state of inactive connections exact zeros."""
-        self.storage.prune()
-        if self.weight.grad is not None:
-            masks.zero_inactive_(self.weight.grad, self.mask)
-        for optimizer in optimizers:
-            for state in _same_shaped(optimizer.state.get(self.weight), self.weight.shape):
-                masks.zero_inactive_(state, self.mask)
+        self.storage.prune(optimizers)
 
+    def become(self, kind: Kind, optimizers: Iterable[Optimizer]) -> None:
+        """Changes the storage. The parameter stays the same object; weight, mask and states stay what they are.
 
-def _same_shaped(state: Any, shape: torch.Size) -> Iterator[Tensor]:
-    """Every tensor of `shape` in an optimizer's nested state of one parameter."""
-    if isinstance(state, Tensor):
-        if state.shape == shape:
-            yield state
-    elif isinstance(state, dict):
-        for value in state.values():
-            yield from _same_shaped(value, shape)
-    elif isinstance(state, list | tuple):
-        for value in state:
-            yield from _same_shaped(value, shape)
-
-
-class DenseGradient:
-    """The gradient at every position, summed over the micro-batches of one optimizer step."""
-
-    def __init__(self) -> None:
-        self.value: Tensor | None = None
-        self._version = -1
-
-    def begin(self, grad: Tensor | None) -> None:
-        """Called before a micro-batch is added to `grad`: forgets the sum if the user discarded that gradient."""
-        if grad is None or (grad._version != self._version and not grad.any()):
-            self.value = None
-
-    def add(self, grad: Tensor, mask: Tensor) -> None:
-        """Takes in `grad`, to which one more micro-batch was just added.
-
-        Inactive positions hold this micro-batch alone (earlier ones were zeroed), active ones the whole sum.
+        Args:
+            kind: `masked`, or `compact` for the weight of a linear layer that is not tied.
+            optimizers: those whose state takes the new shape.
         """
-        value = self.value
-        self.value = grad.detach().clone() if value is None else torch.where(mask, grad, value + grad)
+        if kind == self.storage.kind:
+            return
+        mask, shape = self.mask, self.weight.shape
+        if kind == "compact":
+            layer_class = SparseLinear if type(self.module) is nn.Linear else SparseConv1D
+            layer = layer_class.take_over(self.module, mask)
+            self.storage, change = CompactStorage(layer), layer.gather
+            change_state(optimizers, self.weight, shape, change)
+        elif isinstance(self.module, SparseLinear):
+            change_state(optimizers, self.weight, shape, self.module.scatter)
+            self.module.give_back()
+            self.storage = MaskedStorage(self.module, self.places[0].leaf)
+            self.storage.set_mask(mask, optimizers)
 
-    def seal(self, grad: Tensor) -> None:
-        """Called once `grad` was masked: any later write that is no micro-batch shows in its version."""
-        self._version = grad._version
+    def observe(self, x: Tensor) -> None:
+        """Remembers what the module computes with, from the first input that it trains on."""
+        if self.tokens is None:
+            is_autocast = torch.is_autocast_enabled(x.device.type)
+            self.tokens = x.shape[:-1].numel()
+            self.dtype = torch.get_autocast_dtype(x.device.type) if is_autocast else x.dtype
 
-    def take(self) -> Tensor | None:
-        """The sum, which is forgotten; None if no gradient came."""
-        value, self.value = self.value, None
-        return value
+    # ---- gradients ----
+
+    def before_accumulation(self) -> None:
+        """Called before a micro-batch is added to the gradient, while the dense gradient is collected."""
+        self.dense_gradient.begin(self.weight.grad)
+
+    def after_accumulation(self, grad: Tensor, collects: bool) -> None:
+        """Called once a micro-batch was added to the gradient `grad`."""
+        self.storage.after_accumulation(grad, self.dense_gradient if collects else None)
+
+    def request_dense_gradient(self, wanted: bool) -> Tensor | None:
+        """Makes the next forward passes compute the dense gradient, or no longer, where that must be said before.
+
+        Returns:
+            A new leaf tensor after whose accumulation `after_probe` has to be called; None where there is none.
+        """
+        if not isinstance(self.module, SparseLinear) or wanted == self.module.wants_dense_gradient:
+            return None
+        if wanted and self.weight.requires_grad:
+            return self.module.request_dense_gradient()
+        self.module.release_dense_gradient()
+        return None
+
+    def after_probe(self, probe: Tensor) -> None:
+        """Takes the dense gradient of one micro-batch out of the layer's probe."""
+        if isinstance(self.module, SparseLinear) and self.module.dense_gradient is not None:
+            self.dense_gradient.arrive(self.module.dense_gradient)
+        probe.grad = None
 
 
-class LastSelected:
-    """The gradient whose zeros were put in place last; it is not kept alive, and a copy starts without one."""
+def is_conv1d(module: nn.Module) -> bool:
+    """Whether this is Hugging Face's linear layer with a transposed weight.
 
-    def __init__(self) -> None:
-        self._grad: weakref.ref[Tensor] | None = None
-        self._version = -1
-
-    def __reduce__(self) -> tuple[type[LastSelected], tuple[()]]:
-        return LastSelected, ()
-
-    def remember(self, grad: Tensor) -> None:
-        """Called once `grad` was selected."""
-        self._grad, self._version = weakref.ref(grad), grad._version
-
-    def is_intact(self, grad: Tensor) -> bool:
-        """Whether `grad` was selected and no one (clipping, noise, an assignment) wrote to it since."""
-        return self._grad is not None and self._grad() is grad and self._version == grad._version
+    Example:
+        >>> is_conv1d(nn.Conv1d(2, 2, 2))
+        False
+    """
+    kind = type(module)
+    return kind.__name__ == "Conv1D" and kind.__module__ == "transformers.pytorch_utils"

@@ -23,7 +23,7 @@ class SummaryRow:
         shape: of the weight.
         target: sparsity that was asked for at the latest update.
         actual: sparsity measured from the mask.
-        storage: `masked`.
+        storage: `masked` or `compact`.
     """
 
     name: str
@@ -88,7 +88,7 @@ def _rows(algorithms: Iterable[SparsityAlgorithm]) -> Iterable[SummaryRow]:
     for algorithm in algorithms:
         for name, parameter in algorithm.parameters.items():
             target, kind = algorithm.target_sparsity, algorithm.name or type(algorithm).__name__
-            shape = tuple(parameter.mask.shape)
+            shape = tuple(parameter.shape)
             yield SummaryRow(name, kind, shape, target, parameter.actual_sparsity, parameter.storage.kind)
 
 

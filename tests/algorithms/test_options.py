@@ -72,17 +72,17 @@ def test_fractions_out_of_range(value, below_one, message):
     assert message_of(parse_fraction, value, "sparsity", below_one=below_one) == message
 
 
-@pytest.mark.parametrize("value", ["auto", "masked"])
+@pytest.mark.parametrize("value", ["auto", "masked", "compact"])
 def test_compute_values(value):
     assert check_compute(value) == value
 
 
 @pytest.mark.parametrize(
     ("value", "shown"),
-    [("compact", "compact (not available yet)"), ("fast", "'fast'"), (3, "3"), (None, "None")],
+    [("fast", "'fast'"), (3, "3"), (None, "None")],
 )
 def test_other_compute_values(value, shown):
-    expected = f"compute: {shown} is not allowed; give auto or masked (example: compute: auto)"
+    expected = f"compute: {shown} is not allowed; give auto, masked or compact (example: compute: auto)"
     assert message_of(check_compute, value) == expected
 
 

@@ -17,17 +17,19 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from rarefy import filters
-from rarefy.algorithms.keep_pruned import KeepPruned, keepers, release
+from rarefy.algorithms.compute import check_compact, choose_storage, restore_storage, storage_state
+from rarefy.algorithms.keep_pruned import KeepPruned, reclaim
 from rarefy.algorithms.options import check_compute, check_seed, parse_fraction
+from rarefy.algorithms.state import check_state, register
 from rarefy.collective import agreed_seed
 from rarefy.distributions import DISTRIBUTIONS, check_distribution
 from rarefy.errors import ConfigError, RarefyError
 from rarefy.filters import Candidate
 from rarefy.initializers import generator_for, parse_initializer
-from rarefy.masks import zero_inactive_
 from rarefy.optimizer_traits import preserves_zeros, skipped_its_step, trained_by
 from rarefy.parameter import SparseParameter
 from rarefy.patterns import parse_pattern
+from rarefy.saved_state import load_entries, save_entries
 from rarefy.schedules import AtSteps, EveryNSteps, Schedule, UpdateSchedule, update_steps
 
 SparsityHook = Callable[["SparsityAlgorithm", str, float], None]
@@ -45,7 +47,7 @@ class SparsityAlgorithm(ABC):
         balance_out_groups: equal counts in this many groups of output features, or None.
         distribution: `uniform`.
         pattern: `unstructured`.
-        compute: `auto` or `masked`.
+        compute: `auto`, `masked` or `compact`; how the weights are stored.
         seed: for everything random; None takes torch's seed when the algorithm is applied.
 
     Raises:
@@ -79,7 +81,7 @@ class SparsityAlgorithm(ABC):
         self.update_schedule: UpdateSchedule = AtSteps([0])
         self.paths: Mapping[str, str] = {}
         self.parameters: dict[str, SparseParameter] = {}
-        self.step, self.updates, self.target_sparsity, self.autoupdate = 0, 0, 0.0, True
+        self.step, self.updates, self.target_sparsity, self._autoupdate = 0, 0, 0.0, True
         self._optimizers: list[Optimizer] = []
         self._gradient_handles: dict[str, tuple[nn.Parameter, list[RemovableHandle]]] = {}
         self._target_hooks: OrderedDict[int, SparsityHook] = OrderedDict()
@@ -90,6 +92,16 @@ class SparsityAlgorithm(ABC):
     def algorithms(self) -> list[SparsityAlgorithm]:
         """Itself alone; the members of a group."""
         return [self]
+
+    @property
+    def autoupdate(self) -> bool:
+        """Whether updates run by themselves after optimizer steps."""
+        return self._autoupdate
+
+    @autoupdate.setter
+    def autoupdate(self, value: bool) -> None:
+        self._autoupdate = value
+        self._prepare()
 
     # ---- applying ----
 
@@ -126,12 +138,14 @@ class SparsityAlgorithm(ABC):
         """Refuses parameters that cannot become sparse, before anything is changed.
 
         Raises:
-            ConfigError: groups do not divide a weight.
+            ConfigError: groups do not divide a weight, or it cannot have the compact storage that is asked for.
             RarefyError: a parameter already has an algorithm.
         """
         for name, candidate in chosen.items():
             try:
-                self.pattern.check(name, candidate.parameter.shape)
+                self.pattern.check(name, candidate.shape)
+                if self.compute == "compact":
+                    check_compact(candidate)
             except ConfigError as error:
                 raise error.under(self.paths.get(error.path, "")) from None
             self._refuse_taken(name, candidate)
@@ -149,10 +163,13 @@ class SparsityAlgorithm(ABC):
         self.check(chosen)
         if self.seed is None:
             self.seed = agreed_seed(torch.initial_seed())
+        for candidate in chosen.values():
+            reclaim(candidate)
         first = self.first_masks({name: candidate.parameter for name, candidate in chosen.items()})
         for name, candidate in chosen.items():
             self.parameters[name] = self._adopt(candidate)
             self._set_mask(self.parameters[name], first[name])
+        self._choose_storage()
 
     def _refuse_taken(self, name: str, candidate: Candidate) -> None:
         if name in self.parameters:
@@ -171,7 +188,7 @@ class SparsityAlgorithm(ABC):
         """
         if not self.update_schedule(0):
             return {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()}
-        targets = self._targets(weights)
+        targets = self._targets({name: weight.shape for name, weight in weights.items()})
         self.updates = max(self.updates, 1)
         return {name: self._first_mask(name, weights[name], target) for name, target in targets.items()}
 
@@ -181,21 +198,21 @@ class SparsityAlgorithm(ABC):
         return self.pattern.merge([self.init_method(piece, sparsity, generator) for piece in pieces])
 
     def _adopt(self, candidate: Candidate) -> SparseParameter:
-        modules = dict.fromkeys(place.module for place in candidate.places)
-        first = candidate.places[0]
-        for module in modules:
-            for stale in [keeper for keeper in keepers(module) if keeper.leaf == first.leaf]:
-                release(module, stale)
-        parameter = SparseParameter(candidate, self.pattern)
+        first, parameter = candidate.places[0], SparseParameter(candidate, self.pattern)
         parameter.steps = self.step
         self._watch_gradient(parameter)
-        on_load, on_release = partial(self._after_load, parameter), partial(self._release, parameter)
-        keeper = KeepPruned(first.module, first.leaf, on_load, on_release)
-        for module in modules:
-            module.register_forward_pre_hook(keeper.before_use)
+        hooks = partial(self._after_load, parameter), partial(self._release, parameter)
+        keeper = KeepPruned(first.module, first.leaf, parameter.observe, *hooks)
+        for module in dict.fromkeys(place.module for place in candidate.places):
+            module.register_forward_pre_hook(keeper.before_forward)
             module.register_state_dict_pre_hook(keeper.before_use)
             module.register_load_state_dict_post_hook(keeper.after_load)
         return parameter
+
+    def _choose_storage(self) -> None:
+        """Gives parameters the storage that `compute` asks for at their present sparsity."""
+        choose_storage(self.parameters, self.compute, self._optimizers)
+        self._prepare()
 
     def _release(self, parameter: SparseParameter) -> None:
         """Forgets a parameter of a model that is finalized."""
@@ -207,7 +224,7 @@ class SparsityAlgorithm(ABC):
         """Follows a parameter whose module loaded a state dict, by copy or by assignment."""
         if self._gradient_handles[parameter.name][0] is not parameter.weight:
             self._watch_gradient(parameter)
-        parameter.prune(self._optimizers)
+        parameter.storage.after_load(self._optimizers)
 
     # ---- gradients ----
 
@@ -225,22 +242,25 @@ class SparsityAlgorithm(ABC):
         """Whether the optimizer step that comes next may be an update step that wants dense gradients."""
         return self.needs_dense_grad and (not self.autoupdate or self.update_schedule(self.step + 1))
 
+    def _prepare(self) -> None:
+        """Asks for the dense gradients that the coming update needs, from storage that has to know before."""
+        wanted = self._collects_dense_grad()
+        for parameter in self.parameters.values():
+            probe = parameter.request_dense_gradient(wanted)
+            if probe is not None:
+                probe.register_post_accumulate_grad_hook(parameter.after_probe)
+
     def _before_accumulation(self, parameter: SparseParameter, grad: Tensor) -> None:
         if self._collects_dense_grad():
-            parameter.dense_gradient.begin(parameter.weight.grad)
+            parameter.before_accumulation()
 
     def _after_accumulation(self, parameter: SparseParameter, weight: Tensor) -> None:
-        grad, collect = weight.grad, self._collects_dense_grad()
+        grad = weight.grad
         if grad is None:
             return
         if grad.layout is not torch.strided:
             raise RarefyError(f"{parameter.name} has a sparse gradient; build its module with sparse=False")
-        if collect:
-            parameter.dense_gradient.add(grad, parameter.mask)
-        zero_inactive_(grad, parameter.mask)
-        parameter.last_selected.remember(grad)
-        if collect:
-            parameter.dense_gradient.seal(grad)
+        parameter.after_accumulation(grad, self._collects_dense_grad())
 
     # ---- optimizers ----
 
@@ -250,8 +270,11 @@ class SparsityAlgorithm(ABC):
         self._optimizers.append(optimizer)
         optimizer.register_step_pre_hook(self._before_step)
         optimizer.register_step_post_hook(self._after_step)
+        optimizer.register_state_dict_post_hook(partial(save_entries, self.parameters))
+        optimizer.register_load_state_dict_pre_hook(partial(load_entries, self.parameters))
         optimizer.register_load_state_dict_post_hook(self._prune_all)
         self._prune_all(optimizer)
+        self._choose_storage()
 
     def _prune_all(self, optimizer: Optimizer) -> None:
         for parameter in self.parameters.values():
@@ -260,7 +283,7 @@ class SparsityAlgorithm(ABC):
     def _before_step(self, *_: Any) -> None:
         """Selects again the gradients that somebody changed after they were accumulated."""
         for parameter in self.parameters.values():
-            parameter.select_gradient()
+            parameter.storage.select_gradient()
 
     def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
         if skipped_its_step(optimizer):
@@ -279,8 +302,12 @@ class SparsityAlgorithm(ABC):
         if not involved or min(involved) <= self.step:
             return
         self.step += 1
-        if self.autoupdate and self.update_schedule(self.step):
+        is_update = self.autoupdate and self.update_schedule(self.step)
+        if is_update:
             self.update()
+        if is_update or self.step == 1:
+            self._choose_storage()
+        self._prepare()
 
     # ---- updates ----
 
@@ -301,16 +328,14 @@ class SparsityAlgorithm(ABC):
         """The value of a schedule at this step, clamped to [0, 1]."""
         return min(max(schedule(self.step, self.updates), 0.0), 1.0)
 
-    def _targets(self, weights: Mapping[str, Tensor]) -> dict[str, float]:
+    def _targets(self, shapes: Mapping[str, torch.Size]) -> dict[str, float]:
         """The sparsity that each parameter shall have now."""
         self.target_sparsity = self.current(self.sparsity)
-        shares = DISTRIBUTIONS[self.distribution](
-            self.target_sparsity, [weight.shape for weight in weights.values()]
-        )
-        for name, share in zip(weights, shares, strict=True):
+        shares = DISTRIBUTIONS[self.distribution](self.target_sparsity, list(shapes.values()))
+        for name, share in zip(shapes, shares, strict=True):
             for hook in self._target_hooks.values():
                 hook(self, name, share)
-        return dict(zip(weights, shares, strict=True))
+        return dict(zip(shapes, shares, strict=True))
 
     def _set_mask(self, parameter: SparseParameter, mask: Tensor) -> None:
         before = parameter.mask.clone() if self._topology_hooks else mask
@@ -322,15 +347,15 @@ class SparsityAlgorithm(ABC):
 
     def register_target_sparsity_hook(self, hook: SparsityHook) -> RemovableHandle:
         """Calls `hook(algorithm, parameter_name, sparsity)` with what the schedule asks for, at updates."""
-        return _register(self._target_hooks, hook)
+        return register(self._target_hooks, hook)
 
     def register_computed_sparsity_hook(self, hook: SparsityHook) -> RemovableHandle:
         """Calls `hook(algorithm, parameter_name, sparsity)` with what was measured, after every update."""
-        return _register(self._computed_hooks, hook)
+        return register(self._computed_hooks, hook)
 
     def register_topology_hook(self, hook: TopologyHook) -> RemovableHandle:
         """Calls `hook(algorithm, parameter_name, old_mask, new_mask)` after every update."""
-        return _register(self._topology_hooks, hook)
+        return register(self._topology_hooks, hook)
 
     # ---- state ----
 
@@ -343,6 +368,7 @@ class SparsityAlgorithm(ABC):
             "updates": self.updates,
             "target_sparsity": self.target_sparsity,
             "seed": self.seed,
+            **storage_state(self.parameters),
             "dense_gradients": {name: value.clone() for name, value in sums.items() if value is not None},
         }
 
@@ -352,9 +378,12 @@ class SparsityAlgorithm(ABC):
         Raises:
             RarefyError: the state belongs to another algorithm or to other parameters.
         """
-        self._check_state(state)
+        check_state(state, self.name or type(self).__name__, self.parameters)
         self.step, self.updates, self.seed = state["step"], state["updates"], state["seed"]
         self.target_sparsity = state["target_sparsity"]
+        if self.compute == "auto":
+            restore_storage(self.parameters, state, self._optimizers)
+        self._prepare()
         for name, parameter in self.parameters.items():
             parameter.steps = self.step
             value = state["dense_gradients"].get(name)
@@ -362,32 +391,8 @@ class SparsityAlgorithm(ABC):
                 None if value is None else value.clone().to(parameter.weight.device)
             )
 
-    def _check_state(self, state: Mapping[str, Any]) -> None:
-        name = self.name or type(self).__name__
-        if not isinstance(state, Mapping) or state.get("algorithm") != name:
-            found = state.get("algorithm") if isinstance(state, Mapping) else f"{type(state).__name__}"
-            raise RarefyError(
-                f"this sparsity state is of {found}, not of {name}; load it into the same algorithm"
-            )
-        missing = {"step", "updates", "seed", "target_sparsity", "dense_gradients"} - set(state)
-        if missing:
-            raise RarefyError(
-                f"this sparsity state lacks {', '.join(sorted(missing))}; was it saved by state_dict()?"
-            )
-        unknown = set(state["dense_gradients"]) - set(self.parameters)
-        if unknown:
-            raise RarefyError(
-                f"this sparsity state has gradients of {sorted(unknown)[0]}, which is not sparse here"
-            )
-
 
 def _is_watched(weight: nn.Parameter) -> bool:
     """Whether an algorithm selects this weight's gradient, through whichever module it was reached."""
     hooks = (getattr(weight, "_post_accumulate_grad_hooks", None) or {}).values()
     return any(isinstance(hook, partial) and isinstance(hook.args[0], SparseParameter) for hook in hooks)
-
-
-def _register(hooks: OrderedDict[int, Any], hook: Callable[..., None]) -> RemovableHandle:
-    handle = RemovableHandle(hooks)
-    hooks[handle.id] = hook
-    return handle

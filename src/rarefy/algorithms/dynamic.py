@@ -63,13 +63,13 @@ class DynamicSparsityAlgorithm(SparsityAlgorithm):
     @torch.no_grad()
     def update(self) -> None:
         """Recomputes the topology of every parameter now."""
-        targets = self._targets({name: parameter.weight for name, parameter in self.parameters.items()})
+        targets = self._targets({name: parameter.shape for name, parameter in self.parameters.items()})
         for name, parameter in self.parameters.items():
             self._update_parameter(parameter, targets[name])
         self.updates += 1
 
     def _update_parameter(self, parameter: SparseParameter, sparsity: float) -> None:
-        weight, dense_grad = parameter.weight.detach(), self._dense_gradient(parameter)
+        weight, dense_grad = parameter.dense_weight(), self._dense_gradient(parameter)
         if self.needs_dense_grad and dense_grad is None:
             return
         self.generator = generator_for(self.seed or 0, parameter.name, self.updates)
@@ -88,5 +88,5 @@ class DynamicSparsityAlgorithm(SparsityAlgorithm):
             return None
         value = parameter.dense_gradient.take()
         if value is None and ranks() > 1:
-            value = torch.zeros_like(parameter.weight)
+            value = torch.zeros_like(parameter.dense_weight())
         return None if value is None else mean_over_ranks(value)

@@ -55,16 +55,14 @@ def check_compute(value: Any) -> str:
     """The `compute` option, checked.
 
     Raises:
-        ConfigError: an unknown value, or one that is planned but not available yet.
+        ConfigError: an unknown value.
 
     Example:
         >>> check_compute("masked")
         'masked'
     """
-    if value == "compact":
-        raise ConfigError("compute", "compact (not available yet)", "auto or masked", "compute: auto")
-    if value not in ("auto", "masked"):
-        raise ConfigError("compute", shorten(value), "auto or masked", "compute: auto")
+    if value not in ("auto", "masked", "compact"):
+        raise ConfigError("compute", shorten(value), "auto, masked or compact", "compute: auto")
     return value
 
 

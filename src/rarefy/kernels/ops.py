@@ -6,10 +6,12 @@ operations take tensors and numbers only. `rarefy::select_gradient_` changes its
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from rarefy.errors import RarefyError
 from rarefy.kernels import native, reference
@@ -203,6 +205,20 @@ def _select(grad: Tensor, mask: Tensor) -> None:
 @torch.library.register_fake("rarefy::select_gradient_")
 def _select_shape(grad: Tensor, mask: Tensor) -> None:
     return None
+
+
+@register_flop_formula(torch.ops.rarefy.sparse_linear)
+def _forward_flops(x: tuple[int, ...], values: tuple[int, ...], *_: Any, **__: Any) -> int:
+    """A multiplication and an addition for each connection and token."""
+    return 2 * values[0] * math.prod(x[:-1])
+
+
+@register_flop_formula(torch.ops.rarefy.sparse_linear_backward)
+def _backward_flops(
+    grad: tuple[int, ...], x: tuple[int, ...], values: tuple[int, ...], *rest: Any, **__: Any
+) -> int:
+    """The same for the gradient of x and for that of the values."""
+    return sum(rest[-1][:2]) * 2 * values[0] * math.prod(x[:-1])
 
 
 def _tokens(x: Tensor) -> int:

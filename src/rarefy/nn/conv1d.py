@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,12 @@ class SparseConv1D(SparseLinear):
         (torch.Size([3, 2]), 3, 2, torch.Size([5, 2]))
     """
 
+    _own_attributes: ClassVar[tuple[str, ...]] = (
+        *SparseLinear._own_attributes,
+        "in_features",
+        "out_features",
+    )
+
     def __init__(self, mask: Tensor, bias: bool = True, dtype: torch.dtype | None = None) -> None:
         super().__init__(mask.t(), bias, dtype)
         self.nx, self.nf = self.in_features, self.out_features
@@ -51,6 +57,15 @@ class SparseConv1D(SparseLinear):
         layer = cls._from_dense(module, weight, mask)
         assert isinstance(layer, SparseConv1D)
         return layer
+
+    @classmethod
+    def take_over(cls, module: nn.Module, mask: Tensor) -> SparseConv1D:
+        """Turns a `Conv1D` itself into a sparse one, in place; see `SparseLinear.take_over`."""
+        layer: Any = module
+        layer.in_features, layer.out_features = layer.nx, layer.nf
+        converted = super().take_over(module, mask)
+        assert isinstance(converted, SparseConv1D)
+        return converted
 
     def to_conv1d(self, conv1d: type[nn.Module]) -> nn.Module:
         """A dense layer of the class `conv1d` (constructed as conv1d(out, in)) with exact zeros; shares the bias."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+import zlib
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,30 @@ def move_entries(tensor: Tensor, sources: Tensor) -> Tensor:
     """
     padded = torch.cat([tensor, tensor.new_zeros(1)])
     return padded[sources]
+
+
+def replace_data(parameter: nn.Parameter, data: Tensor) -> None:
+    """Gives a parameter data of another shape; it stays the same object for optimizers and hooks, without gradient.
+
+    Autograd remembers the old shape until the dtype changes, so it does for a moment.
+
+    Example:
+        >>> parameter = nn.Parameter(torch.ones(2, 2))
+        >>> replace_data(parameter, torch.zeros(3))
+        >>> parameter.shape
+        torch.Size([3])
+    """
+    other = torch.float64 if data.dtype != torch.float64 else torch.float32
+    parameter.grad = None
+    parameter.data = data.new_empty(0, dtype=other)
+    parameter.data = data
+
+
+def _rename(members: dict[str, Any], old: str, new: str) -> None:
+    """Renames a key of a dict in its place."""
+    items = [(new if name == old else name, member) for name, member in members.items()]
+    members.clear()
+    members.update(items)
 
 
 class SparseLinear(nn.Linear):
@@ -60,12 +85,15 @@ class SparseLinear(nn.Linear):
     csr_back_offsets: Tensor
     csr_order: Tensor
     _panel_widths: tuple[int, int]
+    _probe: Tensor | None = None
+    _moved: tuple[torch.Size, Tensor] | None = None
+    _dense_class: type[nn.Module] = nn.Linear
+    _own_attributes: ClassVar[tuple[str, ...]] = ("_panel_widths", "_probe", "_moved", "_dense_class")
 
     def __init__(self, mask: Tensor, bias: bool = True, dtype: torch.dtype | None = None) -> None:
         nn.Module.__init__(self)
         csr = CSR.from_mask(mask)
         self.in_features, self.out_features = csr.columns, csr.rows
-        self._probe: Tensor | None = None
         self._set_csr(csr)
         self.values = nn.Parameter(torch.empty(csr.nonzeros, dtype=dtype, device=mask.device))
         self.register_parameter("bias", None)
@@ -117,6 +145,58 @@ class SparseLinear(nn.Linear):
         linear.weight = nn.Parameter(self.weight.detach(), requires_grad=self.values.requires_grad)
         linear.bias = self.bias
         return linear.train(self.training)
+
+    @classmethod
+    def take_over(cls, module: nn.Module, mask: Tensor) -> SparseLinear:
+        """Turns a dense layer itself into a sparse one, in place; nothing random is drawn.
+
+        The layer stays the same object, with its hooks and its place in the model, and so does its weight parameter,
+        which becomes `values`: an optimizer that trains it goes on. A gradient is kept at the active connections.
+
+        Args:
+            module: the dense layer; a `<weight>_mask` buffer beside its weight is dropped.
+            mask: bool, the shape of its weight.
+
+        Returns:
+            The same object.
+
+        Example:
+            >>> linear = nn.Linear(3, 2)
+            >>> weight = linear.weight
+            >>> sparse = SparseLinear.take_over(linear, torch.eye(2, 3, dtype=torch.bool))
+            >>> sparse is linear, sparse.values is weight, sparse.give_back() is linear, linear.weight is weight
+            (True, True, True, True)
+        """
+        layer: Any = module
+        dense_class, parameter, grad = type(module), layer.weight, layer.weight.grad
+        _rename(module._parameters, "weight", "values")
+        module._buffers.pop("weight_mask", None)
+        module._non_persistent_buffers_set.discard("weight_mask")
+        layer.__class__ = cls
+        layer._dense_class = dense_class
+        layer._set_csr(layer._csr_of(mask))
+        replace_data(parameter, layer.gather(parameter.data))
+        parameter.grad = None if grad is None else layer.gather(grad)
+        return layer
+
+    def give_back(self) -> nn.Module:
+        """The reverse of `take_over`: the layer itself becomes dense again, with zeros at inactive connections."""
+        layer: Any = self
+        parameter, dense, grad = self.values, self.weight.detach(), self.values.grad
+        dense_grad = None if grad is None else self.scatter(grad)
+        dense_class = self._dense_class
+        for name in _INDEX_BUFFERS:
+            delattr(self, name)
+        for name in self._own_attributes:
+            self.__dict__.pop(name, None)
+        layer.__class__ = dense_class
+        _rename(layer._parameters, "values", "weight")
+        replace_data(parameter, dense)
+        parameter.grad = dense_grad
+        return layer
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_probe": None, "_moved": None}
 
     def reset_parameters(self) -> None:
         """Draws values and bias as `nn.Linear` does: uniform within ±1/√in_features."""
@@ -184,9 +264,26 @@ class SparseLinear(nn.Linear):
             )
         csr = self._csr_of(mask.to(self.values.device))
         sources = csr.sources_in(self.csr)
-        self._replace_values(move_entries(self.values, sources))
+        replace_data(self.values, move_entries(self.values.data, sources))
         self._set_csr(csr)
         return sources
+
+    def take_moved(self) -> tuple[torch.Size, Tensor] | None:
+        """The old shape of `values` and what `set_topology` returned when another mask was loaded, once; else None."""
+        moved, self._moved = self._moved, None
+        return moved
+
+    @property
+    def topology_version(self) -> tuple[int, int]:
+        """Changes when the index buffers are written to in place."""
+        return self.csr_starts._version, self.csr_offsets._version
+
+    def topology_checksum(self) -> int:
+        """A checksum of the indices."""
+        checksum = 0
+        for indices in (self.csr_starts, self.csr_offsets):
+            checksum = zlib.crc32(indices.detach().cpu().numpy().tobytes(), checksum)
+        return checksum
 
     def _csr_of(self, mask: Tensor) -> CSR:
         return CSR.from_mask(mask)
@@ -195,13 +292,6 @@ class SparseLinear(nn.Linear):
         self._panel_widths = (csr.width, csr.transposed_width)
         for name, tensor in zip(_INDEX_BUFFERS, csr.tensors, strict=True):
             self.register_buffer(name, tensor, persistent=False)
-
-    def _replace_values(self, values: Tensor) -> None:
-        """Gives the parameter another shape. Autograd remembers the old shape until the dtype changes, so it does."""
-        other = torch.float64 if values.dtype != torch.float64 else torch.float32
-        self.values.grad = None
-        self.values.data = values.new_empty(0, dtype=other)
-        self.values.data = values
 
     # ---- the dense view ------------------------------------------------------------------------------------------
 
@@ -225,12 +315,15 @@ class SparseLinear(nn.Linear):
 
     # ---- dense gradient ------------------------------------------------------------------------------------------
 
-    def request_dense_gradient(self) -> None:
+    def request_dense_gradient(self) -> Tensor:
         """From the next forward pass on, backward also adds up the gradient of every position in `dense_gradient`.
+
+        Returns:
+            The leaf tensor whose gradient it is, [rows, columns] of the matrix that multiplies.
 
         Example:
             >>> layer = SparseLinear(torch.eye(2, dtype=torch.bool), bias=False)
-            >>> layer.request_dense_gradient()
+            >>> probe = layer.request_dense_gradient()
             >>> layer(torch.ones(3, 2)).sum().backward()
             >>> layer.dense_gradient
             tensor([[3., 3.],
@@ -239,6 +332,12 @@ class SparseLinear(nn.Linear):
         if self._probe is None:
             single = torch.zeros((), dtype=self.values.dtype, device=self.values.device)
             self._probe = single.expand(self.out_features, self.in_features).requires_grad_()
+        return self._probe
+
+    @property
+    def wants_dense_gradient(self) -> bool:
+        """Whether the dense gradient was requested and not released since."""
+        return self._probe is not None
 
     def release_dense_gradient(self) -> None:
         """Forgets the dense gradient and stops computing it."""
@@ -270,7 +369,8 @@ class SparseLinear(nn.Linear):
         if not fits:
             error_msgs.append(f"size mismatch for {prefix}weight: the layer has {self.weight_shape}")
         elif mask is not None and not torch.equal(mask.to(self.values.device), self.weight_mask):
-            self.set_topology(mask.bool())
+            before = self.values.shape
+            self._moved = before, self.set_topology(mask.bool())
         loaded = (
             self.gather(weight.to(self.values.device))
             if fits and weight is not None

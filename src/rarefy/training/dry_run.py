@@ -128,12 +128,12 @@ def preview(builder: Builder) -> RunPreview:
     total = builder.total_steps(data)
     trainer = builder.trainer(total, quiet=True)
     algorithms = trainer.sparsity.algorithms if trainer.sparsity is not None else []
-    parameters = tuple(plan_parameters(trainer.model, algorithms, total))
     check_tokens(trainer.model, data, f"{config.path}.fit.train_dataloader")
     loss, flops = one_step(trainer, next(iter(data)))
     for validation in validations:
         check_tokens(trainer.model, validation, f"{config.path}.fit.val_dataloader")
         try_batch(trainer, next(iter(validation)))
+    parameters = tuple(plan_parameters(trainer.model, algorithms, total))
     cost = plan_cost(trainer, parameters, flops)
     return RunPreview(parameters, tuple(plan_updates(algorithms, total)), cost, loss, total)
 
@@ -156,7 +156,7 @@ def plan_parameters(
         name: plan for algorithm in algorithms for name, plan in _stages(algorithm, total_steps).items()
     }
     for candidate in filters.candidates(model):
-        shape, owner = tuple(candidate.parameter.shape), owners.get(candidate.name)
+        shape, owner = tuple(candidate.shape), owners.get(candidate.name)
         if owner is None:
             yield ParameterPlan(candidate.name, shape, _why_dense(candidate, algorithms))
         else:
@@ -198,12 +198,12 @@ def _value(algorithm: SparsityAlgorithm, step: int, updates: int) -> float:
 
 
 def _shares(algorithm: SparsityAlgorithm, target: float) -> dict[str, float]:
-    shapes = [parameter.mask.shape for parameter in algorithm.parameters.values()]
+    shapes = [parameter.shape for parameter in algorithm.parameters.values()]
     return dict(zip(algorithm.parameters, DISTRIBUTIONS[algorithm.distribution](target, shapes), strict=True))
 
 
 def _kept(parameter: SparseParameter, sparsity: float) -> int:
-    pieces = parameter.pattern.split(parameter.mask)
+    pieces = parameter.pattern.split(torch.empty(parameter.shape, device="meta"))
     return sum(masks.kept_count(piece.numel(), sparsity) for piece in pieces)
 
 
@@ -267,18 +267,37 @@ def plan_cost(trainer: Trainer, parameters: tuple[ParameterPlan, ...], flops: di
         parameters: the plan of every parameter.
         flops: by module name, from `one_step`.
     """
-    dense = flops.get("Global", 0)
-    saved = sum(
-        flops.get(plan.name.rpartition(".")[0], 0) * (1 - plan.stages[-1].kept / plan.size)
-        for plan in parameters
-        if plan.stages and plan.size
-    )
-    weights = list(trainer.model.parameters())
-    trained = [weight for weight in weights if weight.requires_grad]
-    states = [_bytes(trainer.trained_by.state.get(weight, {})) for weight in trained]
-    dense_bytes = sum(map(_bytes, weights)) + sum(map(_bytes, trained)) + sum(states)
-    stored = dense_bytes + sum(plan.size for plan in parameters if plan.storage == "masked")
-    return CostPlan(dense, round(dense - saved), dense_bytes, stored)
+    dense, sparse = flops.get("Global", 0), flops.get("Global", 0)
+    for name, parameter in _sparse_parameters(trainer).items():
+        counted = flops.get(name.rpartition(".")[0], 0)
+        active = 1 - parameter.actual_sparsity if parameter.storage.kind == "compact" else 1.0
+        whole = counted / active if active else 0.0
+        kept = next(plan.stages[-1].kept for plan in parameters if plan.name == name)
+        dense += round(whole - counted)
+        sparse += round(whole * kept / max(parameter.shape.numel(), 1) - counted)
+    return CostPlan(dense, sparse, *_memory(trainer))
+
+
+def _sparse_parameters(trainer: Trainer) -> dict[str, SparseParameter]:
+    algorithms = trainer.sparsity.algorithms if trainer.sparsity is not None else []
+    return {name: one for algorithm in algorithms for name, one in algorithm.parameters.items()}
+
+
+def _memory(trainer: Trainer) -> tuple[int, int]:
+    """Bytes of weights, gradients and optimizer state: if all were dense, and as they are, with masks and indices."""
+    dense = stored = 0
+    owners = {parameter.weight: parameter for parameter in _sparse_parameters(trainer).values()}
+    for weight in trainer.model.parameters():
+        copies = 1 + weight.requires_grad
+        own = copies * _bytes(weight) + _bytes(trainer.trained_by.state.get(weight, {}))
+        parameter = owners.get(weight)
+        if parameter is None:
+            dense, stored = dense + own, stored + own
+            continue
+        size, indices = parameter.shape.numel(), parameter.storage.index_bytes
+        dense += own * size // max(weight.numel(), 1)
+        stored += own + indices
+    return dense, stored
 
 
 def _bytes(value: Any) -> int:

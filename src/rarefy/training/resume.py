@@ -171,10 +171,10 @@ def _load_model(trainer: Trainer, path: Path, state: Mapping[str, Tensor], is_st
 
 def _prune_afresh(trainer: Trainer, names: Iterable[str]) -> None:
     """Gives parameters that came without a mask the first mask of their algorithm."""
-    weights = {trainer.model.get_parameter(name) for name in names}
+    missing = set(names)
     for leaf in trainer.sparsity.algorithms if trainer.sparsity is not None else ():
-        chosen = {name: one.weight for name, one in leaf.parameters.items() if one.weight in weights}
-        for name, mask in leaf.first_masks(chosen).items():
+        chosen = {name: one.dense_weight() for name, one in leaf.parameters.items() if name in missing}
+        for name, mask in leaf.first_masks(chosen).items() if chosen else ():
             leaf.parameters[name].set_mask(mask, [trainer.optimizer] if trainer.optimizer else [])
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from rarefy.collective import mean_over_ranks
+from rarefy.filters import named_weights
 from rarefy.training.batches import loss_of, to_device
 from rarefy.training.faults import first_not_finite
 from rarefy.training.precision import gradient_norm, parameters_of
@@ -92,5 +93,5 @@ def _outcome(trainer: Trainer, loss: float, norm: Tensor) -> StepOutcome:
     grad_norm, lr = norm.item(), float(trainer.trained_by.param_groups[0]["lr"])
     if math.isfinite(loss) and math.isfinite(grad_norm):
         return StepOutcome(loss, grad_norm, lr)
-    gradients = ((name, parameter.grad) for name, parameter in trainer.model.named_parameters())
+    gradients = ((name, parameter.grad) for name, parameter in named_weights(trainer.model))
     return StepOutcome(loss, grad_norm, lr, first_not_finite(gradients, loss))

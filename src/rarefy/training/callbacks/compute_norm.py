@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rarefy.filters import named_weights
 from rarefy.training.events import Callback
 from rarefy.training.view import TrainerView
 
@@ -24,7 +25,7 @@ class ComputeNorm(Callback):
     def on_before_optimizer_step(self, trainer: TrainerView) -> None:
         """Measures while the gradients are whole."""
         if trainer.is_log_step:
-            self._norms = measure_norms(dict(trainer.model.named_parameters()))
+            self._norms = measure_norms(dict(named_weights(trainer.model)))
 
     def on_train_batch_end(self, trainer: TrainerView, metrics: dict[str, Any]) -> None:
         """Logs what was measured."""

@@ -115,7 +115,7 @@ def common_prefix(names: Sequence[str]) -> str:
 def actual_of(parameters: dict[str, SparseParameter]) -> dict[str, float]:
     """The measured sparsity of each parameter and of all together by metric name."""
     actual = {name: parameter.actual_sparsity for name, parameter in parameters.items()}
-    sizes = {name: parameter.mask.numel() for name, parameter in parameters.items()}
+    sizes = {name: parameter.shape.numel() for name, parameter in parameters.items()}
     overall = sum(actual[name] * size for name, size in sizes.items()) / max(sum(sizes.values()), 1)
     named = {f"sparsity/{name}/actual": value for name, value in actual.items()}
     return {**named, "sparsity/model/actual": overall}

@@ -1,0 +1,58 @@
+"""What an algorithm needs around its state: hooks of its users, and the check of a state before it is loaded."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Container, Mapping
+from typing import Any
+
+from torch.utils.hooks import RemovableHandle
+
+from rarefy.errors import RarefyError
+
+_REQUIRED = {"step", "updates", "seed", "target_sparsity", "dense_gradients"}
+
+
+def register(hooks: OrderedDict[int, Any], hook: Callable[..., None]) -> RemovableHandle:
+    """Adds a hook; the handle takes it out again.
+
+    Example:
+        >>> hooks = OrderedDict()
+        >>> handle = register(hooks, print)
+        >>> handle.remove(); len(hooks)
+        0
+    """
+    handle = RemovableHandle(hooks)
+    hooks[handle.id] = hook
+    return handle
+
+
+def check_state(state: Any, name: str, parameters: Container[str]) -> None:
+    """Refuses a state that an algorithm cannot take.
+
+    Args:
+        state: what `load_state_dict` was given.
+        name: of the algorithm.
+        parameters: names of its sparse weights.
+
+    Raises:
+        RarefyError: the state belongs to another algorithm or to other parameters.
+
+    Example:
+        >>> check_state({"algorithm": "set"}, "rigl", {})
+        Traceback (most recent call last):
+        rarefy.errors.RarefyError: this sparsity state is of set, not of rigl; load it into the same algorithm
+    """
+    if not isinstance(state, Mapping) or state.get("algorithm") != name:
+        found = state.get("algorithm") if isinstance(state, Mapping) else f"{type(state).__name__}"
+        raise RarefyError(
+            f"this sparsity state is of {found}, not of {name}; load it into the same algorithm"
+        )
+    missing = _REQUIRED - set(state)
+    if missing:
+        raise RarefyError(
+            f"this sparsity state lacks {', '.join(sorted(missing))}; was it saved by state_dict()?"
+        )
+    unknown = [key for key in state["dense_gradients"] if key not in parameters]
+    if unknown:
+        raise RarefyError(f"this sparsity state has gradients of {min(unknown)}, which is not sparse here")
