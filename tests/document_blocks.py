@@ -6,7 +6,8 @@ import re
 import shlex
 import textwrap
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -21,20 +22,35 @@ _HEADING = re.compile(r"^#{1,6} (.+?)(?: \{ *#([\w-]+) *\})?$", re.MULTILINE)
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block; `title` is the file that the reader shall save it as, or empty."""
+    """A fenced block.
+
+    Args:
+        page: the file that holds it.
+        language: as written behind the fence.
+        title: the file that the reader shall save it as, or empty.
+        text: without indentation.
+        prints: what Python code is said to print, in a text block right after it.
+    """
 
     page: Path
     language: str
     title: str
     text: str
+    prints: str | None = None
 
 
 def blocks(page: Path) -> list[Block]:
     """The blocks of a page in order, those of tabs without their indentation."""
-    return [
-        Block(page, found["language"], _title(found["options"]), textwrap.dedent(found["body"]))
-        for found in _BLOCK.finditer(page.read_text())
+    found = [
+        Block(page, match["language"], _title(match["options"]), textwrap.dedent(match["body"]))
+        for match in _BLOCK.finditer(page.read_text())
     ]
+    pairs = zip_longest(found, found[1:])
+    return [replace(one, prints=after.text) if _is_output(one, after) else one for one, after in pairs]
+
+
+def _is_output(block: Block, following: Block | None) -> bool:
+    return following is not None and (block.language, following.language) == ("python", "text")
 
 
 def _title(options: str) -> str:
