@@ -14,7 +14,6 @@ from typer import Argument, Exit, Option
 from rarefy.cli import options
 from rarefy.cli.guard import guarded
 from rarefy.export.formats import FORMATS, Exported, export
-from rarefy.training.saved_model import open_saved
 
 _CHECKPOINT = "A checkpoint, a model_dir (its newest checkpoint), or a safetensors, .pt or .mdl file."
 _PARAMS = "The file of the run, where onnx or hf need it: a foreign file, or a model from ./file.py."
@@ -37,8 +36,7 @@ def command(
     """Turn a checkpoint into a file or folder for other programs."""
 
     def write() -> None:
-        saved = open_saved(checkpoint)
-        done = export(saved, to, out, force=force, params=params, allow_imports=imports)
+        done = export(checkpoint, to, out, force=force, params=params, allow_imports=imports)
         Console().print(exported_table(done))
 
     raise Exit(guarded(write))

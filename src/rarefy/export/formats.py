@@ -12,7 +12,7 @@ from rarefy.export import output, state_files
 from rarefy.export.hugging_face import hugging_face
 from rarefy.export.job import Fill, Job
 from rarefy.export.onnx_file import onnx
-from rarefy.training.saved_model import SavedModel
+from rarefy.training.saved_model import SavedModel, open_saved
 
 FORMATS: Mapping[str, Callable[[Job], Fill]] = MappingProxyType(
     {
@@ -64,7 +64,7 @@ class Exported:
 
 
 def export(
-    saved: SavedModel,
+    checkpoint: SavedModel | str | Path,
     to: str,
     out: str | Path,
     *,
@@ -75,7 +75,7 @@ def export(
     """Writes a trained model in a format that other programs read.
 
     Args:
-        saved: the model, from `open_saved`.
+        checkpoint: a checkpoint, a directory of them, a file, or what `open_saved` made of one.
         to: `dense`, `safetensors`, `csr`, `onnx` or `hf`.
         out: the file, or for `hf` the folder, to write; it appears whole or not at all.
         force: replaces what is there.
@@ -88,7 +88,7 @@ def export(
 
     Raises:
         ConfigError: an unknown format.
-        RarefyError: the path is taken, the model cannot be exported, or the file system refuses.
+        RarefyError: the path is taken, the model cannot be read or exported, or the file system refuses.
 
     Example:
         >>> import tempfile, torch
@@ -102,6 +102,7 @@ def export(
         raise ConfigError("--to", repr(to), allowed, "--to safetensors")
     out = Path(out)
     output.check_free(out, is_folder=to in FOLDERS, force=force)
+    saved = checkpoint if isinstance(checkpoint, SavedModel) else open_saved(Path(checkpoint))
     if saved.path.is_dir() and saved.path.resolve() in (out.resolve(), *out.resolve().parents):
         raise RarefyError(f"{out}: is inside the checkpoint, which must stay as it is; give another path")
     fill = FORMATS[to](Job(saved, params, allow_imports))

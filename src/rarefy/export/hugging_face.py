@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,18 +26,35 @@ def hugging_face(job: Job) -> Fill:
         RarefyError: the model is no Hugging Face model and has no counterpart there.
     """
     model: Any = _counterpart(job.model())
-    return lambda path: model.save_pretrained(path)
+
+    def save(path: Path) -> None:
+        with _without_progress_bars():
+            model.save_pretrained(path)
+
+    return save
+
+
+@contextmanager
+def _without_progress_bars() -> Iterator[None]:
+    from transformers.utils import logging  # pyright: ignore[reportMissingImports]
+
+    was_shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_shown:
+            logging.enable_progress_bar()
 
 
 def _counterpart(model: nn.Module) -> nn.Module:
     if isinstance(model, GPTModel):
         return gpt2_of(model)
-    if isinstance(model, HuggingFaceCausalModel | HuggingFaceModel):
-        inner: Any = model.model
+    inner: Any = model.model if isinstance(model, HuggingFaceCausalModel | HuggingFaceModel) else model
+    if isinstance(model, HuggingFaceCausalModel):
         inner.config.use_cache = True
+    if hasattr(inner, "save_pretrained"):
         return inner
-    if hasattr(model, "save_pretrained"):
-        return model
     kinds = "a model of Transformers, or the built-in gpt2 or gpt3"
     raise RarefyError(
         f"--to hf: {type(model).__name__} is not allowed; give {kinds}, or use --to safetensors"
