@@ -29,7 +29,7 @@ def test_export_says_what_it_came_to(run: Path) -> None:
     out = run / "model.pt"
     result = rarefy("export", run / "out", "--to", "dense", out)
     assert result.exit_code == 0, result.output
-    for words in (f"{out} (dense)", "1,732 bytes", f"{out.stat().st_size:,} bytes", "of 433", "0.7500 of 2"):
+    for words in (f"{out} (dense)", "1,732 bytes", f"{out.stat().st_size:,} bytes", "of 433", "0.7500 in 2"):
         assert words in result.stdout
     state = torch.load(out, weights_only=True)
     assert (state["body.weight"] == 0).float().mean() >= 0.75

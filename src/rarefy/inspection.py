@@ -129,8 +129,7 @@ def inspect(saved: SavedModel) -> tuple[list[Inspected], str]:
 
 def _patterns(saved: SavedModel) -> Mapping[str, Pattern]:
     """The pattern of every sparse weight, from the first entry of the `sparsity:` block that matches it."""
-    trainer = saved.params.get("trainer")
-    block = trainer["init"].get("sparsity") if trainer else None
+    block = saved.params.get("trainer", {}).get("init", {}).get("sparsity")
     if block is None:
         return {}
     with warnings.catch_warnings():

@@ -113,8 +113,18 @@ def test_tensors_that_safetensors_cannot_hold(tmp_path: Path, to: str) -> None:
 
 
 @pytest.mark.parametrize("to", LOADERS)
-def test_halves_stay_halves(tmp_path: Path, to: str) -> None:
-    state = {"w": torch.eye(16).bfloat16(), "w_mask": torch.eye(16).bool(), "n": torch.tensor(3)}
+def test_a_slice_is_stored_without_the_rest(tmp_path: Path, to: str) -> None:
+    state = {"w": torch.zeros(1000, 1000)[:16, :16]}
+    state["w"].fill_diagonal_(1)
+    assert export(SavedModel(Path("run"), state), to, tmp_path / "exported").exported_bytes < 5000
+    assert torch.equal(LOADERS[to](tmp_path / "exported")["w"], torch.eye(16))
+
+
+@pytest.mark.parametrize("to", LOADERS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn])
+def test_dtypes_stay(tmp_path: Path, to: str, dtype: torch.dtype) -> None:
+    state = {"w": torch.eye(16).to(dtype), "w_mask": torch.eye(16).bool(), "n": torch.tensor(3)}
     export(SavedModel(Path("run"), state), to, tmp_path / "exported")
     loaded = LOADERS[to](tmp_path / "exported")
-    assert torch.equal(loaded["w"], state["w"]) and torch.equal(loaded["n"], state["n"])
+    assert loaded["w"].dtype == dtype and torch.equal(loaded["w"].float(), torch.eye(16))
+    assert torch.equal(loaded["n"], state["n"])

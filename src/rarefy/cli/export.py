@@ -15,10 +15,8 @@ from rarefy.cli import options
 from rarefy.cli.guard import guarded
 from rarefy.export.formats import FORMATS, Exported, export
 
-_CHECKPOINT = "A checkpoint, a model_dir (its newest checkpoint), or a safetensors, .pt or .mdl file."
 _PARAMS = "The file of the run, where onnx or hf need it: a foreign file, or a model from ./file.py."
 
-Checkpoint = Annotated[Path, Argument(metavar="CHECKPOINT", help=_CHECKPOINT)]
 Out = Annotated[Path, Argument(metavar="OUT", help="The file to write; a folder for hf.")]
 To = Annotated[str, Option("--to", metavar="FORMAT", help=f"{', '.join(FORMATS)}.")]
 Force = Annotated[bool, Option("--force", help="Replace what is at OUT.")]
@@ -26,7 +24,7 @@ Params = Annotated[Path | None, Option("--params", "-p", metavar="PARAMS.yaml", 
 
 
 def command(
-    checkpoint: Checkpoint,
+    checkpoint: options.Checkpoint,
     out: Out,
     to: To,
     force: Force = False,
@@ -51,7 +49,7 @@ def exported_table(done: Exported) -> Table:
         ("exported", f"{done.exported_bytes:,} bytes"),
         ("ratio", f"{done.ratio:.3f}"),
         ("nonzeros", f"{done.nonzeros:,} of {done.size:,}"),
-        ("actual sparsity", f"{done.sparsity:.4f} of {done.sparse_weights} sparse weights"),
+        ("actual sparsity", f"{done.sparsity:.4f} in {done.sparse_weights} sparse weights"),
     ):
         table.add_row(name, Text(value))
     return table

@@ -14,8 +14,9 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from typer import Argument, Option
+from typer import Option
 
+from rarefy.cli import options
 from rarefy.cli.guard import guarded
 from rarefy.inspection import QUANTILES, Inspected, Totals, inspect
 from rarefy.training.saved_model import SavedModel, open_saved
@@ -23,14 +24,12 @@ from rarefy.training.saved_model import SavedModel, open_saved
 log = logging.getLogger("rarefy")
 
 _WIDEST = 400
-_CHECKPOINT = "A checkpoint, a model_dir (its newest checkpoint), or a safetensors, .pt or .mdl file."
 
-Checkpoint = Annotated[Path, Argument(metavar="CHECKPOINT", help=_CHECKPOINT)]
 AsJson = Annotated[bool, Option("--json", help="Print JSON instead of a table.")]
 Everything = Annotated[bool, Option("--all", help="Dense parameters and buffers too.")]
 
 
-def command(checkpoint: Checkpoint, as_json: AsJson = False, everything: Everything = False) -> None:
+def command(checkpoint: options.Checkpoint, as_json: AsJson = False, everything: Everything = False) -> None:
     """Show every sparse weight of a checkpoint: sparsity, balance, dead rows and columns, |w|."""
     raise typer.Exit(guarded(lambda: _show(checkpoint, as_json, everything)))
 

@@ -120,6 +120,6 @@ def _report(saved: SavedModel, to: str, out: Path, written: int) -> Exported:
         sparse_weights=len(masks),
         connections=sum(mask.numel() for mask in masks),
         active=sum(int(mask.sum()) for mask in masks),
-        nonzeros=sum(int(tensor.float().count_nonzero()) for tensor in once),
+        nonzeros=sum(int((tensor != 0).sum()) for tensor in once),
         size=sum(tensor.numel() for tensor in once),
     )

@@ -38,7 +38,7 @@ class Job:
 
     @cached_property
     def builder(self) -> Builder:
-        """What builds the parts of the run.
+        """What builds the parts of the run; in a file of several trainers, of the first.
 
         Raises:
             RarefyError: there is no configuration, or one that is not allowed.

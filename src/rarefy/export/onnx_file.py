@@ -33,7 +33,7 @@ def onnx(job: Job) -> Fill:
         RarefyError: the extra is not installed, the model cannot be built, or torch cannot export it.
     """
     _require_exporter()
-    content = _to_onnx(_interface(job)).model_proto.SerializeToString()
+    content = _to_onnx(_interface(job))
     return lambda path: write_file(path, [content])
 
 
@@ -104,7 +104,7 @@ def _interface(job: Job) -> Interface:
     with torch.no_grad():
         outputs = list(_outputs(network.call(batch)))
     free = [{0: torch.export.Dim.AUTO} if tensor.ndim else {} for tensor in examples.values()]
-    return Interface(network.eval(), examples, outputs, free)
+    return Interface(network, examples, outputs, free)
 
 
 def _inputs(batch: Any) -> dict[str, Tensor]:
@@ -142,11 +142,11 @@ def _require_exporter() -> None:
         raise RarefyError(f"--to onnx needs {error.name}: pip install 'rarefy[onnx]'") from error
 
 
-def _to_onnx(interface: Interface) -> Any:
+def _to_onnx(interface: Interface) -> bytes:
     with _quiet():
         try:
-            return torch.onnx.export(
-                interface.network,
+            program: Any = torch.onnx.export(
+                interface.network.eval(),
                 tuple(interface.examples.values()),
                 dynamo=True,
                 verbose=False,
@@ -154,6 +154,7 @@ def _to_onnx(interface: Interface) -> Any:
                 output_names=interface.outputs,
                 dynamic_shapes=_shapes(interface),
             )
+            return program.model_proto.SerializeToString()
         except Exception as error:
             reason = " ".join(str(error.__cause__ or error).split())[:200]
             raise RarefyError(f"torch cannot export this model to ONNX ({reason}); use --to dense") from error

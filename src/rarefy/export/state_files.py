@@ -20,8 +20,9 @@ INDEX_BYTES = 2
 
 def dense(job: Job) -> Fill:
     """A file for `torch.load(path, weights_only=True)`: the state dict, tied tensors stored once."""
-    buffer = io.BytesIO()
-    torch.save(job.saved.dense, buffer)
+    saved, buffer = job.saved, io.BytesIO()
+    copies = {name: tensor.clone() for name, tensor in saved.dense.items() if name not in saved.tied}
+    torch.save({name: copies[saved.tied.get(name, name)] for name in saved.dense}, buffer)
     return lambda path: write_file(path, [buffer.getbuffer()])
 
 
@@ -50,10 +51,12 @@ def csr(job: Job) -> Fill:
 
 def _is_smaller(weight: Tensor) -> bool:
     """Whether values and indices of the nonzero entries are smaller than the weight."""
-    if weight.dim() < 2 or not weight.is_floating_point() or weight.element_size() == 1:
+    if weight.dim() < 2 or not weight.is_floating_point():
         return False
-    nonzeros = int(weight.count_nonzero())
-    return nonzeros * (weight.element_size() + INDEX_BYTES) < weight.numel() * weight.element_size()
+    return (
+        int((weight != 0).sum()) * (weight.element_size() + INDEX_BYTES)
+        < weight.numel() * weight.element_size()
+    )
 
 
 def _storable(saved: SavedModel, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from rarefy.training.checkpoint_error import CheckpointError, NewerFormatError
@@ -131,9 +132,7 @@ def load_csr(path: str | Path, *, masks: bool = False) -> dict[str, Tensor]:
     try:
         metadata = read_metadata(path)
         tensors = read_tensors(path)
-    except OSError:
-        raise
-    except Exception as error:
+    except SafetensorError as error:
         raise CheckpointError(path, f"is no safetensors file ({error})", "give another file") from error
     if metadata.get("format") != FORMAT:
         raise CheckpointError(path, "holds no values and indices", "give a file of rarefy export --to csr")

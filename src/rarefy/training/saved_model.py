@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from torch import Tensor
 
 from rarefy.training.checkpoint import DIRECTORY_NAME, load, newest_valid
@@ -67,10 +68,7 @@ class SavedModel:
 
     def active(self, name: str) -> Tensor:
         """The active connections of a weight, bool; without a mask those that are not zero."""
-        if name in self.masks:
-            return self.masks[name]
-        weight = self.state[name]
-        return weight.float() != 0 if weight.element_size() == 1 else weight != 0
+        return self.masks[name] if name in self.masks else self.state[name] != 0
 
 
 def open_saved(path: Path) -> SavedModel:
@@ -121,9 +119,7 @@ def _open_file(path: Path) -> SavedModel:
         if is_csr(path):
             return SavedModel(path, load_csr(path, masks=True), storage="csr")
         return SavedModel(path, read_tensors(path))
-    except CheckpointError:
-        raise
-    except Exception as error:
+    except (OSError, SafetensorError) as error:
         problem = f"cannot be read: {' '.join(str(error).split())}"
         raise CheckpointError(path, problem, "check the permissions, or give another file") from error
 
