@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from rarefy.nn import SparseConv1D, SparseLinear
 from rarefy.training.checkpoint import CheckpointParts, save
 from rarefy.training.checkpoint_error import CheckpointError
 from rarefy.training.csr_file import encode_csr
@@ -85,6 +86,16 @@ def test_tied_tensors_stay_one(tmp_path: Path) -> None:
     assert saved.tied == {"embedding.weight": "head.weight"}
     assert saved.dense["embedding.weight"] is saved.dense["head.weight"]
     assert saved.dense["head.weight"].count_nonzero() == 2
+
+
+@pytest.mark.parametrize("kind", [SparseLinear, SparseConv1D])
+def test_modules_with_compact_storage(tmp_path: Path, kind: type[SparseLinear]) -> None:
+    torch.manual_seed(0)
+    layer = kind(torch.rand(6, 4) < 0.5)
+    saved = open_saved(save(tmp_path, 1, CheckpointParts(layer.state_dict())))
+    assert torch.equal(saved.active("weight"), layer.weight_mask)
+    assert sorted(saved.dense) == ["bias", "weight"]
+    assert torch.equal(saved.dense["weight"], layer.weight.detach())
 
 
 def test_connections_without_a_mask_are_the_nonzeros() -> None:
