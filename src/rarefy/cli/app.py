@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from rarefy.cli import hdf5, options
+from rarefy.cli import export, hdf5, options
+from rarefy.cli import inspect as inspection
 from rarefy.cli.guard import guarded
 from rarefy.cli.overrides import Flags
 from rarefy.cli.run import Request, run
@@ -99,6 +100,10 @@ app.command("fit")(
 )
 app.command("validate")(_with_mode("eval", "The same as `run --mode eval`."))
 app.command("validate_all")(_with_mode("eval_all", "The same as `run --mode eval_all`."))
+
+
+app.command("export")(export.command)
+app.command("inspect")(inspection.command)
 
 
 @app.command("schema")

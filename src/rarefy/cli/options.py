@@ -1,4 +1,4 @@
-"""The flags of `rarefy run`; None where one was not given."""
+"""The arguments and flags that commands share; None where a flag was not given."""
 
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +12,9 @@ _STATES = "What to load of the checkpoint: all, or model for weights and masks a
 _LOOSE = "Load dense checkpoints in sparse runs and sparse ones in dense runs."
 _LEVELS = "DEBUG, VERBOSE, INFO, WARNING, ERROR or CRITICAL."
 _VALIDATE = "Check everything and print the plan; train nothing."
+_CHECKPOINT = "A checkpoint, a model_dir (its newest checkpoint), or a safetensors, .pt or .mdl file."
 
+Checkpoint = Annotated[Path, Argument(metavar="CHECKPOINT", help=_CHECKPOINT)]
 Params = Annotated[Path | None, Argument(metavar="PARAMS.yaml", help="The configuration file.")]
 ParamsOption = Annotated[Path | None, Option("--params", "-p", help="The same, as an option.")]
 ModeOption = Annotated[Mode | None, Option("--mode", "-m", help=_MODES)]
