@@ -8,7 +8,7 @@ SOURCES := $(shell find src csrc -name __init__.py -o -name '*.cpp' -o -name '*.
 .PHONY: demo test lint bench slow sanitize docs clean
 
 demo: $(READY)
-	$(BIN)/rarefy run examples/gpt_stdlib_rigl.yaml
+	$(BIN)/rarefy run examples/gpt_stdlib_rigl.yaml --compare_dense 20
 
 test: $(READY)
 	$(BIN)/pytest -n 2

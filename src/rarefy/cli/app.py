@@ -60,6 +60,7 @@ def _run(
     target_device: options.TargetDevice = None,
     logging: options.Logging = None,
     validate_only: options.ValidateOnly = False,
+    compare_dense: options.CompareDense = 0,
     imports: options.Imports = True,
     assignments: options.Assignments = None,
 ) -> None:
@@ -77,7 +78,9 @@ def _run(
         disable_strict_checkpoint_loading=disable_strict_checkpoint_loading,
         assignments=tuple(assignments or ()),
     )
-    raise typer.Exit(run(Request(params or params_option, flags, mode, validate_only, imports)))
+    raise typer.Exit(
+        run(Request(params or params_option, flags, mode, validate_only, imports, compare_dense))
+    )
 
 
 def _with_mode(mode: Mode, text: str) -> Callable[..., None]:
