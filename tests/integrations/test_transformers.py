@@ -285,8 +285,10 @@ def test_model_init(resumes, tmp_path):
 def test_the_best_model_comes_back_with_its_own_masks(tmp_path):
     callback, model = SparsityCallback(GMP), make("gpt2")
     arguments = {"save_strategy": "steps", "eval_strategy": "steps", "save_steps": 4, "eval_steps": 4}
-    best = {"load_best_model_at_end": True, "metric_for_best_model": "loss", "greater_is_better": True}
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "rank", "greater_is_better": True}
     trainer = trainer_of(tmp_path, model, "gpt2", callback, max_steps=12, **arguments, **best)
+    ranks = iter([3, 2, 1])
+    trainer.compute_metrics = lambda _: {"rank": next(ranks)}
     trainer.train()
     folder = Path(trainer.state.best_model_checkpoint)
     assert folder.name == "checkpoint-4"

@@ -59,6 +59,7 @@ def unwrapped_optimizer(optimizer: Optimizer) -> Optimizer:
         >>> unwrapped_optimizer(optimizer) is optimizer
         True
     """
-    while isinstance(optimizer, AcceleratedOptimizer):
-        optimizer = optimizer.optimizer
-    return optimizer
+    found: Any = optimizer
+    while isinstance(found, AcceleratedOptimizer):
+        found = found.optimizer
+    return found

@@ -39,9 +39,10 @@ def carry_masks(model: nn.Module, names: Sequence[str]) -> None:
 
 
 def _write(names: tuple[str, ...], module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Leaves variables alone (`keep_vars`), which are for computing and not for saving."""
     for name in names:
         weight, mask = state.get(prefix + name), state.get(prefix + name + MASK_SUFFIX)
-        if weight is not None and mask is not None:
+        if weight is not None and mask is not None and not weight.requires_grad:
             state[prefix + name] = with_signed_zeros(weight, mask)
 
 
@@ -53,14 +54,15 @@ def _read(names: tuple[str, ...], module: nn.Module, state: dict[str, Any], pref
 
 
 def with_signed_zeros(weight: Tensor, mask: Tensor) -> Tensor:
-    """The weight itself, or a copy with −0 at active connections where there are zeros among them.
+    """The weight itself if its zeros have the right signs: − at active connections, + at inactive ones; else a copy.
 
     Example:
         >>> with_signed_zeros(torch.tensor([0.0, 0.0, 5.0]), torch.tensor([True, False, True]))
         tensor([-0., 0., 5.])
     """
-    zeros = mask & (weight.detach() == 0)
-    return weight.detach().masked_fill(zeros, -0.0) if bool(zeros.any()) else weight
+    if torch.equal(active_connections(weight), mask):
+        return weight
+    return weight.masked_fill(mask & (weight == 0), -0.0).masked_fill(~mask, 0.0)
 
 
 def active_connections(weight: Tensor) -> Tensor:
