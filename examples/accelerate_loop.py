@@ -8,7 +8,7 @@ from rarefy.integrations.accelerate import sparsify
 
 
 def main(folder: str = "model_dir/accelerate_loop", steps: int = 60) -> float:
-    """Trains with gradient accumulation, saves, and returns the last loss."""
+    """Trains with gradient accumulation, saves, and returns the measured sparsity."""
     accelerator = Accelerator(gradient_accumulation_steps=2)
     model = torch.nn.Sequential(torch.nn.Linear(16, 64), torch.nn.GELU(), torch.nn.Linear(64, 16))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
@@ -23,8 +23,9 @@ def main(folder: str = "model_dir/accelerate_loop", steps: int = 60) -> float:
             optimizer.step()
             optimizer.zero_grad()
     accelerator.save_state(folder)  # load_state(folder) brings weights, masks and the state of RigL back
-    print(rarefy.summary(sparsity))
-    return loss.item()
+    table = rarefy.summary(sparsity)
+    print(table)
+    return table.actual_sparsity
 
 
 if __name__ == "__main__":

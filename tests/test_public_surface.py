@@ -48,6 +48,7 @@ def test_import_brings_in_no_extra():
     extras = [
         "transformers",
         "lightning",
+        "pytorch_lightning",
         "accelerate",
         "matplotlib",
         "sklearn",

@@ -64,6 +64,9 @@ class Module(lightning.LightningModule):
     def training_step(self, inputs, index):
         return self.loss(inputs)
 
+    def test_step(self, inputs, index):
+        self.loss(inputs)
+
     def configure_optimizers(self):
         optimizer = torch.optim.AdamW(self.parameters(), lr=1e-2)
         scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.1, STEPS)
@@ -174,6 +177,18 @@ def test_a_resumed_run_is_the_uninterrupted_run(name, tmp_path):
         assert_identical(snapshot(whole, one), snapshot(module, other))
     assert second.sparsity.step == STEPS
     assert_exact_zeros(second.sparsity, resumed.optimizers[0])
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks used")
+def test_a_checkpoint_is_tested_by_a_fresh_module(tmp_path):
+    trained = Module()
+    fit(trained, SparsityCallback(RIGL), tmp_path, max_steps=15)
+    module, callback = Module(), SparsityCallback({**RIGL, "seed": 99})
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
+    trainer = lightning.Trainer(accelerator="cpu", callbacks=[callback], **quiet)
+    trainer.test(module, Steps(1), ckpt_path=tmp_path / "step=15.ckpt", verbose=False)
+    assert len(module.losses) == STEPS
+    assert_identical(dict(module.state_dict()), dict(trained.state_dict()))
 
 
 def test_a_checkpoint_loads_as_weights_only(tmp_path):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import os
+import socket
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -195,6 +197,53 @@ def test_an_optimizer_of_ones_own(tmp_path):
     trainer = trainer_of(tmp_path, model, "gpt2", callback, optimizers=(optimizer, None))
     trainer.train()
     assert_same_run(callback.sparsity, losses_of(trainer), *plain_loop(make("gpt2"), "gpt2", RIGL))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+def test_torch_compile(tmp_path):
+    torch.compiler.reset()
+    callback, backend = SparsityCallback(RIGL), {"torch_compile": True, "torch_compile_backend": "aot_eager"}
+    trainer = trainer_of(tmp_path, make("gpt2"), "gpt2", callback, **backend)
+    trainer.train()
+    assert_same_run(callback.sparsity, losses_of(trainer), *plain_loop(make("gpt2"), "gpt2", RIGL))
+
+
+def work(rank, port, folder):
+    """One of two processes, each with half of every batch."""
+    torch.set_num_threads(1)
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2")
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    callback = SparsityCallback({key: value for key, value in RIGL.items() if key != "seed"})
+    args = {"per_device_train_batch_size": 1, "save_strategy": "steps", "save_steps": 15, "seed": 3}
+    trainer = trainer_of(folder, make("gpt2"), "gpt2", callback, **args)
+    trainer.train()
+    second = SparsityCallback(RIGL)
+    resumed = trainer_of(folder, make("gpt2"), "gpt2", second, **args)
+    resumed.train(resume_from_checkpoint=f"{folder}/checkpoint-15")
+    assert_identical(snapshot_of(trainer), snapshot_of(resumed))
+    torch.save((masks_of(callback.sparsity), losses_of(trainer)), f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(work, args=(port, str(tmp_path)), nprocs=2)
+    sparsity, expected = plain_loop(make("gpt2"), "gpt2", RIGL)
+    for rank in range(2):
+        masks, losses = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        assert losses == pytest.approx(expected, rel=1e-4)
+        assert_identical(masks, masks_of(sparsity))
+
+
+def test_a_second_trainer_goes_on_with_the_same_callback(tmp_path):
+    callback, model = SparsityCallback(RIGL), make("gpt2")
+    trainer_of(tmp_path, model, "gpt2", callback, max_steps=3).train()
+    sparsity = callback.sparsity
+    trainer_of(tmp_path, model, "gpt2", callback, max_steps=2).train()
+    assert callback.sparsity is sparsity and sparsity.step == 5
 
 
 # ---- resume ----
@@ -405,6 +454,11 @@ def test_dense_weights_that_come_too_late(tmp_path):
     model.load_state_dict(make("gpt2").state_dict(), strict=False)
     with pytest.raises(RarefyError, match="loaded after the Trainer was built; load them before"):
         trainer.train()
+
+
+def test_a_callback_without_a_trainer():
+    with pytest.raises(RarefyError, match="give it to a Trainer"):
+        _ = SparsityCallback(RIGL).sparsity
 
 
 def test_an_algorithm_object_with_model_init(tmp_path):

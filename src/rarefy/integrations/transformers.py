@@ -37,31 +37,46 @@ class SparsityCallback(TrainerCallback):
         num_steps: optimizer steps of the run, if `config` has percentages and the arguments no `max_steps`.
         log_parameters: whether the sparsity of every single parameter is logged too.
 
-    Attributes:
-        sparsity: the algorithms, once the Trainer is built; for `rarefy.summary` and hooks.
-
     Raises:
         ConfigError: anything in `config` that is not allowed, once the Trainer is built.
         RarefyError: from the Trainer, if the run shards its weights or resumes from a dense checkpoint.
 
     Example:
-        >>> SparsityCallback({"algorithm": "rigl", "sparsity": 0.9, "update": {"freq": 100}}).sparsity is None
-        True
+        >>> from transformers import BertConfig, BertModel, TrainingArguments
+        >>> small = {"hidden_size": 8, "intermediate_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1}
+        >>> model, callback = BertModel(BertConfig(**small)), SparsityCallback(0.75)
+        >>> callback.on_init_end(TrainingArguments("out", use_cpu=True), None, None, model=model)
+        >>> int(model.encoder.layer[0].intermediate.dense.weight_mask.sum())
+        32
     """
 
     def __init__(self, config: Any, *, num_steps: int | None = None, log_parameters: bool = False) -> None:
         self.config, self.num_steps, self.log_parameters = config, num_steps, log_parameters
-        self.sparsity: SparsityAlgorithm | Group | None = None
+        self._sparsity: SparsityAlgorithm | Group | None = None
         self._model: nn.Module | None = None
         self._untrained: dict[str, float] = {}
+
+    @property
+    def sparsity(self) -> SparsityAlgorithm | Group:
+        """The algorithms, for `rarefy.summary` and hooks.
+
+        Raises:
+            RarefyError: no Trainer has been built yet.
+        """
+        if self._sparsity is None:
+            raise RarefyError(
+                "SparsityCallback has no model yet; give it to a Trainer as one of its callbacks"
+            )
+        return self._sparsity
 
     # ---- events ----
 
     def on_init_end(self, args: Any, state: Any, control: Any, **objects: Any) -> None:
         """Makes the model sparse before the Trainer builds its optimizer."""
-        self._begin(args, objects["model"])
+        if objects["model"] is not self._model:
+            self._begin(args, objects["model"])
         if objects.get("optimizer") is not None:
-            self._algorithms.apply(unwrapped_optimizer(objects["optimizer"]))
+            self.sparsity.apply(unwrapped_optimizer(objects["optimizer"]))
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **objects: Any) -> None:
         """Takes back the state of a checkpoint that the Trainer loaded, and follows the optimizer."""
@@ -74,29 +89,24 @@ class SparsityCallback(TrainerCallback):
         if model is not self._model:
             self._begin_anew(args, model, is_resumed=saved is not None)
         if saved is not None:
-            self._algorithms.load_state_dict(decode_state(saved))
+            self.sparsity.load_state_dict(decode_state(saved))
         elif self._untrained:
             self._refuse_other_weights()
         self._untrained = {}
-        self._algorithms.apply(unwrapped_optimizer(objects["optimizer"]))
+        self.sparsity.apply(unwrapped_optimizer(objects["optimizer"]))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **objects: Any) -> None:
         """Puts the state of the algorithms where the Trainer's next checkpoint finds it."""
-        state.stateful_callbacks[STATE_KEY] = encode_state(self._algorithms.state_dict())
+        state.stateful_callbacks[STATE_KEY] = encode_state(self.sparsity.state_dict())
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **objects: Any) -> None:
         """Adds the sparsity to the Trainer's training logs."""
         if "loss" in logs:
-            metrics = sparsity_metrics(self._algorithms, every_parameter=self.log_parameters)
+            metrics = sparsity_metrics(self.sparsity, every_parameter=self.log_parameters)
             logs.update(metrics)
             state.log_history[-1].update(metrics)
 
     # ---- the model ----
-
-    @property
-    def _algorithms(self) -> SparsityAlgorithm | Group:
-        assert self.sparsity is not None
-        return self.sparsity
 
     def _begin(self, args: Any, model: nn.Module) -> None:
         if args.fsdp or args.deepspeed:
@@ -104,7 +114,7 @@ class SparsityCallback(TrainerCallback):
                 "SparsityCallback needs whole weights; train without FSDP and DeepSpeed, say with DDP"
             )
         num_steps = self.num_steps or (args.max_steps if args.max_steps > 0 else None)
-        self.sparsity = configure(self.config, num_steps=num_steps, seed=args.seed)
+        self._sparsity = configure(self.config, num_steps=num_steps, seed=args.seed)
         self.sparsity.apply(model)
         self._model, self._untrained = model, self._actual()
         carry_masks(model, list(self._untrained))
@@ -122,7 +132,7 @@ class SparsityCallback(TrainerCallback):
             model.load_state_dict(loaded, strict=False)
 
     def _actual(self) -> dict[str, float]:
-        leaves = self._algorithms.algorithms
+        leaves = self.sparsity.algorithms
         return {name: one.actual_sparsity for leaf in leaves for name, one in leaf.parameters.items()}
 
     def _refuse_other_weights(self) -> None:
