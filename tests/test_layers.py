@@ -42,10 +42,11 @@ FLOORS = {
     "training": 14,
     "callbacks": 15,
     "integrations": 15,
+    "visual": 15,
     "cli": 16,
     "": 17,
 }
-PACKAGES = {"training", "models", "data", "kernels", "nn", "cli", "integrations"}
+PACKAGES = {"training", "models", "data", "kernels", "nn", "cli", "integrations", "visual"}
 FILES = sorted(SOURCE.rglob("*.py"))
 
 
