@@ -83,8 +83,9 @@ class LineChart:
     @property
     def is_logarithmic(self) -> bool:
         """Whether the values spread so far that a linear axis would hide most of them."""
-        low, high = self.values
-        return self.unit == "number" and low > 0 and high / low >= 100
+        low = min(float(line.series.mean.min()) for line in self.lines)
+        high = max(float(line.series.mean.max()) for line in self.lines)
+        return self.unit == "number" and self.values[0] > 0 and high / low >= 100
 
 
 @dataclass(frozen=True)

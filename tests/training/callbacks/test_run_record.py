@@ -10,6 +10,7 @@ from rarefy.algorithms.gmp import GMP
 from rarefy.algorithms.group import Group
 from rarefy.algorithms.rigl import RigL
 from rarefy.algorithms.static import Static
+from rarefy.errors import RarefyError
 from rarefy.training.callbacks import RunRecord
 from rarefy.training.callbacks.run_record import FILE_NAME, model_target, read_record
 from rarefy.training.trainer import Trainer
@@ -126,6 +127,13 @@ def test_a_dense_run_has_no_sparsity(make_trainer):
 def test_a_damaged_record_counts_as_none(tmp_path, text):
     (tmp_path / FILE_NAME).write_text(text, encoding="latin-1")
     assert read_record(tmp_path) == {}
+
+
+def test_a_record_that_cannot_be_written(make_trainer, tmp_path):
+    (tmp_path / "file").write_text("")
+    trainer = make_trainer(model_dir=tmp_path / "file" / "run")
+    with pytest.raises(RarefyError, match=r"run\.json: cannot be written: .*; free space or fix"):
+        RunRecord().on_fit_start(trainer)
 
 
 def test_in_a_real_run(tmp_path):

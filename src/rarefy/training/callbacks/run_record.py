@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from rarefy.errors import RarefyError
 from rarefy.training.batches import count
 from rarefy.training.callbacks.log_sparsity import actual_of, algorithms_of, parameters_of
 from rarefy.training.distributed import is_first
@@ -85,11 +86,18 @@ class RunRecord(Callback):
             self._write(trainer.model_dir)
 
     def _write(self, folder: Path) -> None:
-        if is_first():
+        if not is_first():
+            return
+        path, temporary = folder / FILE_NAME, folder / f".tmp-{FILE_NAME}"
+        try:
             folder.mkdir(parents=True, exist_ok=True)
-            temporary = folder / f".tmp-{FILE_NAME}"
             temporary.write_text(json.dumps(self._record, indent=1), encoding="utf-8")
-            temporary.replace(folder / FILE_NAME)
+            temporary.replace(path)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise RarefyError(
+                f"{path}: cannot be written: {reason}; free space or fix the permissions"
+            ) from error
 
 
 def read_record(folder: Path) -> dict[str, Any]:
