@@ -15,6 +15,8 @@ from rarefy.visual.scale import readable
 COLOURS = ("#2463a8", "#c4561a", "#2f7d4f", "#a8871c", "#b03a5b", "#4a8d9c", "#666666")
 MARKS = "#8a4fa3"
 WIDTH, HEIGHT = 8.0, 2.8
+DOTS_PER_INCH = 120
+MOST_PIXELS = 60_000
 MOST_RUGS = 300
 MOST_LABELS = 40
 MOST_SIDE = 30.0
@@ -41,7 +43,7 @@ def save_png(charts: Sequence[LineChart | HeatMap], path: Path, title: str = "")
         figure.suptitle(title, fontsize=11, x=0.01, ha="left")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=120)
+        figure.savefig(path, dpi=min(DOTS_PER_INCH, MOST_PIXELS / figure.get_figheight()))
     except OSError as error:
         raise RarefyError(f"{path}: cannot be written: {error.strerror or error}") from error
 

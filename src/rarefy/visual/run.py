@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from rarefy.errors import RarefyError
@@ -145,7 +146,7 @@ def mask_facts(state: Mapping[str, Tensor], sparse: Mapping[str, Mapping[str, An
     """
     for mask_name, mask in state.items():
         name = mask_name.removesuffix(MASK_SUFFIX)
-        if mask_name.endswith(MASK_SUFFIX) and name in state and mask.dtype.is_floating_point is False:
+        if mask_name.endswith(MASK_SUFFIX) and name in state and mask.dtype is torch.bool:
             facts = sparse.get(name, {})
             pattern = Pattern(AXES.get(facts.get("balance", "")), int(facts.get("groups", 1)))
             pieces = pattern.split(mask) if pattern.axis is not None else ()

@@ -45,7 +45,7 @@ def schedule_charts(
     end = f"{told} · {readable(target.series.last, 'percent')} at the end"
     charts = [LineChart(key, f"{title}: sparsity", lines, "percent", marks, "update steps", total_steps, end)]
     drop = getattr(algorithm, "drop_fraction", None)
-    if drop is not None and marks:
+    if callable(drop) and marks:
         charts.append(_drop_chart(drop, updates, total_steps, f"{key}-drop", f"{title}: drop fraction"))
     return charts
 

@@ -38,12 +38,9 @@ def headlines(run: Run) -> Iterator[tuple[str, str]]:
     step = last_step(run)
     total = run.record.get("total_steps")
     yield "step", f"{step:,}" + (f" of {total:,}" if total else "")
-    for name in ("loss", "eval/loss"):
-        if name in run.metrics:
-            yield (
-                {"loss": "training loss", "eval/loss": "validation loss"}[name],
-                readable(run.metrics[name].last),
-            )
+    for name, metric in (("training loss", "loss"), ("validation loss", "eval/loss")):
+        if metric in run.metrics:
+            yield name, readable(run.metrics[metric].last)
     if run.masks:
         yield "sparsity", readable(overall_sparsity(run), "percent")
     dense, sparse = dense_flops(run), sparse_flops(run)

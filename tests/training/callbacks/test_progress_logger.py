@@ -114,6 +114,16 @@ def test_the_bar_counts_every_step_and_names_no_update_that_has_come(make_traine
     assert description.startswith("step 7/100 ·") and "next update 9" in description
 
 
+def test_an_update_that_a_skipped_step_put_off_is_still_the_next(make_trainer):
+    trainer = make_trainer(RigL(0.5, update={"freq": 3}, seed=0))
+    logger = ProgressLogger(Console(file=io.StringIO(), force_terminal=True))
+    logger.on_train_start(trainer)
+    trainer.step(logger)
+    trainer.global_step = 50
+    assert logger._coming == 3 and not logger._is_outdated(trainer)
+    logger.on_fit_end(trainer)
+
+
 def test_a_terminal_gets_a_live_bar(make_trainer):
     trainer = make_trainer()
     trainer.total_steps = 4

@@ -82,7 +82,9 @@ class ProgressLogger(Logger):
 
     def _is_outdated(self, trainer: TrainerView) -> bool:
         """Whether the bar names an update step that has come."""
-        return self._bar is not None and self._coming is not None and trainer.global_step >= self._coming
+        if self._bar is None or self._coming is None or trainer.global_step < self._coming:
+            return False
+        return next_update_of(trainer) != self._coming
 
     def _sparsity_facts(self, trainer: TrainerView) -> list[str]:
         parameters = parameters_of(trainer)
