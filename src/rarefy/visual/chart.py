@@ -74,7 +74,7 @@ class LineChart:
         """The ends of the axis of values: from 0 for percentages, up to 100% where they come near it."""
         low, high = self.values
         if self.unit == "percent":
-            return 0.0, 1.0 if high > 0.5 else max(high * 1.15, 0.01)
+            return 0.0, 1.0 if high >= 0.5 else max(high * 1.15, 0.01)
         if self.is_logarithmic:
             return low / 1.1, high * 1.1
         room = 0.06 * (high - low) or 0.06 * abs(high) or 1.0

@@ -80,7 +80,7 @@ def _draw_lines(axes: Any, chart: LineChart) -> None:
     axes.set_xlabel("step")
     axes.xaxis.set_major_formatter(lambda value, _: readable(value))
     axes.grid(alpha=0.25)
-    axes.legend(fontsize=8, frameon=False)
+    axes.legend(fontsize=8, framealpha=0.85, edgecolor="none")
 
 
 def _draw_line(axes: Any, line: Line, colour: str) -> None:
