@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -45,7 +44,7 @@ def schedule_charts(
     marks = [step for step in updates if step > 0]
     end = f"{told} · {readable(target.series.last, 'percent')} at the end"
     charts = [LineChart(key, f"{title}: sparsity", lines, "percent", marks, "update steps", total_steps, end)]
-    drop: Any = getattr(algorithm, "drop_fraction", None)
+    drop: Schedule | None = getattr(algorithm, "drop_fraction", None)
     if callable(drop) and marks:
         charts.append(_drop_chart(drop, updates, total_steps, f"{key}-drop", f"{title}: drop fraction"))
     return charts
