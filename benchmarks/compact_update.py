@@ -45,7 +45,9 @@ def update(algorithm: rarefy.SparsityAlgorithm) -> float:
 
 def measure(name: str, rounds: int) -> str:
     """The figures of one algorithm."""
-    sparsity = rarefy.configure({"algorithm": name, "sparsity": 0.9, "update": {"steps": [0, 10**6]}, "seed": 1})
+    sparsity = rarefy.configure(
+        {"algorithm": name, "sparsity": 0.9, "update": {"steps": [0, 10**6]}, "seed": 1}
+    )
     assert isinstance(sparsity, rarefy.SparsityAlgorithm)
     dense, sparse, x = training(None), training(sparsity), torch.randn(TOKENS, SIZE, requires_grad=True)
     times: dict[str, list[float]] = {"dense": [], "ordinary": [], "collecting": [], "update": []}

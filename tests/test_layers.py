@@ -50,10 +50,11 @@ FLOORS = {
     "integrations": 15,
     "export": 15,
     "inspection": 15,
+    "visual": 15,
     "cli": 16,
     "": 17,
 }
-PACKAGES = {"training", "models", "data", "kernels", "nn", "cli", "integrations", "export"}
+PACKAGES = {"training", "models", "data", "kernels", "nn", "cli", "integrations", "export", "visual"}
 FILES = sorted(SOURCE.rglob("*.py"))
 
 

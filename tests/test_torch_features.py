@@ -19,7 +19,7 @@ from helpers import assert_exact_zeros, assert_identical, snapshot, sparse_param
 RIGL = {"algorithm": "rigl", "sparsity": 0.75, "drop_fraction": 0.5, "update": {"freq": 2}, "seed": 0}
 
 
-@pytest.fixture(params=["masked"])
+@pytest.fixture(params=["masked", "compact"])
 def compute(request):
     """How the weights are stored."""
     return request.param

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from rarefy.cli import export, hdf5, options
+from rarefy.cli import export, hdf5, look, options
 from rarefy.cli import inspect as inspection
 from rarefy.cli.guard import guarded
 from rarefy.cli.overrides import Flags
@@ -28,6 +28,7 @@ app = typer.Typer(
 )
 data_app = typer.Typer(name="data", help="Prepare data sets.", no_args_is_help=True)
 app.add_typer(data_app)
+look.attach(app)
 
 
 def _show_version(wanted: bool) -> None:
