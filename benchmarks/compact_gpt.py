@@ -1,7 +1,7 @@
-"""A whole training step of the 12-layer, 768-wide GPT, dense against sparse: `python benchmarks/compact_gpt.py [--bf16]`.
+"""A whole training step of the 12-layer, 768-wide GPT, dense against sparse, float32 or `--bf16`.
 
-Both are trained by `rarefy.Trainer`'s step (fused AdamW, clipping) in the same process, in turns. `--memory` reports the
-peak memory of a process of its own for each, and what the sparse weights take of it.
+Both are trained by `rarefy.Trainer`'s step (fused AdamW, clipping) in the same process, in turns. `--memory` reports
+the peak memory of a process of its own for each, and what the sparse weights take of it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What a topology update costs in compact storage: `python benchmarks/compact_update.py`.
 
-One linear layer [4096, 4096] at 90% with 1024 tokens. The update (selections, remap, new structures, optimizer state) in
-dense training steps of this layer (forward, backward, AdamW); and RigL with one update in 100 steps against the same steps
-without one, worked out from medians of ordinary steps, of the step that collects the dense gradient, and of the update.
+One linear layer [4096, 4096] at 90% with 1024 tokens. The update (selections, remap, new structures, optimizer state)
+in dense training steps of this layer (forward, backward, AdamW); and the share of one update in 100 steps, worked out
+from medians of ordinary steps, of the step that collects the dense gradient, and of the update.
 """
 
 from __future__ import annotations
