@@ -20,8 +20,10 @@ def serves(*tensors: Tensor) -> bool:
         >>> serves(torch.zeros(1, dtype=torch.float64))
         False
     """
-    fitting = all(t.device.type == "cpu" and t.dtype in _ELEMENTS for t in tensors)
-    return fitting and instruction_set_index() is not None
+    for tensor in tensors:
+        if not tensor.is_cpu or tensor.dtype not in _ELEMENTS:
+            return False
+    return instruction_set_index() is not None
 
 
 def build(
