@@ -60,6 +60,20 @@ def test_sources_follow_connections(isa: str) -> None:
     assert torch.equal(new.dense(moved), numbers * old.mask() * new.mask())
 
 
+def test_dense_is_differentiable(isa: str) -> None:
+    csr = CSR.from_mask(random_mask(20, 30, 0.3, 0))
+    values, factors = torch.randn(csr.nonzeros, requires_grad=True), torch.randn(20, 30)
+    (csr.dense(values) * factors).sum().backward()
+    assert values.grad is not None and torch.equal(values.grad, csr.gather(factors))
+
+
+def test_gather_is_differentiable(isa: str) -> None:
+    csr = CSR.from_mask(random_mask(20, 30, 0.3, 0))
+    matrix = torch.randn(20, 30, requires_grad=True)
+    csr.gather(matrix).sum().backward()
+    assert matrix.grad is not None and torch.equal(matrix.grad, csr.mask().float())
+
+
 def test_density_of_an_empty_matrix_is_zero() -> None:
     assert CSR.from_mask(torch.zeros(0, 5, dtype=torch.bool)).density == 0
 

@@ -99,8 +99,7 @@ class CSR:
             >>> CSR.from_mask(torch.eye(3, dtype=torch.bool)).positions()
             tensor([0, 4, 8])
         """
-        compiled = self.offsets.device.type == "cpu" and instruction_set_index() is not None
-        find = native.positions if compiled else reference.positions
+        find = native.positions if _compiled(self.offsets) else reference.positions
         return find(self.rows, self.columns, self.width, self.starts, self.offsets)
 
     def mask(self) -> Tensor:
@@ -122,6 +121,9 @@ class CSR:
             tensor([[1., 0.],
                     [2., 3.]])
         """
+        if values.element_size() == 4 and _compiled(self.offsets, values):
+            structure = (self.rows, self.columns, self.width, self.starts, self.offsets)
+            return native.scatter(*structure, values.contiguous())
         return reference.dense(self.rows, self.columns, self.positions(), values)
 
     def gather(self, matrix: Tensor) -> Tensor:
@@ -132,6 +134,9 @@ class CSR:
             >>> csr.gather(torch.tensor([[1.0, 9.0], [2.0, 3.0]]))
             tensor([1., 2., 3.])
         """
+        if matrix.element_size() == 4 and _compiled(self.offsets, matrix):
+            structure = (self.rows, self.columns, self.width, self.starts, self.offsets)
+            return native.gather(*structure, matrix.contiguous())
         return matrix.reshape(-1)[self.positions()]
 
     def sources_in(self, previous: CSR) -> Tensor:
@@ -142,9 +147,16 @@ class CSR:
             >>> CSR.from_mask(new).sources_in(CSR.from_mask(old))
             tensor([ 1, -1])
         """
-        place = torch.full((self.rows * self.columns,), -1, dtype=torch.int32, device=self.offsets.device)
-        place[previous.positions()] = torch.arange(previous.nonzeros, dtype=torch.int32, device=place.device)
-        return place[self.positions()].long()
+        if not _compiled(self.offsets, previous.offsets):
+            return reference.sources(self.rows * self.columns, self.positions(), previous.positions())
+        structures = ((csr.width, csr.starts, csr.offsets) for csr in (self, previous))
+        return native.sources(self.rows, self.columns, *structures)
+
+
+def _compiled(*tensors: Tensor) -> bool:
+    """Whether the compiled kernels are in use and may read these tensors."""
+    on_cpu = all(t.is_cpu for t in tensors)
+    return on_cpu and instruction_set_index() is not None and native.unwatched(*tensors)
 
 
 def panel_widths(rows: int, columns: int, density: float) -> tuple[int, int]:

@@ -57,7 +57,7 @@ def sparse_linear(
     elif torch.is_grad_enabled():
         apply = _SparseLinear.apply
     else:
-        apply = _linear if _nothing_watches(x, values) else torch.ops.rarefy.sparse_linear.default
+        apply = _linear if native.unwatched(x, values) else torch.ops.rarefy.sparse_linear.default
     return apply(x, values, bias, probe, *csr.tensors, csr.sizes)
 
 
@@ -93,12 +93,6 @@ torch.library.define(
     f"(Tensor grad, Tensor x, Tensor values, {_CSR}, bool[] needs) -> (Tensor, Tensor, Tensor)",
 )
 torch.library.define("rarefy::select_gradient_", "(Tensor(a!) grad, Tensor mask) -> ()")
-
-
-def _nothing_watches(x: Tensor, values: Tensor) -> bool:
-    """Whether the dispatcher, which takes longer than a small product, may be left out: no mode, transform or subclass."""
-    plain = type(x) is Tensor and type(values) in (Tensor, torch.nn.Parameter)
-    return plain and not torch._C._len_torch_dispatch_stack() and not torch._C._are_functorch_transforms_active()
 
 
 def _linear(
