@@ -35,6 +35,8 @@ void add_column_sums(const float* tile, int columns, float* sums) {
   }
 }
 
+constexpr float kNoValues[4] = {};
+
 // One row of Wᵀ in one panel.
 template <int NV, bool kGradX, bool kGradValues>
 struct Row {
@@ -58,7 +60,7 @@ struct Row {
 
   __attribute__((always_inline)) void run(int64_t q, int64_t end, float* value_sums) {
     for (; q + 4 <= end; q += 4) {
-      const FourValues value(kGradX ? values + q : nullptr);
+      const FourValues value(kGradX ? values + q : kNoValues);
       const FourOffsets offset(offsets + q);
       const Vec a = nonzero(value.template get<0>(), offset.get<0>());
       const Vec b = nonzero(value.template get<1>(), offset.get<1>());
