@@ -5,10 +5,10 @@ READY := $(VENV)/.ready
 # What an editable install has to be told of: new packages, and the compiled kernels.
 SOURCES := $(shell find src csrc -name __init__.py -o -name '*.cpp' -o -name '*.h')
 
-.PHONY: demo test lint bench slow sanitize clean
+.PHONY: demo test lint bench slow sanitize docs clean
 
 demo: $(READY)
-	$(BIN)/rarefy run examples/gpt_stdlib_rigl.yaml
+	$(BIN)/rarefy run examples/gpt_stdlib_rigl.yaml --compare_dense 20
 
 test: $(READY)
 	$(BIN)/pytest -n 2
@@ -26,6 +26,13 @@ lint: $(READY)
 
 bench: $(READY)
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+$(VENV)/.docs: $(READY)
+	$(BIN)/pip install -q -c constraints.txt -e '.[docs]'
+	touch $@
 
 # torch first and pinned: an unpinned request would fetch a build with gigabytes of GPU libraries.
 $(READY): pyproject.toml constraints.txt CMakeLists.txt $(SOURCES)

@@ -74,8 +74,11 @@ def sparse_parameters(sparsity: rarefy.SparsityAlgorithm | rarefy.Group) -> list
 def assert_exact_zeros(
     sparsity: rarefy.SparsityAlgorithm | rarefy.Group, optimizer: torch.optim.Optimizer | None = None
 ) -> None:
-    """Weight, gradient and every same-shaped optimizer state of inactive connections are exact zeros."""
+    """Weight, gradient and every same-shaped state of inactive connections are exact zeros, or do not exist."""
     for parameter in sparse_parameters(sparsity):
+        if parameter.storage.kind == "compact":
+            assert parameter.weight.shape == (int(parameter.mask.sum()),)
+            continue
         inactive, weight = ~parameter.mask, parameter.weight
         tensors = {"weight": weight.detach()}
         if weight.grad is not None:

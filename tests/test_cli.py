@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -35,6 +36,15 @@ def test_run_trains_validates_saves_and_sums_up(params: Path) -> None:
     words = ["Plan", "rigl: 2 updates, from step 3 to step 6", "actual sparsity", "0.7500", "eval/loss"]
     for word in [*words, "steps per second", str(params.parent / "out")]:
         assert word in result.stdout
+
+
+def test_a_comparison_with_the_dense_model(params: Path) -> None:
+    result = rarefy("run", params, "--compare_dense", 2)
+    assert result.exit_code == 0, result.output
+    assert re.search(r"speed +\d+\.\d\d times that of the dense model \(2 steps of each", result.stdout)
+    again = rarefy("run", params, "--compare_dense", 2)
+    assert again.exit_code == 0 and "times that of" not in again.stdout
+    assert rarefy("run", params, "--compare_dense", -1).exit_code == 2
 
 
 def test_params_as_an_option(params: Path) -> None:

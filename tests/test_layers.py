@@ -48,10 +48,13 @@ FLOORS = {
     "training": 14,
     "callbacks": 15,
     "integrations": 15,
+    "export": 15,
+    "inspection": 15,
+    "visual": 15,
     "cli": 16,
     "": 17,
 }
-PACKAGES = {"training", "models", "data", "kernels", "nn", "cli", "integrations"}
+PACKAGES = {"training", "models", "data", "kernels", "nn", "cli", "integrations", "export", "visual"}
 FILES = sorted(SOURCE.rglob("*.py"))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -44,20 +45,69 @@ def test_public_names():
     assert all(hasattr(rarefy, name) for name in PUBLIC)
 
 
-def test_import_brings_in_no_extra():
-    extras = [
+def python(code: str) -> str:
+    """What a fresh interpreter prints."""
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.strip()
+
+
+def imported_by(statement: str, candidates: set[str]) -> str:
+    return python(f"import sys\n{statement}\nprint(sorted({candidates} & set(sys.modules)))")
+
+
+def test_import_alone_brings_in_nothing_heavy():
+    assert imported_by("import rarefy", {"torch", "numpy", "pydantic", "yaml", "rich"}) == "[]"
+
+
+def test_every_name_together_brings_in_no_extra():
+    extras = {
         "transformers",
         "lightning",
+        "pytorch_lightning",
         "accelerate",
         "matplotlib",
         "sklearn",
         "tokenizers",
         "tensorboard",
         "typer",
-    ]
-    code = f"import sys, rarefy; print(sorted(set({extras}) & set(sys.modules)))"
-    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert answer.stdout.strip() == "[]"
+        "h5py",
+        "onnx",
+        "torch._dynamo",
+    }
+    assert imported_by("from rarefy import *", extras) == "[]"
+
+
+def test_names_are_listed_before_their_import():
+    assert python("import rarefy; print('Trainer' in dir(rarefy), 'Trainer' in vars(rarefy))") == "True False"
+
+
+def test_modules_are_attributes_without_an_import_of_their_own():
+    assert python("import rarefy; print(rarefy.errors.RarefyError.__name__)") == "RarefyError"
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="module 'rarefy' has no attribute 'Trainor'"):
+        _ = rarefy.Trainor
+
+
+def test_a_missing_dependency_is_not_taken_for_an_unknown_name():
+    code = (
+        "import sys; sys.modules['torch'] = None; import rarefy\n"
+        "try: rarefy.masks\n"
+        "except ModuleNotFoundError as error: print(error.name)"
+    )
+    assert python(code) == "torch"
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux's list of loaded libraries")
+def test_the_kernels_share_the_openmp_library_of_torch():
+    code = (
+        "import rarefy.kernels, torch; rarefy.kernels.available()\n"
+        "lines = open('/proc/self/maps').read().splitlines()\n"
+        "print(*{line.split()[-1] for line in lines if 'libgomp' in line}, sep='\\n')"
+    )
+    assert len(python(code).splitlines()) == 1
 
 
 def test_torch_classes_are_left_alone():
@@ -68,5 +118,4 @@ def test_torch_classes_are_left_alone():
         "import rarefy, rarefy.training.trainer\n"
         "print(all(set(vars(c)) == names for c, names in before.items()))"
     )
-    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert answer.stdout.strip() == "True"
+    assert python(code) == "True"

@@ -1,17 +1,24 @@
 """rarefy trains any PyTorch model with weight sparsity."""
 
-from rarefy import callbacks, masks, patterns, schedules
-from rarefy.algorithms.base import SparsityAlgorithm
-from rarefy.algorithms.dynamic import DynamicSparsityAlgorithm
-from rarefy.algorithms.gmp import GMP
-from rarefy.algorithms.group import Group
-from rarefy.algorithms.keep_pruned import finalize
-from rarefy.algorithms.rigl import RigL
-from rarefy.algorithms.set import SET
-from rarefy.algorithms.static import Static
-from rarefy.config import configure
-from rarefy.report import summary
-from rarefy.training.trainer import Trainer
+from __future__ import annotations
+
+import importlib
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rarefy import callbacks, masks, patterns, schedules
+    from rarefy.algorithms.base import SparsityAlgorithm
+    from rarefy.algorithms.dynamic import DynamicSparsityAlgorithm
+    from rarefy.algorithms.gmp import GMP
+    from rarefy.algorithms.group import Group
+    from rarefy.algorithms.keep_pruned import finalize
+    from rarefy.algorithms.rigl import RigL
+    from rarefy.algorithms.set import SET
+    from rarefy.algorithms.static import Static
+    from rarefy.config import configure
+    from rarefy.report import summary
+    from rarefy.training.trainer import Trainer
 
 __all__ = [
     "GMP",
@@ -30,3 +37,36 @@ __all__ = [
     "schedules",
     "summary",
 ]
+
+_HOMES = MappingProxyType(
+    {
+        "GMP": "rarefy.algorithms.gmp",
+        "SET": "rarefy.algorithms.set",
+        "DynamicSparsityAlgorithm": "rarefy.algorithms.dynamic",
+        "Group": "rarefy.algorithms.group",
+        "RigL": "rarefy.algorithms.rigl",
+        "SparsityAlgorithm": "rarefy.algorithms.base",
+        "Static": "rarefy.algorithms.static",
+        "Trainer": "rarefy.training.trainer",
+        "configure": "rarefy.config",
+        "finalize": "rarefy.algorithms.keep_pruned",
+        "summary": "rarefy.report",
+    }
+)
+
+
+def __getattr__(name: str) -> Any:
+    """A public name or a module of rarefy, imported when it is first used."""
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    try:
+        return importlib.import_module(f"rarefy.{name}")
+    except ModuleNotFoundError as error:
+        if error.name != f"rarefy.{name}":
+            raise
+        raise AttributeError(f"module 'rarefy' has no attribute {name!r}") from None
+
+
+def __dir__() -> list[str]:
+    """The names of the module, those that are not imported yet among them."""
+    return sorted({*globals(), *__all__})

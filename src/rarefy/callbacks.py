@@ -7,6 +7,7 @@ from rarefy.training.callbacks import (
     Logger,
     LogSparsity,
     ProgressLogger,
+    RunRecord,
     TensorBoardLogger,
 )
 
@@ -17,5 +18,6 @@ __all__ = [
     "LogSparsity",
     "Logger",
     "ProgressLogger",
+    "RunRecord",
     "TensorBoardLogger",
 ]

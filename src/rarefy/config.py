@@ -16,7 +16,9 @@ from rarefy.algorithms.group import Group
 from rarefy.algorithms.options import parse_fraction
 from rarefy.algorithms.registry import ALGORITHMS
 from rarefy.errors import ConfigError, did_you_mean, join_path
+from rarefy.filters import check_filter
 from rarefy.imports import import_object
+from rarefy.patterns import Pattern, parse_pattern
 from rarefy.schedules import Constant, Cycling, update_steps
 from rarefy.validation import shorten
 
@@ -81,6 +83,34 @@ def configure(
     entries, grouped = _entries(block, path)
     algorithms = [_build(entry, context) for entry in entries]
     return Group(algorithms) if grouped else algorithms[0]
+
+
+def patterns_of(block: Any, path: str = "sparsity") -> list[tuple[tuple[str, ...] | None, Pattern]]:
+    """For each entry of a `sparsity:` block its globs (None: the default filter) and its pattern.
+
+    Nothing is imported and no algorithm is made, so that the block of a stranger's checkpoint can be read.
+
+    Args:
+        block: as for `configure`.
+        path: where it stands, for messages.
+
+    Raises:
+        ConfigError: no such block, or an entry whose filter or pattern is not allowed.
+
+    Example:
+        >>> [(globs, pattern)] = patterns_of({"sparsity": 0.9, "balance_out_groups": 4})
+        >>> globs, pattern.groups
+        (None, 4)
+    """
+    options = [entry.options for entry in _entries(block, path)[0] if isinstance(entry, _Entry)]
+    keys = ("balance_in_groups", "balance_out_groups")
+    return [
+        (
+            check_filter(one.get("param_filter")),
+            parse_pattern(one.get("pattern", "unstructured"), *(one.get(key) for key in keys)),
+        )
+        for one in options
+    ]
 
 
 def _entries(block: Any, path: str) -> tuple[list[_Entry | SparsityAlgorithm | Group], bool]:

@@ -65,6 +65,11 @@ class Storage(Protocol):
         """Makes the gradient of inactive connections exact zeros, unless they are so since the last time."""
         ...
 
+    @property
+    def gradient_is_selected(self) -> bool:
+        """Whether no one wrote to the gradient since its zeros were put in place."""
+        ...
+
     def after_accumulation(self, grad: Tensor, dense: DenseGradient | None) -> None:
         """Called once a micro-batch was added to `grad`; `dense` collects the dense gradient if that is wanted."""
         ...
@@ -151,9 +156,15 @@ class MaskedStorage:
     def select_gradient(self) -> None:
         """Selects again what somebody wrote to since it was accumulated."""
         grad = self.weight.grad
-        if grad is not None and grad.layout is torch.strided and not self.last_selected.is_intact(grad):
+        if grad is not None and not self.gradient_is_selected:
             masks.zero_inactive_(grad, self.mask)
             self.last_selected.remember(grad)
+
+    @property
+    def gradient_is_selected(self) -> bool:
+        """True without a gradient to select."""
+        grad = self.weight.grad
+        return grad is None or grad.layout is not torch.strided or self.last_selected.is_intact(grad)
 
     def after_accumulation(self, grad: Tensor, dense: DenseGradient | None) -> None:
         """Drops the gradient of inactive connections, once it was added to the dense one."""
@@ -236,6 +247,8 @@ class CompactStorage:
 
     def select_gradient(self) -> None:
         """Nothing to do."""
+
+    gradient_is_selected = True
 
     def after_accumulation(self, grad: Tensor, dense: DenseGradient | None) -> None:
         """The dense gradient comes through the layer's probe."""

@@ -429,3 +429,18 @@ def test_a_function_is_not_asked_for_a_million_steps():
     assert algorithm.next_update_step(3) == 7
     assert algorithm.next_update_step(7) is None
     assert len(asked) < 20_000
+
+
+def test_a_gradient_that_a_closure_changes_leaves_zeros_alone():
+    model, sparsity, optimizer = start(0.5)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = model(torch.ones(2, model.in_features)).square().sum()
+        loss.backward()
+        model.weight.grad.add_(1.0)
+        return loss
+
+    for _ in range(3):
+        optimizer.step(closure)
+        assert_exact_zeros(sparsity, optimizer)

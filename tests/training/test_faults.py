@@ -14,7 +14,8 @@ from torch import nn
 
 from rarefy.training.checkpoint import load, newest_valid
 from rarefy.training.events import Callback
-from rarefy.training.faults import Interrupted, SignalGuard
+from rarefy.training.faults import Interrupted, SignalGuard, SkippedSteps
+from rarefy.training.fit import Progress
 from rarefy.training.trainer import Trainer
 
 SCRIPT = """
@@ -68,7 +69,9 @@ def test_a_signal_ends_the_run_after_the_step_with_a_checkpoint(tmp_path: Path, 
         stopped.stdout
         == f"stopped by {name} after step 4, saved in {where}; the same command goes on from there\n"
     )
-    assert "once more to stop at once" in stopped.stderr
+    key = "Ctrl-C" if name == "SIGINT" else name
+    told = f"\n{key}: finishing step 4, then saving; {key} again stops at once without saving\n"
+    assert told in stopped.stderr
     assert load(where).state["progress"]["global_step"] == 4
 
 
@@ -189,3 +192,24 @@ def test_a_second_signal_has_its_ordinary_effect() -> None:
         signal.raise_signal(signal.SIGINT)
         assert guard.received == signal.SIGINT
         signal.raise_signal(signal.SIGINT)
+
+
+def test_an_interrupted_validation_is_named_as_what_is_left() -> None:
+    progress = Progress(SkippedSteps(1), global_step=7)
+    assert progress.doing == "finishing step 8"
+    progress.validation_due = True
+    assert progress.doing == "leaving the validation"
+
+
+@pytest.mark.parametrize("on_terminal", [True, False])
+def test_blank_lines_keep_a_live_bar_from_wiping_the_message_out(
+    monkeypatch: pytest.MonkeyPatch, on_terminal: bool
+) -> None:
+    written: list[bytes] = []
+    monkeypatch.setattr(os, "isatty", lambda descriptor: on_terminal and descriptor == 2)
+    monkeypatch.setattr(os, "write", lambda descriptor, data: written.append(data) or len(data))
+    with SignalGuard(lambda: "finishing step 3") as guard:
+        signal.raise_signal(signal.SIGINT)
+    assert guard.received == signal.SIGINT
+    line = b"\nCtrl-C: finishing step 3, then saving; Ctrl-C again stops at once without saving\n"
+    assert written == [line + b"\n" * (3 if on_terminal else 0)]

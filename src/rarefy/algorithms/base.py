@@ -288,8 +288,9 @@ class SparsityAlgorithm(ABC):
     def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
         if skipped_its_step(optimizer):
             return
-        if not preserves_zeros(optimizer):
-            self._prune_all(optimizer)
+        for parameter in self.parameters.values():
+            if not (preserves_zeros(optimizer) and parameter.storage.gradient_is_selected):
+                parameter.prune([optimizer])
         self._count(optimizer)
 
     def _count(self, optimizer: Optimizer) -> None:

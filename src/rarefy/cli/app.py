@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from rarefy.cli import hdf5, options
+from rarefy.cli import export, hdf5, look, options
+from rarefy.cli import inspect as inspection
 from rarefy.cli.guard import guarded
 from rarefy.cli.overrides import Flags
 from rarefy.cli.run import Request, run
@@ -27,6 +28,7 @@ app = typer.Typer(
 )
 data_app = typer.Typer(name="data", help="Prepare data sets.", no_args_is_help=True)
 app.add_typer(data_app)
+look.attach(app)
 
 
 def _show_version(wanted: bool) -> None:
@@ -59,6 +61,7 @@ def _run(
     target_device: options.TargetDevice = None,
     logging: options.Logging = None,
     validate_only: options.ValidateOnly = False,
+    compare_dense: options.CompareDense = 0,
     imports: options.Imports = True,
     assignments: options.Assignments = None,
 ) -> None:
@@ -76,7 +79,9 @@ def _run(
         disable_strict_checkpoint_loading=disable_strict_checkpoint_loading,
         assignments=tuple(assignments or ()),
     )
-    raise typer.Exit(run(Request(params or params_option, flags, mode, validate_only, imports)))
+    raise typer.Exit(
+        run(Request(params or params_option, flags, mode, validate_only, imports, compare_dense))
+    )
 
 
 def _with_mode(mode: Mode, text: str) -> Callable[..., None]:
@@ -99,6 +104,10 @@ app.command("fit")(
 )
 app.command("validate")(_with_mode("eval", "The same as `run --mode eval`."))
 app.command("validate_all")(_with_mode("eval_all", "The same as `run --mode eval_all`."))
+
+
+app.command("export")(export.command)
+app.command("inspect")(inspection.command)
 
 
 @app.command("schema")

@@ -1,4 +1,4 @@
-"""The flags of `rarefy run`; None where one was not given."""
+"""The arguments and flags that commands share; None where a flag was not given."""
 
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +12,10 @@ _STATES = "What to load of the checkpoint: all, or model for weights and masks a
 _LOOSE = "Load dense checkpoints in sparse runs and sparse ones in dense runs."
 _LEVELS = "DEBUG, VERBOSE, INFO, WARNING, ERROR or CRITICAL."
 _VALIDATE = "Check everything and print the plan; train nothing."
+_COMPARE = "After the run, compare the speed over so many steps with that of a dense model."
+_CHECKPOINT = "A checkpoint, a model_dir (its newest checkpoint), or a safetensors, .pt or .mdl file."
 
+Checkpoint = Annotated[Path, Argument(metavar="CHECKPOINT", help=_CHECKPOINT)]
 Params = Annotated[Path | None, Argument(metavar="PARAMS.yaml", help="The configuration file.")]
 ParamsOption = Annotated[Path | None, Option("--params", "-p", help="The same, as an option.")]
 ModeOption = Annotated[Mode | None, Option("--mode", "-m", help=_MODES)]
@@ -27,6 +30,7 @@ EvalSteps = Annotated[int | None, Option("--eval_steps", help="Batches of a vali
 TargetDevice = Annotated[str | None, Option("--target_device", help="cpu, gpu or auto.")]
 Logging = Annotated[str | None, Option("--logging", help=_LEVELS)]
 ValidateOnly = Annotated[bool, Option("--validate_only", help=_VALIDATE)]
+CompareDense = Annotated[int, Option("--compare_dense", metavar="STEPS", min=0, help=_COMPARE)]
 Imports = Annotated[bool, Option("--imports/--no-imports", help="Allow `package.module:name` in the file.")]
 Assignments = Annotated[
     list[str] | None, Option("--set", metavar="KEY.PATH=VALUE", help="Change any value; repeatable.")

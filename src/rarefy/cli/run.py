@@ -22,6 +22,7 @@ from rarefy.training.dry_run import plan_parameters, plan_updates, preview
 from rarefy.training.events import Callback
 from rarefy.training.launch import Launch, Mode, run_all
 from rarefy.training.resume import UNSET
+from rarefy.training.speed import speed_up
 from rarefy.training.trainer import Trainer
 from rarefy.training.view import TrainerView
 from rarefy.training.yaml_file import load_file
@@ -73,6 +74,7 @@ class Request:
         mode: `train`, `eval`, `train_and_eval` or `eval_all`; None lets the file decide.
         validate_only: print the plan and train nothing.
         imports: whether import paths in the file may be followed.
+        compare_dense: steps over which a sparse run is compared with a dense one at its end; 0 for none.
     """
 
     params: Path | None
@@ -80,6 +82,7 @@ class Request:
     mode: Mode | None = None
     validate_only: bool = False
     imports: bool = True
+    compare_dense: int = 0
 
 
 def run(request: Request) -> int:
@@ -110,7 +113,16 @@ def _run(request: Request, watch: Watch) -> None:
             _print_preview(launch.builder(config))
         return
     for trainer in run_all(configs, launch):
-        Console().print(result_table(result_rows(trainer, watch.steps_per_second)))
+        rows = [*result_rows(trainer, watch.steps_per_second)]
+        if request.compare_dense and trainer.sparsity is not None and watch.has_begun:
+            builders = [launch.builder(config) for config in configs if config.as_params == trainer.params]
+            rows.append(_comparison(builders[0], trainer, request.compare_dense))
+        Console().print(result_table(rows))
+
+
+def _comparison(builder: Builder, trainer: Trainer, steps: int) -> tuple[str, str]:
+    ratio = speed_up(builder, trainer, steps)
+    return "speed", f"{ratio:.2f} times that of the dense model ({steps} steps of each, in turns)"
 
 
 def _print_preview(builder: Builder) -> None:

@@ -9,7 +9,6 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
@@ -114,6 +113,8 @@ class HDF5Rows:
         if self._process != os.getpid():
             self._open, self._process = OrderedDict(), os.getpid()
         if number not in self._open:
+            import h5py
+
             self._open[number] = h5py.File(self.files[number], "r")
             if len(self._open) > _OPEN_FILES:
                 self._open.popitem(last=False)[1].close()
@@ -125,6 +126,8 @@ class HDF5Rows:
 
 
 def _inspect(file: Path) -> tuple[int, ...]:
+    import h5py
+
     try:
         with h5py.File(file, "r") as opened:
             data = opened.get("data")

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
@@ -192,6 +191,8 @@ def _appearing(out_dir: Path) -> Iterator[Path]:
 
 
 def _write(file: Path, data: Tokens) -> str:
+    import h5py
+
     with h5py.File(file, "w") as opened:
         opened.create_dataset("data", data=data.astype(np.int32))
     _flush(file)

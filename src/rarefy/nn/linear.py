@@ -14,6 +14,8 @@ from rarefy.kernels import CSR, sparse_linear
 
 _INDEX_BUFFERS = ("csr_starts", "csr_offsets", "csr_back_starts", "csr_back_offsets", "csr_order")
 
+_is_exporting = getattr(torch.compiler, "is_exporting", bool)  # torch 2.6 has no such function
+
 
 def move_entries(tensor: Tensor, sources: Tensor) -> Tensor:
     """Moves per-connection entries (values, gradients, optimizer state) to a new topology; new ones are zero.
@@ -93,7 +95,7 @@ class SparseLinear(nn.Linear):
     def __init__(self, mask: Tensor, bias: bool = True, dtype: torch.dtype | None = None) -> None:
         nn.Module.__init__(self)
         csr = CSR.from_mask(mask)
-        self.in_features, self.out_features = csr.columns, csr.rows
+        self.in_features, self.out_features, self._probe = csr.columns, csr.rows, None
         self._set_csr(csr)
         self.values = nn.Parameter(torch.empty(csr.nonzeros, dtype=dtype, device=mask.device))
         self.register_parameter("bias", None)
@@ -173,7 +175,7 @@ class SparseLinear(nn.Linear):
         module._buffers.pop("weight_mask", None)
         module._non_persistent_buffers_set.discard("weight_mask")
         layer.__class__ = cls
-        layer._dense_class = dense_class
+        layer._dense_class, layer._probe = dense_class, None
         layer._set_csr(layer._csr_of(mask))
         replace_data(parameter, layer.gather(parameter.data))
         parameter.grad = None if grad is None else layer.gather(grad)
@@ -208,7 +210,9 @@ class SparseLinear(nn.Linear):
         """X [..., in_features] -> [..., out_features]; under autocast x takes autocast's dtype, the values do not."""
         if torch.is_autocast_enabled(input.device.type):
             input = input.to(torch.get_autocast_dtype(input.device.type))
-        return sparse_linear(input, self.values, self.bias, self.csr, self._probe)
+        wants_probe = torch.is_grad_enabled() and not _is_exporting()
+        probe = self._probe if wants_probe else None
+        return sparse_linear(input, self.values, self.bias, self.csr, probe)
 
     # ---- topology ------------------------------------------------------------------------------------------------
 

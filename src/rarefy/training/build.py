@@ -22,7 +22,7 @@ from rarefy.data.registry import build_dataloader
 from rarefy.errors import ConfigError, RarefyError
 from rarefy.models.registry import build_model
 from rarefy.training.assembly import resolve_device
-from rarefy.training.blocks import DataBlock
+from rarefy.training.blocks import DataBlock, FitBlock
 from rarefy.training.callbacks.registry import DEFAULTS, Kind, build_callbacks
 from rarefy.training.config import TrainerConfig
 from rarefy.training.events import Callback
@@ -80,6 +80,19 @@ class Builder:
         if len(blocks) == 1:
             return [self.data(blocks[0], path)]
         return [self.data(block, f"{path}[{index}]") for index, block in enumerate(blocks)]
+
+    def fit_block(self) -> FitBlock:
+        """The `fit` block.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        if self.config.fit is None:
+            example = "fit: {train_dataloader: {...}}"
+            raise ConfigError(
+                f"{self.config.path}.fit", "a missing value", "it, there is no run without it", example
+            )
+        return self.config.fit
 
     def total_steps(self, train_data: Iterable[Any]) -> int:
         """Optimizer steps of the run from its very beginning.

@@ -122,14 +122,15 @@ def save(root: Path, step: int, parts: CheckpointParts, *, keep_last: int | None
     return _write(root, _Frozen.of(root, step, parts), keep_last)
 
 
-def load(path: Path) -> CheckpointParts:
+def load(path: Path, only: Iterable[str] = PART_NAMES) -> CheckpointParts:
     """What `save` stored, exactly, after checking sizes and SHA-256 of every file.
 
     Args:
         path: a `checkpoint_{step}` directory.
+        only: the parts to read, `model` among them.
 
     Returns:
-        The parts, tensors in CPU memory.
+        The parts, tensors in CPU memory; those that were not asked for are empty.
 
     Raises:
         CheckpointError: one line with the path, what is wrong and what to do.
@@ -138,7 +139,7 @@ def load(path: Path) -> CheckpointParts:
     try:
         verify(path, FILE_NAMES)
         skeletons = _read_skeletons(path / STATE_NAME)
-        loaded = {part: _read_part(path, part, skeletons) for part in PART_NAMES}
+        loaded = {part: _read_part(path, part, skeletons) for part in only}
         params = _read_params(path / PARAMS_NAME)
     except OSError as error:
         raise _unreadable(path, error) from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import ValidationError
@@ -44,6 +44,11 @@ class TrainerConfig:
     def as_params(self) -> dict[str, Any]:
         """The trainer as a file of its own, plain data, as checkpoints keep it."""
         return {"trainer": self.content}
+
+    def as_dense(self) -> TrainerConfig:
+        """The same trainer without sparsity."""
+        init = self.init.model_copy(update={"sparsity": None})
+        return replace(self, blocks=self.blocks.model_copy(update={"init": init}))
 
     @property
     def init(self) -> InitBlock:

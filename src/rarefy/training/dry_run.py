@@ -13,7 +13,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from rarefy import filters, masks
 from rarefy.algorithms.base import SparsityAlgorithm
 from rarefy.distributions import DISTRIBUTIONS
-from rarefy.errors import ConfigError
 from rarefy.parameter import SparseParameter
 from rarefy.schedules import update_steps
 from rarefy.training.batches import loss_of, to_device
@@ -118,13 +117,10 @@ def preview(builder: Builder) -> RunPreview:
         ConfigError: anything in the file that is not allowed.
         RarefyError: a batch that the model refuses.
     """
-    config = builder.config
-    if config.fit is None:
-        example = "fit: {train_dataloader: {...}}"
-        raise ConfigError(f"{config.path}.fit", "a missing value", "it, there is no run to preview", example)
+    config, block = builder.config, builder.fit_block()
     builder.check()
-    data = builder.data(config.fit.train_dataloader, "fit.train_dataloader")
-    validations = builder.several_data(config.fit.val_dataloader, "fit.val_dataloader")
+    data = builder.data(block.train_dataloader, "fit.train_dataloader")
+    validations = builder.several_data(block.val_dataloader, "fit.val_dataloader")
     total = builder.total_steps(data)
     trainer = builder.trainer(total, quiet=True)
     algorithms = trainer.sparsity.algorithms if trainer.sparsity is not None else []

@@ -18,6 +18,8 @@ from torch import Tensor
 from rarefy.errors import RarefyError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+STDERR = 2
+BELOW_THE_BAR = "\n" * 3
 
 
 class Interrupted(RarefyError):  # noqa: N818
@@ -58,12 +60,16 @@ class SignalGuard:
 
     Does nothing outside of the main thread, where Python delivers no signals.
 
+    Args:
+        doing: what the loop is going to finish or leave, such as `finishing step 12`; asked when a signal comes.
+
     Attributes:
         received: the number of the signal, or None.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, doing: Callable[[], str] = lambda: "finishing this step") -> None:
         self.received: int | None = None
+        self._doing = doing
         self._process = os.getpid()
         self._previous: dict[int, Callable[[int, FrameType | None], Any] | int | None] = {}
 
@@ -83,10 +89,16 @@ class SignalGuard:
             return
         if self.received is None and not is_worker:
             self.received = number
-            os.write(2, b"\nfinishing this step, then saving; once more to stop at once\n")
+            os.write(STDERR, self._announcement(number).encode())
             return
         self.__exit__()
         signal.raise_signal(number)
+
+    def _announcement(self, number: int) -> str:
+        """What is going to happen; a live bar that is drawn anew wipes out only the blank lines after it."""
+        name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+        text = f"\n{name}: {self._doing()}, then saving; {name} again stops at once without saving\n"
+        return text + (BELOW_THE_BAR if os.isatty(STDERR) else "")
 
 
 @contextmanager

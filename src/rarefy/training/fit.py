@@ -46,6 +46,11 @@ class Progress:
         """Whether the fit has something left to do."""
         return self.global_step < self.stop or self.validation_due
 
+    @property
+    def doing(self) -> str:
+        """What an interruption waits for."""
+        return "leaving the validation" if self.validation_due else f"finishing step {self.global_step + 1}"
+
     def state_dict(self) -> dict[str, Any]:
         """The counters."""
         own = {name: getattr(self, name) for name in ("global_step", "start", "stop", "validation_due")}

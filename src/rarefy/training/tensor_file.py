@@ -8,8 +8,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -53,18 +55,21 @@ def snapshot(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: _copy(tensor) for name, tensor in tensors.items()}
 
 
-def encode_tensors(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
+def encode_tensors(
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> Iterator[bytes | memoryview]:
     """The bytes of a safetensors file, in chunks of at most 4 MiB.
 
     Args:
         tensors: contiguous CPU tensors, as `snapshot` returns them.
+        metadata: texts for the header.
 
     Example:
         >>> len(b"".join(encode_tensors({"w": torch.zeros(2)})))
         80
     """
     ordered = sorted(tensors, key=lambda name: -tensors[name].element_size())
-    yield _header({name: tensors[name] for name in ordered})
+    yield _header({name: tensors[name] for name in ordered}, metadata)
     for name in ordered:
         data = tensors[name].reshape(-1).view(torch.uint8).numpy().data
         for start in range(0, len(data), CHUNK_BYTES):
@@ -74,6 +79,12 @@ def encode_tensors(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file, in CPU memory."""
     return load_file(path)
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The texts in the header of a safetensors file."""
+    with safe_open(path, "pt") as file:
+        return file.metadata() or {}
 
 
 def _check_storable(name: str, tensor: Tensor) -> None:
@@ -87,8 +98,9 @@ def _copy(tensor: Tensor) -> Tensor:
     return torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu").copy_(tensor.detach())
 
 
-def _header(tensors: Mapping[str, Tensor]) -> bytes:
-    entries, end = {}, 0
+def _header(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None) -> bytes:
+    entries: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    end = 0
     for name, tensor in tensors.items():
         start, end = end, end + tensor.numel() * tensor.element_size()
         entries[name] = {

@@ -201,7 +201,7 @@ class Trainer:
         optimizer.zero_grad(set_to_none=True)
         continues = isinstance(ckpt_path, resume.Unset) and self.checkpoint.autoload_last_checkpoint
         try:
-            with SignalGuard() as guard:
+            with SignalGuard(lambda: self.progress.doing) as guard:
                 Fit(self, plan, validations, guard, continues).run()
         finally:
             self.feed.close()

@@ -10,7 +10,7 @@ from rarefy.algorithms.group import Group
 from rarefy.algorithms.rigl import RigL
 from rarefy.algorithms.static import Static
 from rarefy.training.callbacks import ProgressLogger
-from rarefy.training.callbacks.progress_logger import sparsity_facts
+from rarefy.training.callbacks.progress_logger import final_target_of, next_update_of
 
 METRICS = {"loss": 2.34567, "lr": 3e-4, "tokens_per_second": 12345.6, "grad_norm": 1.0}
 
@@ -61,30 +61,67 @@ def test_a_sparse_run_shows_sparsity_and_the_next_update(make_trainer):
     assert "next update 6" in lines[2]
 
 
-def test_target_and_actual_are_weighted_by_size(make_trainer):
+def test_sparsity_goes_from_what_was_measured_to_the_final_target(make_trainer):
+    cubic = {"type": "polynomial", "init": 0.0, "final": 0.75, "start": 0, "stop": 50}
+    lines = run(make_trainer(GMP(cubic, update={"freq": 2})), 3).splitlines()
+    assert "sparsity 0.0000 → 0.7500 · next update 2" in lines[0]
+    assert "→ 0.7500 · next update 4" in lines[2] and "sparsity 0.0000" not in lines[2]
+
+
+def test_the_final_target_is_weighted_by_size(make_trainer):
     trainer = make_trainer(
         Group([Static(0.5, param_filter="0.weight"), Static(0.25, param_filter="1.weight")])
     )
-    target = (0.5 * 48 + 0.25 * 24) / 72
-    assert sparsity_facts(trainer) == [f"sparsity {target:.4f} → {target:.4f}"]
+    assert final_target_of(trainer) == pytest.approx((0.5 * 48 + 0.25 * 24) / 72)
+
+
+def test_the_final_target_is_that_of_the_last_update_within_the_run(make_trainer):
+    linear = {"type": "linear", "init": 0.0, "slope": 0.005}
+    assert final_target_of(make_trainer(GMP(linear, update={"freq": 40}))) == pytest.approx(0.4)
+    assert final_target_of(make_trainer(GMP(linear, update={"freq": 40, "start": 200}))) == 0
+    every_30th = make_trainer(GMP([0.1, 0.2, 0.3], update=lambda step: step % 30 == 0))
+    assert final_target_of(every_30th) == pytest.approx(0.1)
 
 
 def test_actual_is_measured(make_trainer):
     trainer = make_trainer(Static(0.5))
     trainer.model[0].weight_mask.fill_(True)
-    assert sparsity_facts(trainer) == ["sparsity 0.1667 → 0.5000"]
+    assert "sparsity 0.1667 → 0.5000" in run(trainer, 1)
 
 
 @pytest.mark.parametrize("update", [{"freq": 1, "stop": 2}, {"freq": 200, "start": 200}])
 def test_no_next_update_after_the_last_one_within_the_run(make_trainer, update):
     trainer = make_trainer(GMP({"type": "linear", "init": 0.1, "slope": 0.001}, update=update))
-    for _ in range(2):
-        trainer.step(ProgressLogger(Console(file=io.StringIO())))
-    assert len(sparsity_facts(trainer)) == 1
+    assert "next update" not in run(trainer, 2)
+    assert next_update_of(trainer) is None
 
 
 def test_a_dense_run_has_no_sparsity(make_trainer):
-    assert sparsity_facts(make_trainer()) == []
+    assert "sparsity" not in run(make_trainer(), 1)
+
+
+def test_the_bar_counts_every_step_and_names_no_update_that_has_come(make_trainer):
+    trainer = make_trainer(RigL(0.5, update={"freq": 3}, seed=0), log_every=5)
+    output = io.StringIO()
+    logger = ProgressLogger(Console(file=output, force_terminal=True, width=200, color_system=None))
+    trainer.loggers = [logger]
+    logger.on_train_start(trainer)
+    for _ in range(7):
+        trainer.step(logger)
+    assert logger._bar.tasks[0].completed == 7
+    description = logger._bar.tasks[0].description
+    logger.on_fit_end(trainer)
+    assert description.startswith("step 7/100 ·") and "next update 9" in description
+
+
+def test_an_update_that_a_skipped_step_put_off_is_still_the_next(make_trainer):
+    trainer = make_trainer(RigL(0.5, update={"freq": 3}, seed=0))
+    logger = ProgressLogger(Console(file=io.StringIO(), force_terminal=True))
+    logger.on_train_start(trainer)
+    trainer.step(logger)
+    trainer.global_step = 50
+    assert logger._coming == 3 and not logger._is_outdated(trainer)
+    logger.on_fit_end(trainer)
 
 
 def test_a_terminal_gets_a_live_bar(make_trainer):

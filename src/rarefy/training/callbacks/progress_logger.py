@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from time import perf_counter
 from typing import Any
@@ -14,6 +14,7 @@ from rich.table import Column
 
 from rarefy.training.callbacks.log_sparsity import actual_of, algorithms_of, parameters_of
 from rarefy.training.events import Logger
+from rarefy.training.outlook import final_target
 from rarefy.training.view import TrainerView
 
 BAR_WIDTH = 20
@@ -21,7 +22,12 @@ RATES = {"tokens_per_second": "tokens/s", "samples_per_second": "samples/s"}
 
 
 class ProgressLogger(Logger):
-    """A live bar on a terminal; elsewhere one plain line a log step.
+    """A live bar on a terminal; elsewhere one plain line a log step, with the same facts.
+
+    step 60/200 · loss 2.9913 · lr 0.0029 · sparsity 0.7000 → 0.9000 · next update 75 · 11,960 tokens/s · ETA 0:00:36
+
+    Sparsity is what was measured, and the target that the run ends with. The bar's step and ETA move with every
+    step, the rest on log steps.
 
     Args:
         console: where to print; standard output when None.
@@ -34,10 +40,14 @@ class ProgressLogger(Logger):
         self._bar: Progress | None = None
         self._task = TaskID(0)
         self._first_step, self._since = 0, 0.0
+        self._facts: list[str] = []
+        self._final = 0.0
+        self._coming: int | None = None
 
     def on_train_start(self, trainer: TrainerView) -> None:
         """Shows the bar."""
         self._first_step, self._since = trainer.global_step, self._clock()
+        self._facts, self._final = [], final_target_of(trainer)
         if self._console.is_terminal:
             bar = BarColumn(BAR_WIDTH, table_column=Column(min_width=BAR_WIDTH))
             text = TextColumn("{task.description}", table_column=Column(ratio=1))
@@ -50,11 +60,12 @@ class ProgressLogger(Logger):
         self._metrics |= metrics
 
     def on_train_batch_end(self, trainer: TrainerView, metrics: dict[str, Any]) -> None:
-        """Moves the bar; shows the metrics on log steps."""
-        if self._bar is not None:
-            self._bar.update(self._task, completed=trainer.global_step)
-        if trainer.is_log_step:
-            self._show(" · ".join([*step_facts(trainer, self._metrics), f"ETA {self._remaining(trainer)}"]))
+        """Moves the bar; renews the metrics on log steps."""
+        if trainer.is_log_step or self._is_outdated(trainer):
+            self._facts = [*metric_facts(self._metrics, self._sparsity_facts(trainer))]
+        if trainer.is_log_step or self._bar is not None:
+            step = f"step {trainer.global_step}/{trainer.total_steps}"
+            self._show(trainer, " · ".join([step, *self._facts, f"ETA {self._remaining(trainer)}"]))
 
     def on_validate_end(self, trainer: TrainerView, metrics: dict[str, Any]) -> None:
         """Prints the results, on a terminal above the bar."""
@@ -69,9 +80,24 @@ class ProgressLogger(Logger):
             self._bar.stop()
             self._bar = None
 
-    def _show(self, line: str) -> None:
+    def _is_outdated(self, trainer: TrainerView) -> bool:
+        """Whether the bar names an update step that has come."""
+        if self._bar is None or self._coming is None or trainer.global_step < self._coming:
+            return False
+        return next_update_of(trainer) != self._coming
+
+    def _sparsity_facts(self, trainer: TrainerView) -> list[str]:
+        parameters = parameters_of(trainer)
+        if not parameters:
+            return []
+        self._coming = next_update_of(trainer)
+        actual = actual_of(parameters)["sparsity/model/actual"]
+        update = [] if self._coming is None else [f"next update {self._coming}"]
+        return [f"sparsity {actual:.4f} → {self._final:.4f}", *update]
+
+    def _show(self, trainer: TrainerView, line: str) -> None:
         if self._bar is not None:
-            self._bar.update(self._task, description=escape(line))
+            self._bar.update(self._task, completed=trainer.global_step, description=escape(line))
         else:
             self._console.print(escape(line), soft_wrap=True, highlight=False)
 
@@ -80,34 +106,40 @@ class ProgressLogger(Logger):
         return timedelta(seconds=round(per_step * (trainer.total_steps - trainer.global_step)))
 
 
-def step_facts(trainer: TrainerView, metrics: Mapping[str, float]) -> list[str]:
-    """What is known about the present step, each as a few words.
+def metric_facts(metrics: Mapping[str, float], sparsity: Sequence[str] = ()) -> Iterator[str]:
+    """The metrics that matter, each as a few words.
 
     Args:
-        trainer: the run.
         metrics: the latest values; `loss`, `lr` and the first rate that is there are used.
+        sparsity: what to say between them.
+
+    Example:
+        >>> list(metric_facts({"loss": 2.5, "lr": 3e-4, "tokens_per_second": 12345.6}))
+        ['loss 2.5000', 'lr 0.0003', '12,346 tokens/s']
     """
-    facts = [f"step {trainer.global_step}/{trainer.total_steps}"]
-    facts += [f"loss {metrics['loss']:.4f}"] if "loss" in metrics else []
-    facts += [f"lr {metrics['lr']:.3g}"] if "lr" in metrics else []
+    if "loss" in metrics:
+        yield f"loss {metrics['loss']:.4f}"
+    if "lr" in metrics:
+        yield f"lr {metrics['lr']:.3g}"
+    yield from sparsity
     rate = next((name for name in RATES if name in metrics), None)
-    return facts + sparsity_facts(trainer) + ([f"{_readable(metrics[rate])} {RATES[rate]}"] if rate else [])
+    if rate is not None:
+        yield f"{_readable(metrics[rate])} {RATES[rate]}"
 
 
 def _readable(rate: float) -> str:
     return f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
 
 
-def sparsity_facts(trainer: TrainerView) -> list[str]:
-    """Actual and target sparsity over all sparse parameters, and the next update step if there is one."""
-    leaves, parameters = algorithms_of(trainer), parameters_of(trainer)
-    if not parameters:
-        return []
+def next_update_of(trainer: TrainerView) -> int | None:
+    """The next step of the run on which a topology may change."""
+    updates = [leaf.next_update_step(leaf.step) for leaf in algorithms_of(trainer) if leaf.dynamic]
+    return min((step for step in updates if step is not None and step <= trainer.total_steps), default=None)
+
+
+def final_target_of(trainer: TrainerView) -> float:
+    """The target over all sparse parameters at the end of the run; 0 for a dense run."""
+    leaves = algorithms_of(trainer)
     sizes = [sum(parameter.mask.numel() for parameter in leaf.parameters.values()) for leaf in leaves]
-    target = sum(leaf.target_sparsity * size for leaf, size in zip(leaves, sizes, strict=True)) / max(
-        sum(sizes), 1
-    )
-    actual = actual_of(parameters)["sparsity/model/actual"]
-    updates = [leaf.next_update_step(leaf.step) for leaf in leaves if leaf.dynamic]
-    coming = [step for step in updates if step is not None and step <= trainer.total_steps]
-    return [f"sparsity {actual:.4f} → {target:.4f}", *([f"next update {min(coming)}"] if coming else [])]
+    targets = [final_target(leaf, trainer.total_steps) for leaf in leaves]
+    return sum(target * size for target, size in zip(targets, sizes, strict=True)) / max(sum(sizes), 1)

@@ -17,6 +17,7 @@ from rarefy.training.callbacks.csv_logger import CSVLogger
 from rarefy.training.callbacks.log_sparsity import LogSparsity
 from rarefy.training.callbacks.model_zoo import IGNORED
 from rarefy.training.callbacks.progress_logger import ProgressLogger
+from rarefy.training.callbacks.run_record import RunRecord
 from rarefy.training.callbacks.tensorboard_logger import TensorBoardLogger
 from rarefy.training.events import Callback, Logger
 from rarefy.validation import shorten
@@ -37,6 +38,7 @@ REGISTRY: Mapping[Kind, Mapping[str, Registered]] = {
     "callbacks": {
         "ComputeNorm": Registered(ComputeNorm),
         "LogSparsity": Registered(LogSparsity),
+        "RunRecord": Registered(RunRecord),
     },
     "loggers": {
         "CSVLogger": Registered(CSVLogger),
@@ -45,7 +47,7 @@ REGISTRY: Mapping[Kind, Mapping[str, Registered]] = {
     },
 }
 DEFAULTS: Mapping[Kind, tuple[str, ...]] = {
-    "callbacks": ("ComputeNorm",),
+    "callbacks": ("ComputeNorm", "RunRecord"),
     "loggers": ("ProgressLogger", "TensorBoardLogger", "CSVLogger"),
 }
 BASES: Mapping[Kind, type[Callback]] = {"callbacks": Callback, "loggers": Logger}

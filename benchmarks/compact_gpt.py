@@ -1,0 +1,83 @@
+"""A whole training step of the 12-layer, 768-wide GPT, dense against sparse, float32 or `--bf16`.
+
+Both are trained by `rarefy.Trainer`'s step (fused AdamW, clipping) in the same process, in turns. `--memory` reports
+the peak memory of a process of its own for each, and what the sparse weights take of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import subprocess
+import sys
+from functools import partial
+
+from gpt_setup import batch_of, gpt_trainer, step_of
+from interleave import medians
+
+from rarefy.report import summary
+
+SPARSITIES = (0.8, 0.9, 0.95)
+
+
+def speed_up(sparsity: float, bf16: bool, rounds: int, samples: int, length: int) -> float:
+    """How many times faster a step of the sparse model is."""
+    batch = batch_of(0, samples, length)
+    steps = {
+        "dense": partial(step_of, gpt_trainer(None, bf16=bf16), batch),
+        "sparse": partial(step_of, gpt_trainer(sparsity, bf16=bf16), batch),
+    }
+    seconds = medians(steps, rounds, warmup=2)
+    return seconds["dense"] / seconds["sparse"]
+
+
+def peak_of(sparsity: float | None, steps: int = 3) -> None:
+    """Trains a few steps and prints the peak memory of this process, in MB, and the share of the sparse weights."""
+    trainer = gpt_trainer(sparsity)
+    for step in range(steps):
+        step_of(trainer, batch_of(step, 4, 512))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    share = "" if trainer.sparsity is None else f"; sparse weights: {weight_share(trainer):.3f} of dense ones"
+    print(f"sparsity {sparsity}: peak {peak:.0f} MB{share}")
+    if trainer.sparsity is not None:
+        print(
+            f"  {sum(row.storage == 'compact' for row in summary(trainer.sparsity).rows)} weights are compact"
+        )
+
+
+def weight_share(trainer) -> float:
+    """Values, gradients, AdamW state and indices over dense weights, gradients and AdamW state."""
+    dense = stored = 0
+    for algorithm in trainer.sparsity.algorithms:
+        for parameter in algorithm.parameters.values():
+            dense += parameter.shape.numel() * 16
+            states = trainer.trained_by.state[parameter.weight]
+            own = sum(states[key].numel() for key in ("exp_avg", "exp_avg_sq")) + 2 * parameter.weight.numel()
+            stored += 4 * own + parameter.storage.index_bytes
+    return stored / dense
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--bf16", action="store_true", help="both under bfloat16 autocast")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--samples", type=int, default=4)
+    parser.add_argument("--length", type=int, default=512)
+    parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--peak-of", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.peak_of:
+        peak_of(None if arguments.peak_of == "dense" else float(arguments.peak_of))
+    elif arguments.memory:
+        for which in ("dense", *map(str, SPARSITIES)):
+            subprocess.run([sys.executable, __file__, "--peak-of", which], check=True)
+    else:
+        for sparsity in SPARSITIES:
+            sizes = arguments.rounds, arguments.samples, arguments.length
+            ratio = speed_up(sparsity, arguments.bf16, *sizes)
+            kind = "bfloat16 autocast" if arguments.bf16 else "float32"
+            print(f"GPT step, {kind}, sparsity {sparsity}: {ratio:.2f} times faster than dense", flush=True)
+
+
+if __name__ == "__main__":
+    main()

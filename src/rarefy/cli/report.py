@@ -1,0 +1,49 @@
+"""`rarefy report`: what a run left behind, as one HTML file and as PNG files."""
+
+from __future__ import annotations
+
+import logging
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+from rarefy.cli import messages
+from rarefy.errors import RarefyError
+from rarefy.visual.page import page
+from rarefy.visual.png import save_png
+from rarefy.visual.run import read_run
+from rarefy.visual.sections import headlines, sections_of
+
+log = logging.getLogger("rarefy")
+
+FILE_NAME = "report.html"
+
+
+def report(model_dir: Path, out: Path | None = None, png: Path | None = None) -> None:
+    """Writes the report of a run.
+
+    Args:
+        model_dir: where the run left its logs and checkpoints.
+        out: the HTML file; None for `report.html` in `model_dir`.
+        png: a folder for its charts as PNG files; None for none.
+
+    Raises:
+        RarefyError: nothing of a run is there, a file cannot be written, or matplotlib is missing.
+    """
+    run = read_run(model_dir, log.warning)
+    sections = sections_of(run)
+    kind = "dense" if run.is_dense else "sparse"
+    title = f"{model_dir.resolve().name}: a {kind} run"
+    foot = f"rarefy {version('rarefy')}, {time.strftime('%Y-%m-%d %H:%M')}"
+    path = out or model_dir / FILE_NAME
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(page(title, headlines(run), sections, foot), encoding="utf-8")
+    except OSError as error:
+        raise RarefyError(f"{path}: cannot be written: {error.strerror or error}") from error
+    messages.say(f"report in {path}")
+    if png is not None:
+        charts = [chart for section in sections for chart in section.charts]
+        for chart in charts:
+            save_png([chart], png / f"{chart.key}.png")
+        messages.say(f"{len(charts)} chart{'s' * (len(charts) != 1)} in {png}")

@@ -1,0 +1,89 @@
+"""A file or folder that appears whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from rarefy.errors import RarefyError
+
+PREFIX = ".tmp-export-"
+FOLDER_MARK = "config.json"
+
+
+def check_free(out: Path, *, is_folder: bool, force: bool) -> None:
+    """Whether something may be written to a path.
+
+    Args:
+        out: the path.
+        is_folder: whether it is to be a folder.
+        force: whether a file there may be replaced by a file, and a Hugging Face folder by a folder.
+
+    Raises:
+        RarefyError: it exists and may not be replaced.
+    """
+    if not out.exists():
+        return
+    if not force:
+        raise RarefyError(f"{out}: exists already; give another path, or --force to replace it")
+    if is_folder != out.is_dir():
+        kinds = ("a folder", "a file") if is_folder else ("a file", "a folder")
+        raise RarefyError(f"{out}: {kinds[0]} is to be written, but this is {kinds[1]}; give another path")
+    if is_folder and not (out / FOLDER_MARK).is_file() and any(out.iterdir()):
+        problem = f"has other things than a model in it (no {FOLDER_MARK}), so --force does not replace it"
+        raise RarefyError(f"{out}: {problem}; give another path")
+
+
+def write(out: Path, fill: Callable[[Path], object]) -> int:
+    """Writes a file or a folder, which appears under its name once it is whole and on the disk.
+
+    Args:
+        out: the final path, as `check_free` allows it; folders above it are made.
+        fill: writes to the path that it is called with.
+
+    Returns:
+        How many bytes it has.
+
+    Raises:
+        RarefyError: the file system refuses; nothing is left behind, and what was there before stays.
+    """
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=PREFIX, dir=out.parent) as folder:
+            made = Path(folder) / "made"
+            fill(made)
+            files = [made] if made.is_file() else [file for file in made.rglob("*") if file.is_file()]
+            for file in files:
+                _flush(file)
+            size = sum(file.stat().st_size for file in files)
+            _publish(made, out)
+            return size
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        remedy = "free space, fix the permissions or give another path"
+        raise RarefyError(f"{out}: cannot be written: {reason}; {remedy}") from error
+
+
+def _publish(made: Path, out: Path) -> None:
+    replaced = made.with_name("replaced")
+    if out.is_dir():
+        out.rename(replaced)
+    try:
+        made.replace(out)
+    except OSError:
+        if replaced.exists():
+            replaced.rename(out)
+        raise
+    _flush(out.parent)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,65 @@
+"""Sparse training in a loop that uses Hugging Face's Accelerate."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from rarefy.algorithms.base import SparsityAlgorithm
+from rarefy.algorithms.group import Group
+from rarefy.config import configure
+from rarefy.integrations.requirements import require
+
+AcceleratedOptimizer: Any = require("accelerate", "accelerate.optimizer").AcceleratedOptimizer
+
+
+def sparsify(
+    accelerator: Any, config: Any, model: nn.Module, *optimizers: Optimizer
+) -> SparsityAlgorithm | Group:
+    """Makes a model sparse, follows its optimizers, and keeps the state in the accelerator's checkpoints.
+
+    Call it before `accelerator.prepare` where several processes train; else before or after. `accelerator.save_state`
+    and `load_state` then carry masks (with the model) and the state of the algorithms.
+
+    Args:
+        accelerator: an `accelerate.Accelerator`.
+        config: a `sparsity:` block, or a ready-made algorithm; see `rarefy.configure`.
+        model: the module that is trained.
+        *optimizers: those that train it.
+
+    Returns:
+        The algorithms, applied.
+
+    Raises:
+        ConfigError: anything in `config` that is not allowed.
+
+    Example:
+        >>> import accelerate, torch
+        >>> model, accelerator = nn.Linear(10, 10), accelerate.Accelerator(cpu=True)
+        >>> sparsity = sparsify(accelerator, 0.9, model, torch.optim.SGD(model.parameters(), lr=0.1))
+        >>> int(model.weight_mask.sum())
+        10
+    """
+    sparsity = configure(config)
+    sparsity.apply(accelerator.unwrap_model(model))
+    for optimizer in optimizers:
+        sparsity.apply(unwrapped_optimizer(optimizer))
+    accelerator.register_for_checkpointing(sparsity)
+    return sparsity
+
+
+def unwrapped_optimizer(optimizer: Optimizer) -> Optimizer:
+    """The optimizer that really steps, without Accelerate's wrapping.
+
+    Example:
+        >>> import torch
+        >>> optimizer = torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=0.1)
+        >>> unwrapped_optimizer(optimizer) is optimizer
+        True
+    """
+    found: Any = optimizer
+    while isinstance(found, AcceleratedOptimizer):
+        found = found.optimizer
+    return found

@@ -1,0 +1,75 @@
+"""Masks that travel inside dense weights: an inactive connection is saved as +0, an active one that is zero as −0.
+
+Both are equal to zero wherever the weights are loaded, so the file is that of an ordinary dense model; and the mask is
+known as soon as the weights are loaded again, before anything is pruned by an older one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rarefy.training.matching import MASK_SUFFIX
+
+
+def carry_masks(model: nn.Module, names: Sequence[str]) -> None:
+    """Lets the weights of a model's state dicts carry its masks: those it gives, and those without masks it takes.
+
+    Args:
+        model: sparse already.
+        names: its sparse parameters.
+
+    Example:
+        >>> import rarefy
+        >>> layer, other = nn.Linear(10, 10), nn.Linear(10, 10)
+        >>> for one in (layer, other):
+        ...     rarefy.configure(0.9).apply(one)
+        ...     carry_masks(one, ["weight"])
+        >>> state = layer.state_dict()
+        >>> del state["weight_mask"]
+        >>> other.load_state_dict(state), torch.equal(other.weight_mask, layer.weight_mask)
+        (<All keys matched successfully>, True)
+    """
+    model.register_state_dict_post_hook(partial(_write, tuple(names)))
+    model.register_load_state_dict_pre_hook(partial(_read, tuple(names)))
+
+
+def _write(names: tuple[str, ...], module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Leaves variables alone (`keep_vars`), which are for computing and not for saving."""
+    for name in names:
+        weight, mask = state.get(prefix + name), state.get(prefix + name + MASK_SUFFIX)
+        if weight is not None and mask is not None and not weight.requires_grad:
+            state[prefix + name] = with_signed_zeros(weight, mask)
+
+
+def _read(names: tuple[str, ...], module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    for name in names:
+        weight = state.get(prefix + name)
+        if weight is not None:
+            state.setdefault(prefix + name + MASK_SUFFIX, active_connections(weight))
+
+
+def with_signed_zeros(weight: Tensor, mask: Tensor) -> Tensor:
+    """The weight itself if its zeros have the right signs: − at active connections, + at inactive ones; else a copy.
+
+    Example:
+        >>> with_signed_zeros(torch.tensor([0.0, 0.0, 5.0]), torch.tensor([True, False, True]))
+        tensor([-0., 0., 5.])
+    """
+    if torch.equal(active_connections(weight), mask):
+        return weight
+    return weight.masked_fill(mask & (weight == 0), -0.0).masked_fill(~mask, 0.0)
+
+
+def active_connections(weight: Tensor) -> Tensor:
+    """The mask that `with_signed_zeros` wrote into a weight.
+
+    Example:
+        >>> active_connections(torch.tensor([-0.0, 0.0, 5.0]))
+        tensor([ True, False,  True])
+    """
+    return (weight != 0) | torch.signbit(weight)

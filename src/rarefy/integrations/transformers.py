@@ -1,0 +1,173 @@
+"""Sparse training with `transformers.Trainer`."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import safetensors.torch
+from torch import nn
+
+from rarefy.algorithms.base import SparsityAlgorithm
+from rarefy.algorithms.group import Group
+from rarefy.config import configure
+from rarefy.errors import RarefyError
+from rarefy.integrations.accelerate import unwrapped_optimizer
+from rarefy.integrations.metrics import sparsity_metrics
+from rarefy.integrations.requirements import require
+from rarefy.integrations.signed_zeros import carry_masks
+from rarefy.training import nested
+from rarefy.training.matching import MASK_SUFFIX
+from rarefy.training.tensor_file import encode_tensors, snapshot
+
+TrainerCallback: Any = require("transformers", "transformers").TrainerCallback
+STATE_KEY = "rarefy"
+
+
+class SparsityCallback(TrainerCallback):
+    """Makes the model of a `transformers.Trainer` sparse.
+
+    Masks and exact zeros are there as soon as the Trainer is built. `save_pretrained` writes a dense model with zeros,
+    without masks, that loads anywhere; the Trainer's own checkpoints resume with the same masks, and with the state of
+    the algorithm in their `trainer_state.json`.
+
+    Args:
+        config: a `sparsity:` block, or a ready-made algorithm; see `rarefy.configure`.
+        num_steps: optimizer steps of the run, if `config` has percentages and the arguments no `max_steps`.
+        log_parameters: whether the sparsity of every single parameter is logged too.
+
+    Raises:
+        ConfigError: anything in `config` that is not allowed, once the Trainer is built.
+        RarefyError: from the Trainer, if the run shards its weights or resumes from a dense checkpoint.
+
+    Example:
+        >>> from transformers import BertConfig, BertModel, TrainingArguments
+        >>> small = {"hidden_size": 8, "intermediate_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1}
+        >>> model, callback = BertModel(BertConfig(**small)), SparsityCallback(0.75)
+        >>> callback.on_init_end(TrainingArguments("out", use_cpu=True), None, None, model=model)
+        >>> int(model.encoder.layer[0].intermediate.dense.weight_mask.sum())
+        32
+    """
+
+    def __init__(self, config: Any, *, num_steps: int | None = None, log_parameters: bool = False) -> None:
+        self.config, self.num_steps, self.log_parameters = config, num_steps, log_parameters
+        self._sparsity: SparsityAlgorithm | Group | None = None
+        self._model: nn.Module | None = None
+        self._untrained: dict[str, float] = {}
+
+    @property
+    def sparsity(self) -> SparsityAlgorithm | Group:
+        """The algorithms, for `rarefy.summary` and hooks.
+
+        Raises:
+            RarefyError: no Trainer has been built yet.
+        """
+        if self._sparsity is None:
+            raise RarefyError(
+                "SparsityCallback has no model yet; give it to a Trainer as one of its callbacks"
+            )
+        return self._sparsity
+
+    # ---- events ----
+
+    def on_init_end(self, args: Any, state: Any, control: Any, **objects: Any) -> None:
+        """Makes the model sparse before the Trainer builds its optimizer."""
+        if objects["model"] is not self._model:
+            self._begin(args, objects["model"])
+        if objects.get("optimizer") is not None:
+            self.sparsity.apply(unwrapped_optimizer(objects["optimizer"]))
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **objects: Any) -> None:
+        """Takes back the state of a checkpoint that the Trainer loaded, and follows the optimizer."""
+        saved, model = state.stateful_callbacks.get(STATE_KEY), objects["model"]
+        if saved is None and state.global_step > 0:
+            raise RarefyError(
+                "the checkpoint was saved without SparsityCallback; load its model with from_pretrained and build "
+                "a new Trainer, which prunes it by init_method"
+            )
+        if model is not self._model:
+            self._begin_anew(args, model, is_resumed=saved is not None)
+        if saved is not None:
+            self.sparsity.load_state_dict(decode_state(saved))
+        elif self._untrained:
+            self._refuse_other_weights()
+        self._untrained = {}
+        self.sparsity.apply(unwrapped_optimizer(objects["optimizer"]))
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **objects: Any) -> None:
+        """Puts the state of the algorithms where the Trainer's next checkpoint finds it."""
+        state.stateful_callbacks[STATE_KEY] = encode_state(self.sparsity.state_dict())
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **objects: Any) -> None:
+        """Adds the sparsity to the Trainer's training logs."""
+        if "loss" in logs:
+            metrics = sparsity_metrics(self.sparsity, every_parameter=self.log_parameters)
+            logs.update(metrics)
+            state.log_history[-1].update(metrics)
+
+    # ---- the model ----
+
+    def _begin(self, args: Any, model: nn.Module) -> None:
+        if args.fsdp or args.deepspeed:
+            raise RarefyError(
+                "SparsityCallback needs whole weights; train without FSDP and DeepSpeed, say with DDP"
+            )
+        num_steps = self.num_steps or (args.max_steps if args.max_steps > 0 else None)
+        self._sparsity = configure(self.config, num_steps=num_steps, seed=args.seed)
+        self.sparsity.apply(model)
+        self._model, self._untrained = model, self._actual()
+        carry_masks(model, list(self._untrained))
+        _save_without_masks(model, self._untrained)
+
+    def _begin_anew(self, args: Any, model: nn.Module, is_resumed: bool) -> None:
+        """Makes sparse what `model_init` made; weights that the Trainer loaded already keep their topology."""
+        if isinstance(self.config, SparsityAlgorithm | Group):
+            raise RarefyError(
+                "model_init makes a model per training; give SparsityCallback a dict, not an algorithm"
+            )
+        loaded = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+        self._begin(args, model)
+        if is_resumed:
+            model.load_state_dict(loaded, strict=False)
+
+    def _actual(self) -> dict[str, float]:
+        leaves = self.sparsity.algorithms
+        return {name: one.actual_sparsity for leaf in leaves for name, one in leaf.parameters.items()}
+
+    def _refuse_other_weights(self) -> None:
+        if self._untrained != self._actual():
+            raise RarefyError(
+                "weights of another sparsity were loaded after the Trainer was built; load them before, so that "
+                "SparsityCallback can prune them"
+            )
+
+
+def _save_without_masks(model: Any, names: Iterable[str]) -> None:
+    """Keeps masks out of what `save_pretrained` writes; other models have no `from_pretrained` to mind them."""
+    if hasattr(model, "_keys_to_ignore_on_save"):
+        others = model._keys_to_ignore_on_save or ()
+        model._keys_to_ignore_on_save = {*others, *(name + MASK_SUFFIX for name in names)}
+
+
+def encode_state(state: Any) -> dict[str, Any]:
+    """A state dict as JSON: plain values as they are, tensors as the text of a safetensors file.
+
+    Example:
+        >>> encode_state({"step": 5})
+        {'state': {'step': 5}, 'tensors': ''}
+    """
+    skeleton, tensors = nested.split(state)
+    data = b"".join(encode_tensors(snapshot(tensors))) if tensors else b""
+    return {"state": skeleton, "tensors": base64.b64encode(data).decode()}
+
+
+def decode_state(saved: Mapping[str, Any]) -> Any:
+    """The state dict that `encode_state` made.
+
+    Example:
+        >>> decode_state(encode_state({"betas": (0.9, float("inf"))}))
+        {'betas': (0.9, inf)}
+    """
+    data = base64.b64decode(saved["tensors"])
+    return nested.join(saved["state"], safetensors.torch.load(data) if data else {})

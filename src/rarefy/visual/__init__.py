@@ -1,0 +1,1 @@
+"""Things to look at: charts as data, and the same charts as SVG, HTML and PNG."""
