@@ -31,11 +31,11 @@ void add_column_sums(const float* tile, int columns, float* sums) {
     const Vec* g = reinterpret_cast<const Vec*>(tile + static_cast<size_t>(c) * NV * kLanes);
     Vec s = g[0];
     RAREFY_UNROLL for (int k = 1; k < NV; k++) s += g[k];
-    float sum = 0;
-    RAREFY_UNROLL for (int lane = 0; lane < kLanes; lane++) sum += s[lane];
-    sums[c] += sum;
+    sums[c] += lane_sum(s);
   }
 }
+
+constexpr float kNoValues[4] = {};
 
 // One row of Wᵀ in one panel.
 template <int NV, bool kGradX, bool kGradValues>
@@ -46,9 +46,9 @@ struct Row {
   Vec x[NV], grad_x[NV];
 
   // dL/dx of this row += value · dL/dy; returns x · dL/dy, still spread over the lanes.
-  __attribute__((always_inline)) Vec nonzero(int32_t q) {
-    const Vec* grad = reinterpret_cast<const Vec*>(grad_panel + static_cast<size_t>(offsets[q]) * NV * kLanes);
-    const float value = kGradX ? values[q] : 0.f;
+  template <class Value>
+  __attribute__((always_inline)) Vec nonzero(Value value, size_t offset) {
+    const Vec* grad = reinterpret_cast<const Vec*>(grad_panel + offset * (NV * kLanes));
     Vec product{};
     RAREFY_UNROLL for (int k = 0; k < NV; k++) {
       const Vec g = grad[k];
@@ -58,18 +58,20 @@ struct Row {
     return product;
   }
 
-  __attribute__((always_inline)) void run(int32_t q, int32_t end, float* value_sums) {
+  __attribute__((always_inline)) void run(int64_t q, int64_t end, float* value_sums) {
     for (; q + 4 <= end; q += 4) {
-      const Vec a = nonzero(q), b = nonzero(q + 1), c = nonzero(q + 2), d = nonzero(q + 3);
+      const FourValues value(kGradX ? values + q : kNoValues);
+      const FourOffsets offset(offsets + q);
+      const Vec a = nonzero(value.template get<0>(), offset.get<0>());
+      const Vec b = nonzero(value.template get<1>(), offset.get<1>());
+      const Vec c = nonzero(value.template get<2>(), offset.get<2>());
+      const Vec d = nonzero(value.template get<3>(), offset.get<3>());
       if (kGradValues) *reinterpret_cast<UnalignedVec4*>(value_sums + q) += lane_sums(a, b, c, d);
     }
-    if (q == end) return;
-    Vec a = nonzero(q), b{}, c{};
-    if (q + 1 < end) b = nonzero(q + 1);
-    if (q + 2 < end) c = nonzero(q + 2);
-    if (!kGradValues) return;
-    const Vec4 sums = lane_sums(a, b, c, Vec{});
-    for (int i = 0; q + i < end; i++) value_sums[q + i] += sums[i];
+    for (; q < end; q++) {
+      const Vec a = nonzero(kGradX ? values[q] : 0.f, offsets[q]);
+      if (kGradValues) value_sums[q] += lane_sum(a);
+    }
   }
 };
 

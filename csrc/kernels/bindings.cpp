@@ -126,6 +126,24 @@ void positions(int rows, int columns, int width, Address starts, Address offsets
   panels_positions(panels(rows, columns, width, starts, offsets), at<int64_t>(result), threads);
 }
 
+void sources(int rows, int columns, int width, Address starts, Address offsets, int previous_width,
+             Address previous_starts, Address previous_offsets, Address result, int threads) {
+  panels_sources(panels(rows, columns, width, starts, offsets),
+                 panels(rows, columns, previous_width, previous_starts, previous_offsets), at<int64_t>(result), threads);
+}
+
+void scatter(int rows, int columns, int width, Address starts, Address offsets, Address values, Address matrix,
+             int threads) {
+  panels_scatter(panels(rows, columns, width, starts, offsets), at<const uint32_t>(values), at<uint32_t>(matrix),
+                 threads);
+}
+
+void gather(int rows, int columns, int width, Address starts, Address offsets, Address matrix, Address values,
+            int threads) {
+  panels_gather(panels(rows, columns, width, starts, offsets), at<const uint32_t>(matrix), at<uint32_t>(values),
+                threads);
+}
+
 }  // namespace
 }  // namespace rarefy
 
@@ -142,4 +160,7 @@ NB_MODULE(_C, m) {
   m.def("panels_fill", &rarefy::fill, Release());
   m.def("panels_transpose", &rarefy::transpose, Release());
   m.def("panels_positions", &rarefy::positions, Release());
+  m.def("panels_sources", &rarefy::sources, Release());
+  m.def("panels_scatter", &rarefy::scatter, Release());
+  m.def("panels_gather", &rarefy::gather, Release());
 }

@@ -15,7 +15,51 @@ typedef float Float2 __attribute__((vector_size(8), may_alias));
 typedef float Float4 __attribute__((vector_size(16), may_alias));
 typedef float Float8 __attribute__((vector_size(32), may_alias));
 
-// sums[row] += W[row, :] · x, with x [columns] of T tokens each. Four sums hide the latency of the additions.
+typedef float UnalignedFloat8 __attribute__((vector_size(32), may_alias, aligned(4)));
+typedef int32_t Int8 __attribute__((vector_size(32), may_alias));
+
+// Products of eight nonzeros for one token; all but the first `mine`, which belong to later rows, become 0.
+RAREFY_INLINE Float8 eight_products(const uint16_t* offsets, const float* values, const float* x, int64_t mine) {
+  const FourOffsets a(offsets), b(offsets + 4);
+  const Float8 gathered = {x[a.get<0>()], x[a.get<1>()], x[a.get<2>()], x[a.get<3>()],
+                           x[b.get<0>()], x[b.get<1>()], x[b.get<2>()], x[b.get<3>()]};
+  const Float8 product = gathered * *reinterpret_cast<const UnalignedFloat8*>(values);
+  const Int8 keep = Int8{0, 1, 2, 3, 4, 5, 6, 7} < Int8{} + static_cast<int32_t>(mine);
+  return reinterpret_cast<Float8>(reinterpret_cast<Int8>(product) & keep);
+}
+
+RAREFY_INLINE float sum_of(Float8 v) {
+  const Float4 four = RAREFY_SHUFFLE(v, v, 0, 1, 2, 3) + RAREFY_SHUFFLE(v, v, 4, 5, 6, 7);
+  const Float4 two = four + RAREFY_SHUFFLE(four, four, 2, 3, 2, 3);
+  return two[0] + two[1];
+}
+
+// One token, one panel: sums[row] += W[row, panel] · x. A mispredicted branch costs more than idle lanes: each row takes
+// `vectors` vectors, which hold most rows, and only what is left takes a loop.
+__attribute__((noinline)) static void multiply_short_rows(const int32_t* starts, Range rows, const uint16_t* offsets,
+                                                          const float* values, int64_t nonzeros, int vectors,
+                                                          const float* x, float* sums) {
+  for (int row = rows.begin; row < rows.end; row++) {
+    int64_t q = starts[row];
+    const int64_t end = starts[row + 1];
+    Float8 sum{};
+    if (q + 8 * vectors <= nonzeros)
+      for (int v = 0; v < vectors; v++, q += 8) sum += eight_products(offsets + q, values + q, x, end - q);
+    float total = sums[row] + sum_of(sum);
+    for (; q < end; q++) total += values[q] * x[offsets[q]];
+    sums[row] = total;
+  }
+}
+
+RAREFY_INLINE void multiply_rows(const Panels& w, Range rows, const float* values, const float* x, float* sums) {
+  const int64_t nonzeros = w.nonzeros(), runs = static_cast<int64_t>(w.count()) * w.rows;
+  const int vectors = static_cast<int>(nonzeros / runs / 8 + 1);
+  for (int p = 0, panels = w.count(); p < panels; p++)
+    multiply_short_rows(w.starts + static_cast<int64_t>(p) * w.rows, rows, w.offsets, values, nonzeros, vectors,
+                        x + static_cast<size_t>(p) * w.width, sums);
+}
+
+// Several tokens: the same with x [columns] of T tokens each. Four sums hide the latency of the additions.
 template <class T>
 void multiply_rows(const Panels& w, Range rows, const float* values, const T* x, T* sums) {
   for (int p = 0, panels = w.count(); p < panels; p++) {

@@ -13,6 +13,7 @@ namespace rarefy::RAREFY_ISA {
 namespace {
 
 constexpr int64_t kSmall = 1 << 16;  // below this, one thread and no sampling
+constexpr int64_t kBlock = 512;      // scores that are looked at together
 
 struct Scores {
   const float* values;
@@ -129,8 +130,8 @@ Bracket sample_bracket(const Scores& s, double share, uint32_t* sample, int64_t 
   const double rank = share * static_cast<double>(found);
   const double margin = 5 * sqrt(rank * (1 - share)) + 4;
   const int64_t upper = static_cast<int64_t>(rank - margin), lower = static_cast<int64_t>(rank + margin);
-  const uint32_t high = upper < 1 ? ~0u : kth_largest(sample, found, upper);
   const uint32_t low = lower >= found ? 1u : kth_largest(sample, found, lower);
+  const uint32_t high = upper < 1 ? ~0u : kth_largest(sample, min_of(lower, found), upper);
   return {low, high};
 }
 
@@ -141,50 +142,86 @@ struct Found {
   int64_t size, capacity, above;
 };
 
-// One vector of scores: writes the mask of those above the bracket; returns a byte 1 for each one inside.
-RAREFY_INLINE ByteVec classify(const Scores& s, int64_t i, Bracket bracket, uint8_t* mask, UintVec* keys) {
-  UintVec key = key_of(load(s.values + i));
-  if (s.candidates) {
-    const UintVec flag = __builtin_convertvector(*reinterpret_cast<const ByteVec*>(s.candidates + i), UintVec);
-    key &= 0u - flag;
+// The bracket as scores, which compare faster than keys. `with_nan`: the bracket has no lower end.
+struct Limits {
+  float low, high;
+  bool with_nan;
+};
+
+float score_of(uint32_t key) {
+  const uint32_t bits = key & 0x80000000u ? key ^ 0x80000000u : ~key;
+  float score;
+  memcpy(&score, &bits, 4);
+  return score;
+}
+
+// Keys between those of NaN and -inf belong to no score.
+constexpr uint32_t kLowestKey = 0x007fffffu, kHighestKey = 0xff800000u;
+
+Limits limits_of(Bracket b) {
+  return {b.low < kLowestKey ? 0.f : score_of(b.low), score_of(b.high < kHighestKey ? b.high : kHighestKey),
+          b.low < kLowestKey};
+}
+
+// A block of scores: mask = above the bracket, inside = in the bracket. Plain loops, which compilers vectorise well.
+void classify(const float* scores, const uint8_t* candidates, int64_t size, Limits limits, uint8_t* mask,
+              uint8_t* inside) {
+  for (int64_t i = 0; i < size; i++) mask[i] = scores[i] > limits.high;
+  if (limits.with_nan) {
+    for (int64_t i = 0; i < size; i++) inside[i] = !(scores[i] > limits.high);
+  } else {
+    for (int64_t i = 0; i < size; i++) inside[i] = (scores[i] >= limits.low) & !(scores[i] > limits.high);
   }
-  const UintVec above = reinterpret_cast<UintVec>(key > bracket.high);
-  const UintVec inside = reinterpret_cast<UintVec>(key >= bracket.low) & ~above;
-  *keys = key;
-  *reinterpret_cast<ByteVec*>(mask + i) = __builtin_convertvector(above & 1u, ByteVec);
-  return __builtin_convertvector(inside & 1u, ByteVec);
+  if (!candidates) return;
+  for (int64_t i = 0; i < size; i++) {
+    mask[i] &= candidates[i];
+    inside[i] &= candidates[i];
+  }
 }
 
-RAREFY_INLINE void add(Found* f, uint32_t key, int64_t place) {
-  f->keys[f->size] = key;
-  f->places[f->size++] = static_cast<uint32_t>(place);
+int64_t count_ones(const uint8_t* flags, int64_t size) {
+  int64_t total = 0, i = 0;
+  for (; i + 8 <= size; i += 8) {
+    uint64_t word;
+    memcpy(&word, flags + i, 8);
+    total += __builtin_popcountll(word);
+  }
+  for (; i < size; i++) total += flags[i];
+  return total;
 }
 
-// Thread t's share. Stops when there is no room for another vector; its size then shows that.
-void scan_share(const Scores& s, int t, Bracket bracket, uint8_t* mask, Found* f) {
+RAREFY_INLINE void add_flagged(const float* scores, const uint8_t* inside, int64_t i, int64_t place, Found* f) {
+  f->keys[f->size] = key_of(scores[i]);
+  f->places[f->size] = static_cast<uint32_t>(place + i);
+  f->size += inside[i];
+}
+
+// Adds the flagged scores of a block, of which there are few, to the list.
+void collect(const float* scores, const uint8_t* inside, int64_t size, int64_t place, Found* f) {
+  int64_t i = 0;
+  for (; i + 8 <= size; i += 8) {
+    uint64_t word;
+    memcpy(&word, inside + i, 8);
+    if (word == 0) continue;
+    for (int lane = 0; lane < 8; lane++) add_flagged(scores, inside, i + lane, place, f);
+  }
+  for (; i < size; i++) add_flagged(scores, inside, i, place, f);
+}
+
+// Thread t's share. Stops when there is no room for another block; its size then shows that.
+void scan_share(const Scores& s, int t, Limits limits, uint8_t* mask, Found* f) {
+  uint8_t inside[kBlock];
   const int64_t begin = s.begin_of(t), end = s.begin_of(t + 1);
-  int64_t i = begin;
-  UintVec keys;
-  for (; i + kLanes <= end && f->size + kLanes <= f->capacity; i += kLanes) {
-    const ByteVec inside = classify(s, i, bracket, mask, &keys);
-    uint32_t words[kLanes / 4];
-    memcpy(words, &inside, kLanes);
-    uint32_t any = 0;
-    RAREFY_UNROLL for (int w = 0; w < kLanes / 4; w++) any |= words[w];
-    if (any == 0) continue;
-    for (int lane = 0; lane < kLanes; lane++)
-      if (inside[lane]) add(f, keys[lane], i + lane - begin);
+  for (int64_t i = begin; i < end; i += kBlock) {
+    if (f->size + kBlock >= f->capacity) {
+      f->size = f->capacity;
+      return;
+    }
+    const int64_t size = min_of(kBlock, end - i);
+    classify(s.values + i, s.candidates ? s.candidates + i : nullptr, size, limits, mask + i, inside);
+    f->above += count_ones(mask + i, size);
+    collect(s.values + i, inside, size, i - begin, f);
   }
-  if (f->size + kLanes > f->capacity) {
-    f->size = f->capacity;
-    return;
-  }
-  for (; i < end; i++) {
-    const uint32_t key = s.key(i);
-    mask[i] = key > bracket.high;
-    if (key >= bracket.low && key <= bracket.high) add(f, key, i - begin);
-  }
-  for (i = begin; i < end; i++) f->above += mask[i];
 }
 
 // Settles the positions inside the bracket; false if the k-th key is not inside or not all were found.
@@ -220,13 +257,14 @@ int keep_top_by_bracket(const Scores& s, int64_t count, int64_t candidates, uint
   if (!sample.ok() || !found_buffer.ok() || !lists.ok()) return -1;
   const double share = static_cast<double>(count) / static_cast<double>(candidates);
   const Bracket bracket = sample_bracket(s, share, sample.as<uint32_t>(), sample_size);
-  if (bracket.low >= bracket.high) return 0;
+  if (bracket.low >= bracket.high || bracket.high < kLowestKey) return 0;
+  const Limits limits = limits_of(bracket);
   Found* found = found_buffer.as<Found>();
 #pragma omp parallel for schedule(static) num_threads(s.threads)
   for (int t = 0; t < s.threads; t++) {
     uint32_t* keys = lists.as<uint32_t>() + 2 * capacity * t;
     found[t] = {keys, keys + capacity, 0, capacity, 0};
-    scan_share(s, t, bracket, mask, &found[t]);
+    scan_share(s, t, limits, mask, &found[t]);
   }
   return resolve(s, count, found, lists.as<uint32_t>() + 2 * capacity * s.threads, mask);
 }

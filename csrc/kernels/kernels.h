@@ -74,6 +74,13 @@ void panels_transpose(const Panels& panels, int width, int32_t* starts, uint16_t
                       int threads);
 void panels_positions(const Panels& panels, int64_t* positions, int threads);
 
+// For each nonzero the position in `previous` of the same place of the matrix, or -1.
+void panels_sources(const Panels& panels, const Panels& previous, int64_t* sources, int threads);
+
+// A matrix of 4-byte elements from values, zero elsewhere, and back.
+void panels_scatter(const Panels& panels, const uint32_t* values, uint32_t* matrix, int threads);
+void panels_gather(const Panels& panels, const uint32_t* matrix, uint32_t* values, int threads);
+
 // The k-th largest of `size` keys, 1 <= k <= size; reorders them.
 uint32_t kth_largest(uint32_t* keys, int64_t size, int64_t k);
 

@@ -14,12 +14,4 @@ RAREFY_INLINE uint32_t key_of(float score) {
   return x != x ? kNanKey : key;
 }
 
-RAREFY_INLINE UintVec key_of(Vec score) {
-  const Vec x = score + 0.0f;
-  const UintVec bits = reinterpret_cast<UintVec>(x);
-  const UintVec sign = reinterpret_cast<UintVec>(reinterpret_cast<IntVec>(bits) >> 31);
-  const UintVec nan = reinterpret_cast<UintVec>(x != x);
-  return ((bits ^ (sign | 0x80000000u)) & ~nan) | (nan & kNanKey);
-}
-
 }  // namespace rarefy::RAREFY_ISA

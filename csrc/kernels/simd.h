@@ -74,6 +74,46 @@ RAREFY_INLINE void from_float(float f, Bfloat16* p) {
   p->bits = static_cast<uint16_t>(f != f ? (bits >> 16) | 0x40u : (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
 
+// ---- four values at a time -----------------------------------------------------------------------------------
+// Loads bind the kernels where vectors are short: four values and four offsets come with one load each.
+
+struct FourValues {
+#if RAREFY_VECTOR_BYTES == 64
+  const float* p;
+  explicit FourValues(const float* values) : p(values) {}
+  template <int i>
+  __attribute__((always_inline)) float get() const {
+    return p[i];
+  }
+#elif RAREFY_VECTOR_BYTES == 32
+  Vec twice;
+  explicit FourValues(const float* values) {
+    const Vec4 four = *reinterpret_cast<const UnalignedVec4*>(values);
+    twice = __builtin_shufflevector(four, four, 0, 1, 2, 3, 0, 1, 2, 3);
+  }
+  template <int i>
+  __attribute__((always_inline)) Vec get() const {
+    return __builtin_shufflevector(twice, twice, i, i, i, i, i + 4, i + 4, i + 4, i + 4);
+  }
+#else
+  Vec four;
+  explicit FourValues(const float* values) : four(load(values)) {}
+  template <int i>
+  __attribute__((always_inline)) Vec get() const {
+    return __builtin_shufflevector(four, four, i, i, i, i);
+  }
+#endif
+};
+
+struct FourOffsets {
+  uint64_t word;
+  explicit FourOffsets(const uint16_t* offsets) { memcpy(&word, offsets, 8); }
+  template <int i>
+  __attribute__((always_inline)) size_t get() const {
+    return word >> (16 * i) & 0xffff;
+  }
+};
+
 // ---- transposing kLanes × kLanes floats in registers ---------------------------------------------------------
 // First 4 × 4 blocks inside each 128-bit lane (interleave words, then pairs of words), then whole lanes.
 
@@ -161,5 +201,18 @@ RAREFY_INLINE Vec4 lane_sums(Vec a, Vec b, Vec c, Vec d) {
   return RAREFY_SHUFFLE(x, y, 0, 2, 4, 6) + RAREFY_SHUFFLE(x, y, 1, 3, 5, 7);
 }
 #endif
+
+RAREFY_INLINE float lane_sum(Vec v) {
+#if RAREFY_VECTOR_BYTES == 64
+  const auto h = RAREFY_SHUFFLE(v, v, 0, 1, 2, 3, 4, 5, 6, 7) + RAREFY_SHUFFLE(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
+  const Vec4 four = RAREFY_SHUFFLE(h, h, 0, 1, 2, 3) + RAREFY_SHUFFLE(h, h, 4, 5, 6, 7);
+#elif RAREFY_VECTOR_BYTES == 32
+  const Vec4 four = RAREFY_SHUFFLE(v, v, 0, 1, 2, 3) + RAREFY_SHUFFLE(v, v, 4, 5, 6, 7);
+#else
+  const Vec4 four = v;
+#endif
+  const Vec4 two = four + RAREFY_SHUFFLE(four, four, 2, 3, 2, 3);
+  return two[0] + two[1];
+}
 
 }  // namespace rarefy::RAREFY_ISA

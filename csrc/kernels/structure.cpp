@@ -29,6 +29,19 @@ void for_each_active(const uint8_t* mask, int begin, int end, Function f) {
     if (mask[c]) f(c);
 }
 
+// Bytes of mask[begin, end) that are 1, eight at a time: the product adds the bytes of a word up in its highest one.
+int32_t count_active(const uint8_t* mask, int begin, int end) {
+  int32_t total = 0;
+  int c = begin;
+  for (; c + 8 <= end; c += 8) {
+    uint64_t word;
+    memcpy(&word, mask + c, 8);
+    total += static_cast<int32_t>(word * 0x0101010101010101u >> 56);
+  }
+  for (; c < end; c++) total += mask[c];
+  return total;
+}
+
 int last_column(const Panels& m, int panel) {
   const int64_t end = (panel + int64_t{1}) * m.width;
   return static_cast<int>(end < m.columns ? end : m.columns);
@@ -52,6 +65,15 @@ void for_each_nonzero(const Panels& m, const Block& b, Function f) {
     for (int32_t q = starts[row]; q < starts[row + 1]; q++) f(row, b.panel * m.width + m.offsets[q], q);
 }
 
+// Calls f(column, position) for the nonzeros of a row, panel by panel.
+template <class Function>
+void for_each_in_row(const Panels& m, int row, Function f) {
+  for (int p = 0, panels = m.count(); p < panels; p++) {
+    const int32_t* starts = m.starts + static_cast<int64_t>(p) * m.rows;
+    for (int32_t q = starts[row]; q < starts[row + 1]; q++) f(p * m.width + m.offsets[q], q);
+  }
+}
+
 }  // namespace
 
 void panels_count(const uint8_t* mask, int rows, int columns, int width, int32_t* starts, int threads) {
@@ -60,10 +82,8 @@ void panels_count(const uint8_t* mask, int rows, int columns, int width, int32_t
 #pragma omp parallel for schedule(static) num_threads(threads)
   for (int row = 0; row < rows; row++)
     for (int p = 0; p < panels; p++) {
-      int32_t count = 0;
       const uint8_t* line = mask + static_cast<int64_t>(row) * columns;
-      for (int c = p * width, end = last_column(m, p); c < end; c++) count += line[c];
-      starts[static_cast<int64_t>(p) * rows + row + 1] = count;
+      starts[static_cast<int64_t>(p) * rows + row + 1] = count_active(line, p * width, last_column(m, p));
     }
   accumulate(starts, static_cast<int64_t>(panels) * rows);
 }
@@ -105,14 +125,41 @@ void panels_transpose(const Panels& m, int width, int32_t* starts, uint16_t* off
 }
 
 void panels_positions(const Panels& m, int64_t* positions, int threads) {
-  const int panels = m.count();
 #pragma omp parallel for schedule(static) num_threads(threads)
   for (int row = 0; row < m.rows; row++)
-    for (int p = 0; p < panels; p++) {
-      const int32_t* starts = m.starts + static_cast<int64_t>(p) * m.rows;
-      for (int32_t q = starts[row]; q < starts[row + 1]; q++)
-        positions[q] = static_cast<int64_t>(row) * m.columns + static_cast<int64_t>(p) * m.width + m.offsets[q];
+    for_each_in_row(m, row, [&](int column, int32_t q) {
+      positions[q] = static_cast<int64_t>(row) * m.columns + column;
+    });
+}
+
+void panels_sources(const Panels& m, const Panels& previous, int64_t* sources, int threads) {
+#pragma omp parallel num_threads(threads)
+  {
+    std::vector<int32_t> places(static_cast<size_t>(m.columns), -1);
+#pragma omp for schedule(static)
+    for (int row = 0; row < m.rows; row++) {
+      for_each_in_row(previous, row, [&](int column, int32_t q) { places[column] = q; });
+      for_each_in_row(m, row, [&](int column, int32_t q) { sources[q] = places[column]; });
+      for_each_in_row(previous, row, [&](int column, int32_t) { places[column] = -1; });
     }
+  }
+}
+
+void panels_scatter(const Panels& m, const uint32_t* values, uint32_t* matrix, int threads) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (int row = 0; row < m.rows; row++) {
+    uint32_t* line = matrix + static_cast<int64_t>(row) * m.columns;
+    memset(line, 0, static_cast<size_t>(m.columns) * sizeof(uint32_t));
+    for_each_in_row(m, row, [&](int column, int32_t q) { line[column] = values[q]; });
+  }
+}
+
+void panels_gather(const Panels& m, const uint32_t* matrix, uint32_t* values, int threads) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (int row = 0; row < m.rows; row++) {
+    const uint32_t* line = matrix + static_cast<int64_t>(row) * m.columns;
+    for_each_in_row(m, row, [&](int column, int32_t q) { values[q] = line[column]; });
+  }
 }
 
 }  // namespace rarefy

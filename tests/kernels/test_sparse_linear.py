@@ -1,12 +1,14 @@
 """Fuzz tests of the sparse linear operation against dense float64, for every instruction set."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from rarefy.errors import RarefyError
@@ -48,6 +50,7 @@ LARGE = [
     Case(3300, 300, (130,), 0.02, threads=2),  # several blocks of rows in the forward pass
     Case(300, 1900, (67,), 0.05, threads=5, dtype=torch.bfloat16),  # ... and in the backward pass
     Case(1700, 1700, (5,), 0.01),
+    Case(700, 900, (1,), 0.1),
     Case(64, 70000, (3,), 0.001),  # columns that do not fit 16 bits
 ]
 
@@ -192,14 +195,56 @@ def test_operation_contract(isa: str) -> None:
     torch.library.opcheck(torch.ops.rarefy.sparse_linear, (x, values, bias, None, *csr.tensors, csr.sizes))
 
 
-def test_nan_and_infinity_stay_where_they_are(isa: str) -> None:
+@pytest.mark.parametrize("tokens", [1, 6, 30])
+def test_nan_and_infinity_stay_where_they_are(isa: str, tokens: int) -> None:
     csr = CSR.from_mask(torch.eye(20, dtype=torch.bool))
-    x = torch.ones(30, 20, dtype=torch.bfloat16)
-    x[3, 4], x[5, 6] = float("nan"), float("inf")
+    x = torch.ones(tokens, 20, dtype=torch.bfloat16)
+    x[-1, 4], x[-1, 6] = float("nan"), float("inf")
     y = sparse_linear(x, torch.ones(20), None, csr)
     if isa == "reference":
         return  # multiplies zeros too, and NaN · 0 is NaN
     assert torch.equal(y.isnan(), x.isnan()) and torch.equal(y.isinf(), x.isinf())
+
+
+@pytest.mark.parametrize("batch", [(), (1,), (5,), (70,), (2, 3)])
+def test_inference_gives_the_same_bits(isa: str, batch: tuple[int, ...]) -> None:
+    csr, values, bias = layer()
+    x = torch.randn(*batch, 50)
+    trained = sparse_linear(x, values, bias, csr)
+    with torch.inference_mode():
+        assert torch.equal(sparse_linear(x, values, bias, csr), trained)
+
+
+class Recorder(TorchDispatchMode):
+    """The names of the operations that pass by."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def test_modes_see_the_operation_without_gradients(isa: str) -> None:
+    csr, values, bias = layer()
+    with torch.no_grad(), Recorder() as recorder:
+        sparse_linear(torch.randn(3, 50), values, bias, csr)
+    assert "rarefy.sparse_linear.default" in recorder.names
+
+
+def test_transforms_without_gradients(isa: str) -> None:
+    csr, values, bias = layer()
+    x = torch.randn(3, 50)
+
+    def loss(scale: Tensor) -> Tensor:
+        with torch.no_grad():
+            y = sparse_linear(scale * x, values, bias, csr)
+        return (scale * y).sum()
+
+    found = torch.func.grad(loss)(torch.tensor(1.0))
+    torch.testing.assert_close(found, sparse_linear(x, values, bias, csr).sum().detach())
 
 
 def test_wrong_width_is_refused() -> None:

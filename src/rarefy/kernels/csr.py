@@ -9,12 +9,12 @@ from torch import Tensor
 
 from rarefy.errors import RarefyError
 from rarefy.kernels import native, reference
-from rarefy.kernels.dispatch import instruction_set_index
+from rarefy.kernels.dispatch import instruction_set, instruction_set_index
 
 _MOST_CONNECTIONS = 2**31 - 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class CSR:
     """Where the active connections of a matrix [rows, columns] are, and where those of its transpose are.
 
@@ -66,10 +66,7 @@ class CSR:
                 f"mask: {active} active connections are not allowed; give fewer than 2**31 (a sparser layer)"
             )
         density = active / max(1, mask.numel())
-        widths = (
-            panel_width(columns, 20 / max(density, 1e-6), 96, 384),
-            panel_width(rows, 40 / max(density, 1e-6), 192, 768),
-        )
+        widths = panel_widths(rows, columns, density)
         build = (
             reference.build if instruction_set_index() is None or mask.device.type != "cpu" else native.build
         )
@@ -102,8 +99,7 @@ class CSR:
             >>> CSR.from_mask(torch.eye(3, dtype=torch.bool)).positions()
             tensor([0, 4, 8])
         """
-        compiled = self.offsets.device.type == "cpu" and instruction_set_index() is not None
-        find = native.positions if compiled else reference.positions
+        find = native.positions if _compiled(self.offsets) else reference.positions
         return find(self.rows, self.columns, self.width, self.starts, self.offsets)
 
     def mask(self) -> Tensor:
@@ -125,6 +121,9 @@ class CSR:
             tensor([[1., 0.],
                     [2., 3.]])
         """
+        if values.element_size() == 4 and _compiled(self.offsets, values):
+            structure = (self.rows, self.columns, self.width, self.starts, self.offsets)
+            return native.scatter(*structure, values.contiguous())
         return reference.dense(self.rows, self.columns, self.positions(), values)
 
     def gather(self, matrix: Tensor) -> Tensor:
@@ -135,6 +134,9 @@ class CSR:
             >>> csr.gather(torch.tensor([[1.0, 9.0], [2.0, 3.0]]))
             tensor([1., 2., 3.])
         """
+        if matrix.element_size() == 4 and _compiled(self.offsets, matrix):
+            structure = (self.rows, self.columns, self.width, self.starts, self.offsets)
+            return native.gather(*structure, matrix.contiguous())
         return matrix.reshape(-1)[self.positions()]
 
     def sources_in(self, previous: CSR) -> Tensor:
@@ -145,15 +147,37 @@ class CSR:
             >>> CSR.from_mask(new).sources_in(CSR.from_mask(old))
             tensor([ 1, -1])
         """
-        place = torch.full((self.rows * self.columns,), -1, dtype=torch.int32, device=self.offsets.device)
-        place[previous.positions()] = torch.arange(previous.nonzeros, dtype=torch.int32, device=place.device)
-        return place[self.positions()].long()
+        if not _compiled(self.offsets, previous.offsets):
+            return reference.sources(self.rows * self.columns, self.positions(), previous.positions())
+        structures = ((csr.width, csr.starts, csr.offsets) for csr in (self, previous))
+        return native.sources(self.rows, self.columns, *structures)
+
+
+def _compiled(*tensors: Tensor) -> bool:
+    """Whether the compiled kernels are in use and may read these tensors."""
+    on_cpu = all(t.is_cpu for t in tensors)
+    return on_cpu and instruction_set_index() is not None and native.unwatched(*tensors)
+
+
+def panel_widths(rows: int, columns: int, density: float) -> tuple[int, int]:
+    """Columns per panel of W and of Wᵀ, as measured for the instruction set in use.
+
+    With 512-bit vectors, 20 connections per row and panel in the forward pass and 40 in the backward pass. Shorter
+    vectors hold twice as many tokens in the forward pass, whose panels are kept within the first-level cache, and half
+    as many in the backward pass, which gains from longer rows.
+
+    Example:
+        >>> panel_widths(4096, 64, 0.1)[1] in (400, 768)
+        True
+    """
+    wanted = 1 / max(density, 1e-6)
+    if instruction_set() == "v3":
+        return panel_width(columns, 20 * wanted, 128, 192), panel_width(rows, 80 * wanted, 384, 768)
+    return panel_width(columns, 20 * wanted, 96, 384), panel_width(rows, 40 * wanted, 192, 768)
 
 
 def panel_width(columns: int, wanted: float, least: int, most: int) -> int:
     """Columns per panel: about `wanted` within [least, most], a multiple of 16, or all where little would be cut off.
-
-    The forward pass wants about 20 connections per row and panel, the backward pass 40 (measured).
 
     Example:
         >>> panel_width(768, 200, 96, 384), panel_width(256, 200, 96, 384)

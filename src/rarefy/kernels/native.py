@@ -20,8 +20,23 @@ def serves(*tensors: Tensor) -> bool:
         >>> serves(torch.zeros(1, dtype=torch.float64))
         False
     """
-    fitting = all(t.device.type == "cpu" and t.dtype in _ELEMENTS for t in tensors)
-    return fitting and instruction_set_index() is not None
+    for tensor in tensors:
+        if not tensor.is_cpu or tensor.dtype not in _ELEMENTS:
+            return False
+    return instruction_set_index() is not None
+
+
+def unwatched(*tensors: Tensor) -> bool:
+    """Whether these tensors may go to a kernel without the dispatcher: no gradient, mode, transform or subclass.
+
+    Example:
+        >>> unwatched(torch.ones(1)), unwatched(torch.ones(1, requires_grad=True))
+        (True, False)
+    """
+    if torch._C._len_torch_dispatch_stack() or torch._C._are_functorch_transforms_active():
+        return False
+    grads = torch.is_grad_enabled()
+    return all(type(t) in (Tensor, torch.nn.Parameter) and not (grads and t.requires_grad) for t in tensors)
 
 
 def build(
@@ -47,6 +62,35 @@ def positions(rows: int, columns: int, width: int, starts: Tensor, offsets: Tens
     addresses = (starts.data_ptr(), offsets.data_ptr(), found.data_ptr())
     _module().panels_positions(rows, columns, width, *addresses, torch.get_num_threads())
     return found
+
+
+def sources(
+    rows: int, columns: int, structure: tuple[int, Tensor, Tensor], previous: tuple[int, Tensor, Tensor]
+) -> Tensor:
+    """int64 [connections]: place in `previous` of each connection, −1 = none; both are (width, starts, offsets)."""
+    found = torch.empty(structure[2].numel(), dtype=torch.int64)
+    pairs = [
+        (width, starts.data_ptr(), offsets.data_ptr()) for width, starts, offsets in (structure, previous)
+    ]
+    threads = torch.get_num_threads()
+    _module().panels_sources(rows, columns, *pairs[0], *pairs[1], found.data_ptr(), threads)
+    return found
+
+
+def scatter(rows: int, columns: int, width: int, starts: Tensor, offsets: Tensor, values: Tensor) -> Tensor:
+    """The matrix [rows, columns] of contiguous values with elements of 4 bytes."""
+    matrix = values.new_empty(rows, columns)
+    addresses = (starts.data_ptr(), offsets.data_ptr(), values.data_ptr(), matrix.data_ptr())
+    _module().panels_scatter(rows, columns, width, *addresses, torch.get_num_threads())
+    return matrix
+
+
+def gather(rows: int, columns: int, width: int, starts: Tensor, offsets: Tensor, matrix: Tensor) -> Tensor:
+    """The values of a contiguous matrix with elements of 4 bytes."""
+    values = matrix.new_empty(offsets.numel())
+    addresses = (starts.data_ptr(), offsets.data_ptr(), matrix.data_ptr(), values.data_ptr())
+    _module().panels_gather(rows, columns, width, *addresses, torch.get_num_threads())
+    return values
 
 
 def forward(

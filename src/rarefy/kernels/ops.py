@@ -52,8 +52,12 @@ def sparse_linear(
         raise RarefyError(
             f"x: {x.dtype} is not allowed with {values.dtype} values; convert one, for example x.to({values.dtype})"
         )
-    direct = torch.compiler.is_compiling() or not torch.is_grad_enabled()
-    apply = torch.ops.rarefy.sparse_linear.default if direct else _SparseLinear.apply
+    if torch.compiler.is_compiling():
+        apply = torch.ops.rarefy.sparse_linear.default
+    elif torch.is_grad_enabled():
+        apply = _SparseLinear.apply
+    else:
+        apply = _linear if native.unwatched(x, values) else torch.ops.rarefy.sparse_linear.default
     return apply(x, values, bias, probe, *csr.tensors, csr.sizes)
 
 
@@ -91,20 +95,22 @@ torch.library.define(
 torch.library.define("rarefy::select_gradient_", "(Tensor(a!) grad, Tensor mask) -> ()")
 
 
-@torch.library.impl("rarefy::sparse_linear", "default")
-def _forward(
+def _linear(
     x: Tensor, values: Tensor, bias: Tensor | None, probe: Tensor | None,
     starts: Tensor, offsets: Tensor, back_starts: Tensor, back_offsets: Tensor, order: Tensor, sizes: list[int],
 ) -> Tensor:  # fmt: skip
     rows, columns, width, _ = sizes
-    flat = x.reshape(-1, columns) if x.numel() else x.new_empty(_tokens(x), columns)
+    flat = x if x.dim() == 2 else x.reshape(_tokens(x), columns)
     if native.serves(x, values):
         full_bias = None if bias is None else bias.float().contiguous()
         y = native.forward(flat.contiguous(), values.float().contiguous(), full_bias, starts, offsets, sizes)
     else:
         positions = reference.positions(rows, columns, width, starts, offsets)
         y = reference.forward(flat, reference.dense(rows, columns, positions, values), bias)
-    return y.view(*x.shape[:-1], rows)
+    return y if x.dim() == 2 else y.view(*x.shape[:-1], rows)
+
+
+torch.library.impl("rarefy::sparse_linear", "default", _linear)
 
 
 @torch.library.register_fake("rarefy::sparse_linear")

@@ -48,6 +48,18 @@ def positions(rows: int, columns: int, width: int, starts: Tensor, offsets: Tens
     return run % max(rows, 1) * columns + column
 
 
+def sources(size: int, positions: Tensor, previous: Tensor) -> Tensor:
+    """int64: the place of each position among the `previous` ones, −1 where it is new; positions are below `size`.
+
+    Example:
+        >>> sources(3, torch.tensor([1, 2]), torch.tensor([0, 1]))
+        tensor([ 1, -1])
+    """
+    place = torch.full((size,), -1, dtype=torch.int32, device=positions.device)
+    place[previous] = torch.arange(previous.numel(), dtype=torch.int32, device=place.device)
+    return place[positions].long()
+
+
 def dense(rows: int, columns: int, positions: Tensor, values: Tensor) -> Tensor:
     """The matrix [rows, columns] with `values` at `positions`.
 

@@ -219,14 +219,8 @@ class SparseLinear(nn.Linear):
     @property
     def csr(self) -> CSR:
         """The topology of the matrix that multiplies."""
-        indices = (
-            self.csr_starts,
-            self.csr_offsets,
-            self.csr_back_starts,
-            self.csr_back_offsets,
-            self.csr_order,
-        )
-        return CSR(self.out_features, self.in_features, *self._panel_widths, *indices)
+        indices = (self._buffers[name] for name in _INDEX_BUFFERS)
+        return CSR(self.out_features, self.in_features, *self._panel_widths, *indices)  # pyright: ignore[reportArgumentType]
 
     @property
     def weight_mask(self) -> Tensor:
