@@ -146,6 +146,7 @@ void panels_sources(const Panels& m, const Panels& previous, int64_t* sources, i
 }
 
 void panels_scatter(const Panels& m, const uint32_t* values, uint32_t* matrix, int threads) {
+  if (m.columns == 0) return;  // memset takes no null pointer
 #pragma omp parallel for schedule(static) num_threads(threads)
   for (int row = 0; row < m.rows; row++) {
     uint32_t* line = matrix + static_cast<int64_t>(row) * m.columns;
