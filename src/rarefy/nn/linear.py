@@ -36,7 +36,8 @@ def move_entries(tensor: Tensor, sources: Tensor) -> Tensor:
 def replace_data(parameter: nn.Parameter, data: Tensor) -> None:
     """Gives a parameter data of another shape; it stays the same object for optimizers and hooks, without gradient.
 
-    Autograd remembers the old shape until the dtype changes, so it does for a moment.
+    Autograd remembers the old shape until the dtype changes, so it does for a moment. A backward pass through a graph
+    from before is refused, as after any change in place.
 
     Example:
         >>> parameter = nn.Parameter(torch.ones(2, 2))
@@ -48,6 +49,7 @@ def replace_data(parameter: nn.Parameter, data: Tensor) -> None:
     parameter.grad = None
     parameter.data = data.new_empty(0, dtype=other)
     parameter.data = data
+    torch.autograd.graph.increment_version(parameter)
 
 
 def _rename(members: dict[str, Any], old: str, new: str) -> None:
@@ -206,9 +208,10 @@ class SparseLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """X [..., in_features] -> [..., out_features]; under autocast x takes autocast's dtype, the values do not."""
-        if torch.is_autocast_enabled(input.device.type):
+        if torch.is_autocast_enabled(input.device.type) and input.dtype != torch.float64:
             input = input.to(torch.get_autocast_dtype(input.device.type))
-        return sparse_linear(input, self.values, self.bias, self.csr, self._probe)
+        probe = self._probe if self.values.requires_grad else None
+        return sparse_linear(input, self.values, self.bias, self.csr, probe)
 
     # ---- topology ------------------------------------------------------------------------------------------------
 
@@ -302,8 +305,14 @@ class SparseLinear(nn.Linear):
 
     @property
     def weight(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The dense matrix, differentiable with respect to `values`; built on each read."""
-        return self.scatter(self.values)
+        """The dense matrix, differentiable with respect to `values`; built on each read.
+
+        While the dense gradient is requested, that of whatever is computed with this matrix counts too.
+        """
+        weight, probe = self.scatter(self.values), self._probe
+        if probe is None or not self.values.requires_grad:
+            return weight
+        return weight + self._as_weight(probe).to(weight.dtype)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "weight":
@@ -346,7 +355,12 @@ class SparseLinear(nn.Linear):
     @property
     def dense_gradient(self) -> Tensor | None:
         """The gradient in the shape of `weight`, summed over backward passes since the request; None without one."""
-        return None if self._probe is None else self._probe.grad
+        grad = None if self._probe is None else self._probe.grad
+        return None if grad is None else self._as_weight(grad.detach())
+
+    def _as_weight(self, matrix: Tensor) -> Tensor:
+        """A matrix in the layout of the one that multiplies, in the layout of `weight`."""
+        return matrix
 
     # ---- state dict ----------------------------------------------------------------------------------------------
 
@@ -376,7 +390,7 @@ class SparseLinear(nn.Linear):
             if fits and weight is not None
             else self.values.detach()
         )
-        own[prefix + "values"] = loaded.to(self.values.dtype)
+        own[prefix + "values"] = loaded
         arguments = (local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
         super()._load_from_state_dict(own, prefix, *arguments)
 
