@@ -193,10 +193,10 @@ class _SparseLinear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        [grad], probe = grad_outputs, ctx.saved_tensors[2]
         if torch.is_grad_enabled():
-            probe = ctx.saved_tensors[2]
-            return _gradients(ctx, *grad_outputs, apply=partial(_SparseLinearBackward.apply, probe))
-        return _gradients(ctx, *grad_outputs)
+            return _gradients(ctx, grad, partial(_SparseLinearBackward.apply, probe))
+        return _gradients(ctx, grad)
 
 
 class _SparseLinearBackward(torch.autograd.Function):

@@ -210,7 +210,8 @@ class SparseLinear(nn.Linear):
         """X [..., in_features] -> [..., out_features]; under autocast x takes autocast's dtype, the values do not."""
         if torch.is_autocast_enabled(input.device.type) and input.dtype != torch.float64:
             input = input.to(torch.get_autocast_dtype(input.device.type))
-        probe = self._probe if self.values.requires_grad else None
+        is_trained = self.values.requires_grad and not torch.compiler.is_exporting()
+        probe = self._probe if is_trained else None
         return sparse_linear(input, self.values, self.bias, self.csr, probe)
 
     # ---- topology ------------------------------------------------------------------------------------------------
@@ -350,7 +351,7 @@ class SparseLinear(nn.Linear):
 
     def release_dense_gradient(self) -> None:
         """Forgets the dense gradient and stops computing it."""
-        self._probe = None
+        self.__dict__.pop("_probe", None)
 
     @property
     def dense_gradient(self) -> Tensor | None:
