@@ -178,3 +178,13 @@ def test_second_derivatives_in_float32(isa):
         found.append(torch.autograd.grad(slope.square().sum(), [x, weight]))
     torch.testing.assert_close(found[0][0], found[1][0])
     torch.testing.assert_close(found[0][1], layer.gather(found[1][1]))
+
+
+def test_second_derivatives_through_a_checkpoint():
+    found = []
+    for way in (lambda model, x: model(x), lambda model, x: checkpoint(model, x, use_reentrant=False)):
+        model, _, _ = prepare()
+        x = inputs(0).requires_grad_()
+        [slope] = torch.autograd.grad(way(model, x).sum(), x, create_graph=True)
+        found.append(torch.autograd.grad(slope.square().sum(), model[2].values)[0])
+    assert torch.equal(*found) and found[0].any()

@@ -7,7 +7,6 @@ operations take tensors and numbers only. `rarefy::select_gradient_` changes its
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -154,6 +153,9 @@ def _backward_shape(
     )
 
 
+_BACKWARD = torch.ops.rarefy.sparse_linear_backward.default
+
+
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, values, bias, probe, *structure, sizes = inputs
     ctx.save_for_backward(x, values, probe, *structure)
@@ -162,11 +164,11 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.probe_dtype = None if probe is None else probe.dtype
 
 
-def _gradients(
-    ctx: Any, grad: Tensor, apply: Callable[..., Any] = torch.ops.rarefy.sparse_linear_backward.default
-) -> tuple[Tensor | None, ...]:
-    x, values, _, *structure = ctx.saved_tensors
+def _gradients(ctx: Any, grad: Tensor, once_more: bool = False) -> tuple[Tensor | None, ...]:
+    """The gradients; `once_more`: as functions that can be differentiated in their turn."""
+    x, values, probe, *structure = ctx.saved_tensors
     needs = list(ctx.needs_input_grad[:3])
+    apply = partial(_SparseLinearBackward.apply, probe) if once_more else _BACKWARD
     found = apply(grad, x, values, *structure, ctx.sizes, needs)
     grad_x, grad_values, grad_bias = (g if needed else None for g, needed in zip(found, needs, strict=True))
     if grad_bias is not None:
@@ -193,10 +195,7 @@ class _SparseLinear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        [grad], probe = grad_outputs, ctx.saved_tensors[2]
-        if torch.is_grad_enabled():
-            return _gradients(ctx, grad, partial(_SparseLinearBackward.apply, probe))
-        return _gradients(ctx, grad)
+        return _gradients(ctx, *grad_outputs, once_more=torch.is_grad_enabled())
 
 
 class _SparseLinearBackward(torch.autograd.Function):
