@@ -11,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import rarefy
 from rarefy.collective import agreed_seed, mean_over_ranks, ranks
+from rarefy.errors import ConfigError
 
 RANKS, STEPS = 2, 4
 SCENARIOS = {"set": ("set", 1), "rigl 1": ("rigl", 1), "rigl 2": ("rigl", 2)}
@@ -58,11 +59,24 @@ def train_sparse(rank, algorithm, micro_batches):
     return {"masks": [first, *masks], "seen": seen, "weight": model.weight.detach()}
 
 
+def storages():
+    """What `auto` chooses where it would be compact in a single process, and what `compact` is told."""
+    model = nn.Linear(256, 384)
+    sparsity = rarefy.configure({"sparsity": 0.95})
+    sparsity.apply(model)
+    sparsity.apply(torch.optim.AdamW(model.parameters()))
+    try:
+        rarefy.configure({"sparsity": 0.95, "compute": "compact"}).apply(nn.Linear(8, 8))
+    except ConfigError as error:
+        return rarefy.summary(sparsity).rows[0].storage, str(error)
+
+
 def work(rank, address, folder):
     dist.init_process_group("gloo", init_method=address, rank=rank, world_size=RANKS)
     torch.set_num_threads(1)
     results: dict[str, object] = {key: train_sparse(rank, *scenario) for key, scenario in SCENARIOS.items()}
     results["mean"] = mean_over_ranks(torch.tensor([float(rank)]))
+    results["storages"] = storages()
     results["ranks and seed"] = (ranks(), agreed_seed(7 + rank))
     torch.save(results, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
@@ -120,3 +134,11 @@ def test_alone_nothing_is_exchanged():
     tensor = torch.ones(2)
     assert (ranks(), agreed_seed(3)) == (1, 3)
     assert mean_over_ranks(tensor) is tensor and tensor.tolist() == [1.0, 1.0]
+
+
+def test_several_processes_train_with_masked_storage(results):
+    message = (
+        "sparsity.compute: compact for weight (several processes train it) is not allowed; give auto, which takes "
+        "compact storage where it can (example: compute: auto)"
+    )
+    assert [result["storages"] for result in results] == [("masked", message)] * RANKS

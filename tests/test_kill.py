@@ -17,6 +17,7 @@ from killing import STEPS, Kill, random_kill, start
 from rarefy.training.checkpoint import load
 
 KILLS_PER_RUN = 3
+SPARSITY = {**tiny_run.SPARSITY, "compact": {**tiny_run.SPARSITY["rigl"], "compute": "compact"}}
 
 
 def prepare(folder: Path, algorithm: str) -> Path:
@@ -24,7 +25,7 @@ def prepare(folder: Path, algorithm: str) -> Path:
     folder.mkdir()
     content = tiny_run.configuration(
         folder,
-        tiny_run.SPARSITY[algorithm],
+        SPARSITY[algorithm],
         model_dir="out",
         loop={"max_steps": STEPS, "eval_frequency": 0.25, "grad_accum_steps": 2},
         checkpoint={"steps": 4, "keep_last": 3},
@@ -107,6 +108,6 @@ def test_a_killed_run_ends_like_one_left_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("algorithm", ["static", "gmp", "set", "rigl"])
+@pytest.mark.parametrize("algorithm", SPARSITY)
 def test_twenty_kills(tmp_path: Path, algorithm: str) -> None:
     check(tmp_path, algorithm, kills=20)

@@ -12,7 +12,7 @@ class DenseGradient:
     """The gradient at every position, summed over the micro-batches of one optimizer step.
 
     Masked storage adds what was accumulated (`add`). Compact storage adds what its layer's probe receives (`arrive`),
-    which may come before or after `begin` of the same backward pass.
+    which may come before or after `pair` of the same backward pass.
     """
 
     def __init__(self) -> None:
@@ -25,10 +25,6 @@ class DenseGradient:
         """Called before a micro-batch is added to `grad`: forgets the sum if the user discarded that gradient."""
         if grad is None or (grad._version != self._version and not grad.any()):
             self.value = None
-        arrived, self._arrived = self._arrived, None
-        self._is_expected = arrived is None
-        if arrived is not None:
-            self._sum_up(arrived)
 
     def add(self, grad: Tensor, mask: Tensor) -> None:
         """Takes in `grad`, to which one more micro-batch was just added.
@@ -45,6 +41,13 @@ class DenseGradient:
             self._sum_up(grad)
         else:
             self._arrived = grad
+
+    def pair(self) -> None:
+        """Called once a micro-batch was added whose dense gradient arrives, or has arrived."""
+        arrived, self._arrived = self._arrived, None
+        self._is_expected = arrived is None
+        if arrived is not None:
+            self._sum_up(arrived)
 
     def seal(self, grad: Tensor) -> None:
         """Called once `grad` was masked: any later write that is no micro-batch shows in its version."""

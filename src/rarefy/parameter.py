@@ -135,7 +135,7 @@ class SparseParameter:
         """
         if not isinstance(self.module, SparseLinear) or wanted == self.module.wants_dense_gradient:
             return None
-        if wanted and self.weight.requires_grad:
+        if wanted:
             return self.module.request_dense_gradient()
         self.module.release_dense_gradient()
         return None

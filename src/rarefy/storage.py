@@ -253,6 +253,7 @@ class CompactStorage:
     def after_accumulation(self, grad: Tensor, dense: DenseGradient | None) -> None:
         """The dense gradient comes through the layer's probe."""
         if dense is not None:
+            dense.pair()
             dense.seal(grad)
 
     def after_load(self, optimizers: Iterable[Optimizer]) -> None:

@@ -215,7 +215,8 @@ class SparsityAlgorithm(ABC):
         self._prepare()
 
     def _release(self, parameter: SparseParameter) -> None:
-        """Forgets a parameter of a model that is finalized."""
+        """Forgets a parameter of a model that is finalized; its optimizers may go on with the dense weight."""
+        parameter.become("masked", self._optimizers)
         self.parameters.pop(parameter.name, None)
         for handle in self._gradient_handles.pop(parameter.name)[1]:
             handle.remove()

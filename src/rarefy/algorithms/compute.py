@@ -33,9 +33,9 @@ def obstacle(places: Sequence[Place]) -> str:
     module, leaf = places[0].module, places[0].leaf
     if len(places) > 1:
         return "it is tied"
-    if leaf != "weight" or not (
-        type(module) is nn.Linear or isinstance(module, SparseLinear) or is_conv1d(module)
-    ):
+    if leaf != "weight":
+        return f"it is the {leaf} of its module"
+    if not (type(module) is nn.Linear or isinstance(module, SparseLinear) or is_conv1d(module)):
         return f"its module is a {type(module).__name__}, not an nn.Linear itself"
     device = next(module.parameters(recurse=False)).device
     if device.type != "cpu":

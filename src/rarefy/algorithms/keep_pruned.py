@@ -70,8 +70,10 @@ class KeepPruned:
         """Forward pre-hook."""
         if self.is_copy:
             self.before_use()
-        elif module.training and inputs and not torch.compiler.is_compiling():
-            self.observe(inputs[0])
+        elif module.training and not torch.compiler.is_compiling():
+            for x in inputs[:1]:
+                if isinstance(x, Tensor):
+                    self.observe(x)
 
     def before_use(self, *_: Any) -> None:
         """State-dict pre-hook; in a copy before the forward pass too."""
@@ -101,15 +103,14 @@ class KeepPruned:
 
     def release(self) -> None:
         """Makes the weight a plain dense one; once only, where tied modules share this object."""
+        if self.on_release is not None:
+            self.on_release()
+            self.on_release = None
         if isinstance(self.module, SparseLinear):
             self.module.give_back()
         elif f"{self.leaf}_mask" in self.module._buffers:
             self.prune()
             delattr(self.module, f"{self.leaf}_mask")
-        else:
-            return
-        if self.on_release is not None:
-            self.on_release()
 
 
 def keepers(module: nn.Module) -> Iterator[KeepPruned]:

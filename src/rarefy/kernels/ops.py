@@ -7,6 +7,7 @@ operations take tensors and numbers only. `rarefy::select_gradient_` changes its
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -158,25 +159,29 @@ def _backward_shape(
     )
 
 
+_BACKWARD = torch.ops.rarefy.sparse_linear_backward.default
+
+
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, values, bias, probe, *structure, sizes = inputs
-    ctx.save_for_backward(x, values, *structure)
+    ctx.save_for_backward(x, values, probe, *structure)
     ctx.sizes = sizes
     ctx.bias_dtype = None if bias is None else bias.dtype
     ctx.probe_dtype = None if probe is None else probe.dtype
 
 
-def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    x, values, *structure = ctx.saved_tensors
+def _gradients(ctx: Any, grad: Tensor, once_more: bool = False) -> tuple[Tensor | None, ...]:
+    """The gradients; `once_more`: as functions that can be differentiated in their turn."""
+    x, values, probe, *structure = ctx.saved_tensors
     needs = list(ctx.needs_input_grad[:3])
-    found = torch.ops.rarefy.sparse_linear_backward(grad, x, values, *structure, ctx.sizes, needs)
+    apply = partial(_SparseLinearBackward.apply, probe) if once_more else _BACKWARD
+    found = apply(grad, x, values, *structure, ctx.sizes, needs)
     grad_x, grad_values, grad_bias = (g if needed else None for g, needed in zip(found, needs, strict=True))
     if grad_bias is not None:
         grad_bias = grad_bias.to(ctx.bias_dtype)
     grad_probe = None
     if ctx.needs_input_grad[3]:
-        rows, columns = ctx.sizes[:2]
-        grad_probe = (grad.reshape(-1, rows).t() @ x.reshape(-1, columns)).to(ctx.probe_dtype)
+        grad_probe = _dense_gradient(grad, x).to(ctx.probe_dtype)
     return grad_x, grad_values, grad_bias, grad_probe, *(None,) * (len(structure) + 1)
 
 
@@ -196,7 +201,33 @@ class _SparseLinear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        return _gradients(ctx, *grad_outputs)
+        return _gradients(ctx, *grad_outputs, once_more=torch.is_grad_enabled())
+
+
+class _SparseLinearBackward(torch.autograd.Function):
+    """The gradients, to be differentiated once more; they consist of the same products again."""
+
+    @staticmethod
+    def forward(probe: Tensor | None, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+        return torch.ops.rarefy.sparse_linear_backward(*inputs)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        *tensors, ctx.sizes, ctx.needs = inputs
+        ctx.save_for_backward(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        probe, grad, x, values, *structure = ctx.saved_tensors
+        of_x = grad_outputs[0] if ctx.needs[0] else torch.zeros_like(x)
+        of_values = grad_outputs[1] if ctx.needs[1] else torch.zeros_like(values)
+        of_bias, csr = grad_outputs[2] if ctx.needs[2] else None, (*structure, ctx.sizes)
+        through_x = _SparseLinear.apply(of_x, values, of_bias, probe, *csr)
+        through_values = _SparseLinear.apply(x, of_values, None, None, *csr)
+        grad_x = _SparseLinearBackward.apply(None, grad, x, of_values, *csr, [True, False, False])[0]
+        grad_values = _SparseLinearBackward.apply(None, grad, of_x, values, *csr, [False, True, False])[1]
+        grad_probe = _dense_gradient(grad, of_x).to(probe.dtype) if ctx.needs_input_grad[0] else None
+        return grad_probe, through_x + through_values, grad_x, grad_values, *(None,) * (len(csr) + 1)
 
 
 @torch.library.impl("rarefy::select_gradient_", "default")
@@ -225,6 +256,11 @@ def _backward_flops(
 ) -> int:
     """The same for the gradient of x and for that of the values."""
     return sum(rest[-1][:2]) * 2 * values[0] * math.prod(x[:-1])
+
+
+def _dense_gradient(grad: Tensor, x: Tensor) -> Tensor:
+    """gradᵀ · x, both with any number of batch dimensions."""
+    return grad.reshape(_tokens(grad), grad.shape[-1]).t() @ x.reshape(_tokens(x), x.shape[-1])
 
 
 def _tokens(x: Tensor) -> int:

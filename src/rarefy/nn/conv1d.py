@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from rarefy.errors import RarefyError
 from rarefy.kernels import CSR
-from rarefy.nn.linear import SparseLinear
+from rarefy.nn.linear import SparseLinear, replace_data
 
 
 class SparseConv1D(SparseLinear):
@@ -67,6 +67,19 @@ class SparseConv1D(SparseLinear):
         assert isinstance(converted, SparseConv1D)
         return converted
 
+    def give_back(self) -> nn.Module:
+        """The reverse of `take_over`; a layer that never was a `Conv1D` becomes an `nn.Linear`."""
+        if "_dense_class" in self.__dict__:
+            return super().give_back()
+        outs, ins = self.out_features, self.in_features
+        layer: Any = super().give_back()
+        parameter, grad = layer.weight, layer.weight.grad
+        replace_data(parameter, parameter.data.t().contiguous())
+        parameter.grad = None if grad is None else grad.t().contiguous()
+        layer.in_features, layer.out_features = ins, outs
+        del layer.nx, layer.nf
+        return layer
+
     def to_conv1d(self, conv1d: type[nn.Module]) -> nn.Module:
         """A dense layer of the class `conv1d` (constructed as conv1d(out, in)) with exact zeros; shares the bias."""
         module = conv1d(self.nf, self.nx)
@@ -84,12 +97,6 @@ class SparseConv1D(SparseLinear):
         """The mask [in_features, out_features]; built on each read."""
         return self.csr.mask().t().contiguous()
 
-    @property
-    def dense_gradient(self) -> Tensor | None:
-        """The gradient [in_features, out_features] since it was requested; None without one."""
-        gradient = super().dense_gradient
-        return None if gradient is None else gradient.t()
-
     def gather(self, matrix: Tensor) -> Tensor:
         """The entries of a tensor [in_features, out_features] at the active connections, in the order of `values`."""
         return super().gather(matrix.t())
@@ -97,6 +104,9 @@ class SparseConv1D(SparseLinear):
     def scatter(self, entries: Tensor) -> Tensor:
         """The reverse of `gather`."""
         return super().scatter(entries).t().contiguous()
+
+    def _as_weight(self, matrix: Tensor) -> Tensor:
+        return matrix.t()
 
     def _csr_of(self, mask: Tensor) -> CSR:
         return CSR.from_mask(mask.t())

@@ -38,7 +38,8 @@ def move_entries(tensor: Tensor, sources: Tensor) -> Tensor:
 def replace_data(parameter: nn.Parameter, data: Tensor) -> None:
     """Gives a parameter data of another shape; it stays the same object for optimizers and hooks, without gradient.
 
-    Autograd remembers the old shape until the dtype changes, so it does for a moment.
+    Autograd remembers the old shape until the dtype changes, so it does for a moment. A backward pass through a graph
+    from before is refused, as after any change in place.
 
     Example:
         >>> parameter = nn.Parameter(torch.ones(2, 2))
@@ -50,6 +51,7 @@ def replace_data(parameter: nn.Parameter, data: Tensor) -> None:
     parameter.grad = None
     parameter.data = data.new_empty(0, dtype=other)
     parameter.data = data
+    torch.autograd.graph.increment_version(parameter)
 
 
 def _rename(members: dict[str, Any], old: str, new: str) -> None:
@@ -208,9 +210,9 @@ class SparseLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """X [..., in_features] -> [..., out_features]; under autocast x takes autocast's dtype, the values do not."""
-        if torch.is_autocast_enabled(input.device.type):
+        if torch.is_autocast_enabled(input.device.type) and input.dtype != torch.float64:
             input = input.to(torch.get_autocast_dtype(input.device.type))
-        wants_probe = torch.is_grad_enabled() and not _is_exporting()
+        wants_probe = torch.is_grad_enabled() and self.values.requires_grad and not _is_exporting()
         probe = self._probe if wants_probe else None
         return sparse_linear(input, self.values, self.bias, self.csr, probe)
 
@@ -300,8 +302,14 @@ class SparseLinear(nn.Linear):
 
     @property
     def weight(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The dense matrix, differentiable with respect to `values`; built on each read."""
-        return self.scatter(self.values)
+        """The dense matrix, differentiable with respect to `values`; built on each read.
+
+        While the dense gradient is requested, that of whatever is computed with this matrix counts too.
+        """
+        weight, probe = self.scatter(self.values), self._probe
+        if probe is None or not self.values.requires_grad:
+            return weight
+        return weight + self._as_weight(probe).to(weight.dtype)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "weight":
@@ -339,12 +347,17 @@ class SparseLinear(nn.Linear):
 
     def release_dense_gradient(self) -> None:
         """Forgets the dense gradient and stops computing it."""
-        self._probe = None
+        self.__dict__.pop("_probe", None)
 
     @property
     def dense_gradient(self) -> Tensor | None:
         """The gradient in the shape of `weight`, summed over backward passes since the request; None without one."""
-        return None if self._probe is None else self._probe.grad
+        grad = None if self._probe is None else self._probe.grad
+        return None if grad is None else self._as_weight(grad.detach())
+
+    def _as_weight(self, matrix: Tensor) -> Tensor:
+        """A matrix in the layout of the one that multiplies, in the layout of `weight`."""
+        return matrix
 
     # ---- state dict ----------------------------------------------------------------------------------------------
 
@@ -374,7 +387,7 @@ class SparseLinear(nn.Linear):
             if fits and weight is not None
             else self.values.detach()
         )
-        own[prefix + "values"] = loaded.to(self.values.dtype)
+        own[prefix + "values"] = loaded
         arguments = (local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
         super()._load_from_state_dict(own, prefix, *arguments)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from rarefy import filters, masks
 from rarefy.algorithms.base import SparsityAlgorithm
 from rarefy.distributions import DISTRIBUTIONS
+from rarefy.optimizer_state import same_shaped
 from rarefy.parameter import SparseParameter
 from rarefy.schedules import update_steps
 from rarefy.training.batches import loss_of, to_device
@@ -217,14 +219,15 @@ def name_of(algorithm: SparsityAlgorithm) -> str:
 
 
 def one_step(trainer: Trainer, batch: Any) -> tuple[float, dict[str, int]]:
-    """Takes one step on one batch; the model's weights change.
+    """Takes one step on one batch; the model's weights change, dense gradients for an update are not computed.
 
     Args:
         trainer: with an optimizer.
         batch: as its data gives it.
 
     Returns:
-        The loss, and the floating-point operations of forward and backward by module name (`Global`: all).
+        The loss, and the floating-point operations of forward and backward by module name (`Global`: all), those of
+        compact storage as if it was dense.
 
     Raises:
         RarefyError: the model refuses the batch or returns no loss.
@@ -232,7 +235,9 @@ def one_step(trainer: Trainer, batch: Any) -> tuple[float, dict[str, int]]:
     trainer.forward.check(batch)
     batch = to_device(batch, trainer.device)
     trainer.model.train()
-    with FlopCounterMode(display=False) as counter:
+    for parameter in _sparse_parameters(trainer).values():
+        parameter.request_dense_gradient(False)
+    with FlopCounterMode(display=False, custom_mapping=_AS_DENSE) as counter:
         with trainer.precision.autocast():
             loss = loss_of(trainer.forward(batch))
         loss.backward()
@@ -263,15 +268,28 @@ def plan_cost(trainer: Trainer, parameters: tuple[ParameterPlan, ...], flops: di
         parameters: the plan of every parameter.
         flops: by module name, from `one_step`.
     """
-    dense, sparse = flops.get("Global", 0), flops.get("Global", 0)
-    for name, parameter in _sparse_parameters(trainer).items():
-        counted = flops.get(name.rpartition(".")[0], 0)
-        active = 1 - parameter.actual_sparsity if parameter.storage.kind == "compact" else 1.0
-        whole = counted / active if active else 0.0
-        kept = next(plan.stages[-1].kept for plan in parameters if plan.name == name)
-        dense += round(whole - counted)
-        sparse += round(whole * kept / max(parameter.shape.numel(), 1) - counted)
+    dense = sparse = flops.get("Global", 0)
+    for plan in parameters:
+        if plan.stages:
+            counted = flops.get(plan.name.rpartition(".")[0], 0)
+            sparse -= round(counted * (1 - plan.stages[-1].kept / max(plan.size, 1)))
     return CostPlan(dense, sparse, *_memory(trainer))
+
+
+def _forward_as_dense(x: tuple[int, ...], *rest: Any, **__: Any) -> int:
+    rows, columns, *_ = rest[-1]
+    return 2 * rows * columns * math.prod(x[:-1])
+
+
+def _backward_as_dense(grad: tuple[int, ...], *rest: Any, **__: Any) -> int:
+    (rows, columns, *_), needs = rest[-2:]
+    return sum(needs[:2]) * 2 * rows * columns * math.prod(grad[:-1])
+
+
+_AS_DENSE = {
+    torch.ops.rarefy.sparse_linear: _forward_as_dense,
+    torch.ops.rarefy.sparse_linear_backward: _backward_as_dense,
+}
 
 
 def _sparse_parameters(trainer: Trainer) -> dict[str, SparseParameter]:
@@ -284,15 +302,13 @@ def _memory(trainer: Trainer) -> tuple[int, int]:
     dense = stored = 0
     owners = {parameter.weight: parameter for parameter in _sparse_parameters(trainer).values()}
     for weight in trainer.model.parameters():
-        copies = 1 + weight.requires_grad
-        own = copies * _bytes(weight) + _bytes(trainer.trained_by.state.get(weight, {}))
-        parameter = owners.get(weight)
-        if parameter is None:
-            dense, stored = dense + own, stored + own
-            continue
-        size, indices = parameter.shape.numel(), parameter.storage.index_bytes
-        dense += own * size // max(weight.numel(), 1)
-        stored += own + indices
+        state, parameter = trainer.trained_by.state.get(weight, {}), owners.get(weight)
+        copies = [weight] * (1 + weight.requires_grad) + same_shaped(state, weight.shape)
+        entry = sum(copy.element_size() for copy in copies)
+        rest = _bytes(state) - _bytes(dict(enumerate(same_shaped(state, weight.shape))))
+        dense += rest + entry * (weight if parameter is None else parameter).shape.numel()
+        stored += rest + entry * weight.numel()
+        stored += 0 if parameter is None else parameter.storage.index_bytes
     return dense, stored
 
 

@@ -213,17 +213,24 @@ def _load_optimizer(trainer: Trainer, path: Path, parts: CheckpointParts) -> Non
     if len(state["schedulers"]) != len(trainer.schedulers):
         problem = f"has {len(state['schedulers'])} schedulers, but this run has {len(trainer.schedulers)}"
         raise CheckpointError(path, problem, remedy)
+    loaded: list[Mapping[str, Any]] = []
+    handle = optimizer.register_load_state_dict_pre_hook(lambda _, state: loaded.append(state))
     try:
         optimizer.load_state_dict(saved)
     except ValueError as error:
         raise CheckpointError(path, f"has an optimizer state that does not fit ({error})", remedy) from error
-    _keep_dtypes(optimizer, saved)
+    finally:
+        handle.remove()
+    _keep_dtypes(optimizer, loaded[0])
     for scheduler, one in zip(trainer.schedulers, state["schedulers"], strict=True):
         scheduler.load_state_dict(one)
 
 
 def _keep_dtypes(optimizer: Optimizer, saved: Mapping[str, Any]) -> None:
-    """Undoes torch's conversion of optimizer states to the dtype of their parameters."""
+    """Undoes torch's conversion of optimizer states to the dtype of their parameters.
+
+    `saved` is what torch converted, in the order of the present storage.
+    """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for index, entries in saved["state"].items():
         own = optimizer.state[parameters[index]]
