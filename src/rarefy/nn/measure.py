@@ -46,9 +46,10 @@ def calibration_cases(dtype: torch.dtype) -> list[Case]:
 
     Example:
         >>> len(calibration_cases(torch.float32))
-        54
+        62
     """
     layers = [(256, 256, t) for t in (64, 256, 1024)] + [(768, 768, t) for t in (16, 64, 256, 1024)]
+    layers += [(512, 512, t) for t in (64, 256)]
     layers += [(3072, 768, t) for t in (16, 64, 256)] + [(2048, 2048, t) for t in (16, 128)]
     cases = [Case(*layer, s, dtype) for layer in layers for s in (0.5, 0.7, 0.85, 0.95)]
     very_large = [Case(4096, 4096, t, s, dtype) for t in (16, 64) for s in (0.5, 0.7, 0.9)]
