@@ -36,6 +36,8 @@ LIMIT = 1.03
 
 
 class Layer(NamedTuple):
+    """A linear layer, the rows of its activations, and the sparsity of its weight."""
+
     rows: int
     columns: int
     tokens: int

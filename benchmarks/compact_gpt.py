@@ -40,9 +40,7 @@ def peak_of(sparsity: float | None, steps: int = 3) -> None:
     share = "" if trainer.sparsity is None else f"; sparse weights: {weight_share(trainer):.3f} of dense ones"
     print(f"sparsity {sparsity}: peak {peak:.0f} MB{share}")
     if trainer.sparsity is not None:
-        print(
-            f"  {sum(row.storage == 'compact' for row in summary(trainer.sparsity).rows)} weights are compact"
-        )
+        print(f"  {sum(row.storage == 'compact' for row in summary(trainer.sparsity).rows)} weights are compact")
 
 
 def weight_share(trainer) -> float:

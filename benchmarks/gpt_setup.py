@@ -14,9 +14,7 @@ from rarefy.training.trainer import Trainer
 CONFIG = GPTConfig(vocab_size=256, max_position_embeddings=512, dropout_rate=0.0, attention_dropout_rate=0.0)
 
 
-def gpt_trainer(
-    sparsity: Any, *, bf16: bool = False, config: GPTConfig = CONFIG, lr: float = 1e-4
-) -> Trainer:
+def gpt_trainer(sparsity: Any, *, bf16: bool = False, config: GPTConfig = CONFIG, lr: float = 1e-4) -> Trainer:
     """A trainer as `rarefy run` builds it: fused AdamW, gradient clipping."""
     return Trainer(
         model_dir=tempfile.mkdtemp(),

@@ -12,7 +12,6 @@ from rich.text import Text
 
 from rarefy.training.dry_run import CostPlan, ParameterPlan, RunPreview, UpdatePlan
 
-
 _WIDEST = 400
 
 
