@@ -8,7 +8,12 @@ import time
 from collections.abc import Callable, Mapping
 
 
-def medians(candidates: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 2) -> dict[str, float]:
+def medians(
+    candidates: Mapping[str, Callable[[], object]],
+    rounds: int,
+    warmup: int = 2,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, float]:
     """Median seconds of one call of each candidate, over `rounds` interleaved rounds after `warmup` more.
 
     The order is shuffled in every round: whoever follows a candidate with a large working set finds cold caches.
@@ -17,8 +22,8 @@ def medians(candidates: Mapping[str, Callable[[], object]], rounds: int, warmup:
     times: dict[str, list[float]] = {name: [] for name in candidates}
     for round_number in range(rounds + warmup):
         for name, run in order.sample(list(candidates.items()), len(candidates)):
-            start = time.perf_counter()
+            start = clock()
             run()
             if round_number >= warmup:
-                times[name].append(time.perf_counter() - start)
+                times[name].append(clock() - start)
     return {name: statistics.median(values) for name, values in times.items()}

@@ -45,7 +45,7 @@ class Candidate:
     @property
     def shape(self) -> torch.Size:
         """The shape of the dense weight, however it is stored."""
-        module = self.places[0].module
+        module = self.places[0].module if self.places else None
         if isinstance(module, SparseLinear) and self.parameter is module.values:
             return torch.Size(module.weight_shape)
         return self.parameter.shape

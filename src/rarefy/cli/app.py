@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from rarefy.cli import export, hdf5, look, options
+from rarefy.cli import bench, export, hdf5, look, options
 from rarefy.cli import inspect as inspection
 from rarefy.cli.guard import guarded
 from rarefy.cli.overrides import Flags
@@ -108,6 +108,7 @@ app.command("validate_all")(_with_mode("eval_all", "The same as `run --mode eval
 
 app.command("export")(export.command)
 app.command("inspect")(inspection.command)
+app.command("bench")(bench.command)
 
 
 @app.command("schema")

@@ -11,19 +11,17 @@ from typing import Annotated, Any
 
 import typer
 from rich.box import SIMPLE
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 from typer import Option
 
 from rarefy.cli import options
 from rarefy.cli.guard import guarded
+from rarefy.cli.tables import print_whole
 from rarefy.inspection import QUANTILES, Inspected, Totals, inspect
 from rarefy.training.saved_model import SavedModel, open_saved
 
 log = logging.getLogger("rarefy")
-
-_WIDEST = 400
 
 AsJson = Annotated[bool, Option("--json", help="Print JSON instead of a table.")]
 Everything = Annotated[bool, Option("--all", help="Dense parameters and buffers too.")]
@@ -45,12 +43,7 @@ def _show(path: Path, as_json: bool, everything: bool) -> None:
         return
     if not saved.masks:
         log.info("no parameter has a mask: this model is dense%s", "" if everything else " (--all shows it)")
-    table = inspected_table(saved, shown, rows)
-    console = Console()
-    console.width = max(
-        console.width, console.measure(table, options=console.options.update(width=_WIDEST)).maximum
-    )
-    console.print(table)
+    print_whole(inspected_table(saved, shown, rows))
 
 
 def as_data(saved: SavedModel, shown: Sequence[Inspected], rows: Sequence[Inspected]) -> dict[str, Any]:

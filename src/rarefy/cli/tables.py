@@ -6,11 +6,21 @@ import math
 from collections.abc import Iterable
 
 from rich.box import SIMPLE
-from rich.console import Group
+from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
 from rarefy.training.dry_run import CostPlan, ParameterPlan, RunPreview, UpdatePlan
+
+_WIDEST = 400
+
+
+def print_whole(table: Table) -> None:
+    """Prints a table as wide as it is, even where the terminal is narrower."""
+    console = Console()
+    widest = console.measure(table, options=console.options.update(width=_WIDEST)).maximum
+    console.width = max(console.width, widest)
+    console.print(table)
 
 
 def preview_tables(preview: RunPreview) -> Group:

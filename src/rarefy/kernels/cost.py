@@ -1,42 +1,51 @@
-"""Where compact storage pays: the rule behind `compute: auto`, with a table of measured break-even densities."""
+"""Where compact storage pays: the rule behind `compute: auto`, calibrated or from a table of break-even densities."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from dataclasses import dataclass
 
 import torch
 
+from rarefy.kernels.break_even import BreakEven
+from rarefy.kernels.calibration import key_of, measured
 from rarefy.kernels.dispatch import REFERENCE, instruction_set
 
-_OVERHEAD = 3e6  # fixed cost of a forward and backward call, in multiply-adds of one dense matrix product
+_OVERHEAD = 5e6  # of a call, with one thread; a product on n threads does n times as much in that time
 _MARGIN = 1.03  # a layer is left dense unless it is expected to gain this factor
-
-
-@dataclass(frozen=True)
-class BreakEven:
-    """Measured for one instruction set and dtype: sparse = dense / limit · density · (1 + tokens_offset / tokens).
-
-    Args:
-        limit: density at which sparse and dense take equally long with many tokens.
-        tokens_offset: tokens that a call costs on top of those it is given.
-    """
-
-    limit: float
-    tokens_offset: float
 
 
 # Against torch's dense products on a machine with AVX-512 and bfloat16 instructions; lower than measured, never higher.
 TABLE: dict[tuple[str, torch.dtype], BreakEven] = {
-    ("v4", torch.float32): BreakEven(0.65, 8),
-    ("v3", torch.float32): BreakEven(0.55, 8),
-    ("v2", torch.float32): BreakEven(0.25, 8),
-    ("base", torch.float32): BreakEven(0.5, 8),
-    ("v4", torch.bfloat16): BreakEven(0.28, 16),
-    ("v3", torch.bfloat16): BreakEven(0.2, 16),
-    ("v2", torch.bfloat16): BreakEven(0.08, 16),
-    ("base", torch.bfloat16): BreakEven(0.2, 16),
+    ("v4", torch.float32): BreakEven(0.65, 8, _OVERHEAD),
+    ("v3", torch.float32): BreakEven(0.55, 10, _OVERHEAD),
+    ("v2", torch.float32): BreakEven(0.25, 8, _OVERHEAD),
+    ("base", torch.float32): BreakEven(0.5, 8, _OVERHEAD),
+    ("v4", torch.bfloat16): BreakEven(0.28, 16, _OVERHEAD),
+    ("v3", torch.bfloat16): BreakEven(0.2, 16, _OVERHEAD),
+    ("v2", torch.bfloat16): BreakEven(0.08, 16, _OVERHEAD),
+    ("base", torch.bfloat16): BreakEven(0.2, 16, _OVERHEAD),
 }
+
+
+def rule(dtype: torch.dtype) -> BreakEven | None:
+    """The rule in use: what `rarefy bench --calibrate` measured for this process, else the package's table.
+
+    Args:
+        dtype: of the activations.
+
+    Returns:
+        None where there is no kernel for the dtype.
+
+    Example:
+        >>> rule(torch.float64) is None
+        True
+    """
+    ours = None if instruction_set() == REFERENCE else TABLE.get((instruction_set(), dtype))
+    if ours is None:
+        return None
+    cautious = dataclasses.replace(ours, overhead=ours.overhead * torch.get_num_threads())
+    return measured().get(key_of(dtype), cautious)
 
 
 def relative_time(
@@ -57,11 +66,10 @@ def relative_time(
         >>> relative_time(768, 768, 2048, 0.1, torch.float64)
         inf
     """
-    entry = None if instruction_set() == REFERENCE else TABLE.get((instruction_set(), dtype))
-    dense_work = rows * columns * tokens
-    if entry is None or dense_work == 0:
+    found = rule(dtype)
+    if found is None or rows * columns * tokens == 0:
         return math.inf
-    return density / entry.limit * (1 + entry.tokens_offset / tokens) + _OVERHEAD / dense_work
+    return found.relative_time(rows, columns, tokens, density)
 
 
 def pays_off(

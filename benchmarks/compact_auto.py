@@ -1,0 +1,128 @@
+"""The storage that `compute: auto` chooses, against the dense layer: forward and backward of one `nn.Linear`.
+
+By default 40 layers with sparsities from 0.5 to 0.98; with `--edge` each has the lowest sparsity at which the rule
+takes compact storage, where a rule that expects too much shows first. `--cpu_time` for a machine that others keep busy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from interleave import medians
+from torch import Tensor, nn
+
+import rarefy
+from rarefy.kernels import break_even_sparsity
+from rarefy.nn import SparseLinear
+
+SHAPES = [
+    (256, 256),
+    (512, 512),
+    (768, 768),
+    (3072, 768),
+    (768, 3072),
+    (1024, 1024),
+    (2048, 2048),
+    (4096, 4096),
+]
+TOKENS = (1, 8, 64, 512, 2048)
+SPARSITIES = (0.5, 0.7, 0.8, 0.9, 0.98)
+LIMIT = 1.03
+
+
+class Layer(NamedTuple):
+    """A linear layer, the rows of its activations, and the sparsity of its weight."""
+
+    rows: int
+    columns: int
+    tokens: int
+    sparsity: float
+
+
+def layers(at_edge: bool) -> Iterator[Layer]:
+    for number, (shape, tokens) in enumerate(itertools.product(SHAPES, TOKENS)):
+        sparsity = SPARSITIES[(number + number // len(TOKENS)) % len(SPARSITIES)]
+        if at_edge:
+            sparsity = min(0.98, max(0.5, break_even_sparsity(*shape, tokens) + 0.005))
+        yield Layer(*shape, tokens, sparsity)
+
+
+def training(layer: Layer, compute: str | None) -> tuple[nn.Module, Callable[[], None]]:
+    """A model after one training step, so that `auto` knows its tokens, and its forward and backward pass."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(layer.columns, layer.rows))
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    if compute is not None:
+        algorithm = rarefy.Static(layer.sparsity, compute=compute)
+        algorithm.apply(model)
+        algorithm.apply(optimizer)
+    x = torch.randn(layer.tokens, layer.columns, requires_grad=True)
+    step = forward_and_backward(model, x, torch.randn(layer.tokens, layer.rows))
+    step()
+    optimizer.step()
+    return model[0], step
+
+
+def forward_and_backward(model: nn.Module, x: Tensor, grad: Tensor) -> Callable[[], None]:
+    def run() -> None:
+        model.zero_grad()
+        x.grad = None
+        model(x).backward(grad)
+
+    return run
+
+
+def repeated(run: Callable[[], None], times: int) -> Callable[[], None]:
+    def several() -> None:
+        for _ in range(times):
+            run()
+
+    return several
+
+
+def measure(layer: Layer, seconds: float, clock: Callable[[], float]) -> tuple[bool, float, float]:
+    """Whether auto is compact, and the times of masked and compact storage, dense = 1."""
+    chosen, _ = training(layer, "auto")
+    steps = {str(compute): training(layer, compute)[1] for compute in (None, "masked", "compact")}
+    start = clock()
+    steps["None"]()
+    once = max(clock() - start, 1e-5)
+    calls = max(1, round(2e-3 / once))
+    rounds = min(31, max(3, round(seconds / (3 * once * calls))))
+    found = medians({name: repeated(run, calls) for name, run in steps.items()}, rounds, clock=clock)
+    is_compact = isinstance(chosen, SparseLinear)
+    return is_compact, found["masked"] / found["None"], found["compact"] / found["None"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--edge", action="store_true")
+    parser.add_argument("--cpu_time", action="store_true", help="of one thread")
+    parser.add_argument("--seconds", type=float, default=2.0, help="for each layer, about")
+    parser.add_argument("--largest", type=float, default=4e10, help="rows x columns x tokens")
+    arguments = parser.parse_args()
+    if arguments.cpu_time:
+        torch.set_num_threads(1)
+    clock = time.thread_time if arguments.cpu_time else time.perf_counter
+    worst, missed, taken = 0.0, 0, 0
+    for layer in layers(arguments.edge):
+        if layer.rows * layer.columns * layer.tokens > arguments.largest:
+            continue
+        is_compact, masked, compact = measure(layer, arguments.seconds, clock)
+        is_missed = not is_compact and compact * LIMIT < masked
+        taken, missed = taken + is_compact, missed + is_missed
+        worst = max(worst, compact if is_compact else 0.0)
+        verdict = "SLOWER" if is_compact and compact > LIMIT else "gain missed" if is_missed else ""
+        shape = f"[{layer.rows}, {layer.columns}] x {layer.tokens} at {layer.sparsity:.3f}"
+        choice = "compact" if is_compact else "masked"
+        print(f"{shape:32} masked {masked:5.2f} compact {compact:5.2f} auto {choice:8}{verdict}", flush=True)
+    print(f"compact for {taken} layers, at worst {worst:.3f} of dense (limit {LIMIT}); {missed} gains missed")
+
+
+if __name__ == "__main__":
+    main()
