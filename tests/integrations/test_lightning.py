@@ -21,7 +21,9 @@ from rarefy.integrations.lightning import SparsityCallback  # noqa: E402
 STEPS = 30
 STATIC = {"sparsity": 0.75, "seed": 3}
 RIGL = {"algorithm": "rigl", "sparsity": 0.75, "seed": 3, "update": {"freq": 3, "stop": 25}}
-SPARSITY = {"static": STATIC, "rigl": RIGL}
+COMPACT = {"compute": "compact", "param_filter": ["*0.weight", "*7.weight"]}
+COMPACTS = {"static, compact": {**STATIC, **COMPACT}, "rigl, compact": {**RIGL, **COMPACT}}
+SPARSITY = {**COMPACTS, "static": STATIC, "rigl": RIGL}
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec.. is deprecated:FutureWarning"),

@@ -164,8 +164,9 @@ def assert_same_run(sparsity, losses, other_sparsity, other_losses, tolerance=1e
 
 @pytest.mark.parametrize("algorithm", SPARSITY)
 @pytest.mark.parametrize("kind", MODELS)
-def test_the_trainer_does_what_the_plain_loop_does(kind, algorithm, tmp_path):
-    callback = SparsityCallback(SPARSITY[algorithm])
+@pytest.mark.parametrize("compute", ["masked", "compact"])
+def test_the_trainer_does_what_the_plain_loop_does(compute, kind, algorithm, tmp_path):
+    callback = SparsityCallback({**SPARSITY[algorithm], "compute": compute})
     trainer = trainer_of(tmp_path, make(kind), kind, callback)
     first = masks_of(callback.sparsity)
     trainer.train()
@@ -175,8 +176,9 @@ def test_the_trainer_does_what_the_plain_loop_does(kind, algorithm, tmp_path):
     assert_exact_zeros(callback.sparsity, trainer.optimizer.optimizer)
 
 
-def test_gradients_are_accumulated_as_in_the_plain_loop(tmp_path):
-    callback = SparsityCallback(RIGL)
+@pytest.mark.parametrize("compute", ["masked", "compact"])
+def test_gradients_are_accumulated_as_in_the_plain_loop(compute, tmp_path):
+    callback = SparsityCallback({**RIGL, "compute": compute})
     trainer = trainer_of(tmp_path, make("gpt2"), "gpt2", callback, accumulate=2)
     trainer.train()
     expected = plain_loop(make("gpt2"), "gpt2", RIGL, accumulate=2)
@@ -274,10 +276,12 @@ def no_warnings(caplog):
 
 @pytest.mark.parametrize("elsewhere", [False, True], ids=["same folder", "moved"])
 @pytest.mark.parametrize("algorithm", SPARSITY)
+@pytest.mark.parametrize("compute", ["masked", "compact"])
 @pytest.mark.usefixtures("no_warnings")
-def test_a_resumed_run_is_the_uninterrupted_run(algorithm, elsewhere, tmp_path):
+def test_a_resumed_run_is_the_uninterrupted_run(compute, algorithm, elsewhere, tmp_path):
     """Step 15 is an update step: connections that were just grown are zero, and active."""
-    whole = SparsityCallback(SPARSITY[algorithm])
+    config = {**SPARSITY[algorithm], "compute": compute}
+    whole = SparsityCallback(config)
     trainer = trainer_of(
         tmp_path / "whole", make_noisy(), "gpt2", whole, save_strategy="steps", save_steps=15
     )
@@ -285,12 +289,32 @@ def test_a_resumed_run_is_the_uninterrupted_run(algorithm, elsewhere, tmp_path):
     folder = tmp_path / "whole" / "checkpoint-15"
     if elsewhere:
         folder = folder.rename(tmp_path / "moved")
-    second = SparsityCallback({**SPARSITY[algorithm], "seed": 99})
+    second = SparsityCallback({**config, "seed": 99})
     resumed = trainer_of(tmp_path / "whole", make_noisy(), "gpt2", second)
     resumed.train(resume_from_checkpoint=str(folder))
     assert_identical(snapshot_of(trainer), snapshot_of(resumed))
     assert_same_run(whole.sparsity, losses_of(trainer), second.sparsity, losses_of(resumed), tolerance=0)
     assert_exact_zeros(second.sparsity, resumed.optimizer.optimizer)
+
+
+@pytest.mark.parametrize("storages", [("masked", "compact"), ("compact", "masked"), ("compact", "auto")])
+def test_a_run_goes_on_with_another_storage(storages, tmp_path):
+    callbacks = [SparsityCallback({**RIGL, "compute": compute}) for compute in storages]
+    first = trainer_of(tmp_path, make("gpt2"), "gpt2", callbacks[0], save_strategy="steps", save_steps=15)
+    first.train()
+    second = trainer_of(tmp_path, make("gpt2"), "gpt2", callbacks[1])
+    second.train(resume_from_checkpoint=str(tmp_path / "checkpoint-15"))
+    assert_same_run(callbacks[0].sparsity, losses_of(first), callbacks[1].sparsity, losses_of(second))
+
+
+def test_compact_weights_decay_as_weights_do(tmp_path):
+    model = make("gpt2")
+    trainer = trainer_of(
+        tmp_path, model, "gpt2", SparsityCallback({**RIGL, "compute": "compact"}), weight_decay=0.1
+    )
+    decayed, plain = trainer.create_optimizer().param_groups
+    values = {parameter for name, parameter in model.named_parameters() if name.endswith(".values")}
+    assert values and values <= set(decayed["params"]) and not values & set(plain["params"])
 
 
 def test_nothing_is_saved_but_json_and_tensors(tmp_path):
@@ -351,8 +375,9 @@ def test_the_best_model_comes_back_with_its_own_masks(tmp_path):
 
 @pytest.mark.parametrize("shard", ["1GB", "4KB"])
 @pytest.mark.parametrize("kind", MODELS)
-def test_a_saved_model_loads_as_a_dense_one(kind, shard, tmp_path, caplog):
-    callback, model = SparsityCallback({**RIGL, "update": {"freq": 2}}), make(kind)
+@pytest.mark.parametrize("compute", ["masked", "compact"])
+def test_a_saved_model_loads_as_a_dense_one(compute, kind, shard, tmp_path, caplog):
+    callback, model = SparsityCallback({**RIGL, "compute": compute, "update": {"freq": 2}}), make(kind)
     trainer_of(tmp_path, model, kind, callback, max_steps=2).train()
     model.save_pretrained(tmp_path / "saved", max_shard_size=shard)
     caplog.clear()
@@ -361,9 +386,10 @@ def test_a_saved_model_loads_as_a_dense_one(kind, shard, tmp_path, caplog):
     assert set(dense.state_dict()) == set(make(kind).state_dict())
     for parameter in sparse_parameters(callback.sparsity):
         weight = dense.get_parameter(parameter.name).detach()
-        assert torch.equal(weight, parameter.weight.detach()) and not weight[~parameter.mask].any()
+        assert torch.equal(weight, parameter.dense_weight()) and not weight[~parameter.mask].any()
     batch = torch.utils.data.default_collate(samples(kind, 2))
-    assert torch.equal(dense(**batch).loss, model.eval()(**batch).loss)
+    tolerance = 0.0 if compute == "masked" else 1e-5
+    torch.testing.assert_close(dense(**batch).loss, model.eval()(**batch).loss, rtol=tolerance, atol=0.0)
 
 
 def test_masks_stay_in_the_state_dict_of_the_model(tmp_path):

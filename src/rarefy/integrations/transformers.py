@@ -8,6 +8,7 @@ from typing import Any
 
 import safetensors.torch
 from torch import nn
+from torch.optim import Optimizer
 
 from rarefy.algorithms.base import SparsityAlgorithm
 from rarefy.algorithms.group import Group
@@ -17,6 +18,9 @@ from rarefy.integrations.accelerate import unwrapped_optimizer
 from rarefy.integrations.metrics import sparsity_metrics
 from rarefy.integrations.requirements import require
 from rarefy.integrations.signed_zeros import carry_masks
+from rarefy.optimizer_state import saved_indices
+from rarefy.saved_state import KEY
+from rarefy.storage import checksum
 from rarefy.training import nested
 from rarefy.training.matching import MASK_SUFFIX
 from rarefy.training.tensor_file import encode_tensors, snapshot
@@ -54,6 +58,7 @@ class SparsityCallback(TrainerCallback):
         self.config, self.num_steps, self.log_parameters = config, num_steps, log_parameters
         self._sparsity: SparsityAlgorithm | Group | None = None
         self._model: nn.Module | None = None
+        self._optimizer: Optimizer | None = None
         self._untrained: dict[str, float] = {}
 
     @property
@@ -76,7 +81,7 @@ class SparsityCallback(TrainerCallback):
         if objects["model"] is not self._model:
             self._begin(args, objects["model"])
         if objects.get("optimizer") is not None:
-            self.sparsity.apply(unwrapped_optimizer(objects["optimizer"]))
+            self._follow(unwrapped_optimizer(objects["optimizer"]), None)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **objects: Any) -> None:
         """Takes back the state of a checkpoint that the Trainer loaded, and follows the optimizer."""
@@ -88,12 +93,13 @@ class SparsityCallback(TrainerCallback):
             )
         if model is not self._model:
             self._begin_anew(args, model, is_resumed=saved is not None)
-        if saved is not None:
-            self.sparsity.load_state_dict(decode_state(saved))
-        elif self._untrained:
+        if saved is None and self._untrained:
             self._refuse_other_weights()
         self._untrained = {}
-        self.sparsity.apply(unwrapped_optimizer(objects["optimizer"]))
+        loaded = None if saved is None else decode_state(saved)
+        self._follow(unwrapped_optimizer(objects["optimizer"]), loaded)
+        if loaded is not None:
+            self.sparsity.load_state_dict(loaded)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **objects: Any) -> None:
         """Puts the state of the algorithms where the Trainer's next checkpoint finds it."""
@@ -116,7 +122,7 @@ class SparsityCallback(TrainerCallback):
         num_steps = self.num_steps or (args.max_steps if args.max_steps > 0 else None)
         self._sparsity = configure(self.config, num_steps=num_steps, seed=args.seed)
         self.sparsity.apply(model)
-        self._model, self._untrained = model, self._actual()
+        self._model, self._optimizer, self._untrained = model, None, self._actual()
         carry_masks(model, list(self._untrained))
         _save_without_masks(model, self._untrained)
 
@@ -130,6 +136,27 @@ class SparsityCallback(TrainerCallback):
         self._begin(args, model)
         if is_resumed:
             model.load_state_dict(loaded, strict=False)
+
+    def _follow(self, optimizer: Optimizer, loaded: Any) -> None:
+        """Follows an optimizer that the Trainer may have built, and given the state of a checkpoint, just before."""
+        if optimizer is self._optimizer:
+            return
+        raw = optimizer.state_dict()
+        self.sparsity.apply(optimizer)
+        self._optimizer = optimizer
+        if loaded is not None:
+            optimizer.load_state_dict({**raw, KEY: self._topology(optimizer, loaded)})
+
+    def _topology(self, optimizer: Optimizer, loaded: Any) -> dict[int, int]:
+        """The entry that torch drops from a state dict when it loads one without rarefy's hooks."""
+        indices, states = saved_indices(optimizer), loaded if isinstance(loaded, list) else [loaded]
+        kinds = {name: kind for state in states for name, kind in state["storage"].items()}
+        weights = [one for leaf in self.sparsity.algorithms for one in leaf.parameters.values()]
+        return {
+            indices[one.weight]: checksum(one.mask)
+            for one in weights
+            if kinds.get(one.name) == "compact" and one.weight in indices
+        }
 
     def _actual(self) -> dict[str, float]:
         leaves = self.sparsity.algorithms
