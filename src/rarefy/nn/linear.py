@@ -347,7 +347,7 @@ class SparseLinear(nn.Linear):
 
     def release_dense_gradient(self) -> None:
         """Forgets the dense gradient and stops computing it."""
-        self.__dict__.pop("_probe", None)
+        self._probe = None
 
     @property
     def dense_gradient(self) -> Tensor | None:
