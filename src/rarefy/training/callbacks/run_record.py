@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from rarefy.errors import RarefyError
+from rarefy.filters import candidates
 from rarefy.training.batches import count
 from rarefy.training.callbacks.log_sparsity import actual_of, algorithms_of, parameters_of
 from rarefy.training.distributed import is_first
@@ -52,7 +53,7 @@ class RunRecord(Callback):
             "total_steps": trainer.total_steps,
             "sessions": [*before.get("sessions", []), session],
             "checkpoint_root": _checkpoint_root(trainer),
-            "weights": sum(parameter.numel() for parameter in trainer.model.parameters()),
+            "weights": sum(one.shape.numel() for one in candidates(trainer.model)),
             "sparse": dict(_sparse_facts(trainer)),
         }
         self._flops = None
@@ -60,7 +61,8 @@ class RunRecord(Callback):
 
     def on_before_forward(self, trainer: TrainerView, batch: Any) -> None:
         """Counts operations in the first forward pass of the run."""
-        if "forward" not in self._record and trainer.model.training and not _is_compiled(trainer.model):
+        starts = "sparse" in self._record and "forward" not in self._record
+        if starts and trainer.model.training and not _is_compiled(trainer.model):
             self._flops = self._counting.enter_context(ForwardFlops(trainer.model))
 
     def on_after_forward(self, trainer: TrainerView, outputs: Any, batch: Any) -> None:
@@ -117,7 +119,7 @@ def read_record(folder: Path) -> dict[str, Any]:
 def model_target(trainer: TrainerView) -> float:
     """The target sparsity over all sparse parameters, as the latest update set it; 0 for a dense run."""
     sizes = [
-        (leaf.target_sparsity, parameter.mask.numel())
+        (leaf.target_sparsity, parameter.shape.numel())
         for leaf in algorithms_of(trainer)
         for parameter in leaf.parameters.values()
     ]
