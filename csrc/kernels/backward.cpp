@@ -37,13 +37,16 @@ void add_column_sums(const float* tile, int columns, float* sums) {
 
 constexpr float kNoValues[4] = {};
 
-// One row of Wᵀ in one panel.
+// One row of Wᵀ in one panel. The sums over lanes of four connections are taken while the next four are multiplied:
+// they wait for long chains of additions, and instructions retire in order (12% of the pass with AVX2).
 template <int NV, bool kGradX, bool kGradValues>
 struct Row {
   const uint16_t* offsets;
   const float* values;
   const float* grad_panel;
+  float* value_sums;
   Vec x[NV], grad_x[NV];
+  Vec first_pair, second_pair;  // x · dL/dy of the last four connections, folded
 
   // dL/dx of this row += value · dL/dy; returns x · dL/dy, still spread over the lanes.
   template <class Value>
@@ -58,15 +61,31 @@ struct Row {
     return product;
   }
 
-  __attribute__((always_inline)) void run(int64_t q, int64_t end, float* value_sums) {
-    for (; q + 4 <= end; q += 4) {
-      const FourValues value(kGradX ? values + q : kNoValues);
-      const FourOffsets offset(offsets + q);
-      const Vec a = nonzero(value.template get<0>(), offset.get<0>());
-      const Vec b = nonzero(value.template get<1>(), offset.get<1>());
-      const Vec c = nonzero(value.template get<2>(), offset.get<2>());
-      const Vec d = nonzero(value.template get<3>(), offset.get<3>());
-      if (kGradValues) *reinterpret_cast<UnalignedVec4*>(value_sums + q) += lane_sums(a, b, c, d);
+  __attribute__((always_inline)) void add_sums(int64_t q, Vec folded) {
+    *reinterpret_cast<UnalignedVec4*>(value_sums + q) += lane_sums(folded);
+  }
+
+  // Connections q to q + 3, and the sums of the four before them.
+  template <bool kSums>
+  __attribute__((always_inline)) void four(int64_t q) {
+    const FourValues value(kGradX ? values + q : kNoValues);
+    const FourOffsets offset(offsets + q);
+    Vec folded{};
+    const Vec a = nonzero(value.template get<0>(), offset.get<0>());
+    if (kSums) folded = fold_pairs(first_pair, second_pair);
+    const Vec b = nonzero(value.template get<1>(), offset.get<1>());
+    if (kSums) add_sums(q - 4, folded);
+    const Vec c = nonzero(value.template get<2>(), offset.get<2>());
+    if (kGradValues) first_pair = fold(a, b);
+    const Vec d = nonzero(value.template get<3>(), offset.get<3>());
+    if (kGradValues) second_pair = fold(c, d);
+  }
+
+  __attribute__((always_inline)) void run(int64_t q, int64_t end) {
+    if (q + 4 <= end) {
+      four<false>(q);
+      for (q += 4; q + 4 <= end; q += 4) four<kGradValues>(q);
+      if (kGradValues) add_sums(q - 4, fold_pairs(first_pair, second_pair));
     }
     for (; q < end; q++) {
       const Vec a = nonzero(kGradX ? values[q] : 0.f, offsets[q]);
@@ -79,7 +98,7 @@ template <int NV, bool kGradX, bool kGradValues>
 void backward_panel(const Panels& t, int panel, Range rows, const Share& share, const float* grad_panel,
                     const Tiles& tiles) {
   const int32_t* starts = t.starts + static_cast<int64_t>(panel) * t.rows;
-  Row<NV, kGradX, kGradValues> r{t.offsets, share.values, grad_panel, {}, {}};
+  Row<NV, kGradX, kGradValues> r{t.offsets, share.values, grad_panel, share.value_sums, {}, {}, {}, {}};
   for (int row = rows.begin; row < rows.end; row++) {
     const size_t at = static_cast<size_t>(row - rows.begin) * NV * kLanes;
     Vec* grad_x = reinterpret_cast<Vec*>(tiles.grad_x + at);
@@ -87,7 +106,7 @@ void backward_panel(const Panels& t, int panel, Range rows, const Share& share, 
       if (kGradValues) r.x[k] = reinterpret_cast<const Vec*>(tiles.x + at)[k];
       if (kGradX) r.grad_x[k] = panel == 0 ? Vec{} : grad_x[k];
     }
-    r.run(starts[row], starts[row + 1], share.value_sums);
+    r.run(starts[row], starts[row + 1]);
     if (kGradX) {
       RAREFY_UNROLL for (int k = 0; k < NV; k++) grad_x[k] = r.grad_x[k];
     }
