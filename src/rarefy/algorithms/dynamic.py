@@ -28,11 +28,10 @@ class DynamicSparsityAlgorithm(SparsityAlgorithm):
         generator: a CPU generator, fresh for every parameter and update; the source of all randomness.
 
     Example:
-        >>> from rarefy import masks
         >>> class KeepLarge(DynamicSparsityAlgorithm):
         ...     '''Keeps the largest weights.'''
         ...     def update_mask(self, weight, mask, sparsity, dense_grad):
-        ...         return masks.keep_top(weight.abs(), masks.kept_count(weight.numel(), sparsity))
+        ...         return self.keep_top(weight.abs(), sparsity)
         >>> layer = torch.nn.Linear(10, 10)
         >>> KeepLarge(0.9).apply(layer)
         >>> int(layer.weight_mask.sum())
@@ -60,6 +59,18 @@ class DynamicSparsityAlgorithm(SparsityAlgorithm):
             Bool tensor of the shape of `weight`.
         """
 
+    def keep_top(self, scores: Tensor, sparsity: float) -> Tensor:
+        """The mask of the highest scores at a sparsity, which obeys the `pattern` of this algorithm.
+
+        Args:
+            scores: the shape of the weight that `update_mask` was given; higher = keep.
+            sparsity: fraction of inactive connections, in [0, 1].
+
+        Returns:
+            Bool tensor of the shape of `scores`.
+        """
+        return self.pattern.structure.keep_top(scores, sparsity)
+
     @torch.no_grad()
     def update(self) -> None:
         """Recomputes the topology of every parameter now."""
@@ -73,11 +84,14 @@ class DynamicSparsityAlgorithm(SparsityAlgorithm):
         if self.needs_dense_grad and dense_grad is None:
             return
         self.generator = generator_for(self.seed or 0, parameter.name, self.updates)
-        split = parameter.pattern.split
+        split, require = parameter.pattern.split, parameter.pattern.structure.require
         weights, old_masks = split(weight), split(parameter.mask)
         grads = split(dense_grad) if dense_grad is not None else [None] * len(weights)
+        source, advice = f"{type(self).__name__}.update_mask", "choose with self.keep_top(scores, sparsity)"
         pieces = [
-            check_mask(self.update_mask(w, mask, sparsity, grad), w, f"{type(self).__name__}.update_mask")
+            require(
+                check_mask(self.update_mask(w, mask, sparsity, grad), w, source), sparsity, source, advice
+            )
             for w, mask, grad in zip(weights, old_masks, grads, strict=True)
         ]
         self._set_mask(parameter, parameter.pattern.merge(pieces))
