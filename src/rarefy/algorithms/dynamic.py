@@ -84,17 +84,20 @@ class DynamicSparsityAlgorithm(SparsityAlgorithm):
         if self.needs_dense_grad and dense_grad is None:
             return
         self.generator = generator_for(self.seed or 0, parameter.name, self.updates)
-        split, require = parameter.pattern.split, parameter.pattern.structure.require
+        split = parameter.pattern.split
         weights, old_masks = split(weight), split(parameter.mask)
         grads = split(dense_grad) if dense_grad is not None else [None] * len(weights)
-        source, advice = f"{type(self).__name__}.update_mask", "choose with self.keep_top(scores, sparsity)"
         pieces = [
-            require(
-                check_mask(self.update_mask(w, mask, sparsity, grad), w, source), sparsity, source, advice
-            )
+            self._checked(self.update_mask(w, mask, sparsity, grad), w, sparsity)
             for w, mask, grad in zip(weights, old_masks, grads, strict=True)
         ]
         self._set_mask(parameter, parameter.pattern.merge(pieces))
+
+    def _checked(self, mask: Tensor, weight: Tensor, sparsity: float) -> Tensor:
+        """What `update_mask` returned, if it is a mask that obeys the pattern."""
+        source, advice = f"{type(self).__name__}.update_mask", "choose with self.keep_top(scores, sparsity)"
+        mask = check_mask(mask, weight, source)
+        return self.pattern.structure.require(mask, sparsity, source, advice)
 
     def _dense_gradient(self, parameter: SparseParameter) -> Tensor | None:
         """The mean dense gradient of this step; None without one (a frozen weight keeps its topology)."""
