@@ -170,6 +170,26 @@ def test_validate_only_writes_nothing(params: Path) -> None:
     assert not (params.parent / "out").exists()
 
 
+def test_validate_only_shows_pattern_and_distribution(params: Path) -> None:
+    block = "{sparsity: 0.5, param_filter: {body*t: {pattern: {n: 2, m: 4}}, middle*t: {pattern: {block: [4, 4]}}}}"
+    result = rarefy("run", params, "--validate_only", "--set", f"trainer.init.sparsity={block}")
+    assert result.exit_code == 0, result.output
+    body, middle = (line for line in result.stdout.splitlines() if "static" in line and ".weight" in line)
+    assert "64 of 128" in body and "{n: 2, m: 4}" in body
+    assert "128 of 256" in middle and "{block: [4, 4]}" in middle
+    block = "{sparsity: 0.9, distribution: erk}"
+    result = rarefy("run", params, "--validate_only", "--set", f"trainer.init.sparsity={block}")
+    assert "0.9315" in next(line for line in result.stdout.splitlines() if "middle.weight" in line)
+
+
+def test_a_sparsity_that_is_not_n_of_m_is_one_line(params: Path) -> None:
+    block = "{sparsity: 0.9, pattern: {n: 2, m: 4}}"
+    result = rarefy("run", params, "--set", f"trainer.init.sparsity={block}")
+    assert result.exit_code == 2
+    assert result.stderr.count("\n") == 1
+    assert "trainer.init.sparsity.sparsity: 0.9 is not allowed; give 0.5, which is 1 − n/m" in result.stderr
+
+
 def test_verbose_names_every_parameter(params: Path) -> None:
     result = rarefy("run", params, "--validate_only", "--logging", "VERBOSE")
     lines = result.stderr.splitlines()

@@ -15,6 +15,7 @@ from rarefy.errors import RarefyError
 from rarefy.initializers import INITIALIZERS
 from rarefy.patterns import Pattern
 from rarefy.schedules import AtSteps, Constant, Cosine, Cycling, EveryNSteps, Polynomial
+from rarefy.structures import Blocks
 
 RIGL = {"algorithm": "rigl", "sparsity": 0.9}
 CUBIC = {"type": "polynomial", "init": 0, "final": 0.9, "start": 0, "stop": "50%"}
@@ -62,7 +63,7 @@ def test_every_option_arrives():
         "algorithm": "rigl", "sparsity": [0.5, 0.6], "init_method": "topk", "param_filter": ["0.*", "1.*"],
         "update": {"freq": 5, "start": 10, "stop": 50},
         "drop_fraction": {"type": "cosine", "init": 0.3, "half_period": 9},
-        "balance_in_groups": 2, "distribution": "uniform", "pattern": "unstructured", "compute": "masked", "seed": 4,
+        "balance_in_groups": 2, "distribution": "erk", "pattern": {"block": [2, 1]}, "compute": "masked", "seed": 4,
     }  # fmt: skip
     algorithm = configure(block, seed=99)
     assert algorithm.sparsity == Cycling([0.5, 0.6])
@@ -70,7 +71,8 @@ def test_every_option_arrives():
     assert algorithm.globs == ("0.*", "1.*")
     assert algorithm.update_schedule == EveryNSteps(freq=5, start=10, stop=50)
     assert algorithm.drop_fraction == Cosine(init=0.3, half_period=9)
-    assert (algorithm.pattern, algorithm.compute, algorithm.seed) == (Pattern(1, 2), "masked", 4)
+    assert (algorithm.pattern, algorithm.distribution) == (Pattern(1, 2, Blocks(2, 1)), "erk")
+    assert (algorithm.compute, algorithm.seed) == ("masked", 4)
 
 
 def test_the_callers_block_stays_as_it_is():
@@ -241,6 +243,9 @@ def test_start_or_stop_without_freq_warns(update):
          "sparsity.drop_fraction is -0.05 at step 35, outside [0, 1]; it is clamped"),
         ({**RIGL, "sparsity": lambda step: 2.0, "update": {"steps": [7]}},
          "sparsity.sparsity is 2 at step 7, outside [0, 1]; it is clamped"),
+        ({"algorithm": "gmp", "sparsity": {"type": "linear", "init": 0, "slope": 0.1}, "update": {"steps": [4, 6]},
+          "pattern": {"n": 2, "m": 4}},
+         "sparsity.sparsity is 0.6 at step 6, outside [0, 0.5]; it is clamped"),
     ],
 )  # fmt: skip
 def test_a_schedule_that_leaves_the_unit_interval_on_an_update_step_warns(options, message):
@@ -255,6 +260,19 @@ def test_no_warning_where_it_leaves_between_or_after_the_update_steps(update):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         configure({"algorithm": "gmp", "sparsity": schedule, "update": update}, num_steps=99)
+
+
+def test_a_drop_fraction_that_drops_nothing_of_n_warns():
+    block = {"algorithm": "set", "sparsity": 0.75, "pattern": {"n": 1, "m": 4}}
+    with pytest.warns(UserWarning) as caught:
+        configure(block)
+    assert [str(warning.message) for warning in caught] == [
+        "sparsity.drop_fraction 0.3 drops none of 1 in a group of 4, so masks never change; give 0.51 or more"
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        configure({**block, "drop_fraction": 0.51})
+        configure({**block, "sparsity": 0.5, "pattern": {"n": 2, "m": 4}})
 
 
 def test_clamping_really_happens():

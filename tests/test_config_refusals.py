@@ -204,14 +204,55 @@ CASES = [
         "two",
     ),
     (
-        {**RIGL, "distribution": "erk"},
-        "sparsity.distribution: erk (not available yet) is not allowed; give uniform (example: distribution: "
-        "uniform)",
+        {**RIGL, "distribution": "erg"},
+        "sparsity.distribution: 'erg' is not allowed; give uniform, er or erk (example: distribution: erk)",
+    ),
+    (
+        {"sparsity": 0.5, "distribution": "erk", "pattern": {"n": 2, "m": 4}},
+        "sparsity.distribution: erk with the pattern {n: 2, m: 4} is not allowed; give uniform, as every weight keeps "
+        "n of m",
+    ),
+    (
+        {**RIGL, "pattern": {"n": 4, "m": 2}},
+        "sparsity.pattern: {'n': 4, 'm': 2} is not allowed; give whole numbers 1 ≤ n < m: n of every m inputs are "
+        "active (example: pattern: {n: 2, m: 4})",
+    ),
+    (
+        {**RIGL, "pattern": {"block": 8}},
+        "sparsity.pattern.block: 8 is not allowed; give two whole numbers ≥ 1, the outputs and inputs of a block "
+        "(example: pattern: {block: [8, 8]})",
     ),
     (
         {**RIGL, "pattern": {"n": 2, "m": 4}},
-        "sparsity.pattern: {'n': 2, 'm': 4} (not available yet) is not allowed; give unstructured (example: "
-        "pattern: unstructured)",
+        "sparsity.sparsity: 0.9 is not allowed; give 0.5, which is 1 − n/m for {n: 2, m: 4}",
+    ),
+    (
+        {"algorithm": "set", "sparsity": 0.6, "pattern": {"n": 1, "m": 3}},
+        "sparsity.sparsity: 0.6 is not allowed; give 0.666667, which is 1 − n/m for {n: 1, m: 3}",
+    ),
+    (
+        {"algorithm": "gmp", "sparsity": [0.25, 0.75], "pattern": {"n": 2, "m": 4}},
+        "sparsity.sparsity[1]: 0.75 is not allowed; give 0.5, which is 1 − n/m for {n: 2, m: 4}",
+    ),
+    (
+        {"algorithm": "gmp", "sparsity": [0, 0.25], "pattern": {"n": 2, "m": 4}},
+        "sparsity.sparsity[1]: 0.25 is not allowed; give 0.5, which is 1 − n/m for {n: 2, m: 4}",
+    ),
+    (
+        {
+            "algorithm": "gmp",
+            "sparsity": {"type": "exp", "init": 0, "gamma": -0.1},
+            "pattern": {"n": 2, "m": 4},
+        },
+        "sparsity.sparsity.final: 1 is not allowed; give 0.5, which is 1 − n/m for {n: 2, m: 4}",
+    ),
+    (
+        {
+            "algorithm": "set",
+            "sparsity": {"type": "power", "init": 0.9, "beta": 0.5},
+            "pattern": {"n": 2, "m": 4},
+        },
+        "sparsity.sparsity.init: 0.9 is not allowed; give at most 0.5, which is 1 − n/m for {n: 2, m: 4}",
     ),
     (
         {**RIGL, "compute": "sparse"},

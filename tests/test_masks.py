@@ -47,6 +47,39 @@ def test_keep_top_is_the_head_of_a_stable_sort(values, count, dtype):
     assert masks.keep_top(scores, count).tolist() == naive_top(scores.tolist(), everything, count)
 
 
+@given(st.integers(1, 5), st.integers(1, 40), st.integers(-2, 45), st.integers(0, 99), dtypes)
+def test_keep_top_in_rows_is_keep_top_of_each_row(rows, columns, count, seed, dtype):
+    scores = some_scores(rows, columns, seed).to(dtype)
+    expected = torch.stack([masks.keep_top(row, count) for row in scores])
+    assert torch.equal(masks.keep_top_in_rows(scores, count), expected)
+
+
+@given(st.integers(1, 5), st.integers(1, 40), st.integers(0, 40), st.floats(0, 1), st.integers(0, 99), dtypes)
+def test_drop_and_grow_is_dropping_then_growing_in_each_row(rows, columns, count, fraction, seed, dtype):
+    mask, drop, grow = (some_scores(rows, columns, seed + i) for i in range(3))
+    mask, drop, grow = mask > 0.5, drop.to(dtype), grow.to(dtype)
+    found = masks.drop_and_grow(mask, drop, grow, count, fraction)
+    for row, before, low, high in zip(found, mask, drop, grow, strict=True):
+        active = int(before.sum())
+        stay = count if active == columns else min(active - round(fraction * active), count)
+        kept = masks.drop_lowest(before, low, active - stay)
+        assert torch.equal(row, masks.grow_highest(kept, high, count - stay))
+
+
+def some_scores(rows, columns, seed):
+    """Few values, so that there are many ties."""
+    values = torch.tensor([0.0, -0.0, 1.0, -1.0, 0.5, 2.0, INF, -INF, NAN])
+    generator = torch.Generator().manual_seed(seed)
+    return values[torch.randint(len(values), (rows, columns), generator=generator)]
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (1, 0), (0, 0)])
+def test_rows_that_are_empty(shape):
+    empty = torch.zeros(shape)
+    assert masks.keep_top_in_rows(empty, 2).shape == shape
+    assert masks.drop_and_grow(empty.bool(), empty, empty, 0, 0.5).shape == shape
+
+
 @given(SCORES, st.data(), st.integers(-2, 45), dtypes)
 def test_drop_lowest(values, data, count, dtype):
     scores = torch.tensor(values, dtype=dtype)

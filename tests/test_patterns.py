@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from rarefy.errors import ConfigError
 from rarefy.patterns import Pattern, parse_pattern
+from rarefy.structures import FREE, Blocks, NOfM
 
 
 @given(
@@ -85,17 +86,46 @@ def test_only_one_balance():
 
 
 @pytest.mark.parametrize(
-    ("pattern", "shown"),
+    ("pattern", "structure"),
     [
-        ({"n": 2, "m": 4}, "{'n': 2, 'm': 4} (not available yet)"),
-        ({"block": [8, 8]}, "{'block': [8, 8]} (not available yet)"),
-        ("blocky", "'blocky'"),
-        ({"n": 2}, "{'n': 2}"),
+        ("unstructured", FREE),
+        ({"n": 2, "m": 4}, NOfM(2, 4)),
+        ({"block": [8, 16]}, Blocks(8, 16)),
+        ({"block": (1, 4)}, Blocks(1, 4)),
     ],
 )
-def test_other_patterns_are_refused(pattern, shown):
+def test_structures(pattern, structure):
+    assert parse_pattern(pattern, None, None) == Pattern(structure=structure)
+    assert parse_pattern(pattern, None, 2) == Pattern(0, 2, structure)
+
+
+@pytest.mark.parametrize("pattern", ["blocky", {"n": 2}, {"n": 2, "m": 4, "block": [2, 2]}, {}, None, 4])
+def test_other_patterns_are_refused(pattern):
     with pytest.raises(ConfigError) as caught:
         parse_pattern(pattern, None, None)
     assert str(caught.value) == (
-        f"pattern: {shown} is not allowed; give unstructured (example: pattern: unstructured)"
+        f"pattern: {pattern!r} is not allowed; give unstructured, {{n: 2, m: 4}} or {{block: [8, 8]}} "
+        "(example: pattern: {n: 2, m: 4})"
+    )
+
+
+@pytest.mark.parametrize(
+    ("n", "m"), [(4, 4), (5, 4), (0, 4), (-1, 4), (2, 0), (1.0, 4), (True, 4), ("2", "4")]
+)
+def test_n_is_below_m_and_both_are_counts(n, m):
+    with pytest.raises(ConfigError) as caught:
+        parse_pattern({"n": n, "m": m}, None, None)
+    assert str(caught.value) == (
+        f"pattern: {{'n': {n!r}, 'm': {m!r}}} is not allowed; give whole numbers 1 ≤ n < m: n of every m inputs "
+        "are active (example: pattern: {n: 2, m: 4})"
+    )
+
+
+@pytest.mark.parametrize("block", [8, [8], [8, 8, 8], [0, 8], [8, 1.5], ["8", 8], "88", None, {"r": 8}])
+def test_blocks_are_two_counts(block):
+    with pytest.raises(ConfigError) as caught:
+        parse_pattern({"block": block}, None, None)
+    assert str(caught.value) == (
+        f"pattern.block: {block!r} is not allowed; give two whole numbers ≥ 1, the outputs and inputs of a block "
+        "(example: pattern: {block: [8, 8]})"
     )

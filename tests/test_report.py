@@ -33,6 +33,24 @@ def test_rows_are_measured_from_the_masks():
     assert summary(sparsity).rows[0].actual == 1.0 and summary(sparsity).rows[0].target == 0.75
 
 
+def test_rows_tell_the_exact_count_and_the_pattern():
+    _, sparsity = applied({"sparsity": 0.5, "pattern": {"n": 2, "m": 4}, "balance_out_groups": 2})
+    first, second = summary(sparsity).rows
+    assert (first.kept, first.pattern) == (32, "balance_out_groups: 2, {n: 2, m: 4}")
+    assert second.kept == 16
+    row, total = (
+        next(line for line in str(summary(sparsity)).splitlines() if w in line) for w in ("0.w", "all")
+    )
+    assert "{n: 2, m: 4}" in row and "32" in row and "48" in total
+
+
+def test_targets_are_those_of_each_parameter():
+    _, sparsity = applied({"algorithm": "set", "sparsity": 0.75, "distribution": "erk"})
+    first, second = summary(sparsity).rows
+    assert first.target > 0.75 > second.target
+    assert 64 * first.target + 32 * second.target == pytest.approx(0.75 * 96)
+
+
 def test_the_total_weighs_parameters_by_size():
     _, sparsity = applied(
         [{"sparsity": 0.75, "param_filter": "0.weight"}, {"algorithm": "set", "sparsity": 0.5}]
@@ -51,9 +69,9 @@ def test_it_prints_as_a_table():
     header, row, total = (
         next(line for line in text.splitlines() if word in line) for word in ("parameter", "0.weight", "all")
     )
-    for word in ("algorithm", "shape", "target", "actual", "storage"):
+    for word in ("algorithm", "shape", "target", "actual", "kept", "pattern", "storage"):
         assert word in header
-    for word in ("static", "8 × 8", "0.7500", "masked"):
+    for word in ("static", "8 × 8", "0.7500", "16", "unstructured", "masked"):
         assert word in row
     assert "96 weights" in total and "0.7500" in total
 

@@ -20,6 +20,7 @@ from rarefy.filters import check_filter
 from rarefy.imports import import_object
 from rarefy.patterns import Pattern, parse_pattern
 from rarefy.schedules import Constant, Cycling, update_steps
+from rarefy.structures import NOfM
 from rarefy.validation import shorten
 
 _ALIASES = {"type": "algorithm", "schedule": "sparsity"}
@@ -213,6 +214,7 @@ def _build(entry: _Entry | SparsityAlgorithm | Group, context: _Context) -> Spar
     algorithm = _construct(kind, options, entry)
     algorithm.paths = {option: entry.where(option) for option in accepted_options(kind)}
     _warn_out_of_range(algorithm, entry, context.num_steps)
+    _warn_of_idle_drops(algorithm, entry)
     return algorithm
 
 
@@ -321,14 +323,28 @@ def _warn_of_implied_freq(update: Any, entry: _Entry) -> None:
 
 
 def _warn_out_of_range(algorithm: SparsityAlgorithm, entry: _Entry, num_steps: int | None) -> None:
-    """Warns of a schedule that leaves [0, 1] on an update step of the run."""
-    for option in ("sparsity", "drop_fraction"):
+    """Warns of a schedule that leaves [0, 1], or what the pattern allows, on an update step of the run."""
+    for option, highest in (("sparsity", algorithm.pattern.structure.highest), ("drop_fraction", 1.0)):
         schedule = getattr(algorithm, option, None)
         if num_steps is None or schedule is None or isinstance(schedule, Constant | Cycling):
             continue
         steps = update_steps(algorithm.update_schedule, 0, num_steps)
-        worst = next((step for step in steps if not 0.0 <= schedule(step) <= 1.0), None)
+        worst = next((step for step in steps if not 0.0 <= schedule(step) <= highest), None)
         if worst is not None:
             where = join_path(entry.where(option), option)
-            message = f"{where} is {schedule(worst):.4g} at step {worst}, outside [0, 1]; it is clamped"
+            bounds = f"[0, {highest:.4g}]"
+            message = f"{where} is {schedule(worst):.4g} at step {worst}, outside {bounds}; it is clamped"
             warnings.warn(message, stacklevel=2)
+
+
+def _warn_of_idle_drops(algorithm: SparsityAlgorithm, entry: _Entry) -> None:
+    """Warns of a drop fraction that drops nothing in groups as small as those of n of m."""
+    fraction, structure = getattr(algorithm, "drop_fraction", None), algorithm.pattern.structure
+    if (
+        isinstance(fraction, Constant)
+        and isinstance(structure, NOfM)
+        and not round(fraction.value * structure.n)
+    ):
+        where, enough = join_path(entry.where("drop_fraction"), "drop_fraction"), 0.51 / structure.n
+        message = f"{where} {fraction.value:g} drops none of {structure.n} in a group of {structure.m}"
+        warnings.warn(f"{message}, so masks never change; give {enough:.2g} or more", stacklevel=2)

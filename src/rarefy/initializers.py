@@ -12,9 +12,12 @@ from torch import Tensor
 
 from rarefy import masks
 from rarefy.errors import ConfigError, RarefyError, did_you_mean
+from rarefy.structures import FREE, Structure
 from rarefy.validation import shorten
 
-Initializer = Callable[[Tensor, float, torch.Generator], Tensor]
+_ADVICE = "use init_method: topk"
+
+Initializer = Callable[[Tensor, float, torch.Generator, Structure], Tensor]
 
 
 def generator_for(seed: int, name: str, update: int) -> torch.Generator:
@@ -44,13 +47,16 @@ def random_scores(like: Tensor, generator: torch.Generator) -> Tensor:
     return torch.rand(like.shape, generator=generator, dtype=torch.float32).to(like.device)
 
 
-def random(weight: Tensor, sparsity: float, generator: torch.Generator) -> Tensor:
+def random(
+    weight: Tensor, sparsity: float, generator: torch.Generator, structure: Structure = FREE
+) -> Tensor:
     """Active connections drawn at random.
 
     Args:
         weight: any shape.
         sparsity: fraction of inactive connections, in [0, 1].
         generator: source of randomness, on the CPU.
+        structure: what the mask looks like.
 
     Returns:
         Bool mask of the shape of `weight`.
@@ -59,41 +65,46 @@ def random(weight: Tensor, sparsity: float, generator: torch.Generator) -> Tenso
         >>> int(random(torch.ones(10, 10), 0.9, torch.Generator().manual_seed(0)).sum())
         10
     """
-    return masks.keep_top(random_scores(weight, generator), masks.kept_count(weight.numel(), sparsity))
+    return structure.keep_top(random_scores(weight, generator), sparsity)
 
 
-def topk(weight: Tensor, sparsity: float, generator: torch.Generator) -> Tensor:
+def topk(weight: Tensor, sparsity: float, generator: torch.Generator, structure: Structure = FREE) -> Tensor:
     """The connections of largest magnitude are active.
 
     Example:
         >>> topk(torch.tensor([1.0, -3.0, 2.0, 0.5]), 0.5, torch.Generator()).tolist()
         [False, True, True, False]
     """
-    return masks.keep_top(weight.abs(), masks.kept_count(weight.numel(), sparsity))
+    return structure.keep_top(weight.abs(), sparsity)
 
 
-def from_zeros(weight: Tensor, sparsity: float, generator: torch.Generator) -> Tensor:
+def from_zeros(
+    weight: Tensor, sparsity: float, generator: torch.Generator, structure: Structure = FREE
+) -> Tensor:
     """What is exactly zero already is inactive; `sparsity` plays no part.
 
     Example:
         >>> from_zeros(torch.tensor([1.0, 0.0]), 0.9, torch.Generator()).tolist()
         [True, False]
     """
-    return weight != 0
+    mask = structure.unfold(structure.fold_mask(weight != 0), weight.shape)
+    return structure.require(mask, sparsity, "init_method from_zeros", _ADVICE)
 
 
-def checkerboard(weight: Tensor, sparsity: float, generator: torch.Generator) -> Tensor:
+def checkerboard(
+    weight: Tensor, sparsity: float, generator: torch.Generator, structure: Structure = FREE
+) -> Tensor:
     """Active connections spread evenly: number i of n is active when ⌊(i+1)·kept/n⌋ > ⌊i·kept/n⌋.
 
     Example:
         >>> checkerboard(torch.ones(2, 4), 0.5, torch.Generator()).int().tolist()
         [[0, 1, 0, 1], [0, 1, 0, 1]]
     """
-    total = weight.numel()
-    kept = masks.kept_count(total, sparsity)
+    rows, units = structure.layout(weight.shape)
+    total, kept = rows * units, rows * masks.kept_count(units, sparsity)
     position = torch.arange(total, device=weight.device)
     active = (position + 1) * kept // max(total, 1) > position * kept // max(total, 1)
-    return active.view(weight.shape)
+    return structure.unfold(active.view(rows, units), weight.shape)
 
 
 INITIALIZERS: dict[str, Initializer] = {
@@ -115,7 +126,7 @@ def parse_initializer(value: Any) -> Initializer:
         True
     """
     if callable(value):
-        return _checked(value)
+        return next((known for known in INITIALIZERS.values() if known is value), None) or _checked(value)
     if isinstance(value, str) and value.lower() in INITIALIZERS:
         return INITIALIZERS[value.lower()]
     hint = did_you_mean(str(value), INITIALIZERS)
@@ -126,9 +137,12 @@ def _checked(function: Callable[..., Any]) -> Initializer:
     """A user's function that may leave out the generator, with its answer checked."""
     takes_generator = _required_arguments(function) > 2
 
-    def initialize(weight: Tensor, sparsity: float, generator: torch.Generator) -> Tensor:
+    def initialize(
+        weight: Tensor, sparsity: float, generator: torch.Generator, structure: Structure = FREE
+    ) -> Tensor:
         mask = function(weight, sparsity, generator) if takes_generator else function(weight, sparsity)
-        return check_mask(mask, weight, f"init_method {getattr(function, '__name__', function)}")
+        source = f"init_method {getattr(function, '__name__', function)}"
+        return structure.require(check_mask(mask, weight, source), sparsity, source, _ADVICE)
 
     return initialize
 

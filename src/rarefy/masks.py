@@ -14,6 +14,7 @@ from rarefy.kernels.native import serves
 
 _SAMPLED_FROM = 1 << 16
 _SAMPLES = 1 << 14
+_FEW_COLUMNS = 32
 _INTEGER_OF_SIZE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -84,6 +85,54 @@ def grow_highest(mask: Tensor, scores: Tensor, count: int) -> Tensor:
     return mask | _top(scores, ~mask, count)
 
 
+def keep_top_in_rows(scores: Tensor, count: int) -> Tensor:
+    """Mask of the `count` highest scores of every row.
+
+    Args:
+        scores: [rows, columns], floating point.
+        count: how many to keep in each row; clamped to [0, columns].
+
+    Returns:
+        Bool tensor of the shape of `scores`.
+
+    Example:
+        >>> keep_top_in_rows(torch.tensor([[3.0, 1.0, 2.0], [1.0, 1.0, 5.0]]), 2).int().tolist()
+        [[1, 0, 1], [1, 0, 1]]
+    """
+    counts = torch.full((len(scores), 1), count, device=scores.device)
+    return _top_in_rows(scores, torch.ones_like(scores, dtype=torch.bool), counts)
+
+
+def drop_and_grow(
+    mask: Tensor, drop_scores: Tensor, grow_scores: Tensor, count: int, fraction: float
+) -> Tensor:
+    """Drops a share of the active connections of every row, then grows others until `count` are active.
+
+    Of a active connections a − round(fraction·a) stay, at most `count`: those of highest drop score. A row that is
+    all active goes to `count` by drop score alone. What was dropped may grow again.
+
+    Args:
+        mask: bool [rows, columns], the active connections.
+        drop_scores: shape of `mask`; those of inactive connections are ignored.
+        grow_scores: shape of `mask`; those of connections that stay are ignored.
+        count: active connections of each row afterwards; clamped to [0, columns].
+        fraction: share that is dropped, in [0, 1].
+
+    Returns:
+        A new mask.
+
+    Example:
+        >>> mask, weight = torch.tensor([[True, True, False, False]]), torch.tensor([[1.0, 2.0, 0.0, 0.0]])
+        >>> drop_and_grow(mask, weight, torch.tensor([[0.0, 0.0, 1.0, 2.0]]), 2, 0.5).int()
+        tensor([[0, 1, 0, 1]], dtype=torch.int32)
+    """
+    active = _active_in_rows(mask)
+    stay = (active - (fraction * active.double()).round().long()).clamp(max=count)
+    stay = stay.masked_fill(active == mask.shape[1], count)
+    kept = _top_in_rows(drop_scores, mask, stay)
+    return kept | _top_in_rows(grow_scores, ~kept, count - stay)
+
+
 def sparsity_of(mask: Tensor) -> float:
     """The measured fraction of inactive connections; 0 for an empty mask.
 
@@ -111,6 +160,34 @@ def zero_inactive_(tensor: Tensor, mask: Tensor) -> Tensor:
         return tensor.masked_fill_(~mask, 0)
     tensor.detach().view(integer).mul_(mask)
     return tensor
+
+
+def _active_in_rows(mask: Tensor) -> Tensor:
+    return mask.count_nonzero().view(1, 1) if len(mask) == 1 else mask.sum(1, keepdim=True, dtype=torch.int32)
+
+
+def _top_in_rows(scores: Tensor, candidates: Tensor, counts: Tensor) -> Tensor:
+    """The mask of the highest scores among the candidates of each row; `counts` is [rows, 1]."""
+    if not scores.numel():
+        return candidates
+    if len(scores) == 1:
+        return _top(scores, candidates, int(counts))
+    ranked = candidates & ~scores.isnan()
+    top = ranked & _high_in_rows(scores.masked_fill(~ranked, torch.nan), counts)
+    rest = candidates & ~ranked
+    if not rest.any():
+        return top
+    return top | (rest & (rest.cumsum(1) <= counts - _active_in_rows(ranked)))
+
+
+def _high_in_rows(scores: Tensor, counts: Tensor) -> Tensor:
+    """The highest scores of each row; a NaN may be among them once nothing else is left."""
+    columns, (low, high) = scores.shape[1], (int(count) for count in counts.aminmax())
+    if low == high and columns <= _FEW_COLUMNS:
+        return kernels.keep_n_of_m(scores, min(max(low, 0), columns), columns)
+    places = (-scores).argsort(dim=1, stable=True)
+    ranks = torch.arange(columns, device=scores.device).expand_as(places)
+    return torch.empty_like(places).scatter_(1, places, ranks) < counts
 
 
 def _top(scores: Tensor, candidates: Tensor, count: int) -> Tensor:

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from rarefy.algorithms.base import SparsityAlgorithm
 from rarefy.algorithms.group import Group
+from rarefy.distributions import share_out
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,8 @@ class SummaryRow:
         shape: of the weight.
         target: sparsity that was asked for at the latest update.
         actual: sparsity measured from the mask.
+        kept: active connections, counted in the mask.
+        pattern: balance and pattern of its masks.
         storage: `masked` or `compact`.
     """
 
@@ -31,6 +34,8 @@ class SummaryRow:
     shape: tuple[int, ...]
     target: float
     actual: float
+    kept: int
+    pattern: str
     storage: str
 
 
@@ -48,20 +53,18 @@ class Summary:
         return inactive / sum(sizes) if sum(sizes) else 0.0
 
     def __rich__(self) -> Table:
-        table = Table("parameter", "algorithm", "shape", "target", "actual", "storage")
+        table = Table("parameter", "algorithm", "shape", "target", "actual", "kept", "pattern", "storage")
         for row in self.rows:
-            shape = " × ".join(map(str, row.shape))
-            table.add_row(
-                row.name, row.algorithm, shape, f"{row.target:.4f}", f"{row.actual:.4f}", row.storage
-            )
-        total = sum(_numel(row.shape) for row in self.rows)
+            facts = " × ".join(map(str, row.shape)), f"{row.target:.4f}", f"{row.actual:.4f}", f"{row.kept:,}"
+            table.add_row(row.name, row.algorithm, *facts, row.pattern, row.storage)
+        total, kept = sum(_numel(row.shape) for row in self.rows), sum(row.kept for row in self.rows)
         table.add_section()
-        table.add_row("all", "", f"{total:,} weights", "", f"{self.actual_sparsity:.4f}", "")
+        table.add_row("all", "", f"{total:,} weights", "", f"{self.actual_sparsity:.4f}", f"{kept:,}")
         return table
 
     def __str__(self) -> str:
         text = StringIO()
-        Console(file=text, width=120).print(self)
+        Console(file=text, width=150).print(self)
         return text.getvalue()
 
 
@@ -86,10 +89,13 @@ def summary(sparsity: SparsityAlgorithm | Group) -> Summary:
 
 def _rows(algorithms: Iterable[SparsityAlgorithm]) -> Iterable[SummaryRow]:
     for algorithm in algorithms:
+        kind, pattern = algorithm.name or type(algorithm).__name__, str(algorithm.pattern)
+        shapes = {name: parameter.shape for name, parameter in algorithm.parameters.items()}
+        targets = share_out(algorithm.distribution, algorithm.target_sparsity, shapes)
         for name, parameter in algorithm.parameters.items():
-            target, kind = algorithm.target_sparsity, algorithm.name or type(algorithm).__name__
-            shape = tuple(parameter.shape)
-            yield SummaryRow(name, kind, shape, target, parameter.actual_sparsity, parameter.storage.kind)
+            shape, actual = tuple(parameter.shape), parameter.actual_sparsity
+            kept = round((1.0 - actual) * _numel(shape))
+            yield SummaryRow(name, kind, shape, targets[name], actual, kept, pattern, parameter.storage.kind)
 
 
 def _numel(shape: tuple[int, ...]) -> int:

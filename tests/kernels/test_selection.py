@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rarefy.errors import RarefyError
-from rarefy.kernels import keep_n_of_m, keep_top, keep_top_blocks, reference, select_gradient_
+from rarefy.kernels import block_sums, keep_n_of_m, keep_top, keep_top_blocks, reference, select_gradient_
 
 FUZZ = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 KINDS = ["normal", "ties", "constant", "zeros", "nan", "special"]
@@ -105,6 +105,7 @@ def test_keep_top_blocks(isa: str, rows: int, columns: int, block: tuple[int, in
         0, 9, (rows * block[0], columns * block[1]), generator=torch.Generator().manual_seed(seed)
     ).float()
     sums = scores.view(rows, block[0], columns, block[1]).sum((1, 3))
+    assert torch.equal(block_sums(scores, block), sums)
     kept = keep_top(sums, rows * columns // 3)
     assert torch.equal(
         keep_top_blocks(scores, rows * columns // 3, block),

@@ -86,8 +86,18 @@ def test_groups_and_filters(tmp_path: Path) -> None:
     assert bias.reason == "no glob matches"
 
 
-def test_the_kept_count_is_exact(tmp_path: Path) -> None:
-    content = configuration(tmp_path, sparsity={"sparsity": 0.77, "balance_in_groups": 8})
+@pytest.mark.parametrize(
+    "block",
+    [
+        {"sparsity": 0.77, "balance_in_groups": 8},
+        {"sparsity": 0.625, "pattern": {"n": 3, "m": 8}},
+        {"sparsity": 0.77, "pattern": {"block": [1, 4]}, "balance_in_groups": 2},
+        {"algorithm": "set", "sparsity": 0.77, "distribution": "erk"},
+        {"sparsity": 0.9, "distribution": "er", "pattern": {"block": [1, 2]}},
+    ],
+)
+def test_the_kept_count_is_exact(tmp_path: Path, block: dict[str, Any]) -> None:
+    content = configuration(tmp_path, sparsity=block)
     tiny_run.write(tmp_path, content)
     builder = Builder(parse(content)[0], tmp_path)
     planned = {plan.name: plan.stages[0].kept for plan in preview(builder).parameters if plan.stages}
@@ -95,6 +105,21 @@ def test_the_kept_count_is_exact(tmp_path: Path) -> None:
     assert sparsity is not None
     [algorithm] = sparsity.algorithms
     assert planned == {name: int(one.mask.sum()) for name, one in algorithm.parameters.items()}
+
+
+def test_n_of_m_from_below(tmp_path: Path) -> None:
+    schedule = {"type": "polynomial", "init": 0.25, "final": 0.5, "start": 0, "stop": 4}
+    block = {"algorithm": "gmp", "sparsity": schedule, "update": {"freq": 4}, "pattern": {"n": 2, "m": 4}}
+    middle = of(previewed(tmp_path, sparsity=block), "middle.weight")
+    assert stages(middle) == [(0, 0.25, 192), (4, 0.5, 128), (4, 0.5, 128)]
+    assert middle.structure == "{n: 2, m: 4}"
+
+
+def test_targets_of_a_distribution(tmp_path: Path) -> None:
+    shown = previewed(tmp_path, sparsity={"sparsity": 0.9, "distribution": "erk"})
+    body, middle, head = (of(shown, f"{name}.weight") for name in ("body", "middle", "head"))
+    assert head.stages[0].target < body.stages[0].target < middle.stages[0].target
+    assert abs(sum(plan.stages[0].kept for plan in (body, middle, head)) - 40) <= 1
 
 
 def test_cost(tmp_path: Path) -> None:

@@ -41,6 +41,8 @@ def fits(value: Any, schema: dict[str, Any], whole: dict[str, Any]) -> bool:
     if isinstance(value, int | float) and not schema.get("minimum", value) <= value:
         return False
     if isinstance(value, list):
+        if not schema.get("minItems", 0) <= len(value) <= schema.get("maxItems", len(value)):
+            return False
         return all(fits(one, schema.get("items", {}), whole) for one in value)
     return not isinstance(value, dict) or _fits_mapping(value, schema, whole)
 
@@ -74,6 +76,10 @@ def test_every_example_fits(name: str) -> None:
         {"sparsity": 0.9, "update": {"stop": "late"}},
         {"sparsity": 0.9, "balance_in_groups": 0},
         [{"sparsity": 0.9, "init_method": "best"}],
+        {"sparsity": 0.5, "pattern": {"n": 2}},
+        {"sparsity": 0.5, "pattern": {"block": [8]}},
+        {"sparsity": 0.5, "pattern": {"n": 2, "m": 4, "block": [8, 8]}},
+        {"sparsity": 0.5, "distribution": "erg"},
         {"sparsity": 0.9, "param_filter": {"*": {"seed": -1}}},
     ],
 )
@@ -89,6 +95,8 @@ def test_mistakes_do_not_fit(block: Any) -> None:
         {"algorithm": "./my.py:Mine", "sparsity": [0.1, 0.5], "own_option": 3},
         {"sparsity": {"type": "cosine", "init": 0.3, "half_period": "75%"}, "update": {"steps": [1, "50%"]}},
         {"groups": [{"sparsity": 0.5}]},
+        {"sparsity": 0.5, "pattern": {"n": 2, "m": 4}},
+        {"sparsity": 0.5, "pattern": {"block": [8, 8]}, "distribution": "erk"},
     ],
 )
 def test_what_fits(block: Any) -> None:
@@ -100,4 +108,4 @@ def test_every_option_of_every_algorithm_is_there() -> None:
     assert set(entry) == {"algorithm"} | {
         name for kind in ALGORITHMS.values() for name in accepted_options(kind)
     }
-    assert all(entry[name] or name == "pattern" for name in entry)
+    assert all(entry.values())

@@ -19,10 +19,10 @@ from torch.utils.hooks import RemovableHandle
 from rarefy import filters
 from rarefy.algorithms.compute import check_compact, choose_storage, restore_storage, storage_state
 from rarefy.algorithms.keep_pruned import KeepPruned, reclaim
-from rarefy.algorithms.options import check_compute, check_seed, parse_fraction
-from rarefy.algorithms.state import check_state, register
+from rarefy.algorithms.options import check_compute, check_reach, check_seed, parse_fraction
+from rarefy.algorithms.state import check_state, is_watched, register
 from rarefy.collective import agreed_seed
-from rarefy.distributions import DISTRIBUTIONS, check_distribution
+from rarefy.distributions import check_distribution, share_out
 from rarefy.errors import ConfigError, RarefyError
 from rarefy.filters import Candidate
 from rarefy.initializers import generator_for, parse_initializer
@@ -45,8 +45,8 @@ class SparsityAlgorithm(ABC):
         param_filter: glob or list of globs over parameter names; None for the default filter.
         balance_in_groups: equal counts in this many groups of input features, or None.
         balance_out_groups: equal counts in this many groups of output features, or None.
-        distribution: `uniform`.
-        pattern: `unstructured`.
+        distribution: `uniform`, `er` or `erk`; how the sparsity is shared out among the parameters.
+        pattern: `unstructured`, `{n: 2, m: 4}` or `{block: [8, 8]}`; what masks look like.
         compute: `auto`, `masked` or `compact`; how the weights are stored.
         seed: for everything random; None takes torch's seed when the algorithm is applied.
 
@@ -76,6 +76,7 @@ class SparsityAlgorithm(ABC):
         self.globs = filters.check_filter(param_filter)
         self.pattern = parse_pattern(pattern, balance_in_groups, balance_out_groups)
         self.distribution = check_distribution(distribution)
+        check_reach(self.sparsity, self.pattern.structure, self.distribution)
         self.compute = check_compute(compute)
         self.seed = check_seed(seed)
         self.update_schedule: UpdateSchedule = AtSteps([0])
@@ -113,7 +114,7 @@ class SparsityAlgorithm(ABC):
                 updates run after its steps).
 
         Raises:
-            ConfigError: the filter matches nothing, or groups do not divide a weight.
+            ConfigError: the filter matches nothing, or the pattern does not divide a weight.
             RarefyError: a parameter already has an algorithm, or `target` is something else.
         """
         if isinstance(target, nn.Module):
@@ -138,7 +139,7 @@ class SparsityAlgorithm(ABC):
         """Refuses parameters that cannot become sparse, before anything is changed.
 
         Raises:
-            ConfigError: groups do not divide a weight, or it cannot have the compact storage that is asked for.
+            ConfigError: a pattern does not divide a weight, or it cannot have the compact storage that is asked for.
             RarefyError: a parameter already has an algorithm.
         """
         for name, candidate in chosen.items():
@@ -157,7 +158,7 @@ class SparsityAlgorithm(ABC):
             chosen: parameters by name.
 
         Raises:
-            ConfigError: groups do not divide a weight.
+            ConfigError: the pattern does not divide a weight.
             RarefyError: a parameter already has an algorithm.
         """
         self.check(chosen)
@@ -174,7 +175,7 @@ class SparsityAlgorithm(ABC):
     def _refuse_taken(self, name: str, candidate: Candidate) -> None:
         if name in self.parameters:
             raise RarefyError(f"a second parameter is called {name}; apply to the module that holds both")
-        if _is_watched(candidate.parameter):
+        if is_watched(candidate.parameter):
             raise RarefyError(
                 f"{name} has a sparsity algorithm already; use one algorithm, or a Group of several"
             )
@@ -193,9 +194,9 @@ class SparsityAlgorithm(ABC):
         return {name: self._first_mask(name, weights[name], target) for name, target in targets.items()}
 
     def _first_mask(self, name: str, weight: Tensor, sparsity: float) -> Tensor:
-        generator = generator_for(self.seed or 0, name, 0)
+        options = sparsity, generator_for(self.seed or 0, name, 0), self.pattern.structure
         pieces = self.pattern.split(weight.detach())
-        return self.pattern.merge([self.init_method(piece, sparsity, generator) for piece in pieces])
+        return self.pattern.merge([self.init_method(piece, *options) for piece in pieces])
 
     def _adopt(self, candidate: Candidate) -> SparseParameter:
         first, parameter = candidate.places[0], SparseParameter(candidate, self.pattern)
@@ -330,14 +331,18 @@ class SparsityAlgorithm(ABC):
         """The value of a schedule at this step, clamped to [0, 1]."""
         return min(max(schedule(self.step, self.updates), 0.0), 1.0)
 
+    def target_at(self, step: int, updates: int) -> float:
+        """The sparsity that the schedule asks for at a step, clamped to what the pattern allows."""
+        return min(max(self.sparsity(step, updates), 0.0), self.pattern.structure.highest)
+
     def _targets(self, shapes: Mapping[str, torch.Size]) -> dict[str, float]:
         """The sparsity that each parameter shall have now."""
-        self.target_sparsity = self.current(self.sparsity)
-        shares = DISTRIBUTIONS[self.distribution](self.target_sparsity, list(shapes.values()))
-        for name, share in zip(shapes, shares, strict=True):
+        self.target_sparsity = self.target_at(self.step, self.updates)
+        targets = share_out(self.distribution, self.target_sparsity, shapes)
+        for name, target in targets.items():
             for hook in self._target_hooks.values():
-                hook(self, name, share)
-        return dict(zip(shapes, shares, strict=True))
+                hook(self, name, target)
+        return targets
 
     def _set_mask(self, parameter: SparseParameter, mask: Tensor) -> None:
         before = parameter.mask.clone() if self._topology_hooks else mask
@@ -392,9 +397,3 @@ class SparsityAlgorithm(ABC):
             parameter.dense_gradient.value = (
                 None if value is None else value.clone().to(parameter.weight.device)
             )
-
-
-def _is_watched(weight: nn.Parameter) -> bool:
-    """Whether an algorithm selects this weight's gradient, through whichever module it was reached."""
-    hooks = (getattr(weight, "_post_accumulate_grad_hooks", None) or {}).values()
-    return any(isinstance(hook, partial) and isinstance(hook.args[0], SparseParameter) for hook in hooks)

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from rarefy.algorithms.dynamic import DynamicSparsityAlgorithm
 from rarefy.algorithms.options import parse_fraction
-from rarefy.masks import drop_lowest, grow_highest, keep_top, kept_count
 
 
 class DropAndGrow(DynamicSparsityAlgorithm):
@@ -17,7 +16,8 @@ class DropAndGrow(DynamicSparsityAlgorithm):
 
     On an update step with drop fraction f, active − round(f·active) connections with the highest drop score
     stay; then those with the highest grow score are added, up to the target, from all that did not stay.
-    A weight that is still dense is pruned straight to the target by drop score.
+    A weight that is still dense is pruned straight to the target by drop score. A pattern {n, m} does so in each
+    group of m, a pattern {block} with whole blocks by the sums of their scores.
 
     Args:
         sparsity: fraction of inactive connections, a number in [0, 1) or a schedule.
@@ -47,10 +47,8 @@ class DropAndGrow(DynamicSparsityAlgorithm):
 
     def update_mask(self, weight: Tensor, mask: Tensor, sparsity: float, dense_grad: Tensor | None) -> Tensor:
         """Drops, then grows; see the class."""
-        target, active = kept_count(mask.numel(), sparsity), int(mask.count_nonzero())
         score = self.drop_score(weight, dense_grad)
-        if active == mask.numel():
-            return keep_top(score, target)
-        stay = min(active - round(self.current(self.drop_fraction) * active), target)
-        kept = drop_lowest(mask, score, active - stay)
-        return grow_highest(kept, self.grow_score(weight, dense_grad), target - stay)
+        if mask.all():
+            return self.keep_top(score, sparsity)
+        grow, fraction = self.grow_score(weight, dense_grad), self.current(self.drop_fraction)
+        return self.pattern.structure.drop_and_grow(mask, score, grow, sparsity, fraction)

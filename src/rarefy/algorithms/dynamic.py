@@ -28,11 +28,10 @@ class DynamicSparsityAlgorithm(SparsityAlgorithm):
         generator: a CPU generator, fresh for every parameter and update; the source of all randomness.
 
     Example:
-        >>> from rarefy import masks
         >>> class KeepLarge(DynamicSparsityAlgorithm):
         ...     '''Keeps the largest weights.'''
         ...     def update_mask(self, weight, mask, sparsity, dense_grad):
-        ...         return masks.keep_top(weight.abs(), masks.kept_count(weight.numel(), sparsity))
+        ...         return self.keep_top(weight.abs(), sparsity)
         >>> layer = torch.nn.Linear(10, 10)
         >>> KeepLarge(0.9).apply(layer)
         >>> int(layer.weight_mask.sum())
@@ -60,6 +59,18 @@ class DynamicSparsityAlgorithm(SparsityAlgorithm):
             Bool tensor of the shape of `weight`.
         """
 
+    def keep_top(self, scores: Tensor, sparsity: float) -> Tensor:
+        """The mask of the highest scores at a sparsity, which obeys the `pattern` of this algorithm.
+
+        Args:
+            scores: the shape of the weight that `update_mask` was given; higher = keep.
+            sparsity: fraction of inactive connections, in [0, 1].
+
+        Returns:
+            Bool tensor of the shape of `scores`.
+        """
+        return self.pattern.structure.keep_top(scores, sparsity)
+
     @torch.no_grad()
     def update(self) -> None:
         """Recomputes the topology of every parameter now."""
@@ -77,10 +88,16 @@ class DynamicSparsityAlgorithm(SparsityAlgorithm):
         weights, old_masks = split(weight), split(parameter.mask)
         grads = split(dense_grad) if dense_grad is not None else [None] * len(weights)
         pieces = [
-            check_mask(self.update_mask(w, mask, sparsity, grad), w, f"{type(self).__name__}.update_mask")
+            self._checked(self.update_mask(w, mask, sparsity, grad), w, sparsity)
             for w, mask, grad in zip(weights, old_masks, grads, strict=True)
         ]
         self._set_mask(parameter, parameter.pattern.merge(pieces))
+
+    def _checked(self, mask: Tensor, weight: Tensor, sparsity: float) -> Tensor:
+        """What `update_mask` returned, if it is a mask that obeys the pattern."""
+        source, advice = f"{type(self).__name__}.update_mask", "choose with self.keep_top(scores, sparsity)"
+        mask = check_mask(mask, weight, source)
+        return self.pattern.structure.require(mask, sparsity, source, advice)
 
     def _dense_gradient(self, parameter: SparseParameter) -> Tensor | None:
         """The mean dense gradient of this step; None without one (a frozen weight keeps its topology)."""

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from rarefy.algorithms.dynamic import DynamicSparsityAlgorithm
 from rarefy.algorithms.options import refuse_constant
-from rarefy.masks import keep_top, kept_count
 
 
 class GMP(DynamicSparsityAlgorithm):
@@ -39,4 +38,4 @@ class GMP(DynamicSparsityAlgorithm):
 
     def update_mask(self, weight: Tensor, mask: Tensor, sparsity: float, dense_grad: Tensor | None) -> Tensor:
         """The largest weights at the target sparsity."""
-        return keep_top(weight.abs(), kept_count(weight.numel(), sparsity))
+        return self.keep_top(weight.abs(), sparsity)

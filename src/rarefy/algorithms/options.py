@@ -7,6 +7,7 @@ from typing import Any
 
 from rarefy.errors import ConfigError, join_path
 from rarefy.schedules import Constant, Cycling, Schedule, parse_schedule
+from rarefy.structures import TOLERANCE, NOfM, Structure
 from rarefy.validation import shorten
 
 _FRACTION_FIELDS = {"value", "init", "final", "minimum"}
@@ -49,6 +50,36 @@ def _out_of_range(path: str, number: float, literal: bool) -> ConfigError:
     if 2 <= number <= 100:
         return ConfigError(path, f"{number:g}", f"{bounds}; did you mean {number / 100:g}?")
     return ConfigError(path, f"{number:g}", bounds, f"{path.split('.')[-1].split('[')[0]}: 0.9")
+
+
+def check_reach(sparsity: Schedule, structure: Structure, distribution: str) -> None:
+    """Refuses a sparsity or a distribution that contradicts n of m.
+
+    A constant, the largest value of a list and the `final` of a schedule must be 1 − n/m; no other number may be
+    above. A schedule may come from below: each group then keeps round((1 − sparsity)·m).
+
+    Raises:
+        ConfigError: it does, with the number that fits.
+
+    Example:
+        >>> check_reach(Constant(0.9), NOfM(2, 4), "uniform")
+        Traceback (most recent call last):
+        rarefy.errors.ConfigError: sparsity: 0.9 is not allowed; give 0.5, which is 1 − n/m for {n: 2, m: 4}
+    """
+    if not isinstance(structure, NOfM):
+        return
+    if distribution != "uniform":
+        raise ConfigError(
+            "distribution",
+            f"{distribution} with the pattern {structure}",
+            "uniform, as every weight keeps n of m",
+        )
+    last = max(sparsity.values) if isinstance(sparsity, Cycling) else None
+    for name, number in _written_numbers(sparsity):
+        is_goal = name in ("", "final") or number == last
+        if (is_goal and not structure.reached_at(number)) or number > structure.highest + TOLERANCE:
+            what = f"{'' if is_goal else 'at most '}{structure.highest:.6g}, which is 1 − n/m for {structure}"
+            raise ConfigError(join_path("sparsity", name), f"{number:g}", what)
 
 
 def check_compute(value: Any) -> str:

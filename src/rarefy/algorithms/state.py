@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Container, Mapping
+from functools import partial
 from typing import Any
 
+from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from rarefy.errors import RarefyError
+from rarefy.parameter import SparseParameter
 
 _REQUIRED = {"step", "updates", "seed", "target_sparsity", "dense_gradients"}
 
@@ -25,6 +28,17 @@ def register(hooks: OrderedDict[int, Any], hook: Callable[..., None]) -> Removab
     handle = RemovableHandle(hooks)
     hooks[handle.id] = hook
     return handle
+
+
+def is_watched(weight: nn.Parameter) -> bool:
+    """Whether an algorithm selects this weight's gradient, through whichever module it was reached.
+
+    Example:
+        >>> is_watched(nn.Linear(2, 2).weight)
+        False
+    """
+    hooks = (getattr(weight, "_post_accumulate_grad_hooks", None) or {}).values()
+    return any(isinstance(hook, partial) and isinstance(hook.args[0], SparseParameter) for hook in hooks)
 
 
 def check_state(state: Any, name: str, parameters: Container[str]) -> None:

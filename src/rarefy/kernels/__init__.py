@@ -4,11 +4,12 @@ from rarefy.kernels.cost import break_even_sparsity, pays_off, relative_time
 from rarefy.kernels.csr import CSR
 from rarefy.kernels.dispatch import available, instruction_set
 from rarefy.kernels.ops import select_gradient_, sparse_linear
-from rarefy.kernels.selection import keep_n_of_m, keep_top, keep_top_blocks
+from rarefy.kernels.selection import block_sums, keep_n_of_m, keep_top, keep_top_blocks
 
 __all__ = [
     "CSR",
     "available",
+    "block_sums",
     "break_even_sparsity",
     "instruction_set",
     "keep_n_of_m",

@@ -85,14 +85,34 @@ def keep_top_blocks(scores: Tensor, count: int, block: tuple[int, int]) -> Tenso
         >>> keep_top_blocks(torch.tensor([[1.0, 1.0, 3.0, 0.0]]), 1, (1, 2))
         tensor([[False, False,  True,  True]])
     """
+    sums = block_sums(scores, block)
+    return keep_top(sums, count).repeat_interleave(block[0], 0).repeat_interleave(block[1], 1)
+
+
+def block_sums(scores: Tensor, block: tuple[int, int]) -> Tensor:
+    """The sum of the scores of each block of a matrix.
+
+    Args:
+        scores: floating point [rows, columns].
+        block: rows and columns of a block; each divides its dimension.
+
+    Returns:
+        A matrix with one number a block; float32 for half precision.
+
+    Raises:
+        RarefyError: the blocks do not divide the matrix.
+
+    Example:
+        >>> block_sums(torch.tensor([[1.0, 1.0, 3.0, 0.0]]), (1, 2))
+        tensor([[2., 3.]])
+    """
     if scores.dim() != 2 or min(block) < 1 or scores.shape[0] % block[0] or scores.shape[1] % block[1]:
         shape = tuple(scores.shape)
         raise RarefyError(
             f"block: {tuple(block)} is not allowed for shape {shape}; give sizes that divide rows and columns"
         )
     scores, compiled = _prepared(scores)
-    sums = native.block_sums(scores, *block) if compiled else reference.block_sums(scores, *block)
-    return keep_top(sums, count).repeat_interleave(block[0], 0).repeat_interleave(block[1], 1)
+    return native.block_sums(scores, *block) if compiled else reference.block_sums(scores, *block)
 
 
 def _prepared(scores: Tensor) -> tuple[Tensor, bool]:

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from rarefy import filters, masks
+from rarefy import filters
 from rarefy.algorithms.base import SparsityAlgorithm
-from rarefy.distributions import DISTRIBUTIONS
+from rarefy.distributions import share_out
 from rarefy.optimizer_state import same_shaped
 from rarefy.parameter import SparseParameter
 from rarefy.schedules import update_steps
@@ -158,8 +158,7 @@ def plan_parameters(
         if owner is None:
             yield ParameterPlan(candidate.name, shape, _why_dense(candidate, algorithms))
         else:
-            pattern, storage = owner.pattern, owner.parameters[candidate.name].storage.kind
-            structure = f"{pattern.key}: {pattern.groups}" if pattern.key else "unstructured"
+            structure, storage = str(owner.pattern), owner.parameters[candidate.name].storage.kind
             reason, kind = filters.decide(candidate, owner.globs).reason, name_of(owner)
             yield ParameterPlan(
                 candidate.name, shape, reason, kind, stages[candidate.name], structure, storage
@@ -178,31 +177,17 @@ def _stages(algorithm: SparsityAlgorithm, total_steps: int) -> dict[str, tuple[S
     moments = [(0, 0), *((step, index) for index, step in enumerate(steps) if step > 0)]
     chosen = [moments[0], moments[min(1, len(moments) - 1)], moments[-1]]
     targets = [
-        0.0 if starts_dense and step == 0 else _value(algorithm, step, index) for step, index in chosen
+        0.0 if starts_dense and step == 0 else algorithm.target_at(step, index) for step, index in chosen
     ]
-    weights = algorithm.parameters
-    shares = [_shares(algorithm, target) for target in targets]
+    shapes = {name: parameter.shape for name, parameter in algorithm.parameters.items()}
+    shares = [share_out(algorithm.distribution, target, shapes) for target in targets]
     return {
         name: tuple(
-            Stage(step, share[name], _kept(weights[name], share[name]))
+            Stage(step, share[name], algorithm.pattern.kept(shape, share[name]))
             for (step, _), share in zip(chosen, shares, strict=True)
         )
-        for name in weights
+        for name, shape in shapes.items()
     }
-
-
-def _value(algorithm: SparsityAlgorithm, step: int, updates: int) -> float:
-    return min(max(algorithm.sparsity(step, updates), 0.0), 1.0)
-
-
-def _shares(algorithm: SparsityAlgorithm, target: float) -> dict[str, float]:
-    shapes = [parameter.shape for parameter in algorithm.parameters.values()]
-    return dict(zip(algorithm.parameters, DISTRIBUTIONS[algorithm.distribution](target, shapes), strict=True))
-
-
-def _kept(parameter: SparseParameter, sparsity: float) -> int:
-    pieces = parameter.pattern.split(torch.empty(parameter.shape, device="meta"))
-    return sum(masks.kept_count(piece.numel(), sparsity) for piece in pieces)
 
 
 def plan_updates(algorithms: list[SparsityAlgorithm], total_steps: int) -> Iterator[UpdatePlan]:

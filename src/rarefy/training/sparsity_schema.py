@@ -63,13 +63,24 @@ def _options() -> Json:
         "balance_in_groups": _GROUPS,
         "balance_out_groups": _GROUPS,
         "distribution": {"enum": list(DISTRIBUTIONS)},
-        "pattern": {},
+        "pattern": _pattern(),
         "compute": {"type": "string"},
         "seed": {"type": "integer", "minimum": 0},
     }
     names = {name for kind in ALGORITHMS.values() for name in accepted_options(kind)} - {"param_filter"}
     algorithm = {"anyOf": [{"enum": list(ALGORITHMS)}, _IMPORT_PATH]}
     return {"algorithm": algorithm, **{name: known.get(name, {}) for name in sorted(names)}}
+
+
+def _pattern() -> Json:
+    size: Json = {"type": "integer", "minimum": 1}
+    pair = {"type": "array", "items": size, "minItems": 2, "maxItems": 2}
+    forms = ({"n": size, "m": size}, {"block": pair})
+    objects = [
+        {"type": "object", "properties": form, "required": list(form), "additionalProperties": False}
+        for form in forms
+    ]
+    return {"anyOf": [{"const": "unstructured"}, *objects]}
 
 
 def _schedule() -> Json:

@@ -1,0 +1,265 @@
+"""How the connections of one piece are chosen: one by one, n of every m neighbours, or in whole blocks.
+
+A structure folds a piece of a weight to rows of units and keeps the same number of units in every row. All
+selection happens on these rows, so a new structure says how to fold and how to unfold, and nothing else.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rarefy import kernels, masks
+from rarefy.errors import ConfigError, RarefyError
+
+TOLERANCE = 5e-4
+
+
+class Structure(ABC):
+    """What a mask may look like inside one piece of a weight [out, in, …]."""
+
+    @property
+    def highest(self) -> float:
+        """The highest sparsity that may be asked for."""
+        return 1.0
+
+    @abstractmethod
+    def layout(self, shape: Sequence[int]) -> tuple[int, int]:
+        """How many rows a piece of a shape has, and how many units in each."""
+
+    @abstractmethod
+    def fold(self, scores: Tensor) -> Tensor:
+        """The scores of the units, [rows, units]; a unit's score is the sum over its connections."""
+
+    @abstractmethod
+    def unfold(self, units: Tensor, shape: Sequence[int]) -> Tensor:
+        """The mask of a piece from the mask of its units."""
+
+    @abstractmethod
+    def holds(self, mask: Tensor, sparsity: float) -> bool:
+        """Whether the mask of a piece has this structure at a sparsity."""
+
+    @abstractmethod
+    def check(self, name: str, shape: Sequence[int]) -> None:
+        """Refuses a piece that cannot have this structure.
+
+        Raises:
+            ConfigError: a dimension is missing or is not divided.
+        """
+
+    def fold_mask(self, mask: Tensor) -> Tensor:
+        """Bool [rows, units]: which units have an active connection."""
+        return self.fold(mask.float()) > 0
+
+    def kept(self, shape: Sequence[int], sparsity: float) -> int:
+        """How many connections of a piece are active at a sparsity.
+
+        Example:
+            >>> Blocks(4, 4).kept((8, 8), 0.75)
+            16
+        """
+        rows, units = self.layout(shape)
+        return rows * masks.kept_count(units, sparsity) * (math.prod(shape) // max(rows * units, 1))
+
+    def keep_top(self, scores: Tensor, sparsity: float) -> Tensor:
+        """The mask of the highest scores of a piece.
+
+        Args:
+            scores: of every connection; higher = keep.
+            sparsity: fraction of inactive connections, in [0, 1].
+
+        Example:
+            >>> NOfM(1, 2).keep_top(torch.tensor([[1.0, 2.0, 9.0, 8.0]]), 0.5).int()
+            tensor([[0, 1, 1, 0]], dtype=torch.int32)
+        """
+        rows = self.fold(scores)
+        return self.unfold(
+            masks.keep_top_in_rows(rows, masks.kept_count(rows.shape[1], sparsity)), scores.shape
+        )
+
+    def drop_and_grow(
+        self, mask: Tensor, drop_scores: Tensor, grow_scores: Tensor, sparsity: float, fraction: float
+    ) -> Tensor:
+        """The mask of a piece after one update; see `masks.drop_and_grow`.
+
+        Example:
+            >>> mask, scores = torch.tensor([[True, False, True, False]]), torch.tensor([[1.0, 2.0, 3.0, 4.0]])
+            >>> NOfM(1, 2).drop_and_grow(mask, scores, scores, 0.5, fraction=1.0).int()
+            tensor([[0, 1, 0, 1]], dtype=torch.int32)
+        """
+        units = self.fold_mask(mask)
+        count = masks.kept_count(units.shape[1], sparsity)
+        folded = self.fold(drop_scores), self.fold(grow_scores)
+        return self.unfold(masks.drop_and_grow(units, *folded, count, fraction), mask.shape)
+
+    def require(self, mask: Tensor, sparsity: float, source: str, advice: str) -> Tensor:
+        """The mask of a piece, if it has this structure.
+
+        Args:
+            mask: bool, of a piece.
+            sparsity: that was asked for.
+            source: what made the mask, for the message.
+            advice: what to do instead.
+
+        Raises:
+            RarefyError: it has another structure.
+        """
+        if not self.holds(mask, sparsity):
+            raise RarefyError(f"{source} returned a mask that does not obey the pattern {self}; {advice}")
+        return mask
+
+
+@dataclass(frozen=True)
+class Free(Structure):
+    """Any connection may be active."""
+
+    def __str__(self) -> str:
+        return "unstructured"
+
+    def check(self, name: str, shape: Sequence[int]) -> None:
+        """Takes any shape."""
+
+    def layout(self, shape: Sequence[int]) -> tuple[int, int]:
+        """One row of connections."""
+        return 1, math.prod(shape)
+
+    def fold(self, scores: Tensor) -> Tensor:
+        """Flat."""
+        return scores.reshape(1, -1)
+
+    def fold_mask(self, mask: Tensor) -> Tensor:
+        """Flat."""
+        return mask.reshape(1, -1)
+
+    def unfold(self, units: Tensor, shape: Sequence[int]) -> Tensor:
+        """In shape again."""
+        return units.view(tuple(shape))
+
+    def holds(self, mask: Tensor, sparsity: float) -> bool:
+        """Always."""
+        return True
+
+
+@dataclass(frozen=True)
+class NOfM(Structure):
+    """Of every m consecutive inputs of an output, n are active (Zhou et al., arXiv:2102.04010).
+
+    Inputs are dimension 1 of a weight [out, in, …]; the groups of a convolution are input channels at one position
+    of its kernel.
+
+    Args:
+        n: active connections of a group, 1 ≤ n < m.
+        m: size of a group.
+    """
+
+    n: int
+    m: int
+
+    def __str__(self) -> str:
+        return f"{{n: {self.n}, m: {self.m}}}"
+
+    @property
+    def highest(self) -> float:
+        """The sparsity at which n of m are active."""
+        return 1.0 - self.n / self.m
+
+    def reached_at(self, sparsity: float) -> bool:
+        """Whether n of m are active at a sparsity, which may be written to three digits.
+
+        Example:
+            >>> NOfM(1, 3).reached_at(0.667), NOfM(1, 3).reached_at(0.7)
+            (True, False)
+        """
+        is_near = abs(sparsity - self.highest) <= TOLERANCE
+        return is_near and masks.kept_count(self.m, sparsity) == self.n
+
+    def check(self, name: str, shape: Sequence[int]) -> None:
+        """Refuses a weight whose inputs are no multiple of m."""
+        inputs = shape[1] if len(shape) > 1 else 0
+        if not inputs or inputs % self.m:
+            what = f"an m that divides the {inputs} input features of {name} {list(shape)}"
+            raise ConfigError("pattern", self, what)
+
+    def layout(self, shape: Sequence[int]) -> tuple[int, int]:
+        """A row for each group."""
+        return math.prod(shape) // self.m, self.m
+
+    def fold(self, scores: Tensor) -> Tensor:
+        """A row for each group."""
+        return _matrix(scores).reshape(-1, self.m)
+
+    def fold_mask(self, mask: Tensor) -> Tensor:
+        """A row for each group."""
+        return _matrix(mask).reshape(-1, self.m)
+
+    def unfold(self, units: Tensor, shape: Sequence[int]) -> Tensor:
+        """The groups in their places."""
+        return _from_matrix(units, shape)
+
+    def holds(self, mask: Tensor, sparsity: float) -> bool:
+        """Whether no group has more active connections than it may."""
+        most = masks.kept_count(self.m, sparsity)
+        return not (self.fold_mask(mask).sum(1, dtype=torch.int32) > most).any()
+
+
+@dataclass(frozen=True)
+class Blocks(Structure):
+    """Connections are active in whole blocks of outputs × inputs.
+
+    Blocks lie in dimensions 0 and 1 of a weight [out, in, …]; each position of a convolution's kernel has its own.
+
+    Args:
+        rows: outputs of a block.
+        columns: inputs of a block.
+    """
+
+    rows: int
+    columns: int
+
+    def __str__(self) -> str:
+        return f"{{block: [{self.rows}, {self.columns}]}}"
+
+    def check(self, name: str, shape: Sequence[int]) -> None:
+        """Refuses a weight that the blocks do not divide."""
+        outputs, inputs = (*shape, 0)[:2]
+        if not inputs or outputs % self.rows or inputs % self.columns:
+            sides = f"{outputs} output and the {inputs} input features"
+            raise ConfigError("pattern", self, f"blocks that divide the {sides} of {name} {list(shape)}")
+
+    def layout(self, shape: Sequence[int]) -> tuple[int, int]:
+        """One row of blocks."""
+        return 1, math.prod(shape) // (self.rows * self.columns)
+
+    def fold(self, scores: Tensor) -> Tensor:
+        """Sums over the blocks."""
+        return kernels.block_sums(_matrix(scores), (self.rows, self.columns)).view(1, -1)
+
+    def unfold(self, units: Tensor, shape: Sequence[int]) -> Tensor:
+        """Each block all active or all inactive."""
+        height, width = math.prod(shape) // shape[1] // self.rows, shape[1] // self.columns
+        blocks = units.view(height, 1, width, 1).expand(height, self.rows, width, self.columns)
+        return _from_matrix(blocks, shape)
+
+    def holds(self, mask: Tensor, sparsity: float) -> bool:
+        """Whether no block is active in part only."""
+        return torch.equal(self.unfold(self.fold_mask(mask), mask.shape), mask)
+
+
+FREE = Free()
+
+
+def _matrix(tensor: Tensor) -> Tensor:
+    """[out, in, …] as [… · out, in]."""
+    return tensor if tensor.dim() == 2 else tensor.flatten(2).movedim(2, 0).flatten(0, 1)
+
+
+def _from_matrix(matrix: Tensor, shape: Sequence[int]) -> Tensor:
+    """The reverse of `_matrix`."""
+    if len(shape) == 2:
+        return matrix.reshape(*shape)
+    return matrix.reshape(math.prod(shape[2:]), *shape[:2]).movedim(0, 2).reshape(*shape)
