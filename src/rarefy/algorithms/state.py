@@ -9,6 +9,7 @@ from typing import Any
 from torch.utils.hooks import RemovableHandle
 
 from rarefy.errors import RarefyError
+from rarefy.parameter import SparseParameter
 
 _REQUIRED = {"step", "updates", "seed", "target_sparsity", "dense_gradients"}
 
@@ -25,6 +26,12 @@ def register(hooks: OrderedDict[int, Any], hook: Callable[..., None]) -> Removab
     handle = RemovableHandle(hooks)
     hooks[handle.id] = hook
     return handle
+
+
+def gradient_state(parameters: Mapping[str, SparseParameter]) -> dict[str, Any]:
+    """The dense gradients of a step that is not over, by parameter name, to be saved."""
+    sums = {name: parameter.dense_gradient.saved() for name, parameter in parameters.items()}
+    return {name: value for name, value in sums.items() if value is not None}
 
 
 def check_state(state: Any, name: str, parameters: Container[str]) -> None:
