@@ -11,20 +11,27 @@ import torch
 from torch import Tensor
 
 from rarefy.errors import RarefyError
+from rarefy.masks import grow_highest
+from rarefy.patterns import Pattern
+
+Score = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Shortlist:
-    """The part of a dense gradient that an update can need: at active connections, and where new ones may be grown.
+    """The part of a dense gradient that growing connections can need.
+
+    In each balanced group these are the highest inactive positions, as many as may be grown, and the active ones that
+    do not rank below all of them: if one of the others was dropped, it would not be grown again.
 
     Args:
         places: the listed positions of the flattened weight, rising.
         entries: the gradient there.
-        counts: for each balanced group, how many connections may be grown without missing one that is not listed.
+        counts: for each balanced group, how many connections may be grown.
 
     Example:
-        >>> grad, listed = torch.tensor([[3.0, 0.0], [1.0, 2.0]]), torch.tensor([[True, False], [False, True]])
-        >>> Shortlist.of(grad, listed, [1]).dense(grad.shape)
+        >>> grad, mask = torch.tensor([[3.0, 0.0], [1.0, 2.0]]), torch.tensor([[True, False], [True, False]])
+        >>> Shortlist.of(grad, mask, Pattern(), [1], torch.abs).dense(grad.shape)
         tensor([[3., nan],
                 [nan, 2.]])
     """
@@ -34,10 +41,18 @@ class Shortlist:
     counts: Sequence[int]
 
     @classmethod
-    def of(cls, grad: Tensor, listed: Tensor, counts: Sequence[int]) -> Shortlist:
-        """The entries of `grad` at the positions of the mask `listed`."""
+    def of(
+        cls, grad: Tensor, mask: Tensor, pattern: Pattern, counts: Sequence[int], score: Score
+    ) -> Shortlist:
+        """The shortlist of a dense gradient; `score` ranks every entry by itself."""
+        pieces = zip(pattern.split(mask), pattern.split(grad), counts, strict=True)
+        listed = pattern.merge([grow_highest(m, score(g), count) for m, g, count in pieces])
         places = listed.flatten().nonzero().squeeze(1)
-        entries = grad.flatten()[places]
+        entries, is_new = grad.flatten()[places], ~mask.flatten()[places]
+        if int(is_new.count_nonzero()) == sum(counts) > 0:
+            scores = score(entries)
+            matters = is_new | ~(scores < scores[is_new].min())
+            places, entries = places[matters], entries[matters]
         return cls(places.int() if grad.numel() <= 2**31 else places, entries, counts)
 
     @staticmethod

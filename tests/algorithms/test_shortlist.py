@@ -17,6 +17,7 @@ from rarefy import RigL
 from rarefy.errors import RarefyError
 from rarefy.gradients import Shortlist
 from rarefy.nn import SparseLinear
+from rarefy.patterns import Pattern
 from rarefy.schedules import Constant
 from rarefy.training.trainer import Trainer
 
@@ -102,7 +103,7 @@ def test_any_gradient_gives_the_same_mask(shape, balance, entries, sparsity, dro
 @pytest.mark.parametrize("fill", [0.0, float("nan")])
 def test_a_shortlist_of_ties_gives_the_same_mask(drop_fraction, target, fill):
     grad = torch.full((16, 30), fill)
-    grad[3:5, ::4] = torch.tensor([1.0, -1.0])[:, None]
+    grad[3:5, ::2] = torch.tensor([1.0, -1.0])[:, None]
     weight = torch.ones_like(grad)
     options = {"sparsity": [0.9, target], "drop_fraction": drop_fraction, "balance_in_groups": 3}
     whole, everything = after_update(True, grad, weight, **options)
@@ -176,9 +177,17 @@ def test_a_shortlist_is_a_small_part_of_the_gradient():
     model, sparsity, _ = prepare(update={"freq": 1}, drop_fraction=0.3)
     backward(model, 0)
     shortlist, size = held(sparsity), 24 * 32
-    listed = 77 + round(0.3 * 77)
-    assert [shortlist.places.shape, shortlist.entries.shape] == [(listed,), (listed,)]
-    assert shortlist.places.dtype == torch.int32 and listed * 8 < 0.27 * size * 4
+    assert shortlist.counts == [23] and 23 <= len(shortlist.places) < 23 + 77
+    assert shortlist.places.dtype == torch.int32 and len(shortlist.places) * 8 < 0.2 * size * 4
+    scores = shortlist.entries.abs()
+    is_new = ~sparsity.parameters["0.weight"].mask.flatten()[shortlist.places.long()]
+    assert is_new.sum() == 23 and (scores >= scores[is_new].min()).all()
+
+
+def test_every_active_connection_is_listed_where_all_inactive_ones_may_be_grown():
+    grad, mask = torch.tensor([[0.0, 1.0], [2.0, 3.0]]), torch.tensor([[True, False], [False, True]])
+    assert Shortlist.of(grad, mask, Pattern(), [3], torch.abs).places.tolist() == [0, 1, 2, 3]
+    assert Shortlist.of(grad, mask, Pattern(), [2], torch.abs).places.tolist() == [1, 2, 3]
 
 
 # ---- the promise and its limits ------------------------------------------------------------------------------------

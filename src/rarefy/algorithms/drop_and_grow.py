@@ -87,17 +87,11 @@ class DropAndGrow(DynamicSparsityAlgorithm):
         """What the update after this step can need of `grad`: all of it, unless it is known to be less."""
         if self.accumulates or not self.autoupdate or self._has_functions:
             return grad
-        pieces = parameter.pattern.split(parameter.mask)
-        counts = self._grow_counts(pieces, self._coming_sparsity(parameter), ahead=1)
-        listed = sum(int(piece.count_nonzero()) for piece in pieces) + sum(counts)
-        if not Shortlist.is_smaller(grad, listed):
+        mask, pattern = parameter.mask, parameter.pattern
+        counts = self._grow_counts(pattern.split(mask), self._coming_sparsity(parameter), ahead=1)
+        if not Shortlist.is_smaller(grad, int(mask.count_nonzero()) + sum(counts)):
             return grad
-        grads = parameter.pattern.split(grad)
-        grown = [
-            grow_highest(mask, self.grow_score(part, part), count)
-            for mask, part, count in zip(pieces, grads, counts, strict=True)
-        ]
-        return Shortlist.of(grad, parameter.pattern.merge(grown), counts)
+        return Shortlist.of(grad, mask, pattern, counts, lambda part: self.grow_score(part, part))
 
     @property
     def _has_functions(self) -> bool:
