@@ -36,6 +36,7 @@ def forget_the_peak() -> None:
 def train(which: str, samples: int, length: int, steps: int = 4) -> None:
     """Trains a few steps; prints the peak memory of this process in MB, and the seconds of a step."""
     trainer = gpt_trainer({"sparsity": 0.9, "compute": "compact", "seed": 1, **BLOCKS[which]})
+    assert trainer.sparsity is not None
     trainer.sparsity.accumulates = which == "rigl, whole gradients"
     forget_the_peak()
     seconds = []

@@ -51,7 +51,7 @@ class SparsityAlgorithm(ABC):
         seed: for everything random; None takes torch's seed when the algorithm is applied.
 
     Attributes:
-        accumulates: False promises one backward pass per optimizer step, by which RigL saves memory.
+        accumulates: False promises one backward pass per optimizer step; RigL then saves memory in compact storage.
 
     Raises:
         ConfigError: a value that is not allowed, with the name of its option.

@@ -33,9 +33,9 @@ class DropAndGrow(DynamicSparsityAlgorithm):
         **options: the options of `DynamicSparsityAlgorithm`.
 
     Attributes:
-        grows_by_gradient_alone: set it to True in a class whose scores read nothing of the dense gradient but that
-            `grow_score` ranks each position by its own entry, NaN last, and does not read the weight. It holds for
-            the class that says so, not for its subclasses.
+        grows_by_gradient_alone: set it to True in a class whose `grow_score` ranks each position by its own entry of
+            the dense gradient alone, and whose `drop_score` does not read that gradient; in compact storage it may
+            then hold NaN where it cannot matter. It is not inherited, as a subclass may rank otherwise.
     """
 
     grows_by_gradient_alone: ClassVar[bool] = False
