@@ -3,9 +3,72 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from rarefy.errors import RarefyError
+from rarefy.masks import grow_highest
+from rarefy.patterns import Pattern
+
+Score = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Shortlist:
+    """The part of a dense gradient that growing connections can need.
+
+    In each balanced group these are the highest inactive positions, as many as may be grown, and the active ones that
+    do not rank below all of them: if one of the others was dropped, it would not be grown again.
+
+    Args:
+        places: the listed positions of the flattened weight, rising.
+        entries: the gradient there.
+        counts: for each balanced group, how many connections may be grown.
+
+    Example:
+        >>> grad, mask = torch.tensor([[3.0, 0.0], [1.0, 2.0]]), torch.tensor([[True, False], [True, False]])
+        >>> Shortlist.of(grad, mask, Pattern(), [1], torch.abs).dense(grad.shape)
+        tensor([[3., nan],
+                [nan, 2.]])
+    """
+
+    places: Tensor
+    entries: Tensor
+    counts: Sequence[int]
+
+    @classmethod
+    def of(
+        cls, grad: Tensor, mask: Tensor, pattern: Pattern, counts: Sequence[int], score: Score
+    ) -> Shortlist:
+        """The shortlist of a dense gradient; `score` ranks every entry by itself."""
+        pieces = zip(pattern.split(mask), pattern.split(grad), counts, strict=True)
+        listed = pattern.merge([grow_highest(m, score(g), count) for m, g, count in pieces])
+        places = listed.flatten().nonzero().squeeze(1)
+        entries, is_new = grad.flatten()[places], ~mask.flatten()[places]
+        if int(is_new.count_nonzero()) == sum(counts) > 0:
+            scores = score(entries)
+            matters = is_new | ~(scores < scores[is_new].min())
+            places, entries = places[matters], entries[matters]
+        return cls(places.int() if grad.numel() <= 2**31 else places, entries, counts)
+
+    @staticmethod
+    def is_smaller(grad: Tensor, listed: int) -> bool:
+        """Whether a list of so many positions takes less memory than `grad`."""
+        return listed * (grad.element_size() + torch.int32.itemsize) < grad.numel() * grad.element_size()
+
+    def covers(self, counts: Sequence[int]) -> bool:
+        """Whether these numbers of connections can be grown from it."""
+        return all(needed <= listed for needed, listed in zip(counts, self.counts, strict=True))
+
+    def dense(self, shape: torch.Size) -> Tensor:
+        """As a dense gradient, NaN where nothing is listed: that ranks last, as those positions do."""
+        dense = self.entries.new_full(shape, torch.nan)
+        dense.view(-1)[self.places.long()] = self.entries
+        return dense
 
 
 class DenseGradient:
@@ -13,10 +76,15 @@ class DenseGradient:
 
     Masked storage adds what was accumulated (`add`). Compact storage adds what its layer's probe receives (`arrive`),
     which may come before or after `pair` of the same backward pass.
+
+    Attributes:
+        value: the sum so far, or what is left of it.
+        shorten: what arrived in whole -> what has to be kept of it; None to keep everything.
     """
 
     def __init__(self) -> None:
-        self.value: Tensor | None = None
+        self.value: Tensor | Shortlist | None = None
+        self.shorten: Callable[[Tensor], Tensor | Shortlist] | None = None
         self._version = -1
         self._arrived: Tensor | None = None
         self._is_expected = False
@@ -31,7 +99,7 @@ class DenseGradient:
 
         Inactive positions hold this micro-batch alone (earlier ones were zeroed), active ones the whole sum.
         """
-        value = self.value
+        value = self._sum
         self.value = grad.detach().clone() if value is None else torch.where(mask, grad, value + grad)
 
     def arrive(self, grad: Tensor) -> None:
@@ -53,14 +121,40 @@ class DenseGradient:
         """Called once `grad` was masked: any later write that is no micro-batch shows in its version."""
         self._version = grad._version
 
-    def take(self) -> Tensor | None:
+    def take(self) -> Tensor | Shortlist | None:
         """The sum, which is forgotten; None if no gradient came."""
         value = self.value
         self.value, self._arrived, self._is_expected = None, None, False
         return value
 
+    def saved(self) -> Any:
+        """A copy of the sum for a state dict: a tensor, a shortlist's parts by name, or None."""
+        if isinstance(self.value, Shortlist):
+            places, entries = self.value.places.clone(), self.value.entries.clone()
+            return {"places": places, "entries": entries, "counts": list(self.value.counts)}
+        return None if self.value is None else self.value.clone()
+
+    def load(self, saved: Any, device: torch.device) -> None:
+        """Goes on from what `saved` returned, which is copied."""
+        if isinstance(saved, dict):
+            places, entries = (saved[key].clone().to(device) for key in ("places", "entries"))
+            self.value = Shortlist(places, entries, saved["counts"])
+        else:
+            self.value = None if saved is None else saved.clone().to(device)
+
+    @property
+    def _sum(self) -> Tensor | None:
+        """The sum, to which a micro-batch is to be added."""
+        if isinstance(self.value, Shortlist):
+            raise RarefyError(
+                "a second backward pass before the optimizer's step is not allowed with accumulates = False; "
+                "set accumulates = True on the sparsity algorithm or group"
+            )
+        return self.value
+
     def _sum_up(self, grad: Tensor) -> None:
-        self.value = grad if self.value is None else self.value.add_(grad)
+        total = grad if self._sum is None else self._sum.add_(grad)
+        self.value = total if self.shorten is None else self.shorten(total)
 
 
 class LastSelected:

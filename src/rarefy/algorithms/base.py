@@ -20,7 +20,7 @@ from rarefy import filters
 from rarefy.algorithms.compute import check_compact, choose_storage, restore_storage, storage_state
 from rarefy.algorithms.keep_pruned import KeepPruned, reclaim
 from rarefy.algorithms.options import check_compute, check_reach, check_seed, parse_fraction
-from rarefy.algorithms.state import check_state, is_watched, register
+from rarefy.algorithms.state import check_state, gradient_state, is_watched, register
 from rarefy.collective import agreed_seed
 from rarefy.distributions import check_distribution, share_out
 from rarefy.errors import ConfigError, RarefyError
@@ -49,6 +49,9 @@ class SparsityAlgorithm(ABC):
         pattern: `unstructured`, `{n: 2, m: 4}` or `{block: [8, 8]}`; what masks look like.
         compute: `auto`, `masked` or `compact`; how the weights are stored.
         seed: for everything random; None takes torch's seed when the algorithm is applied.
+
+    Attributes:
+        accumulates: False promises one backward pass per optimizer step; RigL then saves memory in compact storage.
 
     Raises:
         ConfigError: a value that is not allowed, with the name of its option.
@@ -82,7 +85,8 @@ class SparsityAlgorithm(ABC):
         self.update_schedule: UpdateSchedule = AtSteps([0])
         self.paths: Mapping[str, str] = {}
         self.parameters: dict[str, SparseParameter] = {}
-        self.step, self.updates, self.target_sparsity, self._autoupdate = 0, 0, 0.0, True
+        self.step, self.updates, self.target_sparsity = 0, 0, 0.0
+        self._autoupdate, self.accumulates = True, True
         self._optimizers: list[Optimizer] = []
         self._gradient_handles: dict[str, tuple[nn.Parameter, list[RemovableHandle]]] = {}
         self._target_hooks: OrderedDict[int, SparsityHook] = OrderedDict()
@@ -327,9 +331,9 @@ class SparsityAlgorithm(ABC):
         last = after + (1_000_000 if is_listed else 10_000)
         return next(iter(update_steps(self.update_schedule, after + 1, last)), None)
 
-    def current(self, schedule: Schedule) -> float:
-        """The value of a schedule at this step, clamped to [0, 1]."""
-        return min(max(schedule(self.step, self.updates), 0.0), 1.0)
+    def current(self, schedule: Schedule, ahead: int = 0) -> float:
+        """The value of a schedule at this step, or `ahead` steps later, clamped to [0, 1]."""
+        return min(max(schedule(self.step + ahead, self.updates), 0.0), 1.0)
 
     def target_at(self, step: int, updates: int) -> float:
         """The sparsity that the schedule asks for at a step, clamped to what the pattern allows."""
@@ -368,7 +372,6 @@ class SparsityAlgorithm(ABC):
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that evolves, as plain values and tensors; masks are in the model's own state dict."""
-        sums = {name: parameter.dense_gradient.value for name, parameter in self.parameters.items()}
         return {
             "algorithm": self.name or type(self).__name__,
             "step": self.step,
@@ -376,7 +379,7 @@ class SparsityAlgorithm(ABC):
             "target_sparsity": self.target_sparsity,
             "seed": self.seed,
             **storage_state(self.parameters),
-            "dense_gradients": {name: value.clone() for name, value in sums.items() if value is not None},
+            "dense_gradients": gradient_state(self.parameters),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -393,7 +396,4 @@ class SparsityAlgorithm(ABC):
         self._prepare()
         for name, parameter in self.parameters.items():
             parameter.steps = self.step
-            value = state["dense_gradients"].get(name)
-            parameter.dense_gradient.value = (
-                None if value is None else value.clone().to(parameter.weight.device)
-            )
+            parameter.dense_gradient.load(state["dense_gradients"].get(name), parameter.weight.device)

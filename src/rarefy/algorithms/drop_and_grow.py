@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from rarefy.algorithms.dynamic import DynamicSparsityAlgorithm
 from rarefy.algorithms.options import parse_fraction
+from rarefy.distributions import share_out
+from rarefy.errors import RarefyError
+from rarefy.filters import Candidate
+from rarefy.gradients import Shortlist
+from rarefy.masks import kept_count
+from rarefy.parameter import SparseParameter
+from rarefy.schedules import FromFunction
+from rarefy.structures import FREE
 
 
 class DropAndGrow(DynamicSparsityAlgorithm):
@@ -23,7 +33,14 @@ class DropAndGrow(DynamicSparsityAlgorithm):
         sparsity: fraction of inactive connections, a number in [0, 1) or a schedule.
         drop_fraction: share of the active connections dropped per update, a number in [0, 1] or a schedule.
         **options: the options of `DynamicSparsityAlgorithm`.
+
+    Attributes:
+        grows_by_gradient_alone: set it to True in a class whose `grow_score` ranks each position by its own entry of
+            the dense gradient alone, and whose `drop_score` does not read that gradient; in compact storage it may
+            then hold NaN where it cannot matter. It is not inherited, as a subclass may rank otherwise.
     """
+
+    grows_by_gradient_alone: ClassVar[bool] = False
 
     def __init__(self, sparsity: Any, *, drop_fraction: Any = 0.3, **options: Any) -> None:
         super().__init__(sparsity, **options)
@@ -52,3 +69,48 @@ class DropAndGrow(DynamicSparsityAlgorithm):
             return self.keep_top(score, sparsity)
         grow, fraction = self.grow_score(weight, dense_grad), self.current(self.drop_fraction)
         return self.pattern.structure.drop_and_grow(mask, score, grow, sparsity, fraction)
+
+    # ---- the dense gradient in compact storage ----
+
+    def _adopt(self, candidate: Candidate) -> SparseParameter:
+        parameter = super()._adopt(candidate)
+        if vars(type(self)).get("grows_by_gradient_alone") and self.pattern.structure == FREE:
+            parameter.dense_gradient.shorten = partial(self._shorten, parameter)
+        return parameter
+
+    def _shorten(self, parameter: SparseParameter, grad: Tensor) -> Tensor | Shortlist:
+        """What the update after this step can need of `grad`: all of it, unless it is known to be less."""
+        if self.accumulates or not self.autoupdate or self._has_functions:
+            return grad
+        mask, pattern = parameter.mask, parameter.pattern
+        shapes = {name: other.shape for name, other in self.parameters.items()}
+        target = self.target_at(self.step + 1, self.updates)
+        sparsity = share_out(self.distribution, target, shapes)[parameter.name]
+        counts = self._grow_counts(pattern.split(mask), sparsity, ahead=1)
+        if not Shortlist.is_smaller(grad, int(mask.count_nonzero()) + sum(counts)):
+            return grad
+        return Shortlist.of(grad, mask, pattern, counts, lambda part: self.grow_score(part, part))
+
+    @property
+    def _has_functions(self) -> bool:
+        """Whether a schedule may give another value when it is asked again."""
+        return any(isinstance(schedule, FromFunction) for schedule in (self.sparsity, self.drop_fraction))
+
+    def _grow_counts(self, masks: Sequence[Tensor], sparsity: float, ahead: int = 0) -> list[int]:
+        """How many connections an update adds to those that stay in each piece."""
+        fraction, counts = self.current(self.drop_fraction, ahead), list[int]()
+        for mask in masks:
+            active, target = int(mask.count_nonzero()), kept_count(mask.numel(), sparsity)
+            counts.append(target - min(active - round(fraction * active), target))
+        return counts
+
+    def _update_parameter(self, parameter: SparseParameter, sparsity: float) -> None:
+        held = parameter.dense_gradient.value
+        if isinstance(held, Shortlist):
+            needed = self._grow_counts(parameter.pattern.split(parameter.mask), sparsity)
+            if not held.covers(needed):
+                raise RarefyError(
+                    f"sparsity or drop_fraction of {parameter.name} was raised or lowered between the backward pass "
+                    "and the update, which is not allowed with accumulates = False; set accumulates = True"
+                )
+        super()._update_parameter(parameter, sparsity)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rarefy.algorithms.base import SparsityAlgorithm
 from rarefy.collective import mean_over_ranks, ranks
+from rarefy.gradients import Shortlist
 from rarefy.initializers import check_mask, generator_for
 from rarefy.parameter import SparseParameter
 from rarefy.schedules import parse_update_schedule
@@ -104,6 +105,8 @@ class DynamicSparsityAlgorithm(SparsityAlgorithm):
         if not self.needs_dense_grad:
             return None
         value = parameter.dense_gradient.take()
+        if isinstance(value, Shortlist):
+            value = value.dense(parameter.shape)
         if value is None and ranks() > 1:
             value = torch.zeros_like(parameter.dense_weight())
         return None if value is None else mean_over_ranks(value)

@@ -76,6 +76,16 @@ class Group:
         for algorithm in self.algorithms:
             algorithm.autoupdate = value
 
+    @property
+    def accumulates(self) -> bool:
+        """Whether several backward passes may come before one optimizer step."""
+        return any(algorithm.accumulates for algorithm in self.algorithms)
+
+    @accumulates.setter
+    def accumulates(self, value: bool) -> None:
+        for algorithm in self.algorithms:
+            algorithm.accumulates = value
+
     def register_target_sparsity_hook(self, hook: SparsityHook) -> list[RemovableHandle]:
         """Registers the hook with every member."""
         return [algorithm.register_target_sparsity_hook(hook) for algorithm in self.algorithms]

@@ -34,6 +34,7 @@ class RigL(DropAndGrow):
 
     name: ClassVar[str] = "rigl"
     needs_dense_grad: ClassVar[bool] = True
+    grows_by_gradient_alone: ClassVar[bool] = True
 
     def grow_score(self, weight: Tensor, dense_grad: Tensor | None) -> Tensor:
         """The size of the dense gradient."""

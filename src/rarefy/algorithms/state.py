@@ -41,6 +41,12 @@ def is_watched(weight: nn.Parameter) -> bool:
     return any(isinstance(hook, partial) and isinstance(hook.args[0], SparseParameter) for hook in hooks)
 
 
+def gradient_state(parameters: Mapping[str, SparseParameter]) -> dict[str, Any]:
+    """The dense gradients of a step that is not over, by parameter name, to be saved."""
+    sums = {name: parameter.dense_gradient.saved() for name, parameter in parameters.items()}
+    return {name: value for name, value in sums.items() if value is not None}
+
+
 def check_state(state: Any, name: str, parameters: Container[str]) -> None:
     """Refuses a state that an algorithm cannot take.
 

@@ -108,6 +108,7 @@ class Trainer:
         self.model = assembly.make_model(model, self.device)
         self.sparsity = assembly.make_sparsity(sparsity, self.loop.total_steps(), seed)
         if self.sparsity is not None:
+            self.sparsity.accumulates = self.loop.grad_accum_steps > 1
             self.sparsity.apply(self.model)
         self.optimizer = assembly.make_optimizer(optimizer, self.model)
         if self.sparsity is not None and self.optimizer is not None:
