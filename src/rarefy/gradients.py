@@ -49,6 +49,11 @@ class DenseGradient:
         if arrived is not None:
             self._sum_up(arrived)
 
+    @property
+    def is_missing(self) -> bool:
+        """Whether a micro-batch was added whose dense gradient never arrived."""
+        return self._is_expected
+
     def seal(self, grad: Tensor) -> None:
         """Called once `grad` was masked: any later write that is no micro-batch shows in its version."""
         self._version = grad._version
