@@ -257,6 +257,19 @@ def test_auto_decides_again_once_it_has_seen_the_tokens():
 
 
 @compiled_only
+def test_auto_sees_an_input_that_is_given_by_name():
+    layer = nn.Linear(256, 384)
+    sparsity = rarefy.configure({"sparsity": 0.95, "seed": 1})
+    sparsity.apply(layer)
+    optimizer = torch.optim.AdamW(layer.parameters(), lr=1e-3)
+    sparsity.apply(optimizer)
+    assert kinds(sparsity) == {"compact"}
+    layer(input=torch.ones(1, 256)).sum().backward()
+    optimizer.step()
+    assert kinds(sparsity) == {"masked"} and sparsity.parameters["weight"].tokens == 1
+
+
+@compiled_only
 @pytest.mark.parametrize(
     ("optimizer", "expected"),
     [(torch.optim.AdamW, "compact"), (torch.optim.Adafactor, "masked"), (None, "masked")],
