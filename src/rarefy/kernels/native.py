@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from rarefy.errors import RarefyError
-from rarefy.kernels.dispatch import extension, instruction_set_index
+from rarefy.kernels.dispatch import extension, instruction_set_index, remedy
 
 _ELEMENTS = {torch.float32: 0, torch.bfloat16: 1}
 
@@ -168,7 +169,7 @@ def select_(data: Tensor, mask: Tensor) -> None:
 def _module() -> ModuleType:
     module = extension()
     if module is None:
-        raise RarefyError("the compiled kernels are not installed; reinstall rarefy with a C++20 compiler")
+        raise RarefyError(f"the compiled kernels are not installed; {remedy(sys.platform)}")
     return module
 
 
