@@ -17,6 +17,7 @@ slow: $(READY)
 	$(BIN)/pytest -n 2 -m slow
 
 sanitize: $(READY)
+	$(BIN)/pip install -q -c constraints.txt 'nanobind>=2.4' cmake
 	PYTHON=$(BIN)/python sh csrc/sanitize.sh -q
 
 lint: $(READY)

@@ -17,7 +17,8 @@ rm -f "$build"/package/rarefy/kernels/_C*.so
 cp "$build"/_C*.so "$build/package/rarefy/kernels/"
 # The interpreter and torch are not instrumented: leaks are theirs, and their frames differ from ours.
 # libstdc++ comes early, because the sanitizer looks for its exception functions when it starts.
+# -s, because a report is written right before the process ends, when captured output is lost.
 LD_PRELOAD="$(${CXX:-c++} -print-file-name=libasan.so) $(${CXX:-c++} -print-file-name=libstdc++.so.6)" \
 ASAN_OPTIONS=detect_leaks=0:detect_odr_violation=0:use_sigaltstack=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
-PYTHONPATH="$build/package" "$python" -m pytest -p no:cacheprovider -o pythonpath="$root/tests" \
+PYTHONPATH="$build/package" "$python" -m pytest -s -p no:cacheprovider -o pythonpath="$root/tests" \
   --rootdir "$root" "$root/tests/kernels" -k "not compile and not contract" "$@"

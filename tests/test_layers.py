@@ -13,6 +13,7 @@ FLOORS = {
     "errors": 0,
     "validation": 1,
     "imports": 1,
+    "disk": 1,
     "collective": 1,
     "optimizer_traits": 1,
     "models": 2,

@@ -97,9 +97,31 @@ def test_evaluation_is_one_more_graph(compute):
     assert_exact_zeros(sparsity, optimizer)
 
 
+def test_graphs_of_any_number_of_connections_serve_a_compact_model_that_is_pruned_gradually():
+    """The settings that docs/compute.md names; without them torch compiles at every update, 8 times at most."""
+    torch.compiler.reset()
+    counter, runs = CompileCounterWithBackend("aot_eager"), []
+    growing = {"type": "linear", "init": 0.1, "slope": 0.05}
+    gmp = {"algorithm": "gmp", "sparsity": growing, "update": {"freq": 1}, "seed": 0, "compute": "compact"}
+    sizes = {"force_parameter_static_shapes": False, "force_nn_module_property_static_shapes": False}
+    for compiled in (False, True):
+        model, sparsity = perceptron(), rarefy.configure(gmp)
+        sparsity.apply(model)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        sparsity.apply(optimizer)
+        forward = torch.compile(model, fullgraph=True, backend=counter) if compiled else model
+        with torch._dynamo.config.patch(sizes):
+            train(forward, optimizer, range(10))
+        runs.append(snapshot(model, optimizer))
+    assert counter.frame_count == 2
+    assert_identical(*runs)
+
+
 # ---- torch.export ----
 
 
+# torch 2.6 does not say that it exports, so that the probe of the dense gradient becomes a part of the program.
+@pytest.mark.filterwarnings("ignore:Attempted to insert a get_attr|.*_probe:UserWarning")
 def test_an_exported_program_computes_what_the_model_does(compute):
     model = perceptron()
     _, optimizer = sparse(model, compute)

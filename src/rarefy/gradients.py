@@ -11,8 +11,6 @@ import torch
 from torch import Tensor
 
 from rarefy.errors import RarefyError
-from rarefy.masks import grow_highest
-from rarefy.patterns import Pattern
 
 Score = Callable[[Tensor], Tensor]
 
@@ -31,7 +29,8 @@ class Shortlist:
 
     Example:
         >>> grad, mask = torch.tensor([[3.0, 0.0], [1.0, 2.0]]), torch.tensor([[True, False], [True, False]])
-        >>> Shortlist.of(grad, mask, Pattern(), [1], torch.abs).dense(grad.shape)
+        >>> listed = torch.tensor([[True, False], [True, True]])
+        >>> Shortlist.of(grad, mask, listed, [1], torch.abs).dense(grad.shape)
         tensor([[3., nan],
                 [nan, 2.]])
     """
@@ -41,12 +40,16 @@ class Shortlist:
     counts: Sequence[int]
 
     @classmethod
-    def of(
-        cls, grad: Tensor, mask: Tensor, pattern: Pattern, counts: Sequence[int], score: Score
-    ) -> Shortlist:
-        """The shortlist of a dense gradient; `score` ranks every entry by itself."""
-        pieces = zip(pattern.split(mask), pattern.split(grad), counts, strict=True)
-        listed = pattern.merge([grow_highest(m, score(g), count) for m, g, count in pieces])
+    def of(cls, grad: Tensor, mask: Tensor, listed: Tensor, counts: Sequence[int], score: Score) -> Shortlist:
+        """The shortlist of a dense gradient.
+
+        Args:
+            grad: the whole gradient.
+            mask: bool, the active connections.
+            listed: the same with the connections that would be grown next, `counts` of them in each group.
+            counts: how many may be grown.
+            score: ranks every entry by itself.
+        """
         places = listed.flatten().nonzero().squeeze(1)
         entries, is_new = grad.flatten()[places], ~mask.flatten()[places]
         if int(is_new.count_nonzero()) == sum(counts) > 0:
@@ -116,6 +119,11 @@ class DenseGradient:
         self._is_expected = arrived is None
         if arrived is not None:
             self._sum_up(arrived)
+
+    @property
+    def is_missing(self) -> bool:
+        """Whether a micro-batch was added whose dense gradient never arrived."""
+        return self._is_expected
 
     def seal(self, grad: Tensor) -> None:
         """Called once `grad` was masked: any later write that is no micro-batch shows in its version."""

@@ -252,7 +252,7 @@ class CompactStorage:
 
     def after_accumulation(self, grad: Tensor, dense: DenseGradient | None) -> None:
         """The dense gradient comes through the layer's probe."""
-        if dense is not None:
+        if dense is not None and self.layer.wants_dense_gradient:
             dense.pair()
             dense.seal(grad)
 

@@ -257,6 +257,19 @@ def test_auto_decides_again_once_it_has_seen_the_tokens():
 
 
 @compiled_only
+def test_auto_sees_an_input_that_is_given_by_name():
+    layer = nn.Linear(256, 384)
+    sparsity = rarefy.configure({"sparsity": 0.95, "seed": 1})
+    sparsity.apply(layer)
+    optimizer = torch.optim.AdamW(layer.parameters(), lr=1e-3)
+    sparsity.apply(optimizer)
+    assert kinds(sparsity) == {"compact"}
+    layer(input=torch.ones(1, 256)).sum().backward()
+    optimizer.step()
+    assert kinds(sparsity) == {"masked"} and sparsity.parameters["weight"].tokens == 1
+
+
+@compiled_only
 @pytest.mark.parametrize(
     ("optimizer", "expected"),
     [(torch.optim.AdamW, "compact"), (torch.optim.Adafactor, "masked"), (None, "masked")],
@@ -271,32 +284,54 @@ def test_auto_waits_for_an_element_wise_optimizer(optimizer, expected):
     assert sparsity.parameters["0.weight"].storage.kind == expected
 
 
+def start_auto(block):
+    model = wide()
+    sparsity = rarefy.configure({"seed": 1, **block})
+    sparsity.apply(model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    sparsity.apply(optimizer)
+    return model, optimizer, sparsity
+
+
+def take_steps(model, optimizer, numbers, tokens=1):
+    for step in numbers:
+        x = torch.randn(tokens, 256, generator=torch.Generator().manual_seed(step))
+        optimizer.zero_grad()
+        model(x).square().mean().backward()
+        optimizer.step()
+
+
 @compiled_only
 def test_auto_goes_on_bit_for_bit_with_the_storage_that_it_had():
-    def start():
-        model = wide()
-        sparsity = rarefy.configure({"sparsity": 0.95, "seed": 1})
-        sparsity.apply(model)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-        sparsity.apply(optimizer)
-        return model, optimizer, sparsity
-
-    def steps(model, optimizer, numbers):
-        for step in numbers:
-            x = torch.randn(1, 256, generator=torch.Generator().manual_seed(step))
-            optimizer.zero_grad()
-            model(x).square().mean().backward()
-            optimizer.step()
-
-    whole, first, second = start(), start(), start()
-    steps(whole[0], whole[1], range(6))
-    steps(first[0], first[1], range(3))
+    whole, first, second = (start_auto({"sparsity": 0.95}) for _ in range(3))
+    take_steps(*whole[:2], range(6))
+    take_steps(*first[:2], range(3))
     assert kinds(second[2]) != kinds(first[2])
     for ours, theirs in zip(second, first, strict=True):
         ours.load_state_dict(theirs.state_dict())
-    steps(second[0], second[1], range(3, 6))
+    take_steps(*second[:2], range(3, 6))
     assert kinds(second[2]) == kinds(whole[2]) == {"masked"}
     assert_identical(snapshot(*whole[:2]), snapshot(*second[:2]))
+
+
+@compiled_only
+@pytest.mark.parametrize(
+    ("saves_what_was_seen", "expected"), [(True, {"masked"}), (False, {"compact", "masked"})]
+)
+def test_auto_decides_by_what_it_had_seen_before_it_was_resumed(saves_what_was_seen, expected):
+    """A state of an earlier version, without what was seen, still loads."""
+    block = {"algorithm": "gmp", "sparsity": [0.95, 0.94], "update": {"freq": 4}}
+    first, second = start_auto(block), start_auto(block)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        take_steps(*first[:2], range(2), tokens=1)
+    state = first[2].state_dict()
+    if not saves_what_was_seen:
+        del state["activations"]
+    second[2].load_state_dict(state)
+    if saves_what_was_seen:
+        assert {(one.tokens, one.dtype) for one in second[2].parameters.values()} == {(1, torch.bfloat16)}
+    take_steps(*second[:2], range(2, 4), tokens=512)
+    assert second[2].step == 4 and kinds(second[2]) == expected
 
 
 # ---- what users do with models -------------------------------------------------------------------------------------

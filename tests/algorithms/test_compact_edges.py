@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
 import warnings
 
 import pytest
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import rarefy
-from rarefy.errors import ConfigError
+from rarefy.errors import ConfigError, RarefyError
 from rarefy.nn import SparseConv1D
 
 
@@ -101,6 +102,30 @@ def zeroed_in_place(model, optimizer, step):
 )
 def test_the_same_masks_and_weights(learn):
     assert_storages_agree(learn)
+
+
+def learn_with_inputs(model, optimizer, step):
+    model(inputs(step)).square().sum().backward(inputs=list(model.parameters()))
+    optimizer.step()
+
+
+def test_masked_storage_needs_no_more_than_the_gradients_that_are_asked_for():
+    model, _, optimizer = prepare("masked")
+    before = model[0].weight_mask.clone()
+    for step in range(2):
+        learn_with_inputs(model, optimizer, step)
+    assert not torch.equal(model[0].weight_mask, before)
+
+
+def test_a_backward_pass_that_leaves_the_dense_gradient_out_is_refused_at_the_update():
+    model, _, optimizer = prepare("compact")
+    learn_with_inputs(model, optimizer, 0)
+    message = (
+        "0.weight has a gradient but no dense gradient, by which rigl updates at step 2: loss.backward(inputs=...) "
+        "leaves it out in compact storage; call loss.backward() without inputs, or set compute: masked"
+    )
+    with pytest.raises(RarefyError, match=f"^{re.escape(message)}$"):
+        learn_with_inputs(model, optimizer, 1)
 
 
 def test_a_weight_is_read_in_the_layout_of_conv1d_while_its_dense_gradient_is_requested():

@@ -317,6 +317,7 @@ def test_finalize_leaves_plain_modules_with_exact_zeros(build, duplicate):
         assert type(module) is type(other) and not list(keepers(module))
         for hooks in (
             "_forward_pre_hooks",
+            "_forward_pre_hooks_with_kwargs",
             "_forward_hooks",
             "_state_dict_pre_hooks",
             "_load_state_dict_post_hooks",

@@ -16,8 +16,8 @@ from helpers import assert_identical, snapshot
 from rarefy import RigL
 from rarefy.errors import RarefyError
 from rarefy.gradients import Shortlist
+from rarefy.masks import grow_highest
 from rarefy.nn import SparseLinear
-from rarefy.patterns import Pattern
 from rarefy.schedules import Constant
 from rarefy.training.trainer import Trainer
 
@@ -186,8 +186,17 @@ def test_a_shortlist_is_a_small_part_of_the_gradient():
 
 def test_every_active_connection_is_listed_where_all_inactive_ones_may_be_grown():
     grad, mask = torch.tensor([[0.0, 1.0], [2.0, 3.0]]), torch.tensor([[True, False], [False, True]])
-    assert Shortlist.of(grad, mask, Pattern(), [3], torch.abs).places.tolist() == [0, 1, 2, 3]
-    assert Shortlist.of(grad, mask, Pattern(), [2], torch.abs).places.tolist() == [1, 2, 3]
+    assert Shortlist.of(grad, mask, grow_highest(mask, grad.abs(), 3), [3], torch.abs).places.tolist() == [
+        0,
+        1,
+        2,
+        3,
+    ]
+    assert Shortlist.of(grad, mask, grow_highest(mask, grad.abs(), 2), [2], torch.abs).places.tolist() == [
+        1,
+        2,
+        3,
+    ]
 
 
 # ---- the promise and its limits ------------------------------------------------------------------------------------

@@ -1,6 +1,9 @@
 import importlib
+import re
+import sys
 
 import pytest
+import torch
 
 from rarefy.errors import RarefyError
 from rarefy.kernels import dispatch, native
@@ -38,7 +41,23 @@ def test_without_the_compiled_kernels_there_is_one_warning(monkeypatch: pytest.M
         with pytest.warns(RuntimeWarning, match="without its compiled kernels") as caught:
             assert [dispatch.instruction_set(), dispatch.instruction_set()] == ["reference", "reference"]
         assert len(caught) == 1
-        with pytest.raises(RarefyError, match="not installed"):
+        assert dispatch.remedy(sys.platform) in str(caught[0].message)
+        with pytest.raises(RarefyError, match=f"not installed; {re.escape(dispatch.remedy(sys.platform))}$"):
             native._module()
     finally:
         forget()
+
+
+@pytest.mark.parametrize(("platform", "helps"), [("linux", True), ("freebsd14", True), ("darwin", False)])
+def test_a_compiler_is_advised_where_it_helps(platform: str, helps: bool) -> None:
+    assert ("compiler" in dispatch.remedy(platform)) == helps
+    assert ("macOS" in dispatch.remedy(platform)) == (not helps)
+
+
+def test_a_private_function_that_torch_lacks_sends_every_call_to_the_dispatcher(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert native.private("_len_torch_dispatch_stack") is torch._C._len_torch_dispatch_stack
+    assert native.unwatched(torch.ones(1))
+    monkeypatch.setattr(native, "_has_mode", native.private("_removed_from_torch"))
+    assert not native.unwatched(torch.ones(1))

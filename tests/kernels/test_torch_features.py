@@ -94,6 +94,8 @@ def test_the_default_compiler():
     torch.testing.assert_close(model.state_dict(), expected.state_dict(), rtol=1e-4, atol=1e-6)
 
 
+# torch 2.6 does not say that it exports, so that the probe of the dense gradient becomes a part of the program.
+@pytest.mark.filterwarnings("ignore:Attempted to insert a get_attr|.*_probe:UserWarning")
 @pytest.mark.parametrize("strict", [True, False])
 def test_export(strict):
     model, _, _ = prepare()

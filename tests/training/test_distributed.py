@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+import tiny_run
 from rarefy.training import distributed
 
 SCRIPT = """
@@ -39,16 +40,44 @@ if rank >= 0:
     dist.destroy_process_group()
 """
 
+# Runs the command line and notes which files of the model directory this process opened for writing.
+RECORDED_RUN = """
+import os, sys
+from pathlib import Path
 
-def start(folder: Path, port: str, **environment: str) -> subprocess.Popen:
+params, written = Path(sys.argv[1]), set()
+out = str(params.with_name("out"))
+
+def record(event, arguments):
+    if event == "open" and not isinstance(arguments[0], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR):
+        path = os.fsdecode(arguments[0])
+        written.update([path] if path.startswith(out) else [])
+
+sys.addaudithook(record)
+from rarefy.cli import main
+sys.argv = ["rarefy", "run", str(params)]
+try:
+    main()
+finally:
+    params.with_name("written" + os.environ["RANK"]).write_text("\\n".join(written))
+"""
+
+
+def start(arguments: list[str], port: str, **environment: str) -> subprocess.Popen:
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    return subprocess.Popen(
+        [sys.executable, *arguments],
+        env={**os.environ, **address, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def start_script(folder: Path, port: str, **environment: str) -> subprocess.Popen:
     script = folder / "script.py"
     script.write_text(SCRIPT)
-    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, str(script), str(folder)],
-        env={**os.environ, **address, **environment},
-        stderr=subprocess.PIPE,
-    )
+    return start([str(script), str(folder)], port, **environment)
 
 
 def free_port() -> str:
@@ -63,10 +92,10 @@ def test_two_processes_agree_with_one(tmp_path: Path) -> None:
     port = free_port()
     alone = tmp_path / "alone"
     alone.mkdir()
-    runs = [start(tmp_path, port, RANK=str(rank), WORLD_SIZE="2") for rank in range(2)]
-    for one in (*runs, start(alone, port)):
+    runs = [start_script(tmp_path, port, RANK=str(rank), WORLD_SIZE="2") for rank in range(2)]
+    for one in (*runs, start_script(alone, port)):
         _, errors = one.communicate(timeout=120)
-        assert one.returncode == 0, errors.decode()
+        assert one.returncode == 0, errors
 
     first, second = (torch.load(tmp_path / f"result{rank}.pt", weights_only=True) for rank in range(2))
     expected = torch.load(alone / "result-1.pt", weights_only=True)
@@ -74,6 +103,21 @@ def test_two_processes_agree_with_one(tmp_path: Path) -> None:
         assert torch.equal(first[name], second[name])
         torch.testing.assert_close(first[name], tensor)
     assert [path.name for path in tmp_path.glob("checkpoint_*")] == ["checkpoint_6"]
+
+
+def test_only_the_first_process_logs_and_prints(tmp_path: Path) -> None:
+    params = tiny_run.write(tmp_path, tiny_run.configuration(tmp_path, loggers=[{"CSVLogger": {}}]))
+    port = free_port()
+    command = ["-c", RECORDED_RUN, str(params)]
+    runs = [start(command, port, RANK=str(rank), WORLD_SIZE="2") for rank in range(2)]
+    said = [one.communicate(timeout=120) for one in runs]
+    assert [one.returncode for one in runs] == [0, 0], said
+    assert said[1] == ("", "")
+    for words in ("Plan", "step 6/6", "steps per second"):
+        assert said[0][0].count(words) == 1
+    written = (tmp_path / "written0").read_text()
+    assert all(name in written for name in ("metrics.csv", "tfevents", "run.json", "MANIFEST.json"))
+    assert (tmp_path / "written1").read_text() == ""
 
 
 def test_one_process_needs_no_group() -> None:

@@ -209,7 +209,7 @@ class SparsityAlgorithm(ABC):
         hooks = partial(self._after_load, parameter), partial(self._release, parameter)
         keeper = KeepPruned(first.module, first.leaf, parameter.observe, *hooks)
         for module in dict.fromkeys(place.module for place in candidate.places):
-            module.register_forward_pre_hook(keeper.before_forward)
+            module.register_forward_pre_hook(keeper.before_forward, with_kwargs=True)
             module.register_state_dict_pre_hook(keeper.before_use)
             module.register_load_state_dict_post_hook(keeper.after_load)
         return parameter

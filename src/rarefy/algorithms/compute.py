@@ -99,15 +99,23 @@ def choose_storage(
 
 
 def storage_state(parameters: Mapping[str, SparseParameter]) -> dict[str, Any]:
-    """The choices, to be saved."""
+    """The choices and what they rest on, to be saved."""
     kinds = {name: parameter.storage.kind for name, parameter in parameters.items()}
-    return {"storage": kinds, "instruction_set": instruction_set()}
+    seen = {
+        name: {"tokens": parameter.tokens, "dtype": str(parameter.dtype).removeprefix("torch.")}
+        for name, parameter in parameters.items()
+        if parameter.tokens is not None
+    }
+    return {"storage": kinds, "activations": seen, "instruction_set": instruction_set()}
 
 
 def restore_storage(
     parameters: Mapping[str, SparseParameter], state: Mapping[str, Any], optimizers: Sequence[Optimizer]
 ) -> None:
     """Takes up the choices of `auto` that were saved with these kernels, so that a run goes on bit for bit."""
+    for name, seen in state.get("activations", {}).items():
+        if name in parameters:
+            parameters[name].tokens, parameters[name].dtype = seen["tokens"], getattr(torch, seen["dtype"])
     if state.get("instruction_set") != instruction_set():
         return
     for name, kind in state["storage"].items():

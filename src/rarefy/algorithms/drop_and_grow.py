@@ -15,7 +15,7 @@ from rarefy.distributions import share_out
 from rarefy.errors import RarefyError
 from rarefy.filters import Candidate
 from rarefy.gradients import Shortlist
-from rarefy.masks import kept_count
+from rarefy.masks import grow_highest, kept_count
 from rarefy.parameter import SparseParameter
 from rarefy.schedules import FromFunction
 from rarefy.structures import FREE
@@ -89,7 +89,9 @@ class DropAndGrow(DynamicSparsityAlgorithm):
         counts = self._grow_counts(pattern.split(mask), sparsity, ahead=1)
         if not Shortlist.is_smaller(grad, int(mask.count_nonzero()) + sum(counts)):
             return grad
-        return Shortlist.of(grad, mask, pattern, counts, lambda part: self.grow_score(part, part))
+        pieces = zip(pattern.split(mask), pattern.split(grad), counts, strict=True)
+        listed = pattern.merge([grow_highest(m, self.grow_score(g, g), count) for m, g, count in pieces])
+        return Shortlist.of(grad, mask, listed, counts, lambda part: self.grow_score(part, part))
 
     @property
     def _has_functions(self) -> bool:

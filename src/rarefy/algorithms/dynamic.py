@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rarefy.algorithms.base import SparsityAlgorithm
 from rarefy.collective import mean_over_ranks, ranks
+from rarefy.errors import RarefyError
 from rarefy.gradients import Shortlist
 from rarefy.initializers import check_mask, generator_for
 from rarefy.parameter import SparseParameter
@@ -74,7 +75,11 @@ class DynamicSparsityAlgorithm(SparsityAlgorithm):
 
     @torch.no_grad()
     def update(self) -> None:
-        """Recomputes the topology of every parameter now."""
+        """Recomputes the topology of every parameter now.
+
+        Raises:
+            RarefyError: a backward pass left the dense gradient out that the algorithm ranks by.
+        """
         targets = self._targets({name: parameter.shape for name, parameter in self.parameters.items()})
         for name, parameter in self.parameters.items():
             self._update_parameter(parameter, targets[name])
@@ -101,9 +106,19 @@ class DynamicSparsityAlgorithm(SparsityAlgorithm):
         return self.pattern.structure.require(mask, sparsity, source, advice)
 
     def _dense_gradient(self, parameter: SparseParameter) -> Tensor | None:
-        """The mean dense gradient of this step; None without one (a frozen weight keeps its topology)."""
+        """The mean dense gradient of this step; None without one (a frozen weight keeps its topology).
+
+        Raises:
+            RarefyError: a backward pass left it out.
+        """
         if not self.needs_dense_grad:
             return None
+        if parameter.dense_gradient.is_missing:
+            raise RarefyError(
+                f"{parameter.name} has a gradient but no dense gradient, by which {self.name or type(self).__name__} "
+                f"updates at step {self.step}: loss.backward(inputs=...) leaves it out in compact storage; call "
+                "loss.backward() without inputs, or set compute: masked"
+            )
         value = parameter.dense_gradient.take()
         if isinstance(value, Shortlist):
             value = value.dense(parameter.shape)

@@ -66,14 +66,14 @@ class KeepPruned:
         else:
             masks.zero_inactive_(weight.data, mask)
 
-    def before_forward(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        """Forward pre-hook."""
+    def before_forward(self, module: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        """Forward pre-hook, called with keyword arguments too."""
         if self.is_copy:
             self.before_use()
         elif module.training and not torch.compiler.is_compiling():
-            for x in inputs[:1]:
-                if isinstance(x, Tensor):
-                    self.observe(x)
+            x = next(iter(inputs or keywords.values()), None)
+            if isinstance(x, Tensor):
+                self.observe(x)
 
     def before_use(self, *_: Any) -> None:
         """State-dict pre-hook; in a copy before the forward pass too."""
@@ -135,6 +135,7 @@ def release(module: nn.Module, keeper: KeepPruned) -> None:
     ):
         for key in [key for key, hook in hooks.items() if getattr(hook, "__self__", None) is keeper]:
             del hooks[key]
+            module._forward_pre_hooks_with_kwargs.pop(key, None)
 
 
 def reclaim(candidate: Candidate) -> None:

@@ -8,6 +8,8 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from rarefy.training.distributed import is_first
+
 VERBOSE = 15
 _LOGGER = logging.getLogger("rarefy")
 
@@ -22,9 +24,13 @@ class _Lines(logging.Formatter):
 
 @contextmanager
 def shown_on_stderr() -> Iterator[None]:
-    """Shows the messages of rarefy and Python's warnings on standard error, each once."""
+    """Shows the messages of rarefy and Python's warnings on standard error, each once.
+
+    Of several processes only the first shows messages below warnings.
+    """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Lines())
+    handler.addFilter(lambda record: record.levelno >= logging.WARNING or is_first())
     logging.addLevelName(VERBOSE, "VERBOSE")
     level = _LOGGER.level
     _LOGGER.addHandler(handler)

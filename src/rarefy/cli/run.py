@@ -18,6 +18,7 @@ from rarefy.errors import ConfigError
 from rarefy.report import summary
 from rarefy.training.build import Builder
 from rarefy.training.config import parse
+from rarefy.training.distributed import is_first
 from rarefy.training.dry_run import plan_parameters, plan_updates, preview
 from rarefy.training.events import Callback
 from rarefy.training.launch import Launch, Mode, run_all
@@ -49,7 +50,7 @@ class Watch(Callback):
     def on_train_start(self, trainer: TrainerView) -> None:
         """Training begins."""
         self.has_begun = True
-        if trainer.sparsity is not None:
+        if trainer.sparsity is not None and is_first():
             algorithms, total = trainer.sparsity.algorithms, trainer.total_steps
             parameters = plan_parameters(trainer.model, algorithms, total)
             Console().print(plan_table(parameters, plan_updates(algorithms, total)))
@@ -117,7 +118,8 @@ def _run(request: Request, watch: Watch) -> None:
         if request.compare_dense and trainer.sparsity is not None and watch.has_begun:
             builders = [launch.builder(config) for config in configs if config.as_params == trainer.params]
             rows.append(_comparison(builders[0], trainer, request.compare_dense))
-        Console().print(result_table(rows))
+        if is_first():
+            Console().print(result_table(rows))
 
 
 def _comparison(builder: Builder, trainer: Trainer, steps: int) -> tuple[str, str]:
@@ -127,6 +129,8 @@ def _comparison(builder: Builder, trainer: Trainer, steps: int) -> tuple[str, st
 
 def _print_preview(builder: Builder) -> None:
     tables = preview_tables(preview(builder))
+    if not is_first():
+        return
     console = Console()
     needed = console.measure(tables, options=console.options.update(width=_WIDEST)).maximum
     console.width = max(console.width, needed)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -13,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from rarefy.disk import flush
 from rarefy.errors import ConfigError, RarefyError
 
 Tokens = NDArray[Any]
@@ -180,9 +180,9 @@ def _appearing(out_dir: Path) -> Iterator[Path]:
         folder = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}.", dir=out_dir.parent))
         yield folder
         folder.chmod(0o755)
-        _flush(folder)
+        flush(folder)
         folder.rename(out_dir)
-        _flush(out_dir.parent)
+        flush(out_dir.parent)
     except OSError as error:
         raise RarefyError(f"{out_dir}: cannot be written ({' '.join(str(error).split())})") from error
     finally:
@@ -195,13 +195,5 @@ def _write(file: Path, data: Tokens) -> str:
 
     with h5py.File(file, "w") as opened:
         opened.create_dataset("data", data=data.astype(np.int32))
-    _flush(file)
+    flush(file)
     return file.name
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

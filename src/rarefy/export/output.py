@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 from safetensors import SafetensorError
 
+from rarefy.disk import flush
 from rarefy.errors import RarefyError
 
 PREFIX = ".tmp-export-"
@@ -58,7 +58,7 @@ def write(out: Path, fill: Callable[[Path], object]) -> int:
             fill(made)
             files = [made] if made.is_file() else [file for file in made.rglob("*") if file.is_file()]
             for file in files:
-                _flush(file)
+                flush(file)
             size = sum(file.stat().st_size for file in files)
             _publish(made, out)
             return size
@@ -78,12 +78,4 @@ def _publish(made: Path, out: Path) -> None:
         if replaced.exists():
             replaced.rename(out)
         raise
-    _flush(out.parent)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    flush(out.parent)

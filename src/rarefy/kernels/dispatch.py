@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import os
+import sys
 import warnings
 from types import ModuleType
 
@@ -12,6 +13,23 @@ from rarefy.errors import RarefyError
 
 REFERENCE = "reference"
 VARIABLE = "RAREFY_KERNELS"
+
+
+def remedy(platform: str) -> str:
+    """What to do without the compiled kernels.
+
+    Args:
+        platform: as `sys.platform` names it.
+
+    Example:
+        >>> remedy("linux")
+        'reinstall rarefy with a C++20 compiler'
+    """
+    if platform == "darwin":
+        return (
+            "there are none for macOS, where torch's OpenMP library cannot be shared; leave compute at auto"
+        )
+    return "reinstall rarefy with a C++20 compiler"
 
 
 @functools.cache
@@ -27,7 +45,7 @@ def extension() -> ModuleType | None:
     except ImportError as error:
         warnings.warn(
             f"rarefy runs without its compiled kernels ({error}): compact storage takes the slow plain-torch path; "
-            f"reinstall with a C++20 compiler, or set {VARIABLE}={REFERENCE} to silence this",
+            f"{remedy(sys.platform)}, or set {VARIABLE}={REFERENCE} to silence this",
             RuntimeWarning,
             stacklevel=2,
         )

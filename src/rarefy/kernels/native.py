@@ -2,15 +2,35 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from rarefy.errors import RarefyError
-from rarefy.kernels.dispatch import extension, instruction_set_index
+from rarefy.kernels.dispatch import extension, instruction_set_index, remedy
 
 _ELEMENTS = {torch.float32: 0, torch.bfloat16: 1}
+
+
+def private(name: str) -> Callable[[], Any]:
+    """A private function of torch that tells whether the dispatcher is needed; where it is missing, it always is.
+
+    Args:
+        name: in `torch._C`.
+
+    Example:
+        >>> private("_no_such_function")()
+        True
+    """
+    return getattr(torch._C, name, lambda: True)
+
+
+_has_mode = private("_len_torch_dispatch_stack")
+_has_transform = private("_are_functorch_transforms_active")
 
 
 def serves(*tensors: Tensor) -> bool:
@@ -33,7 +53,7 @@ def unwatched(*tensors: Tensor) -> bool:
         >>> unwatched(torch.ones(1)), unwatched(torch.ones(1, requires_grad=True))
         (True, False)
     """
-    if torch._C._len_torch_dispatch_stack() or torch._C._are_functorch_transforms_active():
+    if _has_mode() or _has_transform():
         return False
     grads = torch.is_grad_enabled()
     return all(type(t) in (Tensor, torch.nn.Parameter) and not (grads and t.requires_grad) for t in tensors)
@@ -168,7 +188,7 @@ def select_(data: Tensor, mask: Tensor) -> None:
 def _module() -> ModuleType:
     module = extension()
     if module is None:
-        raise RarefyError("the compiled kernels are not installed; reinstall rarefy with a C++20 compiler")
+        raise RarefyError(f"the compiled kernels are not installed; {remedy(sys.platform)}")
     return module
 
 

@@ -32,6 +32,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError
 from torch import Tensor
 
+from rarefy.disk import flush
 from rarefy.training.checkpoint_error import CheckpointError, NewerFormatError
 from rarefy.training.manifest import (
     FORMAT_VERSION,
@@ -297,7 +298,7 @@ def _fill(temporary: Path, frozen: _Frozen) -> None:
     chunks |= {f"{part}.safetensors": encode_tensors(named) for part, named in frozen.tensors.items()}
     files = {name: write_file(temporary / name, chunks[name]) for name in FILE_NAMES}
     write_manifest(temporary, Manifest(format_version=FORMAT_VERSION, step=frozen.step, files=files))
-    _sync_directory(temporary)
+    flush(temporary)
 
 
 def _publish(temporary: Path, final: Path) -> None:
@@ -305,7 +306,7 @@ def _publish(temporary: Path, final: Path) -> None:
     if final.exists():
         final.rename(replaced)
     temporary.rename(final)
-    _sync_directory(final.parent)
+    flush(final.parent)
     if replaced.exists():
         _delete(replaced)
 
@@ -343,14 +344,6 @@ def _candidates(root: Path) -> list[Path]:
     named = [(DIRECTORY_NAME.fullmatch(path.name), path) for path in root.iterdir()]
     ranked = [(int(match[1]), match[2] is None, path) for match, path in named if match and path.is_dir()]
     return [path for _, _, path in sorted(ranked)]
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _read_skeletons(path: Path) -> dict[str, Json]:

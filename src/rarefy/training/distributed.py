@@ -32,13 +32,13 @@ def join_processes(device: torch.device) -> torch.device:
 
 
 def is_first() -> bool:
-    """Whether this process writes logs and checkpoints.
+    """Whether this process writes logs and checkpoints; torchrun's processes know it before they have joined.
 
     Example:
         >>> is_first()
         True
     """
-    return ranks() == 1 or dist.get_rank() == 0
+    return os.environ.get("RANK", "0") == "0" if ranks() == 1 else dist.get_rank() == 0
 
 
 def wait_for_all() -> None:

@@ -42,7 +42,8 @@
     log_metrics(**metrics):
         logger.log(metrics, global_step)             # every Logger, in order
 
-Callbacks run in the order of the `callbacks:` list, then the loggers in theirs.
+Callbacks run in the order of the `callbacks:` list, then the loggers in theirs. Of several processes that train
+one model each runs its callbacks, but only the first has loggers.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from rarefy.collective import ranks
 from rarefy.training.batches import count
-from rarefy.training.distributed import highest
+from rarefy.training.distributed import highest, wait_for_all
 from rarefy.training.evaluation import evaluate
 from rarefy.training.faults import Interrupted, SignalGuard, SkippedSteps
 from rarefy.training.loop import RunPlan
@@ -133,7 +133,7 @@ class Fit:
             self._save_initial()
             self.trainer.emit("on_train_start", self.trainer)
             self._train()
-            self.trainer.writer.wait()
+            self._wait_for_the_disk()
         finally:
             self.trainer.emit("on_fit_end", self.trainer)
 
@@ -149,7 +149,7 @@ class Fit:
         received = self._agreed_signal()
         if received is not None:
             path = self._save()
-            self.trainer.writer.wait()
+            self._wait_for_the_disk()
             raise Interrupted(received, self.progress.global_step, path, self._continues)
 
     def _agreed_signal(self) -> int | None:
@@ -200,7 +200,7 @@ class Fit:
         log.warning("step %d was skipped: %s", self.progress.global_step, outcome.culprit)
         if skipped.too_many:
             path = self._save()
-            self.trainer.writer.wait()
+            self._wait_for_the_disk()
             raise skipped.error(outcome.culprit, path)
 
     def _rare_metrics(self) -> dict[str, float]:
@@ -234,3 +234,8 @@ class Fit:
             self._saved = self.trainer.save_checkpoint()
             self.throughput.restart()
         return self._saved
+
+    def _wait_for_the_disk(self) -> None:
+        """No process goes on, or ends and is missed, before the first one has written the checkpoint."""
+        self.trainer.writer.wait()
+        wait_for_all()

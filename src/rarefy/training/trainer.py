@@ -47,7 +47,8 @@ class Trainer:
         checkpoint: a `CheckpointConfig` or its keys.
         logging: a `LoggingConfig` or its keys.
         callbacks: called at the events of `rarefy.training.events`, in order.
-        loggers: receive every metric, in order; None for a `ProgressLogger`, an empty list for silence.
+        loggers: receive every metric, in order; None for a `ProgressLogger`, an empty list for silence. Of several
+            processes only the first has loggers.
         seed: for torch, Python, NumPy and the sparsity; None leaves the generators as they are.
 
     Attributes:
@@ -99,12 +100,13 @@ class Trainer:
         precision = {"enabled": False} if precision is None else precision
         precision_config = read_block(PrecisionConfig, precision, "precision")
         self.callbacks = list(callbacks or [])
-        self.loggers = [ProgressLogger()] if loggers is None else list(loggers)
-        self.emit = Dispatcher(self.callbacks, self.loggers)
+        loggers = [ProgressLogger()] if loggers is None else loggers
         assembly.set_log_level(self.logging.log_level)
         assembly.seed_everything(seed)
 
         self.device = distributed.join_processes(assembly.resolve_device(device))
+        self.loggers = list(loggers) if distributed.is_first() else []
+        self.emit = Dispatcher(self.callbacks, self.loggers)
         self.model = assembly.make_model(model, self.device)
         self.sparsity = assembly.make_sparsity(sparsity, self.loop.total_steps(), seed)
         if self.sparsity is not None:
