@@ -21,6 +21,8 @@ from rarefy.models.language_modeling import (
     check_token_ids,
 )
 
+_QUERY_BLOCK = 128
+
 Size = Annotated[int, Field(ge=1, description="a whole number ≥ 1")]
 Rate = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False, description="a rate from 0 to below 1")]
 Finite = Annotated[float, Field(allow_inf_nan=False, description="a number")]
@@ -263,11 +265,46 @@ class CausalSelfAttention(nn.Module):
         projections = (self.proj_q_dense_layer, self.proj_k_dense_layer, self.proj_v_dense_layer)
         query, key, value = (self._split_heads(project(hidden)) for project in projections)
         rate = self.dropout_rate if self.training else 0.0
-        mixed = functional.scaled_dot_product_attention(query, key, value, dropout_p=rate, is_causal=True)
-        return self.proj_output_dense_layer(mixed.transpose(1, 2).flatten(2))
+        return self.proj_output_dense_layer(causal_attention(query, key, value, rate).flatten(2))
 
     def _split_heads(self, hidden: Tensor) -> Tensor:
         return hidden.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+
+
+def causal_attention(query: Tensor, key: Tensor, value: Tensor, dropout_rate: float = 0.0) -> Tensor:
+    """Attention in which each position sees itself and what came before.
+
+    On the CPU the queries go in blocks, each with the keys that it may see: torch's kernel computes the scores of all
+    keys there, twice what is needed.
+
+    Args:
+        query: [batch, heads, sequence, head size].
+        key: the same shape.
+        value: the same shape.
+        dropout_rate: of the attention weights, in [0, 1).
+
+    Returns:
+        [batch, sequence, heads, head size].
+
+    Example:
+        >>> heads = torch.randn(2, 3, 300, 4)
+        >>> causal_attention(heads, heads, heads).shape
+        torch.Size([2, 300, 3, 4])
+    """
+    length = query.shape[2]
+    block = _QUERY_BLOCK if query.device.type == "cpu" else length
+    mixed = []
+    for begin in range(0, length, block):
+        queries = query[:, :, begin : begin + block]
+        end = begin + queries.shape[2]
+        sees = (
+            torch.ones(end - begin, end, dtype=torch.bool, device=query.device).tril(begin) if begin else None
+        )
+        found = functional.scaled_dot_product_attention(
+            queries, key[:, :, :end], value[:, :, :end], sees, dropout_rate, is_causal=begin == 0
+        )
+        mixed.append(found.transpose(1, 2))
+    return mixed[0] if len(mixed) == 1 else torch.cat(mixed, dim=1)
 
 
 class FeedForward(nn.Module):
