@@ -12,6 +12,7 @@ from rarefy.kernels import dispatch, native
 def forget() -> None:
     dispatch.extension.cache_clear()
     dispatch._compiled.cache_clear()
+    dispatch._chosen.cache_clear()
 
 
 def test_the_newest_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:

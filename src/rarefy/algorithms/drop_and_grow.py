@@ -65,7 +65,7 @@ class DropAndGrow(DynamicSparsityAlgorithm):
     def update_mask(self, weight: Tensor, mask: Tensor, sparsity: float, dense_grad: Tensor | None) -> Tensor:
         """Drops, then grows; see the class."""
         score = self.drop_score(weight, dense_grad)
-        if mask.all():
+        if int(mask.count_nonzero()) == mask.numel():
             return self.keep_top(score, sparsity)
         grow, fraction = self.grow_score(weight, dense_grad), self.current(self.drop_fraction)
         return self.pattern.structure.drop_and_grow(mask, score, grow, sparsity, fraction)

@@ -78,15 +78,7 @@ def instruction_set() -> str:
         >>> instruction_set() in available()
         True
     """
-    wanted = os.environ.get(VARIABLE)
-    if wanted == REFERENCE:
-        return REFERENCE
-    names = available()
-    if wanted is None or wanted in names:
-        return wanted or names[-1]
-    raise RarefyError(
-        f"{VARIABLE}: {wanted} is not available here; give one of {', '.join(names)}, or unset it"
-    )
+    return _chosen(os.environ.get(VARIABLE))[0]
 
 
 def instruction_set_index() -> int | None:
@@ -96,5 +88,18 @@ def instruction_set_index() -> int | None:
         >>> (instruction_set_index() is None) == (instruction_set() == "reference")
         True
     """
-    name = instruction_set()
-    return None if name == REFERENCE else _compiled().index(name)
+    return _chosen(os.environ.get(VARIABLE))[1]
+
+
+@functools.cache
+def _chosen(wanted: str | None) -> tuple[str, int | None]:
+    """Name and number of the kernels that a value of RAREFY_KERNELS asks for; every layer asks in every pass."""
+    if wanted == REFERENCE:
+        return REFERENCE, None
+    names = available()
+    if wanted is not None and wanted not in names:
+        raise RarefyError(
+            f"{VARIABLE}: {wanted} is not available here; give one of {', '.join(names)}, or unset it"
+        )
+    name = wanted or names[-1]
+    return name, None if name == REFERENCE else _compiled().index(name)

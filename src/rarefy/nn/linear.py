@@ -307,7 +307,7 @@ class SparseLinear(nn.Linear):
         While the dense gradient is requested, that of whatever is computed with this matrix counts too.
         """
         weight, probe = self.scatter(self.values), self._probe
-        if probe is None or not self.values.requires_grad:
+        if probe is None or not (torch.is_grad_enabled() and self.values.requires_grad):
             return weight
         return weight + self._as_weight(probe).to(weight.dtype)
 
