@@ -110,8 +110,9 @@ bool forward_of(const ForwardCall& c) {
 bool forward(const ForwardCall& c) {
   if (c.tokens <= 0 || c.weight.rows <= 0) return true;
   ForwardCall call = c;
-  // A lone token does not fill vectors: a multiply-add takes about eight times longer.
-  call.threads = useful_threads(c.threads, c.weight.nonzeros() * max_of(c.tokens, static_cast<int64_t>(kFewTokens)));
+  // A lone token does not fill vectors: a multiply-add takes about twenty times longer.
+  const int64_t tokens = c.tokens == 1 ? 20 : max_of(c.tokens, static_cast<int64_t>(kFewTokens));
+  call.threads = useful_threads(c.threads, c.weight.nonzeros() * tokens);
   return c.element == Element::kFloat32 ? forward_of<float>(call) : forward_of<Bfloat16>(call);
 }
 
