@@ -144,6 +144,7 @@ class DenseGradient:
 
     def load(self, saved: Any, device: torch.device) -> None:
         """Goes on from what `saved` returned, which is copied."""
+        self.take()
         if isinstance(saved, dict):
             places, entries = (saved[key].clone().to(device) for key in ("places", "entries"))
             self.value = Shortlist(places, entries, saved["counts"])

@@ -347,7 +347,7 @@ def test_an_initialiser_fills_in_place():
     assert float(weight.min()) >= 4.8 and float(weight.max()) <= 5.2
 
 
-@pytest.mark.parametrize("length", [1, 127, 128, 129, 300])
+@pytest.mark.parametrize("length", [0, 1, 127, 128, 129, 300])
 def test_attention_in_blocks_is_causal_attention(length):
     heads = [torch.randn(2, 3, length, 4, dtype=torch.float64, requires_grad=True) for _ in range(3)]
     whole = nn.functional.scaled_dot_product_attention(*heads, is_causal=True).transpose(1, 2)

@@ -79,19 +79,24 @@ class DropAndGrow(DynamicSparsityAlgorithm):
         return parameter
 
     def _shorten(self, parameter: SparseParameter, grad: Tensor) -> Tensor | Shortlist:
-        """What the update after this step can need of `grad`: all of it, unless it is known to be less."""
+        """What an update now or after this step can need of `grad`: all of it, unless it is known to be less."""
         if self.accumulates or not self.autoupdate or self._has_functions:
             return grad
         mask, pattern = parameter.mask, parameter.pattern
-        shapes = {name: other.shape for name, other in self.parameters.items()}
-        target = self.target_at(self.step + 1, self.updates)
-        sparsity = share_out(self.distribution, target, shapes)[parameter.name]
-        counts = self._grow_counts(pattern.split(mask), sparsity, ahead=1)
+        by_step = [self._grow_counts_at(parameter, mask, ahead) for ahead in (0, 1)]
+        counts = [max(both) for both in zip(*by_step, strict=True)]
         if not Shortlist.is_smaller(grad, int(mask.count_nonzero()) + sum(counts)):
             return grad
         pieces = zip(pattern.split(mask), pattern.split(grad), counts, strict=True)
         listed = pattern.merge([grow_highest(m, self.grow_score(g, g), count) for m, g, count in pieces])
         return Shortlist.of(grad, mask, listed, counts, lambda part: self.grow_score(part, part))
+
+    def _grow_counts_at(self, parameter: SparseParameter, mask: Tensor, ahead: int) -> list[int]:
+        """What an update now, or after this step, adds in each piece."""
+        shapes = {name: other.shape for name, other in self.parameters.items()}
+        target = self.target_at(self.step + ahead, self.updates)
+        sparsity = share_out(self.distribution, target, shapes)[parameter.name]
+        return self._grow_counts(parameter.pattern.split(mask), sparsity, ahead)
 
     @property
     def _has_functions(self) -> bool:

@@ -292,19 +292,21 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, dropout_rate: fl
         torch.Size([2, 300, 3, 4])
     """
     length = query.shape[2]
-    block = _QUERY_BLOCK if query.device.type == "cpu" else length
-    mixed = []
-    for begin in range(0, length, block):
-        queries = query[:, :, begin : begin + block]
-        end = begin + queries.shape[2]
-        sees = (
-            torch.ones(end - begin, end, dtype=torch.bool, device=query.device).tril(begin) if begin else None
-        )
-        found = functional.scaled_dot_product_attention(
-            queries, key[:, :, :end], value[:, :, :end], sees, dropout_rate, is_causal=begin == 0
-        )
-        mixed.append(found.transpose(1, 2))
-    return mixed[0] if len(mixed) == 1 else torch.cat(mixed, dim=1)
+    is_traced = isinstance(length, torch.SymInt) or torch.compiler.is_compiling()
+    if is_traced or query.device.type != "cpu" or length <= _QUERY_BLOCK:
+        attend = functional.scaled_dot_product_attention
+        return attend(query, key, value, dropout_p=dropout_rate, is_causal=True).transpose(1, 2)
+    begins = range(0, length, _QUERY_BLOCK)
+    return torch.cat([_attend(query, key, value, begin, dropout_rate) for begin in begins], dim=1)
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, begin: int, dropout_rate: float) -> Tensor:
+    """The part of one block of queries."""
+    end = min(begin + _QUERY_BLOCK, query.shape[2])
+    sees = torch.ones(end - begin, end, dtype=torch.bool).tril(begin) if begin else None
+    return functional.scaled_dot_product_attention(
+        query[:, :, begin:end], key[:, :, :end], value[:, :, :end], sees, dropout_rate, is_causal=begin == 0
+    ).transpose(1, 2)
 
 
 class FeedForward(nn.Module):

@@ -38,7 +38,9 @@ def is_first() -> bool:
         >>> is_first()
         True
     """
-    return os.environ.get("RANK", "0") == "0" if ranks() == 1 else dist.get_rank() == 0
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank() == 0
+    return os.environ.get("RANK", "0") == "0"
 
 
 def wait_for_all() -> None:
