@@ -50,8 +50,10 @@ def main() -> None:
     parser.add_argument("--isa", default=available()[-1], choices=available())
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()
     os.environ["RAREFY_KERNELS"] = arguments.isa
+    torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     with torch.no_grad():
         for rows, columns, tokens in LAYERS:

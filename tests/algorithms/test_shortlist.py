@@ -231,6 +231,22 @@ def test_schedules_that_change_between_backward_pass_and_update_are_refused(name
         optimizer.step()
 
 
+def test_an_update_by_hand_before_the_step_finds_enough():
+    shrinking = {"type": "linear", "init": 0.9, "slope": -0.4}
+    runs = [
+        prepare(accumulates, update={"freq": 1}, drop_fraction=shrinking) for accumulates in (True, False)
+    ]
+    for model, sparsity, _ in runs:
+        backward(model, 0)
+        sparsity.update()
+    (whole, *_), (short, *_) = runs
+    assert_identical(snapshot_of_masks(short), snapshot_of_masks(whole))
+
+
+def snapshot_of_masks(model):
+    return {name: value for name, value in model.state_dict().items() if name.endswith("_mask")}
+
+
 def give_gradients(source, target):
     """Gives a model the gradients of one with compact storage."""
     for ours, theirs in zip((target[0], target[2]), (source[0], source[2]), strict=True):

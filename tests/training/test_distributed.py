@@ -5,7 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
+import torch.distributed as dist
 
 import tiny_run
 from rarefy.training import distributed
@@ -126,3 +128,15 @@ def test_one_process_needs_no_group() -> None:
     assert distributed.join_processes(torch.device("cpu")) == torch.device("cpu")
     assert distributed.is_first() and distributed.highest(7) == 7
     distributed.wait_for_all()
+
+
+def test_a_group_of_one_process_writes_whatever_its_launcher_calls_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "3")
+    assert not distributed.is_first()
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'meeting'}", rank=0, world_size=1)
+    try:
+        assert distributed.is_first()
+    finally:
+        dist.destroy_process_group()

@@ -43,4 +43,4 @@ def final_target(algorithm: SparsityAlgorithm, total_steps: int) -> float:
         0.75
     """
     steps = updates_within(algorithm, total_steps)
-    return value_at(algorithm.sparsity, steps[-1], len(steps) - 1) if steps else 0.0
+    return algorithm.target_at(steps[-1], len(steps) - 1) if steps else 0.0
