@@ -3,7 +3,7 @@
 from rarefy.kernels.cost import break_even_sparsity, pays_off, relative_time
 from rarefy.kernels.csr import CSR
 from rarefy.kernels.dispatch import available, instruction_set
-from rarefy.kernels.ops import select_gradient_, sparse_linear
+from rarefy.kernels.ops import infer, select_gradient_, sparse_linear
 from rarefy.kernels.selection import block_sums, keep_n_of_m, keep_top, keep_top_blocks
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "available",
     "block_sums",
     "break_even_sparsity",
+    "infer",
     "instruction_set",
     "keep_n_of_m",
     "keep_top",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -13,7 +13,11 @@ from torch import Tensor
 from rarefy.errors import RarefyError
 from rarefy.kernels.dispatch import extension, instruction_set_index, remedy
 
+Structure: TypeAlias = tuple[int, int, int, Tensor, Tensor]
+"""Rows, columns, panel width, starts and offsets of a matrix."""
+
 _ELEMENTS = {torch.float32: 0, torch.bfloat16: 1}
+_PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def private(name: str) -> Callable[[], Any]:
@@ -40,10 +44,20 @@ def serves(*tensors: Tensor) -> bool:
         >>> serves(torch.zeros(1, dtype=torch.float64))
         False
     """
+    return index_for(*tensors) is not None
+
+
+def index_for(*tensors: Tensor) -> int | None:
+    """The number of the instruction set that takes these activations; None where `serves` is False.
+
+    Example:
+        >>> index_for(torch.zeros(1, dtype=torch.float64)) is None
+        True
+    """
     for tensor in tensors:
         if not tensor.is_cpu or tensor.dtype not in _ELEMENTS:
-            return False
-    return instruction_set_index() is not None
+            return None
+    return instruction_set_index()
 
 
 def unwatched(*tensors: Tensor) -> bool:
@@ -56,7 +70,10 @@ def unwatched(*tensors: Tensor) -> bool:
     if _has_mode() or _has_transform():
         return False
     grads = torch.is_grad_enabled()
-    return all(type(t) in (Tensor, torch.nn.Parameter) and not (grads and t.requires_grad) for t in tensors)
+    for tensor in tensors:
+        if type(tensor) not in _PLAIN or (grads and tensor.requires_grad):
+            return False
+    return True
 
 
 def build(
@@ -113,17 +130,15 @@ def gather(rows: int, columns: int, width: int, starts: Tensor, offsets: Tensor,
     return values
 
 
-def forward(
-    x: Tensor, values: Tensor, bias: Tensor | None, starts: Tensor, offsets: Tensor, sizes: list[int]
-) -> Tensor:
-    """X · Wᵀ + bias for contiguous x [tokens, columns]; values and bias float32, contiguous."""
-    rows, columns, width, _ = sizes
-    y = x.new_empty(x.shape[0], rows)
-    structure = (rows, columns, width, starts.data_ptr(), offsets.data_ptr())
+def forward(index: int, x: Tensor, values: Tensor, bias: Tensor | None, structure: Structure) -> Tensor:
+    """X · Wᵀ + bias for contiguous x [..., columns]; values and bias float32, contiguous; `index` from `index_for`."""
+    rows, columns, width, starts, offsets = structure
+    tokens = x.shape[:-1]
+    y = x.new_empty(*tokens, rows)
     bias_address = 0 if bias is None else bias.data_ptr()
     _module().forward(
-        _index(), x.shape[0], *structure, values.data_ptr(), x.data_ptr(), bias_address, y.data_ptr(),
-        _ELEMENTS[x.dtype], torch.get_num_threads(),
+        index, tokens.numel(), rows, columns, width, starts.data_ptr(), offsets.data_ptr(), values.data_ptr(),
+        x.data_ptr(), bias_address, y.data_ptr(), _ELEMENTS[x.dtype], torch.get_num_threads(),
     )  # fmt: skip
     return y
 

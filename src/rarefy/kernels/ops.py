@@ -17,6 +17,7 @@ from torch.utils.flop_counter import register_flop_formula
 from rarefy.errors import RarefyError
 from rarefy.kernels import native, reference
 from rarefy.kernels.csr import CSR
+from rarefy.kernels.native import Structure
 
 _CSR = "Tensor starts, Tensor offsets, Tensor back_starts, Tensor back_offsets, Tensor order, int[] sizes"
 
@@ -53,13 +54,37 @@ def sparse_linear(
         raise RarefyError(
             f"x: {x.dtype} is not allowed with {values.dtype} values; convert one, for example x.to({values.dtype})"
         )
-    if torch.compiler.is_compiling():
-        apply = torch.ops.rarefy.sparse_linear.default
-    elif torch.is_grad_enabled():
-        apply = _SparseLinear.apply
-    else:
-        apply = _linear if native.unwatched(x, values) else torch.ops.rarefy.sparse_linear.default
+    traced = torch.compiler.is_compiling() or not torch.is_grad_enabled()
+    apply = torch.ops.rarefy.sparse_linear.default if traced else _SparseLinear.apply
     return apply(x, values, bias, probe, *csr.tensors, csr.sizes)
+
+
+def infer(x: Tensor, values: Tensor, bias: Tensor | None, structure: Structure) -> Tensor | None:
+    """What `sparse_linear` returns, by the shortest way, where neither gradients nor anything else has to see it.
+
+    Args:
+        x: as `sparse_linear` takes it.
+        values: as `sparse_linear` takes them.
+        bias: as `sparse_linear` takes it.
+        structure: rows, columns, width, starts and offsets of the `CSR`, whose making takes as long as a lone token.
+
+    Returns:
+        [..., rows]; None where `sparse_linear` must be called.
+
+    Example:
+        >>> csr = CSR.from_mask(torch.tensor([[True, False], [True, True]]))
+        >>> structure = (csr.rows, csr.columns, csr.width, csr.starts, csr.offsets)
+        >>> infer(torch.ones(2, requires_grad=True), torch.ones(3), None, structure) is None
+        True
+    """
+    tensors = (x, values) if bias is None else (x, values, bias)
+    if torch.compiler.is_compiling() or not native.unwatched(*tensors):
+        return None
+    fits = x.dim() and x.shape[-1] == structure[1] and values.dtype == torch.float32 and values.is_contiguous()
+    index = native.index_for(x, values) if fits else None
+    if index is None or (bias is not None and not (bias.dtype == torch.float32 and bias.is_contiguous())):
+        return None
+    return native.forward(index, x.contiguous(), values, bias, structure)
 
 
 def select_gradient_(grad: Tensor, mask: Tensor) -> Tensor:
@@ -96,22 +121,21 @@ torch.library.define(
 torch.library.define("rarefy::select_gradient_", "(Tensor(a!) grad, Tensor mask) -> ()")
 
 
+@torch.library.impl("rarefy::sparse_linear", "default")
 def _linear(
     x: Tensor, values: Tensor, bias: Tensor | None, probe: Tensor | None,
     starts: Tensor, offsets: Tensor, back_starts: Tensor, back_offsets: Tensor, order: Tensor, sizes: list[int],
 ) -> Tensor:  # fmt: skip
     rows, columns, width, _ = sizes
-    flat = x if x.dim() == 2 else x.reshape(_tokens(x), columns)
-    if native.serves(x, values):
+    index = native.index_for(x, values)
+    if index is not None:
         full_bias = None if bias is None else bias.float().contiguous()
-        y = native.forward(flat.contiguous(), values.float().contiguous(), full_bias, starts, offsets, sizes)
-    else:
-        positions = reference.positions(rows, columns, width, starts, offsets)
-        y = reference.forward(flat, reference.dense(rows, columns, positions, values), bias)
-    return y if x.dim() == 2 else y.view(*x.shape[:-1], rows)
-
-
-torch.library.impl("rarefy::sparse_linear", "default", _linear)
+        full = (values.float().contiguous(), full_bias)
+        return native.forward(index, x.contiguous(), *full, (rows, columns, width, starts, offsets))
+    positions = reference.positions(rows, columns, width, starts, offsets)
+    flat = x.reshape(_tokens(x), columns)
+    y = reference.forward(flat, reference.dense(rows, columns, positions, values), bias)
+    return y.view(*x.shape[:-1], rows)
 
 
 @torch.library.register_fake("rarefy::sparse_linear")

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from rarefy.errors import RarefyError
 from rarefy.kernels import CSR
-from rarefy.nn.linear import SparseLinear, replace_data
+from rarefy.nn.entries import replace_data
+from rarefy.nn.linear import SparseLinear
 
 
 class SparseConv1D(SparseLinear):

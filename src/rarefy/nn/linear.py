@@ -10,48 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from rarefy.errors import RarefyError
-from rarefy.kernels import CSR, sparse_linear
+from rarefy.kernels import CSR, infer, sparse_linear
+from rarefy.nn.entries import move_entries, replace_data
 
 _INDEX_BUFFERS = ("csr_starts", "csr_offsets", "csr_back_starts", "csr_back_offsets", "csr_order")
 
 _is_exporting = getattr(torch.compiler, "is_exporting", bool)  # torch 2.6 has no such function
-
-
-def move_entries(tensor: Tensor, sources: Tensor) -> Tensor:
-    """Moves per-connection entries (values, gradients, optimizer state) to a new topology; new ones are zero.
-
-    Args:
-        tensor: [old connections].
-        sources: int64 [new connections], from `SparseLinear.set_topology`: old place, −1 = new connection.
-
-    Returns:
-        [new connections], the dtype of tensor.
-
-    Example:
-        >>> move_entries(torch.tensor([5.0, 7.0]), torch.tensor([1, -1, 0]))
-        tensor([7., 0., 5.])
-    """
-    padded = torch.cat([tensor, tensor.new_zeros(1)])
-    return padded[sources]
-
-
-def replace_data(parameter: nn.Parameter, data: Tensor) -> None:
-    """Gives a parameter data of another shape; it stays the same object for optimizers and hooks, without gradient.
-
-    Autograd remembers the old shape until the dtype changes, so it does for a moment. A backward pass through a graph
-    from before is refused, as after any change in place.
-
-    Example:
-        >>> parameter = nn.Parameter(torch.ones(2, 2))
-        >>> replace_data(parameter, torch.zeros(3))
-        >>> parameter.shape
-        torch.Size([3])
-    """
-    other = torch.float64 if data.dtype != torch.float64 else torch.float32
-    parameter.grad = None
-    parameter.data = data.new_empty(0, dtype=other)
-    parameter.data = data
-    torch.autograd.graph.increment_version(parameter)
 
 
 def _rename(members: dict[str, Any], old: str, new: str) -> None:
@@ -212,6 +176,12 @@ class SparseLinear(nn.Linear):
         """X [..., in_features] -> [..., out_features]; under autocast x takes autocast's dtype, the values do not."""
         if torch.is_autocast_enabled(input.device.type) and input.dtype != torch.float64:
             input = input.to(torch.get_autocast_dtype(input.device.type))
+        if not torch.is_grad_enabled():
+            starts, offsets = self._buffers["csr_starts"], self._buffers["csr_offsets"]
+            shape = (self.out_features, self.in_features, self._panel_widths[0])
+            y = infer(input, self.values, self.bias, (*shape, starts, offsets))  # pyright: ignore[reportArgumentType]
+            if y is not None:
+                return y
         wants_probe = torch.is_grad_enabled() and self.values.requires_grad and not _is_exporting()
         probe = self._probe if wants_probe else None
         return sparse_linear(input, self.values, self.bias, self.csr, probe)

@@ -1,0 +1,121 @@
+"""Inference: the shortest way to the kernels, and where it is not taken."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from rarefy.kernels import infer, instruction_set, sparse_linear
+from rarefy.nn import SparseLinear
+
+from .test_sparse_linear import Recorder
+
+
+def layer(rows: int, columns: int, density: float, dtype: torch.dtype = torch.float32) -> SparseLinear:
+    """Rows of all lengths: full and empty ones among them."""
+    torch.manual_seed(0)
+    mask = torch.rand(rows, columns) < density * 2 * torch.rand(rows, 1)
+    mask[::7], mask[3::7] = True, False
+    return SparseLinear(mask, dtype=dtype)
+
+
+def shortest(sparse: SparseLinear, x: Tensor) -> Tensor | None:
+    csr = sparse.csr
+    return infer(x, sparse.values, sparse.bias, (csr.rows, csr.columns, csr.width, csr.starts, csr.offsets))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 5])
+@pytest.mark.parametrize("density", [0.0, 0.02, 0.1, 0.6, 1.0])
+@pytest.mark.parametrize("shape", [(1, 1), (5, 3), (130, 700), (300, 150), (9, 1200)])
+def test_a_lone_token(isa: str, shape: tuple[int, int], density: float, threads: int) -> None:
+    sparse = layer(*shape, density)
+    x, before = torch.randn(shape[1]), torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with torch.inference_mode():
+            y = sparse(x)
+    finally:
+        torch.set_num_threads(before)
+    exact = sparse.weight.double() @ x.double() + sparse.bias.double()
+    torch.testing.assert_close(y.double(), exact, rtol=1e-5, atol=1e-5)
+
+
+def test_values_of_other_rows_do_not_leak(isa: str) -> None:
+    sparse = SparseLinear(torch.eye(40, dtype=torch.bool), bias=False)
+    x = torch.ones(40)
+    x[7] = torch.inf
+    with torch.inference_mode():
+        assert sparse(x).isfinite().sum() == (39 if instruction_set() != "reference" else 0)
+
+
+@pytest.mark.parametrize("batch", [(), (0,), (1,), (1, 1), (2, 3), (70,)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_bits_of_training(isa: str, batch: tuple[int, ...], dtype: torch.dtype) -> None:
+    sparse = layer(30, 50, 0.3)
+    x = torch.randn(*batch, 50, dtype=dtype)
+    with torch.no_grad():
+        y = shortest(sparse, x)
+    assert (y is None) == (isa == "reference")
+    trained = sparse_linear(x, sparse.values, sparse.bias, sparse.csr)
+    assert y is None or (torch.equal(y, trained) and y.shape == trained.shape)
+
+
+def test_an_input_that_is_not_contiguous(isa: str) -> None:
+    sparse, x = layer(30, 50, 0.3), torch.randn(50, 4)
+    with torch.no_grad():
+        assert torch.equal(sparse(x.t()), sparse(x.t().contiguous()))
+
+
+class Marked(Tensor):
+    """A subclass, whose operations may be watched."""
+
+
+ODD: dict[str, Callable[[SparseLinear], Tensor]] = {
+    "a number": lambda _: torch.tensor(1.0),
+    "the wrong width": lambda _: torch.ones(2, 49),
+    "float64": lambda _: torch.ones(2, 50, dtype=torch.float64),
+    "a subclass": lambda _: torch.ones(2, 50).as_subclass(Marked),
+    "another device": lambda _: torch.ones(2, 50, device="meta"),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_left_to_the_general_way(name: str) -> None:
+    sparse = layer(30, 50, 0.3)
+    with torch.no_grad():
+        assert shortest(sparse, ODD[name](sparse)) is None
+
+
+def test_other_parameters_are_left_to_the_general_way() -> None:
+    x = torch.ones(2, 50)
+    strided = layer(30, 50, 0.3)
+    strided.values = nn.Parameter(strided.values.detach().repeat_interleave(2)[::2])
+    halved = layer(30, 50, 0.3)
+    halved.bias = nn.Parameter(torch.zeros(60)[::2])
+    for sparse in (strided, halved, layer(30, 50, 0.3, torch.float64)):
+        with torch.no_grad():
+            assert shortest(sparse, x.to(sparse.values.dtype)) is None
+
+
+def test_gradients_and_modes_are_left_to_the_general_way() -> None:
+    sparse, x = layer(30, 50, 0.3), torch.ones(2, 50)
+    assert shortest(sparse, x) is None
+    with torch.no_grad(), Recorder():
+        assert shortest(sparse, x) is None
+
+
+def test_a_layer_under_autocast() -> None:
+    sparse, x = layer(30, 50, 0.3), torch.randn(3, 50)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        y = sparse(x)
+    assert y.dtype == torch.bfloat16
+    torch.testing.assert_close(y.float(), sparse(x).detach(), rtol=0.05, atol=0.05)
+
+
+def test_no_columns(isa: str) -> None:
+    sparse = SparseLinear(torch.ones(3, 0, dtype=torch.bool))
+    with torch.no_grad():
+        assert torch.equal(sparse(torch.ones(2, 0)), sparse.bias.expand(2, 3))
