@@ -70,10 +70,7 @@ def unwatched(*tensors: Tensor) -> bool:
     if _has_mode() or _has_transform():
         return False
     grads = torch.is_grad_enabled()
-    for tensor in tensors:
-        if type(tensor) not in _PLAIN or (grads and tensor.requires_grad):
-            return False
-    return True
+    return all(not (type(tensor) not in _PLAIN or (grads and tensor.requires_grad)) for tensor in tensors)
 
 
 def build(

@@ -80,7 +80,9 @@ def infer(x: Tensor, values: Tensor, bias: Tensor | None, structure: Structure) 
     tensors = (x, values) if bias is None else (x, values, bias)
     if torch.compiler.is_compiling() or not native.unwatched(*tensors):
         return None
-    fits = x.dim() and x.shape[-1] == structure[1] and values.dtype == torch.float32 and values.is_contiguous()
+    fits = (
+        x.dim() and x.shape[-1] == structure[1] and values.dtype == torch.float32 and values.is_contiguous()
+    )
     index = native.index_for(x, values) if fits else None
     if index is None or (bias is not None and not (bias.dtype == torch.float32 and bias.is_contiguous())):
         return None
