@@ -9,7 +9,6 @@ from torch import nn
 
 from rarefy.errors import ConfigError
 from rarefy.models import GPTConfig, GPTModel, InitializerConfig, LanguageModelOutput
-from rarefy.models.gpt import causal_attention
 
 SMALL = {
     "vocab_size": 32,
@@ -345,18 +344,3 @@ def test_an_initialiser_fills_in_place():
     weight = torch.empty(1000)
     InitializerConfig(mean=5.0, std=0.1).fill_(weight)
     assert float(weight.min()) >= 4.8 and float(weight.max()) <= 5.2
-
-
-@pytest.mark.parametrize("length", [0, 1, 127, 128, 129, 300])
-def test_attention_in_blocks_is_causal_attention(length):
-    heads = [torch.randn(2, 3, length, 4, dtype=torch.float64, requires_grad=True) for _ in range(3)]
-    whole = nn.functional.scaled_dot_product_attention(*heads, is_causal=True).transpose(1, 2)
-    blocks = causal_attention(*heads)
-    torch.testing.assert_close(blocks, whole)
-    weights = torch.randn_like(whole)
-    for found, wanted in zip(
-        torch.autograd.grad((blocks * weights).sum(), heads),
-        torch.autograd.grad((whole * weights).sum(), heads),
-        strict=True,
-    ):
-        torch.testing.assert_close(found, wanted)

@@ -9,9 +9,9 @@ from typing import Annotated, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
-from torch.nn import functional
 
 from rarefy.errors import ConfigError
+from rarefy.models.attention import causal_attention
 from rarefy.models.language_modeling import (
     LanguageModelLoss,
     LanguageModelMetrics,
@@ -20,8 +20,6 @@ from rarefy.models.language_modeling import (
     check_shapes,
     check_token_ids,
 )
-
-_QUERY_BLOCK = 128
 
 Size = Annotated[int, Field(ge=1, description="a whole number ≥ 1")]
 Rate = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False, description="a rate from 0 to below 1")]
@@ -269,44 +267,6 @@ class CausalSelfAttention(nn.Module):
 
     def _split_heads(self, hidden: Tensor) -> Tensor:
         return hidden.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
-
-
-def causal_attention(query: Tensor, key: Tensor, value: Tensor, dropout_rate: float = 0.0) -> Tensor:
-    """Attention in which each position sees itself and what came before.
-
-    On the CPU the queries go in blocks, each with the keys that it may see: torch's kernel computes the scores of all
-    keys there, twice what is needed.
-
-    Args:
-        query: [batch, heads, sequence, head size].
-        key: the same shape.
-        value: the same shape.
-        dropout_rate: of the attention weights, in [0, 1).
-
-    Returns:
-        [batch, sequence, heads, head size].
-
-    Example:
-        >>> heads = torch.randn(2, 3, 300, 4)
-        >>> causal_attention(heads, heads, heads).shape
-        torch.Size([2, 300, 3, 4])
-    """
-    length = query.shape[2]
-    is_traced = isinstance(length, torch.SymInt) or torch.compiler.is_compiling()
-    if is_traced or query.device.type != "cpu" or length <= _QUERY_BLOCK:
-        attend = functional.scaled_dot_product_attention
-        return attend(query, key, value, dropout_p=dropout_rate, is_causal=True).transpose(1, 2)
-    begins = range(0, length, _QUERY_BLOCK)
-    return torch.cat([_attend(query, key, value, begin, dropout_rate) for begin in begins], dim=1)
-
-
-def _attend(query: Tensor, key: Tensor, value: Tensor, begin: int, dropout_rate: float) -> Tensor:
-    """The part of one block of queries."""
-    end = min(begin + _QUERY_BLOCK, query.shape[2])
-    sees = torch.ones(end - begin, end, dtype=torch.bool).tril(begin) if begin else None
-    return functional.scaled_dot_product_attention(
-        query[:, :, begin:end], key[:, :, :end], value[:, :, :end], sees, dropout_rate, is_causal=begin == 0
-    ).transpose(1, 2)
 
 
 class FeedForward(nn.Module):

@@ -1,0 +1,87 @@
+"""Causal attention, in blocks of queries on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+_QUERY_BLOCK = 128
+
+
+def causal_attention(query: Tensor, key: Tensor, value: Tensor, dropout_rate: float = 0.0) -> Tensor:
+    """Attention in which each position sees itself and what came before.
+
+    On the CPU the queries go in blocks, each with the keys that it may see: torch's kernel computes the scores of all
+    keys there, twice what is needed.
+
+    Args:
+        query: [batch, heads, sequence, head size].
+        key: the same shape.
+        value: the same shape.
+        dropout_rate: of the attention weights, in [0, 1).
+
+    Returns:
+        [batch, sequence, heads, head size].
+
+    Example:
+        >>> heads = torch.randn(2, 3, 300, 4)
+        >>> causal_attention(heads, heads, heads).shape
+        torch.Size([2, 300, 3, 4])
+    """
+    length = query.shape[2]
+    is_traced = isinstance(length, torch.SymInt) or torch.compiler.is_compiling()
+    if is_traced or query.device.type != "cpu" or length <= _QUERY_BLOCK:
+        attend = functional.scaled_dot_product_attention
+        return attend(query, key, value, dropout_p=dropout_rate, is_causal=True).transpose(1, 2)
+    ends = tuple(min(begin + _QUERY_BLOCK, length) for begin in range(0, length, _QUERY_BLOCK))
+    blocks = zip(query.split(_QUERY_BLOCK, 2), prefixes(key, ends), prefixes(value, ends), strict=True)
+    return torch.cat([_attend(*block, dropout_rate) for block in blocks], dim=1)
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, dropout_rate: float) -> Tensor:
+    """The part of one block of queries, the last of the positions of `key`."""
+    begin = key.shape[2] - query.shape[2]
+    sees = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool).tril(begin) if begin else None
+    attend = functional.scaled_dot_product_attention
+    return attend(query, key, value, sees, dropout_rate, is_causal=begin == 0).transpose(1, 2)
+
+
+def prefixes(tensor: Tensor, ends: Sequence[int]) -> tuple[Tensor, ...]:
+    """The first positions of a tensor [batch, heads, sequence, size], as views that are not written to.
+
+    The gradient of plain slices is a tensor of zeros for each of them, of the size of all positions; here the shorter
+    gradients are added to the longest.
+
+    Args:
+        tensor: as above.
+        ends: how many positions each view has, rising; the last has all.
+
+    Example:
+        >>> [part.shape[2] for part in prefixes(torch.ones(1, 1, 5, 1), [2, 4, 5])]
+        [2, 4, 5]
+    """
+    return _Prefixes.apply(tensor, ends)
+
+
+class _Prefixes(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(tensor: Tensor, ends: Sequence[int]) -> tuple[Tensor, ...]:
+        return tuple(tensor[:, :, :end] for end in ends)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+        *shorter, longest = grad_outputs
+        total = longest.clone()
+        for grad in shorter:
+            total[:, :, : grad.shape[2]] += grad
+        return total, None

@@ -1,0 +1,70 @@
+"""Attention in blocks of queries against attention at once."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from rarefy.models.attention import causal_attention, prefixes
+
+
+@pytest.mark.parametrize("length", [0, 1, 127, 128, 129, 300])
+def test_attention_in_blocks_is_causal_attention(length):
+    heads = [torch.randn(2, 3, length, 4, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+    whole = nn.functional.scaled_dot_product_attention(*heads, is_causal=True).transpose(1, 2)
+    blocks = causal_attention(*heads)
+    torch.testing.assert_close(blocks, whole)
+    weights = torch.randn_like(whole)
+    for found, wanted in zip(
+        torch.autograd.grad((blocks * weights).sum(), heads),
+        torch.autograd.grad((whole * weights).sum(), heads),
+        strict=True,
+    ):
+        torch.testing.assert_close(found, wanted)
+
+
+def heads_of(length: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(2, 1, length, 3, dtype=torch.float64, generator=generator)
+
+
+def test_gradients_of_prefixes_are_those_of_slices():
+    tensor, ends = heads_of(7).requires_grad_(), (2, 5, 7)
+    weights = [heads_of(end, seed=end) for end in ends]
+    found = sum((part * weight).sum() for part, weight in zip(prefixes(tensor, ends), weights, strict=True))
+    wanted = sum((tensor[:, :, :end] * weight).sum() for end, weight in zip(ends, weights, strict=True))
+    assert isinstance(found, Tensor) and isinstance(wanted, Tensor)
+    torch.testing.assert_close(
+        *(torch.autograd.grad(total, tensor)[0] for total in (found, wanted)), rtol=0, atol=1e-15
+    )
+
+
+def test_a_prefix_that_is_not_used():
+    tensor = heads_of(4).requires_grad_()
+    prefixes(tensor, (1, 4))[0].sum().backward()
+    assert tensor.grad is not None
+    assert torch.equal(tensor.grad[:, :, 0], torch.ones(2, 1, 3, dtype=torch.float64))
+    assert not tensor.grad[:, :, 1:].any()
+
+
+def test_gradients_are_not_written_to():
+    tensor, kept = heads_of(3).requires_grad_(), torch.ones(2, 1, 3, 3, dtype=torch.float64)
+    short, long = prefixes(tensor, (2, 3))
+    torch.autograd.backward([short, long], [kept[:, :, :2], kept])
+    assert torch.equal(kept, torch.ones_like(kept))
+
+
+def test_second_derivatives():
+    tensor = heads_of(4).requires_grad_()
+    torch.autograd.gradgradcheck(lambda t: tuple(part**3 for part in prefixes(t, (1, 4))), tensor)
+
+
+def test_transforms():
+    def loss(heads: Tensor) -> Tensor:
+        return sum(((part**2).sum() for part in prefixes(heads, (1, 4))), torch.zeros(()))
+
+    many = torch.stack([heads_of(4, seed) for seed in range(3)])
+    each = torch.func.vmap(torch.func.grad(loss))(many)
+    for heads, found in zip(many, each, strict=True):
+        torch.testing.assert_close(
+            found, 2 * heads + torch.cat([2 * heads[:, :, :1], 0 * heads[:, :, 1:]], 2)
+        )
