@@ -114,7 +114,7 @@ def test_inspect_says_when_groups_are_not_known(tmp_path: Path) -> None:
     result = rarefy("inspect", path)
     assert result.exit_code == 0 and "body.weight" in result.stdout
     assert result.stderr.startswith(
-        "Warning: the balance of groups is not shown: balance_out_groups: 3 is not"
+        "Warning: patterns and the balance of groups are not shown: balance_out_groups: 3 is not"
     )
 
 

@@ -89,6 +89,20 @@ def test_the_balance_of_groups(sparsity: Any, expected: Balance | None) -> None:
 
 
 @pytest.mark.parametrize(
+    ("sparsity", "expected"),
+    [
+        (0.75, "unstructured"),
+        ({"sparsity": 0.5, "pattern": {"n": 1, "m": 2}}, "{n: 1, m: 2}"),
+        ({"sparsity": 0.75, "balance_in_groups": 2, "pattern": {"block": [3, 2]}}, "{block: [3, 2]}"),
+        ([{"sparsity": 0.1, "param_filter": "x*"}], "unstructured"),
+        (None, ""),
+    ],
+)
+def test_the_pattern(sparsity: Any, expected: str) -> None:
+    assert only(masked(MASK), sparsity).pattern == expected
+
+
+@pytest.mark.parametrize(
     "sparsity",
     [
         {"sparsity": 0.75, "balance_out_groups": 2},

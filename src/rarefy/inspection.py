@@ -45,6 +45,7 @@ class Inspected:
         shape: of the tensor.
         storage: `masked`, `csr` or `dense`.
         active: connections that are active; of a dense tensor the numbers that are not zero.
+        pattern: what its mask obeys inside its groups, as the configuration says it; empty if it does not.
         balance: of its groups; None if it has none.
         dead_rows: indices of the first dimension without an active connection; None below two dimensions.
         dead_columns: the same for the second dimension.
@@ -55,6 +56,7 @@ class Inspected:
     shape: tuple[int, ...]
     storage: str
     active: int
+    pattern: str
     balance: Balance | None
     dead_rows: int | None
     dead_columns: int | None
@@ -109,7 +111,7 @@ def inspect(saved: SavedModel) -> tuple[list[Inspected], str]:
         saved: from `open_saved`.
 
     Returns:
-        One entry a tensor in the order of the file, and why balance groups are not known; empty if they are.
+        One entry a tensor in the order of the file, and why patterns are not known; empty if they are.
 
     Example:
         >>> import torch
@@ -124,7 +126,7 @@ def inspect(saved: SavedModel) -> tuple[list[Inspected], str]:
     except RarefyError as error:
         patterns, problem = {}, str(error)
     names = [name for name in saved.dense if name not in saved.tied]
-    return [_inspected(saved, name, patterns.get(name, Pattern())) for name in names], problem
+    return [_inspected(saved, name, patterns.get(name)) for name in names], problem
 
 
 def _patterns(saved: SavedModel) -> Mapping[str, Pattern]:
@@ -149,7 +151,7 @@ def _pattern_of(
     return pattern
 
 
-def _inspected(saved: SavedModel, name: str, pattern: Pattern) -> Inspected:
+def _inspected(saved: SavedModel, name: str, pattern: Pattern | None) -> Inspected:
     weight, active = saved.state[name], saved.active(name)
     rows, columns = _dead(active)
     return Inspected(
@@ -157,7 +159,8 @@ def _inspected(saved: SavedModel, name: str, pattern: Pattern) -> Inspected:
         shape=tuple(weight.shape),
         storage=saved.storage if name in saved.masks else "dense",
         active=int(active.sum()),
-        balance=_balance(active, pattern),
+        pattern="" if pattern is None else str(pattern.structure),
+        balance=None if pattern is None else _balance(active, pattern),
         dead_rows=rows,
         dead_columns=columns,
         quantiles=quantiles(weight[active].abs(), QUANTILES),

@@ -36,7 +36,7 @@ def _show(path: Path, as_json: bool, everything: bool) -> None:
     saved = open_saved(path)
     rows, problem = inspect(saved)
     if problem:
-        log.warning("the balance of groups is not shown: %s", problem)
+        log.warning("patterns and the balance of groups are not shown: %s", problem)
     shown = [row for row in rows if everything or row.is_sparse]
     if as_json:
         typer.echo(json.dumps(as_data(saved, shown, rows), indent=2, allow_nan=False))
@@ -70,7 +70,7 @@ def inspected_table(saved: SavedModel, shown: Sequence[Inspected], rows: Sequenc
     """The same as a table."""
     step = "" if saved.step is None else f", step {saved.step:,}"
     table = Table(title=Text(f"{saved.path}{step}"), title_justify="left", box=SIMPLE)
-    for column in ("parameter", "shape", "storage"):
+    for column in ("parameter", "shape", "storage", "pattern"):
         table.add_column(column)
     for column in ("sparsity", "active", "groups", "sparsity of groups", "dead rows", "dead columns"):
         table.add_column(column, justify="right")
@@ -81,7 +81,7 @@ def inspected_table(saved: SavedModel, shown: Sequence[Inspected], rows: Sequenc
     table.add_section()
     for name, total in (("sparse weights", _sparse_total(rows)), ("whole model", Totals.of(rows))):
         counts = f"{total.active:,} of {total.size:,}"
-        table.add_row(name, f"{total.parameters} tensors", "", f"{total.sparsity:.4f}", counts)
+        table.add_row(name, f"{total.parameters} tensors", "", "", f"{total.sparsity:.4f}", counts)
     return table
 
 
@@ -91,7 +91,8 @@ def _sparse_total(rows: Sequence[Inspected]) -> Totals:
 
 def _cells(row: Inspected) -> list[str]:
     shape = " × ".join(map(str, row.shape))
-    cells = [row.name, shape, row.storage, f"{row.sparsity:.4f}", f"{row.active:,} of {row.size:,}"]
+    cells = [row.name, shape, row.storage, row.pattern]
+    cells += [f"{row.sparsity:.4f}", f"{row.active:,} of {row.size:,}"]
     if row.balance is None:
         cells += ["", ""]
     else:
