@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rarefy import masks
 from rarefy.errors import RarefyError
 
 Score = Callable[[Tensor], Tensor]
@@ -66,6 +67,18 @@ class Shortlist:
     def covers(self, counts: Sequence[int]) -> bool:
         """Whether these numbers of connections can be grown from it."""
         return all(needed <= listed for needed, listed in zip(counts, self.counts, strict=True))
+
+    def grow(self, kept: Tensor, count: int, score: Score) -> Tensor:
+        """What `masks.grow_highest` makes of `kept` by the scores of the gradient; for a weight without groups.
+
+        Args:
+            kept: bool, the active connections; those that were dropped before are not.
+            count: how many to grow; covered by the list.
+            score: ranks every entry by itself.
+        """
+        grown, places = kept.flatten(), self.places.long()
+        grown[places] = masks.grow_highest(grown[places], score(self.entries), count)
+        return grown.view(kept.shape)
 
     def dense(self, shape: torch.Size) -> Tensor:
         """As a dense gradient, NaN where nothing is listed: that ranks last, as those positions do."""
