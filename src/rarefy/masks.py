@@ -93,10 +93,10 @@ def is_unique(kept: Tensor, scores: Tensor) -> bool:
         >>> is_unique(keep_top(scores, 1), scores), is_unique(keep_top(scores, 2), scores)
         (True, False)
     """
-    if kept.all():
+    if not kept.any():
         return True
-    lowest = scores.masked_fill(~kept, torch.inf).min()
-    return not (lowest.isnan() | ((scores == lowest) & ~kept).any())
+    lowest = torch.where(kept, scores, torch.inf).min()
+    return int((scores >= lowest).count_nonzero()) == int(kept.count_nonzero())
 
 
 def keep_top_in_rows(scores: Tensor, count: int) -> Tensor:

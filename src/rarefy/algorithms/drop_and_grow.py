@@ -14,13 +14,11 @@ from rarefy.algorithms.options import parse_fraction
 from rarefy.distributions import share_out
 from rarefy.errors import RarefyError
 from rarefy.filters import Candidate
-from rarefy.gradients import Shortlist
+from rarefy.gradients import Shortlist, highest, ranked_in_place
 from rarefy.masks import grow_highest, kept_count
 from rarefy.parameter import SparseParameter
 from rarefy.schedules import FromFunction
 from rarefy.structures import FREE
-
-_PART = 1 << 18
 
 
 class DropAndGrow(DynamicSparsityAlgorithm):
@@ -99,24 +97,15 @@ class DropAndGrow(DynamicSparsityAlgorithm):
         return None if grad is None else self._drop_and_grow(parameter, sparsity, grad)
 
     def _drop_and_grow(self, parameter: SparseParameter, sparsity: float, grad: Tensor | Shortlist) -> Tensor:
-        count, = self._grow_counts(parameter, sparsity)
+        (count,) = self._grow_counts(parameter, sparsity)
         kept = parameter.keep_top(torch.abs, kept_count(parameter.shape.numel(), sparsity) - count)
         if isinstance(grad, Shortlist):
             return grad.grow(kept, count, self._score)
-        return grow_highest(kept, self._scores_in_place(grad), count)
+        return grow_highest(kept, ranked_in_place(grad, self._score), count)
 
     def _score(self, part: Tensor) -> Tensor:
         """The grow score of some entries of the gradient."""
         return self.grow_score(part, part)
-
-    def _scores_in_place(self, grad: Tensor) -> Tensor:
-        """The grow score of every entry, written over the gradient, part by part: fresh memory costs more than this."""
-        parts = grad.split(max(1, _PART // grad[0].numel()))
-        if self._score(parts[0]).dtype != grad.dtype:
-            return self._score(grad)
-        for part in parts:
-            part.copy_(self._score(part))
-        return grad
 
     def _adopt(self, candidate: Candidate) -> SparseParameter:
         parameter = super()._adopt(candidate)
@@ -130,12 +119,11 @@ class DropAndGrow(DynamicSparsityAlgorithm):
             return grad
         by_step = [self._grow_counts_at(parameter, ahead) for ahead in (0, 1)]
         counts = [max(both) for both in zip(*by_step, strict=True)]
-        if not Shortlist.is_smaller(grad, parameter.active + sum(counts)):
-            return grad
-        mask, pattern = parameter.mask, parameter.pattern
-        pieces = zip(pattern.split(mask), pattern.split(grad), counts, strict=True)
-        listed = pattern.merge([grow_highest(m, self._score(g), count) for m, g, count in pieces])
-        return Shortlist.of(grad, mask, listed, counts, self._score)
+        split, merge = parameter.pattern.split, parameter.pattern.merge
+        pieces = zip(split(grad), split(parameter.mask), counts, strict=True)
+        listed = merge([highest(g, mask, count, self._score) for g, mask, count in pieces])
+        is_smaller = Shortlist.is_smaller(grad, int(listed.count_nonzero()))
+        return Shortlist.of(grad, listed, counts) if is_smaller else grad
 
     def _grow_counts_at(self, parameter: SparseParameter, ahead: int) -> list[int]:
         """What an update now, or after this step, adds in each piece."""
@@ -153,7 +141,9 @@ class DropAndGrow(DynamicSparsityAlgorithm):
         """How many connections an update adds to those that stay in each piece."""
         target = kept_count(parameter.shape.numel() // parameter.pattern.groups, sparsity)
         fraction = self.current(self.drop_fraction, ahead)
-        return [target - min(active - round(fraction * active), target) for active in parameter.active_in_pieces]
+        return [
+            target - min(active - round(fraction * active), target) for active in parameter.active_in_pieces
+        ]
 
     def _check_covers(self, parameter: SparseParameter, held: Shortlist, sparsity: float) -> None:
         """Refuses an update that would grow more than was listed."""
