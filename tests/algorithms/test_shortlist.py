@@ -15,7 +15,8 @@ import rarefy
 from helpers import assert_identical, snapshot
 from rarefy import RigL
 from rarefy.errors import RarefyError
-from rarefy.gradients import Shortlist, highest
+from rarefy.gradients import Shortlist, highest, ranked_in_place
+from rarefy.masks import drop_lowest
 from rarefy.nn import SparseLinear
 from rarefy.schedules import Constant
 from rarefy.training.trainer import Trainer
@@ -119,10 +120,32 @@ class PlainRigL(RigL):
     """Ranks dense tensors in whole: what was said of RigL holds for no subclass."""
 
 
+class DropLargest(PlainRigL):
+    grows_by_gradient_alone = True
+
+    def drop_score(self, weight, dense_grad):
+        return -weight.abs()
+
+
+class PlainDropLargest(DropLargest):
+    pass
+
+
+class KeepAll(PlainRigL):
+    grows_by_gradient_alone = True
+
+    def update_mask(self, weight, mask, sparsity, dense_grad):
+        return mask
+
+
+class PlainKeepAll(KeepAll):
+    pass
+
+
 @given(
-    shape=st.tuples(st.integers(1, 12), st.integers(1, 12)),
+    shape=st.tuples(st.integers(1, 12), st.integers(1, 12) | st.just(400)),
     entries=st.lists(ENTRIES, min_size=1, max_size=4),
-    sparsity=st.lists(st.floats(0.3, 0.99), min_size=2, max_size=2),
+    sparsity=st.lists(st.floats(0.3, 0.99) | st.just(0.0), min_size=2, max_size=2),
     drop_fraction=st.sampled_from([0.0, 0.3, 0.7, 1.0]),
     compute=st.sampled_from(["compact", "masked"]),
     accumulates=st.booleans(),
@@ -138,6 +161,19 @@ def test_connections_ranked_one_by_one_give_the_mask_of_dense_tensors(
     plain, _ = after_update(True, grad, weight, algorithm=PlainRigL, **options)
     short, _ = after_update(accumulates, grad, weight, compute=compute, **options)
     assert torch.equal(short, plain)
+
+
+@pytest.mark.parametrize("accumulates", [True, False])
+@pytest.mark.parametrize("fill", [None, 0.5, float("nan")])
+@pytest.mark.parametrize(
+    ("ours", "plain"), [(RigL, PlainRigL), (DropLargest, PlainDropLargest), (KeepAll, PlainKeepAll)]
+)
+def test_ties_over_several_panels_and_rules_of_a_subclass(ours, plain, fill, accumulates):
+    grad, weight = torch.randn(2, 8, 500, generator=torch.Generator().manual_seed(0))
+    if fill is not None:
+        weight[:, ::2], weight[::2] = fill, fill
+    masks = [after_update(accumulates, grad, weight, algorithm=one)[0] for one in (ours, plain)]
+    assert torch.equal(*masks)
 
 
 def conv1d_layers():
@@ -163,6 +199,15 @@ def test_a_run_is_the_same_to_the_last_bit(make, sparsity):
         assert kinds == {Tensor if accumulates else Shortlist}
         ends.append(snapshot(model, optimizer))
     assert_identical(*ends)
+
+
+@pytest.mark.parametrize("make", [layers, conv1d_layers])
+@pytest.mark.parametrize("values", [torch.arange(76.0), torch.ones(76)])
+def test_the_best_active_connections_are_those_of_the_dense_weight(make, values):
+    parameter = prepare(model=make(), sparsity=0.9)[1].parameters["0.weight"]
+    parameter.weight.data[:76] = values
+    expected = drop_lowest(parameter.mask, parameter.dense_weight().abs(), parameter.active - 30)
+    assert torch.equal(parameter.keep_top(torch.abs, 30), expected)
 
 
 # ---- when everything is kept ---------------------------------------------------------------------------------------
@@ -210,6 +255,12 @@ def test_a_shortlist_is_a_small_part_of_the_gradient():
     scores = shortlist.entries.abs()
     is_new = ~sparsity.parameters["0.weight"].mask.flatten()[shortlist.places.long()]
     assert is_new.sum() == 23 and (scores >= scores[is_new].min()).all()
+
+
+def test_scores_of_another_dtype_are_not_written_over_the_gradient():
+    grad = torch.tensor([-1.0, 2.0], dtype=torch.bfloat16)
+    assert torch.equal(ranked_in_place(grad, lambda part: part.float() / 3), torch.tensor([-1.0, 2.0]) / 3)
+    assert grad.tolist() == [-1.0, 2.0]
 
 
 @pytest.mark.parametrize("shape", [(7, 9), (40, 8192), (300_000,)])
