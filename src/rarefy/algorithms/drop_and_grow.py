@@ -36,8 +36,9 @@ class DropAndGrow(DynamicSparsityAlgorithm):
 
     Attributes:
         grows_by_gradient_alone: set it to True in a class whose `grow_score` ranks each position by its own entry of
-            the dense gradient alone, and whose `drop_score` does not read that gradient; in compact storage it may
-            then hold NaN where it cannot matter. It is not inherited, as a subclass may rank otherwise.
+            the dense gradient alone, and whose `drop_score` does not read that gradient; it may then be given any
+            part of it, also as the weight, or NaN where the gradient cannot matter. It is not inherited, as a
+            subclass may rank otherwise.
     """
 
     grows_by_gradient_alone: ClassVar[bool] = False
