@@ -82,8 +82,8 @@ class DropAndGrow(DynamicSparsityAlgorithm):
     @property
     def _drops_one_by_one(self) -> bool:
         """Whether the weights of active connections alone say which of them stay."""
-        own, base = type(self), DropAndGrow
-        is_ours = own.update_mask is base.update_mask and own.drop_score is base.drop_score
+        pairs = (self.update_mask, DropAndGrow.update_mask), (self.drop_score, DropAndGrow.drop_score)
+        is_ours = all(getattr(own, "__func__", None) is base for own, base in pairs)
         return is_ours and self.pattern.axis is None
 
     def _next_mask(self, parameter: SparseParameter, sparsity: float) -> Tensor | None:
