@@ -2,7 +2,8 @@
 
 One linear layer [4096, 4096] at 90% with 1024 tokens. The update (selections, remap, new structures, optimizer state)
 in dense training steps of this layer (forward, backward, AdamW); and the share of one update in 100 steps, worked out
-from medians of ordinary steps, of the step that collects the dense gradient, and of the update.
+from medians of ordinary steps, of the step that collects the dense gradient, and of the update. For RigL also with
+one backward pass a step, as `rarefy.Trainer` has it: the step that updates then holds a part of the gradient only.
 """
 
 from __future__ import annotations
@@ -17,6 +18,12 @@ from torch import nn
 import rarefy
 
 SIZE, TOKENS, FREQ = 4096, 1024, 100
+
+
+def algorithm(name: str, update: dict[str, object]) -> rarefy.SparsityAlgorithm:
+    sparsity = rarefy.configure({"algorithm": name, "sparsity": 0.9, "update": update, "seed": 1})
+    assert isinstance(sparsity, rarefy.SparsityAlgorithm)
+    return sparsity
 
 
 def training(sparsity) -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -37,18 +44,20 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer, x: torch.Tensor) ->
     return time.perf_counter() - begin
 
 
-def update(algorithm: rarefy.SparsityAlgorithm) -> float:
+def update(sparsity: rarefy.SparsityAlgorithm) -> float:
     begin = time.perf_counter()
-    algorithm.update()
+    sparsity.update()
     return time.perf_counter() - begin
+
+
+def share(extra: float, ordinary: float) -> str:
+    """Of the time of as many steps as lie between two updates."""
+    return f"one in {FREQ} steps takes {extra / (FREQ * ordinary + extra):.1%} of the time"
 
 
 def measure(name: str, rounds: int) -> str:
     """The figures of one algorithm."""
-    sparsity = rarefy.configure(
-        {"algorithm": name, "sparsity": 0.9, "update": {"steps": [0, 10**6]}, "seed": 1}
-    )
-    assert isinstance(sparsity, rarefy.SparsityAlgorithm)
+    sparsity = algorithm(name, {"steps": [0, 10**6]})
     dense, sparse, x = training(None), training(sparsity), torch.randn(TOKENS, SIZE, requires_grad=True)
     times: dict[str, list[float]] = {"dense": [], "ordinary": [], "collecting": [], "update": []}
     for _ in range(rounds + 1):
@@ -60,9 +69,18 @@ def measure(name: str, rounds: int) -> str:
         sparsity.autoupdate = True
     medians = {key: median(values[1:]) for key, values in times.items()}
     extra = medians["update"] + medians["collecting"] - medians["ordinary"]
-    share = extra / (FREQ * medians["ordinary"] + extra)
     in_steps = medians["update"] / medians["dense"]
-    return f"{name}: update {in_steps:.2f} dense steps; one in {FREQ} steps takes {share:.1%} of the time"
+    return f"{name}: update {in_steps:.2f} dense steps; {share(extra, medians['ordinary'])}"
+
+
+def measure_in_trainer(name: str, rounds: int) -> str:
+    """The share of an update within its step, with one backward pass a step."""
+    sparsity = algorithm(name, {"freq": 2})
+    sparsity.accumulates = False
+    sparse, x = training(sparsity), torch.randn(TOKENS, SIZE, requires_grad=True)
+    pairs = [(step(*sparse, x), step(*sparse, x)) for _ in range(rounds + 1)]
+    ordinary, updating = (median(times) for times in zip(*pairs[1:], strict=True))
+    return f"{name}, one backward pass a step: {share(updating - ordinary, ordinary)}"
 
 
 def main() -> None:
@@ -72,6 +90,7 @@ def main() -> None:
     torch.manual_seed(0)
     for name in ("set", "rigl"):
         print(measure(name, rounds), flush=True)
+    print(measure_in_trainer("rigl", rounds), flush=True)
 
 
 if __name__ == "__main__":

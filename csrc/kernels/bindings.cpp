@@ -133,9 +133,9 @@ void sources(int rows, int columns, int width, Address starts, Address offsets, 
 }
 
 void scatter(int rows, int columns, int width, Address starts, Address offsets, Address values, Address matrix,
-             int threads) {
-  panels_scatter(panels(rows, columns, width, starts, offsets), at<const uint32_t>(values), at<uint32_t>(matrix),
-                 threads);
+             int element_bytes, int threads) {
+  panels_scatter(panels(rows, columns, width, starts, offsets), at<const void>(values), at<void>(matrix),
+                 element_bytes, threads);
 }
 
 void gather(int rows, int columns, int width, Address starts, Address offsets, Address matrix, Address values,

@@ -77,8 +77,8 @@ void panels_positions(const Panels& panels, int64_t* positions, int threads);
 // For each nonzero the position in `previous` of the same place of the matrix, or -1.
 void panels_sources(const Panels& panels, const Panels& previous, int64_t* sources, int threads);
 
-// A matrix of 4-byte elements from values, zero elsewhere, and back.
-void panels_scatter(const Panels& panels, const uint32_t* values, uint32_t* matrix, int threads);
+// A matrix from values, zero elsewhere, with elements of 1 or 4 bytes; and the reverse for elements of 4 bytes.
+void panels_scatter(const Panels& panels, const void* values, void* matrix, int element_bytes, int threads);
 void panels_gather(const Panels& panels, const uint32_t* matrix, uint32_t* values, int threads);
 
 // The k-th largest of `size` keys, 1 <= k <= size; reorders them.

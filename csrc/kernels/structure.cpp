@@ -14,16 +14,24 @@ void accumulate(int32_t* starts, int64_t size) {
   for (int64_t i = 0; i < size; i++) starts[i + 1] += starts[i];
 }
 
-// Calls f(column) for each True byte of mask[begin, end), eight bytes at a time.
+// The bytes of `words` times 8 places of a mask as bits: the product brings byte k of a word to bit k of its highest.
+uint64_t pack(const uint8_t* mask, int words) {
+  uint64_t bits = 0;
+  for (int i = 0; i < words; i++) {
+    uint64_t word;
+    memcpy(&word, mask + 8 * i, 8);
+    bits |= (word * 0x0102040810204080u >> 56) << 8 * i;
+  }
+  return bits;
+}
+
+// Calls f(column) for each True byte of mask[begin, end): one branch a call, as branches on masks are mispredicted.
 template <class Function>
 void for_each_active(const uint8_t* mask, int begin, int end, Function f) {
   int c = begin;
-  for (; c + 8 <= end; c += 8) {
-    uint64_t word;
-    memcpy(&word, mask + c, 8);
-    if (word == 0) continue;
-    for (int i = 0; i < 8; i++)
-      if (mask[c + i]) f(c + i);
+  for (int words; (words = (end - c) / 8) > 0; c += 8 * words) {
+    if (words > 8) words = 8;
+    for (uint64_t bits = pack(mask + c, words); bits; bits &= bits - 1) f(c + __builtin_ctzll(bits));
   }
   for (; c < end; c++)
     if (mask[c]) f(c);
@@ -71,6 +79,17 @@ void for_each_in_row(const Panels& m, int row, Function f) {
   for (int p = 0, panels = m.count(); p < panels; p++) {
     const int32_t* starts = m.starts + static_cast<int64_t>(p) * m.rows;
     for (int32_t q = starts[row]; q < starts[row + 1]; q++) f(p * m.width + m.offsets[q], q);
+  }
+}
+
+template <class Bits>
+void scatter(const Panels& m, const Bits* values, Bits* matrix, int threads) {
+  if (m.columns == 0) return;  // memset takes no null pointer
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (int row = 0; row < m.rows; row++) {
+    Bits* line = matrix + static_cast<int64_t>(row) * m.columns;
+    memset(line, 0, static_cast<size_t>(m.columns) * sizeof(Bits));
+    for_each_in_row(m, row, [&](int column, int32_t q) { line[column] = values[q]; });
   }
 }
 
@@ -145,14 +164,9 @@ void panels_sources(const Panels& m, const Panels& previous, int64_t* sources, i
   }
 }
 
-void panels_scatter(const Panels& m, const uint32_t* values, uint32_t* matrix, int threads) {
-  if (m.columns == 0) return;  // memset takes no null pointer
-#pragma omp parallel for schedule(static) num_threads(threads)
-  for (int row = 0; row < m.rows; row++) {
-    uint32_t* line = matrix + static_cast<int64_t>(row) * m.columns;
-    memset(line, 0, static_cast<size_t>(m.columns) * sizeof(uint32_t));
-    for_each_in_row(m, row, [&](int column, int32_t q) { line[column] = values[q]; });
-  }
+void panels_scatter(const Panels& m, const void* values, void* matrix, int element_bytes, int threads) {
+  if (element_bytes == 1) scatter(m, static_cast<const uint8_t*>(values), static_cast<uint8_t*>(matrix), threads);
+  if (element_bytes == 4) scatter(m, static_cast<const uint32_t*>(values), static_cast<uint32_t*>(matrix), threads);
 }
 
 void panels_gather(const Panels& m, const uint32_t* matrix, uint32_t* values, int threads) {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,17 +11,80 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rarefy import masks
 from rarefy.errors import RarefyError
 
 Score = Callable[[Tensor], Tensor]
+
+_PART = 1 << 18
+_SAMPLED_FROM, _SAMPLES = 1 << 18, 1 << 16
+
+
+def ranked_in_place(grad: Tensor, score: Score) -> Tensor:
+    """The score of every entry, written over the gradient part by part: fresh memory costs more than the scores.
+
+    Args:
+        grad: no one else needs it; left alone where the scores have another dtype.
+        score: ranks every entry by itself.
+
+    Example:
+        >>> ranked_in_place(torch.tensor([1.0, -2.0]), torch.abs)
+        tensor([1., 2.])
+    """
+    parts = _parts(grad)
+    if score(parts[0]).dtype != grad.dtype:
+        return score(grad)
+    for part in parts:
+        part.copy_(score(part))
+    return grad
+
+
+def highest(grad: Tensor, mask: Tensor, count: int, score: Score) -> Tensor:
+    """All entries from some score upwards, `count` inactive ones among them, or some more.
+
+    Args:
+        grad: the gradient of a weight, or of a balanced group of it.
+        mask: bool, the active connections.
+        count: at least so many inactive ones; 0 gives an empty mask.
+        score: ranks every entry by itself.
+
+    Returns:
+        Bool, the shape of `grad`; everything where no such score was found, because of NaN for example.
+
+    Example:
+        >>> grad, mask = torch.tensor([3.0, 0.5, 1.0, 2.0, -4.0]), torch.tensor([True, True, False, False, False])
+        >>> highest(grad, mask, 2, torch.abs)
+        tensor([ True, False, False,  True,  True])
+    """
+    if count == 0:
+        return torch.zeros_like(mask)
+    lowest = _score_of_rank(count, grad.reshape(-1), ~mask.reshape(-1), score)
+    chosen = torch.cat([score(part) >= lowest for part in _parts(grad)])
+    is_enough = int((chosen > mask).count_nonzero()) >= count
+    return chosen if is_enough else torch.ones_like(mask)
+
+
+def _score_of_rank(rank: int, grad: Tensor, inactive: Tensor, score: Score) -> Tensor:
+    """The inactive entries' score of a rank; of a large gradient a lower one, by all odds, from a sample."""
+    if grad.numel() > _SAMPLED_FROM:
+        places = torch.randint(grad.numel(), (_SAMPLES,), generator=torch.Generator().manual_seed(0))
+        wanted = rank / grad.numel() * _SAMPLES
+        grad, inactive, rank = grad[places], inactive[places], math.ceil(wanted + 5 * math.sqrt(wanted)) + 4
+    scores = score(grad[inactive])
+    return scores.topk(rank).values[-1] if rank <= scores.numel() else scores.new_tensor(-torch.inf)
+
+
+def _parts(grad: Tensor) -> Sequence[Tensor]:
+    """Views that fit into a cache."""
+    return grad.split(max(1, _PART // grad[0].numel()))
 
 
 @dataclass(frozen=True)
 class Shortlist:
     """The part of a dense gradient that growing connections can need.
 
-    In each balanced group these are the highest inactive positions, as many as may be grown, and the active ones that
-    do not rank below all of them: if one of the others was dropped, it would not be grown again.
+    In each balanced group these are all entries from some score upwards, active ones too, with at least as many
+    inactive ones as may be grown: whatever ranks below will not be grown, not even if it was just dropped.
 
     Args:
         places: the listed positions of the flattened weight, rising.
@@ -28,9 +92,8 @@ class Shortlist:
         counts: for each balanced group, how many connections may be grown.
 
     Example:
-        >>> grad, mask = torch.tensor([[3.0, 0.0], [1.0, 2.0]]), torch.tensor([[True, False], [True, False]])
-        >>> listed = torch.tensor([[True, False], [True, True]])
-        >>> Shortlist.of(grad, mask, listed, [1], torch.abs).dense(grad.shape)
+        >>> grad = torch.tensor([[3.0, 0.0], [1.0, 2.0]])
+        >>> Shortlist.of(grad, grad >= 2, [1]).dense(grad.shape)
         tensor([[3., nan],
                 [nan, 2.]])
     """
@@ -40,22 +103,16 @@ class Shortlist:
     counts: Sequence[int]
 
     @classmethod
-    def of(cls, grad: Tensor, mask: Tensor, listed: Tensor, counts: Sequence[int], score: Score) -> Shortlist:
+    def of(cls, grad: Tensor, listed: Tensor, counts: Sequence[int]) -> Shortlist:
         """The shortlist of a dense gradient.
 
         Args:
             grad: the whole gradient.
-            mask: bool, the active connections.
-            listed: the same with the connections that would be grown next, `counts` of them in each group.
+            listed: bool, what to list; see `highest`.
             counts: how many may be grown.
-            score: ranks every entry by itself.
         """
         places = listed.flatten().nonzero().squeeze(1)
-        entries, is_new = grad.flatten()[places], ~mask.flatten()[places]
-        if int(is_new.count_nonzero()) == sum(counts) > 0:
-            scores = score(entries)
-            matters = is_new | ~(scores < scores[is_new].min())
-            places, entries = places[matters], entries[matters]
+        entries = grad.flatten()[places]
         return cls(places.int() if grad.numel() <= 2**31 else places, entries, counts)
 
     @staticmethod
@@ -66,6 +123,18 @@ class Shortlist:
     def covers(self, counts: Sequence[int]) -> bool:
         """Whether these numbers of connections can be grown from it."""
         return all(needed <= listed for needed, listed in zip(counts, self.counts, strict=True))
+
+    def grow(self, kept: Tensor, count: int, score: Score) -> Tensor:
+        """What `masks.grow_highest` makes of `kept` by the scores of the gradient; for a weight without groups.
+
+        Args:
+            kept: bool, the active connections; those that were dropped before are not.
+            count: how many to grow; covered by the list.
+            score: ranks every entry by itself.
+        """
+        grown, places = kept.flatten(), self.places.long()
+        grown[places] = masks.grow_highest(grown[places], score(self.entries), count)
+        return grown.view(kept.shape)
 
     def dense(self, shape: torch.Size) -> Tensor:
         """As a dense gradient, NaN where nothing is listed: that ranks last, as those positions do."""

@@ -85,6 +85,20 @@ def grow_highest(mask: Tensor, scores: Tensor, count: int) -> Tensor:
     return mask | _top(scores, ~mask, count)
 
 
+def is_unique(kept: Tensor, scores: Tensor) -> bool:
+    """Whether every mask of as many highest scores is `kept`: no tie, or NaN, was told apart by its index.
+
+    Example:
+        >>> scores = torch.tensor([3.0, 1.0, 1.0])
+        >>> is_unique(keep_top(scores, 1), scores), is_unique(keep_top(scores, 2), scores)
+        (True, False)
+    """
+    if not kept.any():
+        return True
+    lowest = torch.where(kept, scores, torch.inf).min()
+    return int((scores >= lowest).count_nonzero()) == int(kept.count_nonzero())
+
+
 def keep_top_in_rows(scores: Tensor, count: int) -> Tensor:
     """Mask of the `count` highest scores of every row.
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from rarefy.filters import Candidate
-from rarefy.gradients import DenseGradient
+from rarefy.gradients import DenseGradient, Score
 from rarefy.nn import SparseConv1D, SparseLinear
 from rarefy.optimizer_state import change_state
 from rarefy.patterns import Pattern
@@ -67,12 +67,33 @@ class SparseParameter:
 
     @property
     def actual_sparsity(self) -> float:
-        """The sparsity measured from the mask."""
-        return self.storage.actual_sparsity
+        """The measured fraction of inactive connections; 0 for an empty weight."""
+        return 1.0 - self.active / self.shape.numel() if self.shape.numel() else 0.0
+
+    @property
+    def active(self) -> int:
+        """How many connections are active."""
+        return self.storage.active
+
+    @property
+    def active_in_pieces(self) -> list[int]:
+        """How many connections are active in each balanced group, or in the whole weight."""
+        if self.pattern.axis is None:
+            return [self.active]
+        return [int(piece.count_nonzero()) for piece in self.pattern.split(self.mask)]
 
     def dense_weight(self) -> Tensor:
         """The dense weight with exact zeros, without gradient; do not write to it."""
         return self.storage.dense_weight()
+
+    def keep_top(self, score: Score, count: int) -> Tensor:
+        """The mask of the active connections with the highest scores, in the shape of the dense weight.
+
+        Args:
+            score: ranks weights, each by itself; given the dense weight, or the active ones in any order.
+            count: how many to keep; clamped to the number of active ones.
+        """
+        return self.storage.keep_top(score, count)
 
     def set_mask(self, mask: Tensor, optimizers: Iterable[Optimizer]) -> None:
         """Gives the weight a new topology.

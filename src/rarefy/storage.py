@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from rarefy import masks
-from rarefy.gradients import DenseGradient, LastSelected
+from rarefy.gradients import DenseGradient, LastSelected, Score
 from rarefy.nn import SparseLinear, move_entries
 from rarefy.optimizer_state import change_state, same_shaped
 
@@ -40,8 +40,8 @@ class Storage(Protocol):
         ...
 
     @property
-    def actual_sparsity(self) -> float:
-        """The measured fraction of inactive connections."""
+    def active(self) -> int:
+        """How many connections are active, measured."""
         ...
 
     @property
@@ -51,6 +51,10 @@ class Storage(Protocol):
 
     def dense_weight(self) -> Tensor:
         """The dense weight with exact zeros, without gradient; not to be written to."""
+        ...
+
+    def keep_top(self, score: Score, count: int) -> Tensor:
+        """The mask of the best active connections; see `SparseParameter.keep_top`."""
         ...
 
     def set_mask(self, mask: Tensor, optimizers: Iterable[Optimizer]) -> None:
@@ -118,9 +122,9 @@ class MaskedStorage:
         return getattr(self.module, self.mask_leaf)
 
     @property
-    def actual_sparsity(self) -> float:
-        """Measured from the mask."""
-        return masks.sparsity_of(self.mask)
+    def active(self) -> int:
+        """Counted in the mask."""
+        return int(self.mask.count_nonzero())
 
     @property
     def index_bytes(self) -> int:
@@ -130,6 +134,10 @@ class MaskedStorage:
     def dense_weight(self) -> Tensor:
         """The weight itself."""
         return self.weight.detach()
+
+    def keep_top(self, score: Score, count: int) -> Tensor:
+        """By the score of the whole weight."""
+        return masks.drop_lowest(self.mask, score(self.dense_weight()), self.active - count)
 
     def set_mask(self, mask: Tensor, optimizers: Iterable[Optimizer]) -> None:
         """Replaces the mask and zeroes what it drops."""
@@ -220,10 +228,9 @@ class CompactStorage:
         return self.layer.weight_mask
 
     @property
-    def actual_sparsity(self) -> float:
-        """Measured from the indices."""
-        positions = self.shape.numel()
-        return 1.0 - self.layer.csr.nonzeros / positions if positions else 0.0
+    def active(self) -> int:
+        """The number of values."""
+        return self.weight.numel()
 
     @property
     def index_bytes(self) -> int:
@@ -233,6 +240,14 @@ class CompactStorage:
     def dense_weight(self) -> Tensor:
         """Built from values and indices."""
         return self.layer.weight.detach()
+
+    def keep_top(self, score: Score, count: int) -> Tensor:
+        """By the scores of the values alone, unless ties are to be told apart by their places in the weight."""
+        scores = score(self.weight.detach())
+        kept = masks.keep_top(scores, count)
+        if masks.is_unique(kept, scores):
+            return self.layer.scatter(kept)
+        return masks.drop_lowest(self.mask, self.layer.scatter(scores), self.active - count)
 
     def set_mask(self, mask: Tensor, optimizers: Iterable[Optimizer]) -> None:
         """Moves values, gradient and optimizer state to the new connections."""

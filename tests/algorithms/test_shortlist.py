@@ -15,8 +15,8 @@ import rarefy
 from helpers import assert_identical, snapshot
 from rarefy import RigL
 from rarefy.errors import RarefyError
-from rarefy.gradients import Shortlist
-from rarefy.masks import grow_highest
+from rarefy.gradients import Shortlist, highest, ranked_in_place
+from rarefy.masks import drop_lowest
 from rarefy.nn import SparseLinear
 from rarefy.schedules import Constant
 from rarefy.training.trainer import Trainer
@@ -65,11 +65,15 @@ def after_update(accumulates: bool, grad: Tensor, weight: Tensor, **options) -> 
     rows, columns = grad.shape
     model = nn.Sequential(nn.Linear(columns, rows, bias=False))
     model, sparsity, _ = prepare(accumulates, model, update={"freq": 1}, **options)
-    gradient = sparsity.parameters["0.weight"].dense_gradient
+    parameter = sparsity.parameters["0.weight"]
+    gradient = parameter.dense_gradient
     gradient.arrive(grad.clone())
     gradient.pair()
     before = gradient.value
-    model[0].values.data.copy_(model[0].gather(weight))
+    if parameter.storage.kind == "compact":
+        parameter.weight.data.copy_(model[0].gather(weight))
+    else:
+        parameter.weight.data.copy_(weight.masked_fill(~parameter.mask, 0))
     sparsity.step = 1
     sparsity.update()
     return model[0].weight_mask, before
@@ -107,9 +111,69 @@ def test_a_shortlist_of_ties_gives_the_same_mask(drop_fraction, target, fill):
     weight = torch.ones_like(grad)
     options = {"sparsity": [0.9, target], "drop_fraction": drop_fraction, "balance_in_groups": 3}
     whole, everything = after_update(True, grad, weight, **options)
-    part, listed = after_update(False, grad, weight, **options)
-    assert isinstance(listed, Shortlist) and isinstance(everything, Tensor)
+    part, _ = after_update(False, grad, weight, **options)
+    assert isinstance(everything, Tensor)
     assert torch.equal(part, whole)
+
+
+class PlainRigL(RigL):
+    """Ranks dense tensors in whole: what was said of RigL holds for no subclass."""
+
+
+class DropLargest(PlainRigL):
+    grows_by_gradient_alone = True
+
+    def drop_score(self, weight, dense_grad):
+        return -weight.abs()
+
+
+class PlainDropLargest(DropLargest):
+    pass
+
+
+class KeepAll(PlainRigL):
+    grows_by_gradient_alone = True
+
+    def update_mask(self, weight, mask, sparsity, dense_grad):
+        return mask
+
+
+class PlainKeepAll(KeepAll):
+    pass
+
+
+@given(
+    shape=st.tuples(st.integers(1, 12), st.integers(1, 12) | st.just(400)),
+    entries=st.lists(ENTRIES, min_size=1, max_size=4),
+    sparsity=st.lists(st.floats(0.3, 0.99) | st.just(0.0), min_size=2, max_size=2),
+    drop_fraction=st.sampled_from([0.0, 0.3, 0.7, 1.0]),
+    compute=st.sampled_from(["compact", "masked"]),
+    accumulates=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+@settings(max_examples=200)
+def test_connections_ranked_one_by_one_give_the_mask_of_dense_tensors(
+    shape, entries, sparsity, drop_fraction, compute, accumulates, seed
+):
+    picks = torch.randint(len(entries), (2, *shape), generator=torch.Generator().manual_seed(seed))
+    grad, weight = torch.tensor(entries)[picks]
+    options = {"sparsity": sparsity, "drop_fraction": drop_fraction}
+    plain, _ = after_update(True, grad, weight, algorithm=PlainRigL, **options)
+    short, _ = after_update(accumulates, grad, weight, compute=compute, **options)
+    assert torch.equal(short, plain)
+
+
+@pytest.mark.parametrize("accumulates", [True, False])
+@pytest.mark.parametrize("fill", [None, 0.5, float("nan")])
+@pytest.mark.parametrize(
+    ("ours", "plain"), [(RigL, PlainRigL), (DropLargest, PlainDropLargest), (KeepAll, PlainKeepAll)]
+)
+def test_ties_over_several_panels_and_rules_of_a_subclass(ours, plain, fill, accumulates):
+    grad, weight = torch.randn(2, 8, 500, generator=torch.Generator().manual_seed(0))
+    if fill is not None:
+        weight[:, ::2], weight[::2] = fill, fill
+    masks = [after_update(accumulates, grad, weight, algorithm=one)[0] for one in (ours, plain)]
+    assert torch.equal(*masks)
 
 
 def conv1d_layers():
@@ -135,6 +199,15 @@ def test_a_run_is_the_same_to_the_last_bit(make, sparsity):
         assert kinds == {Tensor if accumulates else Shortlist}
         ends.append(snapshot(model, optimizer))
     assert_identical(*ends)
+
+
+@pytest.mark.parametrize("make", [layers, conv1d_layers])
+@pytest.mark.parametrize("values", [torch.arange(76.0), torch.ones(76)])
+def test_the_best_active_connections_are_those_of_the_dense_weight(make, values):
+    parameter = prepare(model=make(), sparsity=0.9)[1].parameters["0.weight"]
+    parameter.weight.data[:76] = values
+    expected = drop_lowest(parameter.mask, parameter.dense_weight().abs(), parameter.active - 30)
+    assert torch.equal(parameter.keep_top(torch.abs, 30), expected)
 
 
 # ---- when everything is kept ---------------------------------------------------------------------------------------
@@ -184,19 +257,38 @@ def test_a_shortlist_is_a_small_part_of_the_gradient():
     assert is_new.sum() == 23 and (scores >= scores[is_new].min()).all()
 
 
-def test_every_active_connection_is_listed_where_all_inactive_ones_may_be_grown():
-    grad, mask = torch.tensor([[0.0, 1.0], [2.0, 3.0]]), torch.tensor([[True, False], [False, True]])
-    assert Shortlist.of(grad, mask, grow_highest(mask, grad.abs(), 3), [3], torch.abs).places.tolist() == [
-        0,
-        1,
-        2,
-        3,
-    ]
-    assert Shortlist.of(grad, mask, grow_highest(mask, grad.abs(), 2), [2], torch.abs).places.tolist() == [
-        1,
-        2,
-        3,
-    ]
+def test_scores_of_another_dtype_are_not_written_over_the_gradient():
+    grad = torch.tensor([-1.0, 2.0], dtype=torch.bfloat16)
+    assert torch.equal(ranked_in_place(grad, lambda part: part.float() / 3), torch.tensor([-1.0, 2.0]) / 3)
+    assert grad.tolist() == [-1.0, 2.0]
+
+
+@pytest.mark.parametrize("shape", [(7, 9), (40, 8192), (300_000,)])
+@pytest.mark.parametrize("count", [0, 1, 20])
+def test_the_list_has_at_least_the_highest_inactive_entries(shape, count):
+    generator = torch.Generator().manual_seed(count)
+    grad, mask = torch.randn(shape, generator=generator), torch.rand(shape, generator=generator) < 0.3
+    listed = highest(grad, mask, count, torch.abs)
+    inactive = grad[~mask].abs().sort(descending=True).values
+    assert int((listed & ~mask).sum()) >= count
+    assert torch.equal(listed, grad.abs() >= (inactive[listed[~mask].sum() - 1] if count else torch.inf))
+    assert listed[~mask].sum() <= (count if grad.numel() < 100 else grad.numel() // 100)
+
+
+def test_ties_are_listed_together():
+    grad, mask = torch.tensor([2.0, 1.0, -1.0, 1.0, 0.0]), torch.tensor([False, True, False, False, False])
+    assert highest(grad, mask, 2, torch.abs).tolist() == [True, True, True, True, False]
+
+
+@pytest.mark.parametrize("entries", [[float("nan")] * 3, [1.0, float("nan"), 0.0]])
+def test_everything_is_listed_where_nan_may_be_grown(entries):
+    mask = torch.zeros(3, dtype=torch.bool)
+    assert highest(torch.tensor(entries), mask, 2, torch.abs).all()
+
+
+def test_a_list_that_saves_nothing_is_not_made():
+    grad = torch.zeros(8, 16)
+    assert isinstance(after_update(False, grad, grad)[1], Tensor)
 
 
 # ---- the promise and its limits ------------------------------------------------------------------------------------

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
 from functools import partial
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from rarefy.algorithms.dynamic import DynamicSparsityAlgorithm
@@ -14,7 +14,7 @@ from rarefy.algorithms.options import parse_fraction
 from rarefy.distributions import share_out
 from rarefy.errors import RarefyError
 from rarefy.filters import Candidate
-from rarefy.gradients import Shortlist
+from rarefy.gradients import Shortlist, highest, ranked_in_place
 from rarefy.masks import grow_highest, kept_count
 from rarefy.parameter import SparseParameter
 from rarefy.schedules import FromFunction
@@ -36,8 +36,9 @@ class DropAndGrow(DynamicSparsityAlgorithm):
 
     Attributes:
         grows_by_gradient_alone: set it to True in a class whose `grow_score` ranks each position by its own entry of
-            the dense gradient alone, and whose `drop_score` does not read that gradient; in compact storage it may
-            then hold NaN where it cannot matter. It is not inherited, as a subclass may rank otherwise.
+            the dense gradient alone, and whose `drop_score` does not read that gradient; it may then be given any
+            part of it, also as the weight, or NaN where the gradient cannot matter. It is not inherited, as a
+            subclass may rank otherwise.
     """
 
     grows_by_gradient_alone: ClassVar[bool] = False
@@ -70,11 +71,46 @@ class DropAndGrow(DynamicSparsityAlgorithm):
         grow, fraction = self.grow_score(weight, dense_grad), self.current(self.drop_fraction)
         return self.pattern.structure.drop_and_grow(mask, score, grow, sparsity, fraction)
 
-    # ---- the dense gradient in compact storage ----
+    # ---- connections that are ranked one by one ----
+
+    @property
+    def _grows_one_by_one(self) -> bool:
+        """Whether this very class says that it grows by the gradient alone, and masks have no structure."""
+        says_so = vars(type(self)).get("grows_by_gradient_alone", False)
+        return says_so and self.needs_dense_grad and self.pattern.structure == FREE
+
+    @property
+    def _drops_one_by_one(self) -> bool:
+        """Whether the weights of active connections alone say which of them stay."""
+        pairs = (self.update_mask, DropAndGrow.update_mask), (self.drop_score, DropAndGrow.drop_score)
+        is_ours = all(getattr(own, "__func__", None) is base for own, base in pairs)
+        return is_ours and self.pattern.axis is None
+
+    def _next_mask(self, parameter: SparseParameter, sparsity: float) -> Tensor | None:
+        """The same as by `update_mask`, without the dense weight where connections are ranked one by one."""
+        held = parameter.dense_gradient.value
+        if isinstance(held, Shortlist):
+            self._check_covers(parameter, held, sparsity)
+        is_dense = parameter.active == parameter.shape.numel()
+        if is_dense or not (self._drops_one_by_one and self._grows_one_by_one):
+            return super()._next_mask(parameter, sparsity)
+        grad = self._dense_gradient(parameter)
+        return None if grad is None else self._drop_and_grow(parameter, sparsity, grad)
+
+    def _drop_and_grow(self, parameter: SparseParameter, sparsity: float, grad: Tensor | Shortlist) -> Tensor:
+        (count,) = self._grow_counts(parameter, sparsity)
+        kept = parameter.keep_top(torch.abs, kept_count(parameter.shape.numel(), sparsity) - count)
+        if isinstance(grad, Shortlist):
+            return grad.grow(kept, count, self._score)
+        return grow_highest(kept, ranked_in_place(grad, self._score), count)
+
+    def _score(self, part: Tensor) -> Tensor:
+        """The grow score of some entries of the gradient."""
+        return self.grow_score(part, part)
 
     def _adopt(self, candidate: Candidate) -> SparseParameter:
         parameter = super()._adopt(candidate)
-        if vars(type(self)).get("grows_by_gradient_alone") and self.pattern.structure == FREE:
+        if self._grows_one_by_one:
             parameter.dense_gradient.shorten = partial(self._shorten, parameter)
         return parameter
 
@@ -82,42 +118,38 @@ class DropAndGrow(DynamicSparsityAlgorithm):
         """What an update now or after this step can need of `grad`: all of it, unless it is known to be less."""
         if self.accumulates or not self.autoupdate or self._has_functions:
             return grad
-        mask, pattern = parameter.mask, parameter.pattern
-        by_step = [self._grow_counts_at(parameter, mask, ahead) for ahead in (0, 1)]
+        by_step = [self._grow_counts_at(parameter, ahead) for ahead in (0, 1)]
         counts = [max(both) for both in zip(*by_step, strict=True)]
-        if not Shortlist.is_smaller(grad, int(mask.count_nonzero()) + sum(counts)):
-            return grad
-        pieces = zip(pattern.split(mask), pattern.split(grad), counts, strict=True)
-        listed = pattern.merge([grow_highest(m, self.grow_score(g, g), count) for m, g, count in pieces])
-        return Shortlist.of(grad, mask, listed, counts, lambda part: self.grow_score(part, part))
+        split, merge = parameter.pattern.split, parameter.pattern.merge
+        pieces = zip(split(grad), split(parameter.mask), counts, strict=True)
+        listed = merge([highest(g, mask, count, self._score) for g, mask, count in pieces])
+        is_smaller = Shortlist.is_smaller(grad, int(listed.count_nonzero()))
+        return Shortlist.of(grad, listed, counts) if is_smaller else grad
 
-    def _grow_counts_at(self, parameter: SparseParameter, mask: Tensor, ahead: int) -> list[int]:
+    def _grow_counts_at(self, parameter: SparseParameter, ahead: int) -> list[int]:
         """What an update now, or after this step, adds in each piece."""
         shapes = {name: other.shape for name, other in self.parameters.items()}
         target = self.target_at(self.step + ahead, self.updates)
         sparsity = share_out(self.distribution, target, shapes)[parameter.name]
-        return self._grow_counts(parameter.pattern.split(mask), sparsity, ahead)
+        return self._grow_counts(parameter, sparsity, ahead)
 
     @property
     def _has_functions(self) -> bool:
         """Whether a schedule may give another value when it is asked again."""
         return any(isinstance(schedule, FromFunction) for schedule in (self.sparsity, self.drop_fraction))
 
-    def _grow_counts(self, masks: Sequence[Tensor], sparsity: float, ahead: int = 0) -> list[int]:
+    def _grow_counts(self, parameter: SparseParameter, sparsity: float, ahead: int = 0) -> list[int]:
         """How many connections an update adds to those that stay in each piece."""
-        fraction, counts = self.current(self.drop_fraction, ahead), list[int]()
-        for mask in masks:
-            active, target = int(mask.count_nonzero()), kept_count(mask.numel(), sparsity)
-            counts.append(target - min(active - round(fraction * active), target))
-        return counts
+        target = kept_count(parameter.shape.numel() // parameter.pattern.groups, sparsity)
+        fraction = self.current(self.drop_fraction, ahead)
+        return [
+            target - min(active - round(fraction * active), target) for active in parameter.active_in_pieces
+        ]
 
-    def _update_parameter(self, parameter: SparseParameter, sparsity: float) -> None:
-        held = parameter.dense_gradient.value
-        if isinstance(held, Shortlist):
-            needed = self._grow_counts(parameter.pattern.split(parameter.mask), sparsity)
-            if not held.covers(needed):
-                raise RarefyError(
-                    f"sparsity or drop_fraction of {parameter.name} was raised or lowered between the backward pass "
-                    "and the update, which is not allowed with accumulates = False; set accumulates = True"
-                )
-        super()._update_parameter(parameter, sparsity)
+    def _check_covers(self, parameter: SparseParameter, held: Shortlist, sparsity: float) -> None:
+        """Refuses an update that would grow more than was listed."""
+        if not held.covers(self._grow_counts(parameter, sparsity)):
+            raise RarefyError(
+                f"sparsity or drop_fraction of {parameter.name} was raised or lowered between the backward pass "
+                "and the update, which is not allowed with accumulates = False; set accumulates = True"
+            )

@@ -86,10 +86,18 @@ class DynamicSparsityAlgorithm(SparsityAlgorithm):
         self.updates += 1
 
     def _update_parameter(self, parameter: SparseParameter, sparsity: float) -> None:
+        self.generator = generator_for(self.seed or 0, parameter.name, self.updates)
+        mask = self._next_mask(parameter, sparsity)
+        if mask is not None:
+            self._set_mask(parameter, mask)
+
+    def _next_mask(self, parameter: SparseParameter, sparsity: float) -> Tensor | None:
+        """The new mask of a parameter, by `update_mask`; None where the gradient for it is missing."""
         weight, dense_grad = parameter.dense_weight(), self._dense_gradient(parameter)
         if self.needs_dense_grad and dense_grad is None:
-            return
-        self.generator = generator_for(self.seed or 0, parameter.name, self.updates)
+            return None
+        if isinstance(dense_grad, Shortlist):
+            dense_grad = dense_grad.dense(parameter.shape)
         split = parameter.pattern.split
         weights, old_masks = split(weight), split(parameter.mask)
         grads = split(dense_grad) if dense_grad is not None else [None] * len(weights)
@@ -97,7 +105,7 @@ class DynamicSparsityAlgorithm(SparsityAlgorithm):
             self._checked(self.update_mask(w, mask, sparsity, grad), w, sparsity)
             for w, mask, grad in zip(weights, old_masks, grads, strict=True)
         ]
-        self._set_mask(parameter, parameter.pattern.merge(pieces))
+        return parameter.pattern.merge(pieces)
 
     def _checked(self, mask: Tensor, weight: Tensor, sparsity: float) -> Tensor:
         """What `update_mask` returned, if it is a mask that obeys the pattern."""
@@ -105,8 +113,10 @@ class DynamicSparsityAlgorithm(SparsityAlgorithm):
         mask = check_mask(mask, weight, source)
         return self.pattern.structure.require(mask, sparsity, source, advice)
 
-    def _dense_gradient(self, parameter: SparseParameter) -> Tensor | None:
+    def _dense_gradient(self, parameter: SparseParameter) -> Tensor | Shortlist | None:
         """The mean dense gradient of this step; None without one (a frozen weight keeps its topology).
+
+        A shortlist is only made in a single process.
 
         Raises:
             RarefyError: a backward pass left it out.
@@ -120,8 +130,6 @@ class DynamicSparsityAlgorithm(SparsityAlgorithm):
                 "loss.backward() without inputs, or set compute: masked"
             )
         value = parameter.dense_gradient.take()
-        if isinstance(value, Shortlist):
-            value = value.dense(parameter.shape)
         if value is None and ranks() > 1:
             value = torch.zeros_like(parameter.dense_weight())
-        return None if value is None else mean_over_ranks(value)
+        return mean_over_ranks(value) if isinstance(value, Tensor) else value

@@ -109,9 +109,7 @@ class CSR:
             >>> CSR.from_mask(torch.tensor([[True, False]])).mask()
             tensor([[ True, False]])
         """
-        flat = torch.zeros(self.rows * self.columns, dtype=torch.bool, device=self.offsets.device)
-        flat[self.positions()] = True
-        return flat.view(self.rows, self.columns)
+        return self.dense(torch.ones_like(self.offsets, dtype=torch.bool))
 
     def dense(self, values: Tensor) -> Tensor:
         """The matrix [rows, columns] with `values` at the active connections and zeros elsewhere; differentiable.
@@ -121,7 +119,7 @@ class CSR:
             tensor([[1., 0.],
                     [2., 3.]])
         """
-        if values.element_size() == 4 and _compiled(self.offsets, values):
+        if values.element_size() in (1, 4) and _compiled(self.offsets, values):
             structure = (self.rows, self.columns, self.width, self.starts, self.offsets)
             return native.scatter(*structure, values.contiguous())
         return reference.dense(self.rows, self.columns, self.positions(), values)

@@ -112,10 +112,11 @@ def sources(
 
 
 def scatter(rows: int, columns: int, width: int, starts: Tensor, offsets: Tensor, values: Tensor) -> Tensor:
-    """The matrix [rows, columns] of contiguous values with elements of 4 bytes."""
+    """The matrix [rows, columns] of contiguous values with elements of 1 or 4 bytes."""
     matrix = values.new_empty(rows, columns)
     addresses = (starts.data_ptr(), offsets.data_ptr(), values.data_ptr(), matrix.data_ptr())
-    _module().panels_scatter(rows, columns, width, *addresses, torch.get_num_threads())
+    sizes = (values.element_size(), torch.get_num_threads())
+    _module().panels_scatter(rows, columns, width, *addresses, *sizes)
     return matrix
 
 

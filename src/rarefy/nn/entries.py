@@ -21,7 +21,7 @@ def move_entries(tensor: Tensor, sources: Tensor) -> Tensor:
         tensor([7., 0., 5.])
     """
     padded = torch.cat([tensor, tensor.new_zeros(1)])
-    return padded[sources]
+    return padded.take(sources)
 
 
 def replace_data(parameter: nn.Parameter, data: Tensor) -> None:
