@@ -1,5 +1,5 @@
-// The forward pass for a handful of tokens: tokens are still the vector dimension, in the smallest vector that holds
-// them, and rows are split over threads. Bound by reading the indices and values once.
+// The forward pass for a handful of tokens: several are still the vector dimension, in the smallest vector that holds
+// them; for one it is connections. Rows are split over threads.
 #pragma once
 #include <omp.h>
 

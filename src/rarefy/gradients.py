@@ -67,7 +67,9 @@ def highest(grad: Tensor, mask: Tensor, count: int, score: Score) -> Tensor:
 def _score_of_rank(rank: int, grad: Tensor, inactive: Tensor, score: Score) -> Tensor:
     """The inactive entries' score of a rank; of a large gradient a lower one, by all odds, from a sample."""
     if grad.numel() > _SAMPLED_FROM:
-        places = torch.randint(grad.numel(), (_SAMPLES,), generator=torch.Generator().manual_seed(0))
+        places = torch.randint(
+            grad.numel(), (_SAMPLES,), generator=torch.Generator().manual_seed(0), device="cpu"
+        )
         wanted = rank / grad.numel() * _SAMPLES
         grad, inactive, rank = grad[places], inactive[places], math.ceil(wanted + 5 * math.sqrt(wanted)) + 4
     scores = score(grad[inactive])
@@ -132,7 +134,7 @@ class Shortlist:
             count: how many to grow; covered by the list.
             score: ranks every entry by itself.
         """
-        grown, places = kept.flatten(), self.places.long()
+        grown, places = kept.flatten().clone(), self.places.long()
         grown[places] = masks.grow_highest(grown[places], score(self.entries), count)
         return grown.view(kept.shape)
 

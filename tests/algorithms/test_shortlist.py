@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -174,6 +175,22 @@ def test_ties_over_several_panels_and_rules_of_a_subclass(ours, plain, fill, acc
         weight[:, ::2], weight[::2] = fill, fill
     masks = [after_update(accumulates, grad, weight, algorithm=one)[0] for one in (ours, plain)]
     assert torch.equal(*masks)
+
+
+@pytest.mark.parametrize("accumulates", [True, False])
+@pytest.mark.parametrize("compute", ["compact", "masked"])
+def test_a_rule_that_an_instance_was_given(compute, accumulates):
+    def patched(kind, *args, **options):
+        algorithm = kind(*args, **options)
+        algorithm.grow_score = lambda weight, grad: grad.abs() + 100 * weight.abs()
+        return algorithm
+
+    grad, weight = torch.randn(2, 8, 500, generator=torch.Generator().manual_seed(0))
+    short, plain = (
+        after_update(accumulates, grad, weight, algorithm=partial(patched, kind), compute=compute)[0]
+        for kind in (RigL, PlainRigL)
+    )
+    assert torch.equal(short, plain)
 
 
 def conv1d_layers():

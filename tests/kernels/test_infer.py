@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from rarefy.errors import RarefyError
 from rarefy.kernels import infer, instruction_set, sparse_linear
 from rarefy.nn import SparseLinear
 
@@ -113,6 +114,35 @@ def test_a_layer_under_autocast() -> None:
         y = sparse(x)
     assert y.dtype == torch.bfloat16
     torch.testing.assert_close(y.float(), sparse(x).detach(), rtol=0.05, atol=0.05)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch itself
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_tracing_sees_the_operation(isa: str) -> None:
+    sparse, x = layer(30, 50, 0.3), torch.randn(3, 50)
+    with torch.no_grad():
+        traced = torch.jit.trace(sparse, torch.ones(3, 50), check_trace=False)
+        assert torch.equal(traced(x), sparse(x))
+
+
+def test_a_lazy_sign(isa: str) -> None:
+    sparse, z = layer(3, 1, 1.0), torch.randn(1, 1, dtype=torch.cfloat)
+    with torch.no_grad():
+        assert torch.equal(sparse(z.conj().imag), sparse(z.conj().imag.clone()))
+
+
+@pytest.mark.parametrize("name", ["values", "bias"])
+@pytest.mark.parametrize("with_gradients", [True, False])
+def test_parameters_of_another_size_are_refused(name: str, with_gradients: bool) -> None:
+    sparse, x = layer(30, 50, 0.3), torch.ones(2, 50)
+    with torch.set_grad_enabled(with_gradients), pytest.raises(RarefyError, match=name + r": shape \(3,\)"):
+        torch.func.functional_call(sparse, {name: torch.ones(3)}, (x,))
+
+
+def test_a_bias_on_another_device() -> None:
+    sparse, x = layer(30, 50, 0.3), torch.ones(2, 50)
+    with torch.no_grad(), pytest.raises(RarefyError, match="bias: meta is not allowed with x on cpu"):
+        torch.func.functional_call(sparse, {"bias": torch.ones(30, device="meta")}, (x,))
 
 
 def test_no_columns(isa: str) -> None:

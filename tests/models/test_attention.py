@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from rarefy.models.attention import causal_attention, prefixes
 
@@ -56,6 +57,33 @@ def test_gradients_are_not_written_to():
 def test_second_derivatives():
     tensor = heads_of(4).requires_grad_()
     torch.autograd.gradgradcheck(lambda t: tuple(part**3 for part in prefixes(t, (1, 4))), tensor)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch itself
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_tracing():
+    heads = heads_of(200).float()
+    traced = torch.jit.trace(lambda h: causal_attention(h, h, h), heads)
+    torch.testing.assert_close(traced(2 * heads), causal_attention(2 * heads, 2 * heads, 2 * heads))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_forward_mode_differentiation():
+    heads, tangent = heads_of(200), heads_of(200, 1)
+    with sdpa_kernel(SDPBackend.MATH):
+        _, found = torch.func.jvp(lambda h: causal_attention(h, h, h), (heads,), (tangent,))
+        _, wanted = torch.func.jvp(
+            lambda h: nn.functional.scaled_dot_product_attention(h, h, h, is_causal=True),
+            (heads,),
+            (tangent,),
+        )
+    torch.testing.assert_close(found, wanted.transpose(1, 2))
+
+
+def test_only_one_gradient_is_batched():
+    heads = heads_of(4)
+    whole = torch.func.jacrev(lambda h: prefixes(h, (1, 4))[0])(heads)
+    assert torch.equal(whole, torch.func.jacrev(lambda h: h[:, :, :1])(heads))
 
 
 def test_transforms():

@@ -125,6 +125,14 @@ def test_surviving_connections_keep_value_and_state(pair: tuple[nn.Linear, Spars
     assert torch.equal(sparse.scatter(move_entries(entries, sources)), state * (old & new))
 
 
+@pytest.mark.parametrize(
+    "dtype", [torch.float8_e4m3fn, torch.bfloat16, torch.float64, torch.int64, torch.bool]
+)
+def test_entries_of_any_dtype_are_moved(dtype: torch.dtype) -> None:
+    moved = move_entries(torch.tensor([0, 1]).to(dtype), torch.tensor([1, -1, 0, 1]))
+    assert moved.dtype == dtype and moved.float().tolist() == [1, 0, 0, 1]
+
+
 def test_training_goes_on_after_a_change_while_the_old_graph_lives(
     pair: tuple[nn.Linear, SparseLinear],
 ) -> None:

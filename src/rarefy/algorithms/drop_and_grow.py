@@ -75,8 +75,9 @@ class DropAndGrow(DynamicSparsityAlgorithm):
 
     @property
     def _grows_one_by_one(self) -> bool:
-        """Whether this very class says that it grows by the gradient alone, and masks have no structure."""
-        says_so = vars(type(self)).get("grows_by_gradient_alone", False)
+        """Whether the very class whose rule it is says that it grows by the gradient alone; no structure."""
+        is_own = "grow_score" not in vars(self)
+        says_so = is_own and vars(type(self)).get("grows_by_gradient_alone", False)
         return says_so and self.needs_dense_grad and self.pattern.structure == FREE
 
     @property
@@ -116,7 +117,7 @@ class DropAndGrow(DynamicSparsityAlgorithm):
 
     def _shorten(self, parameter: SparseParameter, grad: Tensor) -> Tensor | Shortlist:
         """What an update now or after this step can need of `grad`: all of it, unless it is known to be less."""
-        if self.accumulates or not self.autoupdate or self._has_functions:
+        if self.accumulates or not self.autoupdate or self._has_functions or not self._grows_one_by_one:
             return grad
         by_step = [self._grow_counts_at(parameter, ahead) for ahead in (0, 1)]
         counts = [max(both) for both in zip(*by_step, strict=True)]

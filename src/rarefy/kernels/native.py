@@ -55,22 +55,26 @@ def index_for(*tensors: Tensor) -> int | None:
         True
     """
     for tensor in tensors:
-        if not tensor.is_cpu or tensor.dtype not in _ELEMENTS:
+        dtype = tensor.dtype
+        if not tensor.is_cpu or (dtype is not torch.float32 and dtype is not torch.bfloat16):
             return None
     return instruction_set_index()
 
 
 def unwatched(*tensors: Tensor) -> bool:
-    """Whether these tensors may go to a kernel without the dispatcher: no gradient, mode, transform or subclass.
+    """Whether these tensors may go to a kernel without the dispatcher: no gradient, tracing, transform or subclass.
 
     Example:
         >>> unwatched(torch.ones(1)), unwatched(torch.ones(1, requires_grad=True))
         (True, False)
     """
-    if _has_mode() or _has_transform():
+    if _has_mode() or _has_transform() or torch.jit.is_tracing():
         return False
     grads = torch.is_grad_enabled()
-    return all(not (type(tensor) not in _PLAIN or (grads and tensor.requires_grad)) for tensor in tensors)
+    return all(
+        type(tensor) in _PLAIN and not (grads and tensor.requires_grad) and not tensor.is_neg()
+        for tensor in tensors
+    )
 
 
 def build(

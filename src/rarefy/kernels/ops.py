@@ -38,7 +38,7 @@ def sparse_linear(
         [..., rows] in the dtype of x.
 
     Raises:
-        RarefyError: sizes or dtypes do not fit together.
+        RarefyError: sizes, dtypes or devices do not fit together.
 
     Example:
         >>> csr = CSR.from_mask(torch.tensor([[True, False], [True, True]]))
@@ -54,8 +54,11 @@ def sparse_linear(
         raise RarefyError(
             f"x: {x.dtype} is not allowed with {values.dtype} values; convert one, for example x.to({values.dtype})"
         )
-    traced = torch.compiler.is_compiling() or not torch.is_grad_enabled()
-    apply = torch.ops.rarefy.sparse_linear.default if traced else _SparseLinear.apply
+    for name, tensor, size in (("values", values, csr.nonzeros), ("bias", bias, csr.rows)):
+        if tensor is not None:
+            _check(name, tensor, size, x.device)
+    differentiates = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    apply = _SparseLinear.apply if differentiates else torch.ops.rarefy.sparse_linear.default
     return apply(x, values, bias, probe, *csr.tensors, csr.sizes)
 
 
@@ -80,13 +83,27 @@ def infer(x: Tensor, values: Tensor, bias: Tensor | None, structure: Structure) 
     tensors = (x, values) if bias is None else (x, values, bias)
     if torch.compiler.is_compiling() or not native.unwatched(*tensors):
         return None
-    fits = (
-        x.dim() and x.shape[-1] == structure[1] and values.dtype == torch.float32 and values.is_contiguous()
-    )
-    index = native.index_for(x, values) if fits else None
-    if index is None or (bias is not None and not (bias.dtype == torch.float32 and bias.is_contiguous())):
+    rows, columns, _, _, offsets = structure
+    if not x.dim() or x.shape[-1] != columns or not _is_full(values, offsets.numel()):
+        return None
+    if bias is not None and not (_is_full(bias, rows) and bias.is_cpu):
+        return None
+    index = native.index_for(x, values)
+    if index is None:
         return None
     return native.forward(index, x.contiguous(), values, bias, structure)
+
+
+def _is_full(tensor: Tensor, size: int) -> bool:
+    """Whether a kernel can read this vector."""
+    return tensor.dtype is torch.float32 and tensor.numel() == size and tensor.is_contiguous()
+
+
+def _check(name: str, tensor: Tensor, size: int, device: torch.device) -> None:
+    if tensor.shape != (size,):
+        raise RarefyError(f"{name}: shape {tuple(tensor.shape)} is not allowed; give ({size},)")
+    if tensor.device != device:
+        raise RarefyError(f"{name}: {tensor.device} is not allowed with x on {device}; move one of them")
 
 
 def select_gradient_(grad: Tensor, mask: Tensor) -> Tensor:

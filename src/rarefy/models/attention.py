@@ -33,7 +33,7 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, dropout_rate: fl
         torch.Size([2, 300, 3, 4])
     """
     length = query.shape[2]
-    is_traced = isinstance(length, torch.SymInt) or torch.compiler.is_compiling()
+    is_traced = isinstance(length, torch.SymInt) or torch.compiler.is_compiling() or torch.jit.is_tracing()
     if is_traced or query.device.type != "cpu" or length <= _QUERY_BLOCK:
         attend = functional.scaled_dot_product_attention
         return attend(query, key, value, dropout_p=dropout_rate, is_causal=True).transpose(1, 2)
@@ -45,7 +45,7 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, dropout_rate: fl
 def _attend(query: Tensor, key: Tensor, value: Tensor, dropout_rate: float) -> Tensor:
     """The part of one block of queries, the last of the positions of `key`."""
     begin = key.shape[2] - query.shape[2]
-    sees = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool).tril(begin) if begin else None
+    sees = query.new_ones(query.shape[2], key.shape[2], dtype=torch.bool).tril(begin) if begin else None
     attend = functional.scaled_dot_product_attention
     return attend(query, key, value, sees, dropout_rate, is_causal=begin == 0).transpose(1, 2)
 
@@ -53,8 +53,8 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, dropout_rate: float) -> T
 def prefixes(tensor: Tensor, ends: Sequence[int]) -> tuple[Tensor, ...]:
     """The first positions of a tensor [batch, heads, sequence, size], as views that are not written to.
 
-    The gradient of plain slices is a tensor of zeros for each of them, of the size of all positions; here the shorter
-    gradients are added to the longest.
+    The gradient of each plain slice is a tensor of the size of all positions, mostly zeros; here gradients are added as
+    they are.
 
     Args:
         tensor: as above.
@@ -76,12 +76,17 @@ class _Prefixes(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        pass
+        ctx.ends = inputs[1]
+
+    @staticmethod
+    def jvp(ctx: Any, *grad_inputs: Any) -> tuple[Tensor, ...]:
+        return _Prefixes.forward(grad_inputs[0], ctx.ends)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
-        *shorter, longest = grad_outputs
-        total = longest.clone()
-        for grad in shorter:
-            total[:, :, : grad.shape[2]] += grad
-        return total, None
+        sums, begin = list[Tensor](), 0
+        for number, end in enumerate(ctx.ends):
+            first, *others = (grad[:, :, begin:end] for grad in grad_outputs[number:])
+            sums.append(sum(others, first))
+            begin = end
+        return torch.cat(sums, 2), None

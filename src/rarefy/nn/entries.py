@@ -20,8 +20,8 @@ def move_entries(tensor: Tensor, sources: Tensor) -> Tensor:
         >>> move_entries(torch.tensor([5.0, 7.0]), torch.tensor([1, -1, 0]))
         tensor([7., 0., 5.])
     """
-    padded = torch.cat([tensor, tensor.new_zeros(1)])
-    return padded.take(sources)
+    padded = torch.cat([tensor.new_zeros(1), tensor])
+    return padded.index_select(0, sources + 1)
 
 
 def replace_data(parameter: nn.Parameter, data: Tensor) -> None:
