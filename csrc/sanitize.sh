@@ -6,10 +6,10 @@
 # directory by default) and works on a copy of the package, so that an installed build is left alone.
 set -e
 root=$(cd "$(dirname "$0")/.." && pwd)
-python=${PYTHON:-python3}
+python=$("${PYTHON:-python3}" -c 'import sys; print(sys.executable)')  # CMake ignores a relative path
 build=${BUILD:-$(mktemp -d)}
 cmake -S "$root" -B "$build" -DCMAKE_BUILD_TYPE=RelWithDebInfo -DRAREFY_SANITIZE=ON -DRAREFY_REQUIRE_KERNELS=ON \
-  -DPython_EXECUTABLE="$(command -v "$python")"
+  -DPython_EXECUTABLE="$python"
 cmake --build "$build" --parallel
 mkdir -p "$build/package"
 rm -rf "$build/package/rarefy"
