@@ -22,6 +22,7 @@ FLOORS = {
     "distributions": 2,
     "kernels": 2,
     "masks": 3,
+    "ranking": 3,
     "structures": 4,
     "nn": 4,
     "gradients": 4,

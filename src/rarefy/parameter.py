@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from rarefy.filters import Candidate
-from rarefy.gradients import DenseGradient, Score
+from rarefy.gradients import DenseGradient
 from rarefy.nn import SparseConv1D, SparseLinear
 from rarefy.optimizer_state import change_state
 from rarefy.patterns import Pattern
+from rarefy.ranking import Score
 from rarefy.storage import CompactStorage, MaskedStorage, Storage
 
 Kind = Literal["masked", "compact"]

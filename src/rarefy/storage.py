@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from rarefy import masks
-from rarefy.gradients import DenseGradient, LastSelected, Score
+from rarefy.gradients import DenseGradient, LastSelected
 from rarefy.nn import SparseLinear, move_entries
 from rarefy.optimizer_state import change_state, same_shaped
+from rarefy.ranking import Score
 
 
 class Storage(Protocol):

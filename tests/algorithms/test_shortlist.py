@@ -16,9 +16,10 @@ import rarefy
 from helpers import assert_identical, snapshot
 from rarefy import RigL
 from rarefy.errors import RarefyError
-from rarefy.gradients import Shortlist, highest, ranked_in_place
+from rarefy.gradients import Shortlist
 from rarefy.masks import drop_lowest
 from rarefy.nn import SparseLinear
+from rarefy.ranking import highest, ranked_in_place
 from rarefy.schedules import Constant
 from rarefy.training.trainer import Trainer
 

@@ -8,7 +8,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from rarefy.models.attention import causal_attention, prefixes
 
 
-@pytest.mark.parametrize("length", [0, 1, 127, 128, 129, 300])
+@pytest.mark.parametrize("length", [0, 1, 256, 257, 300, 384, 767, 768])
 def test_attention_in_blocks_is_causal_attention(length):
     heads = [torch.randn(2, 3, length, 4, dtype=torch.float64, requires_grad=True) for _ in range(3)]
     whole = nn.functional.scaled_dot_product_attention(*heads, is_causal=True).transpose(1, 2)
@@ -62,14 +62,14 @@ def test_second_derivatives():
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch itself
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 def test_tracing():
-    heads = heads_of(200).float()
+    heads = heads_of(300).float()
     traced = torch.jit.trace(lambda h: causal_attention(h, h, h), heads)
     torch.testing.assert_close(traced(2 * heads), causal_attention(2 * heads, 2 * heads, 2 * heads))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_forward_mode_differentiation():
-    heads, tangent = heads_of(200), heads_of(200, 1)
+    heads, tangent = heads_of(300), heads_of(300, 1)
     with sdpa_kernel(SDPBackend.MATH):
         _, found = torch.func.jvp(lambda h: causal_attention(h, h, h), (heads,), (tangent,))
         _, wanted = torch.func.jvp(

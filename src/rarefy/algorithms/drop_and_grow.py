@@ -14,9 +14,10 @@ from rarefy.algorithms.options import parse_fraction
 from rarefy.distributions import share_out
 from rarefy.errors import RarefyError
 from rarefy.filters import Candidate
-from rarefy.gradients import Shortlist, highest, ranked_in_place
+from rarefy.gradients import Shortlist
 from rarefy.masks import grow_highest, kept_count
 from rarefy.parameter import SparseParameter
+from rarefy.ranking import highest, ranked_in_place
 from rarefy.schedules import FromFunction
 from rarefy.structures import FREE
 

@@ -16,7 +16,7 @@ from rarefy.kernels.dispatch import extension, instruction_set_index, remedy
 Structure: TypeAlias = tuple[int, int, int, Tensor, Tensor]
 """Rows, columns, panel width, starts and offsets of a matrix."""
 
-_ELEMENTS = {torch.float32: 0, torch.bfloat16: 1}
+_DTYPES = (torch.float32, torch.bfloat16)
 _PLAIN = (Tensor, torch.nn.Parameter)
 
 
@@ -55,8 +55,7 @@ def index_for(*tensors: Tensor) -> int | None:
         True
     """
     for tensor in tensors:
-        dtype = tensor.dtype
-        if not tensor.is_cpu or (dtype is not torch.float32 and dtype is not torch.bfloat16):
+        if not tensor.is_cpu or tensor.dtype not in _DTYPES:
             return None
     return instruction_set_index()
 
@@ -140,7 +139,7 @@ def forward(index: int, x: Tensor, values: Tensor, bias: Tensor | None, structur
     bias_address = 0 if bias is None else bias.data_ptr()
     _module().forward(
         index, tokens.numel(), rows, columns, width, starts.data_ptr(), offsets.data_ptr(), values.data_ptr(),
-        x.data_ptr(), bias_address, y.data_ptr(), _ELEMENTS[x.dtype], torch.get_num_threads(),
+        x.data_ptr(), bias_address, y.data_ptr(), _DTYPES.index(x.dtype), torch.get_num_threads(),
     )  # fmt: skip
     return y
 
@@ -165,7 +164,7 @@ def backward(
     structure = (columns, rows, width, *(t.data_ptr() for t in transpose))
     _module().backward(
         _index(), x.shape[0], *structure, values.data_ptr(), x.data_ptr(), grad.data_ptr(), *outputs,
-        _ELEMENTS[x.dtype], torch.get_num_threads(),
+        _DTYPES.index(x.dtype), torch.get_num_threads(),
     )  # fmt: skip
     return grad_x, grad_values, grad_bias
 
