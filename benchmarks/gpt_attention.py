@@ -1,4 +1,4 @@
-"""The GPT's causal attention on the CPU, forward and backward, against torch's at once: 4 samples, 12 heads of 64."""
+"""The GPT's causal attention on the CPU, forward and backward, against torch's: 4 samples, 12 heads of 64."""
 
 from __future__ import annotations
 
@@ -27,13 +27,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=15)
     rounds = parser.parse_args().rounds
-    for length in (256, 512, 1024):
-        heads = [torch.randn(4, length, 12, 64, requires_grad=True) for _ in range(3)]
-        run = partial(step, heads=heads, grad=torch.randn(4, length, 12, 64))
-        seconds = medians(
-            {"at once": partial(run, at_once), "blocks": partial(run, causal_attention)}, rounds
-        )
-        print(f"{length} tokens: {seconds['blocks'] / seconds['at once']:.2f} of the time", flush=True)
+    for dtype in (torch.float32, torch.bfloat16):
+        for length in (256, 512, 1024):
+            heads = [torch.randn(4, length, 12, 64, dtype=dtype, requires_grad=True) for _ in range(3)]
+            run = partial(step, heads=heads, grad=torch.randn(4, length, 12, 64, dtype=dtype))
+            seconds = medians(
+                {"at once": partial(run, at_once), "own": partial(run, causal_attention)}, rounds
+            )
+            share = seconds["own"] / seconds["at once"]
+            print(f"{dtype}, {length} tokens: {share:.2f} of the time", flush=True)
 
 
 if __name__ == "__main__":

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from rarefy.models import bfloat16_attention
+
 _QUERY_BLOCK = 128
-_BLOCKS_PAY = range(
-    257, 768
-)  # measured: below, blocks are overhead; from 768 on torch takes larger blocks itself
+# Measured: below, blocks are overhead; from 768 on torch takes larger blocks itself.
+_BLOCKS_PAY = range(257, 768)
+_BFLOAT16_PAYS = range(64, 768)
+_SCORES_AT_ONCE = 1 << 20
 
 
 def causal_attention(query: Tensor, key: Tensor, value: Tensor, dropout_rate: float = 0.0) -> Tensor:
     """Attention in which each position sees itself and what came before.
 
     On the CPU the queries of middling sequences go in blocks, each with the keys that it may see: torch's kernel
-    computes the scores of all keys there, twice what is needed.
+    computes the scores of all keys there, twice what is needed. Training in bfloat16 has a path of its own where
+    `bfloat16_attention.is_fast()`.
 
     Args:
         query: [batch, heads, sequence, head size].
@@ -37,12 +42,35 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, dropout_rate: fl
     """
     length = query.shape[2]
     is_traced = isinstance(length, torch.SymInt) or torch.compiler.is_compiling() or torch.jit.is_tracing()
-    if is_traced or query.device.type != "cpu" or length not in _BLOCKS_PAY:
+    in_bfloat16 = not dropout_rate and _trains_in_bfloat16(query, key, value)
+    pays = _BFLOAT16_PAYS if in_bfloat16 else _BLOCKS_PAY
+    if is_traced or query.device.type != "cpu" or length not in pays:
         attend = functional.scaled_dot_product_attention
         return attend(query, key, value, dropout_p=dropout_rate, is_causal=True).transpose(1, 2)
+    if not in_bfloat16:
+        return _in_blocks(partial(_attend, dropout_rate=dropout_rate), query, key, value)
+    of_one_sample = max(1, query.shape[1]) * min(length, _QUERY_BLOCK) * length
+    at_once = max(1, _SCORES_AT_ONCE // of_one_sample)
+    samples = zip(*(heads.split(at_once) for heads in (query, key, value)), strict=True)
+    return torch.cat([_in_blocks(_attend_in_bfloat16, *heads) for heads in samples])
+
+
+def _in_blocks(attend: Callable[..., Tensor], query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    length = query.shape[2]
     ends = tuple(min(begin + _QUERY_BLOCK, length) for begin in range(0, length, _QUERY_BLOCK))
     blocks = zip(query.split(_QUERY_BLOCK, 2), prefixes(key, ends), prefixes(value, ends), strict=True)
-    return torch.cat([_attend(*block, dropout_rate) for block in blocks], dim=1)
+    return torch.cat([attend(*block) for block in blocks], dim=1)
+
+
+def _trains_in_bfloat16(*heads: Tensor) -> bool:
+    has_gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in heads)
+    return has_gradient and heads[0].dtype == torch.bfloat16 and bfloat16_attention.is_fast()
+
+
+def _attend_in_bfloat16(*heads: Tensor) -> Tensor:
+    """As `_attend`."""
+    mixed = bfloat16_attention.attend(*(tensor.flatten(0, 1) for tensor in heads))
+    return mixed.unflatten(0, heads[0].shape[:2]).transpose(1, 2)
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, dropout_rate: float) -> Tensor:
