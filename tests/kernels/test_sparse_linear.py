@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from rarefy.errors import RarefyError
-from rarefy.kernels import CSR, sparse_linear
+from rarefy.kernels import CSR, ops, sparse_linear
 
 FUZZ = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 1e-2, torch.float64: 1e-12}
@@ -159,6 +159,23 @@ def test_probe_receives_the_dense_gradient(isa: str) -> None:
     grad = torch.randn(2, 3, 40)
     sparse_linear(x, values, None, csr, probe).backward(grad)
     torch.testing.assert_close(probe.grad, grad.flatten(0, 1).t() @ x.flatten(0, 1))
+
+
+@pytest.mark.parametrize("onednn", [True, False])
+def test_a_large_dense_gradient(isa: str, onednn: bool, monkeypatch) -> None:
+    if not onednn:
+        monkeypatch.setattr(ops, "_ONEDNN", None)
+    csr = CSR.from_mask(torch.rand(300, 250) < 0.1)
+    values = torch.randn(csr.nonzeros, requires_grad=True)
+    probe, x, grad = (
+        torch.zeros(300, 250, requires_grad=True),
+        torch.randn(4, 40, 250),
+        torch.randn(4, 40, 300),
+    )
+    assert 300 * 250 * 160 > ops._LARGE
+    sparse_linear(x, values, None, csr, probe).backward(grad)
+    wanted = grad.double().flatten(0, 1).t() @ x.double().flatten(0, 1)
+    torch.testing.assert_close(probe.grad, wanted.float(), rtol=1e-4, atol=1e-4)
 
 
 def test_compiles_without_graph_breaks(isa: str) -> None:

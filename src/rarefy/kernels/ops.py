@@ -17,6 +17,7 @@ from torch.utils.flop_counter import register_flop_formula
 from rarefy.errors import RarefyError
 from rarefy.kernels import native, reference
 from rarefy.kernels.csr import CSR
+from rarefy.kernels.dispatch import instruction_set
 from rarefy.kernels.native import Structure
 
 _CSR = "Tensor starts, Tensor offsets, Tensor back_starts, Tensor back_offsets, Tensor order, int[] sizes"
@@ -303,7 +304,19 @@ def _backward_flops(
 
 def _dense_gradient(grad: Tensor, x: Tensor) -> Tensor:
     """gradᵀ · x, both with any number of batch dimensions."""
-    return grad.reshape(_tokens(grad), grad.shape[-1]).t() @ x.reshape(_tokens(x), x.shape[-1])
+    grad, x = grad.reshape(_tokens(grad), grad.shape[-1]), x.reshape(_tokens(x), x.shape[-1])
+    return _ONEDNN(grad.t(), x.t(), None, "none", [], "") if _onednn_is_faster(grad, x) else grad.t() @ x
+
+
+_ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+_LARGE = 1 << 23
+
+
+def _onednn_is_faster(grad: Tensor, x: Tensor) -> bool:
+    """For float32 on processors with AVX-512 torch multiplies with MKL, which uses it on some makes only."""
+    is_large = grad.numel() * x.shape[1] >= _LARGE
+    fits = grad.dtype == x.dtype == torch.float32 and native.serves(grad, x) and native.unwatched(grad, x)
+    return is_large and fits and instruction_set() == "v4" and _ONEDNN is not None
 
 
 def _tokens(x: Tensor) -> int:

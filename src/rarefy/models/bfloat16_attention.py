@@ -24,9 +24,9 @@ def is_fast() -> bool:
 def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """softmax(Q·Kᵀ/√d)·V, where the queries are the last positions of the keys and see no later ones.
 
-    torch's kernel works its gradients out three times slower there. This one keeps the attention weights, of 2 bytes
-    each, for the backward pass. Scores are as exact as float32: what rounding them to bfloat16 leaves out is computed by
-    a second product and added.
+    torch's kernel takes three times as long for the gradients there. This one keeps the attention weights, of 2 bytes
+    each, for the backward pass. Scores are as exact as float32: what rounding them to bfloat16 leaves out is computed
+    by a second product and added.
 
     Args:
         query: [batch, queries, head size], bfloat16.
