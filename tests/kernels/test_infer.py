@@ -30,7 +30,7 @@ def shortest(sparse: SparseLinear, x: Tensor) -> Tensor | None:
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 5])
 @pytest.mark.parametrize("density", [0.0, 0.02, 0.1, 0.6, 1.0])
-@pytest.mark.parametrize("shape", [(1, 1), (5, 3), (130, 700), (300, 150), (9, 1200)])
+@pytest.mark.parametrize("shape", [(1, 1), (5, 3), (130, 700), (300, 150), (9, 1200), (60, 500)])
 def test_a_lone_token(isa: str, shape: tuple[int, int], density: float, threads: int) -> None:
     sparse = layer(*shape, density)
     x, before = torch.randn(shape[1]), torch.get_num_threads()
