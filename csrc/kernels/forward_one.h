@@ -38,7 +38,8 @@ RAREFY_INLINE void multiply_inputs(const uint16_t* offsets, const float* values,
 // The first `left` of the eight numbers at p, then zeros.
 RAREFY_INLINE Float8 first_of(const float* p, int32_t left) {
   const Int8 keep = Int8{0, 1, 2, 3, 4, 5, 6, 7} < Int8{} + left;
-  return reinterpret_cast<Float8>(reinterpret_cast<const Int8&>(*reinterpret_cast<const UnalignedFloat8*>(p)) & keep);
+  const Float8 eight = *reinterpret_cast<const UnalignedFloat8*>(p);
+  return reinterpret_cast<Float8>(reinterpret_cast<Int8>(eight) & keep);
 }
 
 // lanes[row] += products of the row. A mispredicted branch costs more than idle lanes: each row takes kVectors vectors,
