@@ -308,7 +308,7 @@ def _dense_gradient(grad: Tensor, x: Tensor) -> Tensor:
     return _ONEDNN(grad.t(), x.t(), None, "none", [], "") if _onednn_is_faster(grad, x) else grad.t() @ x
 
 
-_ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+_ONEDNN: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 _LARGE = 1 << 23
 
 
