@@ -1,7 +1,8 @@
 """The storage that `compute: auto` chooses, against the dense layer: forward and backward of one `nn.Linear`.
 
 By default 40 layers with sparsities from 0.5 to 0.98; with `--edge` each has the lowest sparsity at which the rule
-takes compact storage, where a rule that expects too much shows first. `--cpu_time` for a machine that others keep busy.
+takes compact storage, where a rule that expects too much shows first. `--dtype bfloat16` for autocast, `--cpu_time` for
+a machine that others keep busy.
 """
 
 from __future__ import annotations
@@ -44,15 +45,15 @@ class Layer(NamedTuple):
     sparsity: float
 
 
-def layers(at_edge: bool) -> Iterator[Layer]:
+def layers(at_edge: bool, dtype: torch.dtype) -> Iterator[Layer]:
     for number, (shape, tokens) in enumerate(itertools.product(SHAPES, TOKENS)):
         sparsity = SPARSITIES[(number + number // len(TOKENS)) % len(SPARSITIES)]
         if at_edge:
-            sparsity = min(0.98, max(0.5, break_even_sparsity(*shape, tokens) + 0.005))
+            sparsity = min(0.98, max(0.5, break_even_sparsity(*shape, tokens, dtype) + 0.005))
         yield Layer(*shape, tokens, sparsity)
 
 
-def training(layer: Layer, compute: str | None) -> tuple[nn.Module, Callable[[], None]]:
+def training(layer: Layer, compute: str | None, dtype: torch.dtype) -> tuple[nn.Module, Callable[[], None]]:
     """A model after one training step, so that `auto` knows its tokens, and its forward and backward pass."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(layer.columns, layer.rows))
@@ -61,8 +62,8 @@ def training(layer: Layer, compute: str | None) -> tuple[nn.Module, Callable[[],
         algorithm = rarefy.Static(layer.sparsity, compute=compute)
         algorithm.apply(model)
         algorithm.apply(optimizer)
-    x = torch.randn(layer.tokens, layer.columns, requires_grad=True)
-    step = forward_and_backward(model, x, torch.randn(layer.tokens, layer.rows))
+    x = torch.randn(layer.tokens, layer.columns).to(dtype).requires_grad_()
+    step = forward_and_backward(model, x, torch.randn(layer.tokens, layer.rows).to(dtype))
     step()
     optimizer.step()
     return model[0], step
@@ -72,7 +73,9 @@ def forward_and_backward(model: nn.Module, x: Tensor, grad: Tensor) -> Callable[
     def run() -> None:
         model.zero_grad()
         x.grad = None
-        model(x).backward(grad)
+        with torch.autocast("cpu", x.dtype, enabled=x.dtype != torch.float32):
+            y = model(x)
+        y.backward(grad)
 
     return run
 
@@ -85,10 +88,12 @@ def repeated(run: Callable[[], None], times: int) -> Callable[[], None]:
     return several
 
 
-def measure(layer: Layer, seconds: float, clock: Callable[[], float]) -> tuple[bool, float, float]:
+def measure(
+    layer: Layer, seconds: float, clock: Callable[[], float], dtype: torch.dtype
+) -> tuple[bool, float, float]:
     """Whether auto is compact, and the times of masked and compact storage, dense = 1."""
-    chosen, _ = training(layer, "auto")
-    steps = {str(compute): training(layer, compute)[1] for compute in (None, "masked", "compact")}
+    chosen, _ = training(layer, "auto", dtype)
+    steps = {str(compute): training(layer, compute, dtype)[1] for compute in (None, "masked", "compact")}
     start = clock()
     steps["None"]()
     once = max(clock() - start, 1e-5)
@@ -102,6 +107,7 @@ def measure(layer: Layer, seconds: float, clock: Callable[[], float]) -> tuple[b
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--edge", action="store_true")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--cpu_time", action="store_true", help="of one thread")
     parser.add_argument("--seconds", type=float, default=2.0, help="for each layer, about")
     parser.add_argument("--largest", type=float, default=4e10, help="rows x columns x tokens")
@@ -110,10 +116,11 @@ def main() -> None:
         torch.set_num_threads(1)
     clock = time.thread_time if arguments.cpu_time else time.perf_counter
     worst, missed, taken = 0.0, 0, 0
-    for layer in layers(arguments.edge):
+    dtype = getattr(torch, arguments.dtype)
+    for layer in layers(arguments.edge, dtype):
         if layer.rows * layer.columns * layer.tokens > arguments.largest:
             continue
-        is_compact, masked, compact = measure(layer, arguments.seconds, clock)
+        is_compact, masked, compact = measure(layer, arguments.seconds, clock, dtype)
         is_missed = not is_compact and compact * LIMIT < masked
         taken, missed = taken + is_compact, missed + is_missed
         worst = max(worst, compact if is_compact else 0.0)

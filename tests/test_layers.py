@@ -16,6 +16,7 @@ FLOORS = {
     "disk": 1,
     "collective": 1,
     "optimizer_traits": 1,
+    "torch_modes": 1,
     "models": 2,
     "data": 2,
     "schedules": 2,

@@ -13,7 +13,6 @@ namespace rarefy::RAREFY_ISA {
 constexpr int kFewTokens = 8;
 
 typedef float Float2 __attribute__((vector_size(8), may_alias));
-typedef float Float4 __attribute__((vector_size(16), may_alias));
 
 // Several tokens: sums[row] += W[row] · x with x [columns] of T tokens each. Four sums hide the latency of the additions.
 template <class T>

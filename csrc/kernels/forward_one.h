@@ -52,7 +52,7 @@ void add_rows(const int32_t* starts, Range rows, const float* products, Float8* 
     Float8 sum = lanes[row], other{};
     RAREFY_UNROLL
     for (int v = 0; v < kVectors; v++) (v % 2 ? other : sum) += first_of(p + 8 * v, count - 8 * v);
-    for (int q = 8 * kVectors; q < count; q++) sum[0] += p[q];
+    for (int q = 8 * kVectors; q < count; q += 8) sum += first_of(p + q, count - q);
     lanes[row] = sum + other;
   }
 }

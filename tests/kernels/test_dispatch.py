@@ -5,6 +5,7 @@ import sys
 import pytest
 import torch
 
+from rarefy import torch_modes
 from rarefy.errors import RarefyError
 from rarefy.kernels import dispatch, native
 
@@ -58,7 +59,7 @@ def test_a_compiler_is_advised_where_it_helps(platform: str, helps: bool) -> Non
 def test_a_private_function_that_torch_lacks_sends_every_call_to_the_dispatcher(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert native.private("_len_torch_dispatch_stack") is torch._C._len_torch_dispatch_stack
+    assert torch_modes.private("_len_torch_dispatch_stack") is torch._C._len_torch_dispatch_stack
     assert native.unwatched(torch.ones(1))
-    monkeypatch.setattr(native, "_has_mode", native.private("_removed_from_torch"))
+    monkeypatch.setattr(native, "has_mode", torch_modes.private("_removed_from_torch"))
     assert not native.unwatched(torch.ones(1))

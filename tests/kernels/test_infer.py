@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from rarefy.errors import RarefyError
 from rarefy.kernels import infer, instruction_set, sparse_linear
@@ -42,6 +43,27 @@ def test_a_lone_token(isa: str, shape: tuple[int, int], density: float, threads:
         torch.set_num_threads(before)
     exact = sparse.weight.double() @ x.double() + sparse.bias.double()
     torch.testing.assert_close(y.double(), exact, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("columns", [100, 130, 200, 260, 320, 384, 385, 548, 1600])
+def test_a_lone_token_in_wide_panels(isa: str, columns: int) -> None:
+    torch.manual_seed(columns)
+    sparse = SparseLinear(torch.rand(90, columns) < 0.02)
+    x = torch.randn(columns)
+    with torch.inference_mode():
+        y = sparse(x)
+    exact = sparse.weight.double() @ x.double() + sparse.bias.double()
+    torch.testing.assert_close(y.double(), exact, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("name", ["values", "bias"])
+def test_a_parameter_that_torch_prunes(name: str) -> None:
+    sparse, x = layer(30, 50, 0.3), torch.randn(2, 50)
+    prune.random_unstructured(sparse, name, 0.5)
+    with torch.no_grad():
+        y = sparse(x)
+    assert torch.equal(y, sparse(x))
 
 
 def test_values_of_other_rows_do_not_leak(isa: str) -> None:

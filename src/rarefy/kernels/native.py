@@ -3,38 +3,21 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from types import ModuleType
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from rarefy.errors import RarefyError
 from rarefy.kernels.dispatch import extension, instruction_set_index, remedy
+from rarefy.torch_modes import has_mode, has_transform
 
 Structure: TypeAlias = tuple[int, int, int, Tensor, Tensor]
 """Rows, columns, panel width, starts and offsets of a matrix."""
 
 _DTYPES = (torch.float32, torch.bfloat16)
 _PLAIN = (Tensor, torch.nn.Parameter)
-
-
-def private(name: str) -> Callable[[], Any]:
-    """A private function of torch that tells whether the dispatcher is needed; where it is missing, it always is.
-
-    Args:
-        name: in `torch._C`.
-
-    Example:
-        >>> private("_no_such_function")()
-        True
-    """
-    return getattr(torch._C, name, lambda: True)
-
-
-_has_mode = private("_len_torch_dispatch_stack")
-_has_transform = private("_are_functorch_transforms_active")
 
 
 def serves(*tensors: Tensor) -> bool:
@@ -67,7 +50,7 @@ def unwatched(*tensors: Tensor) -> bool:
         >>> unwatched(torch.ones(1)), unwatched(torch.ones(1, requires_grad=True))
         (True, False)
     """
-    if _has_mode() or _has_transform() or torch.jit.is_tracing():
+    if has_mode() or has_transform() or torch.jit.is_tracing():
         return False
     grads = torch.is_grad_enabled()
     for tensor in tensors:  # all() would take as long again

@@ -314,7 +314,7 @@ _LARGE = 1 << 23
 
 def _onednn_is_faster(grad: Tensor, x: Tensor) -> bool:
     """For float32 on processors with AVX-512 torch multiplies with MKL, which uses it on some makes only."""
-    is_large = grad.numel() * x.shape[1] >= _LARGE
+    is_large = grad.numel() * x.shape[1] >= _LARGE and x.is_contiguous()  # other strides take it long
     fits = grad.dtype == x.dtype == torch.float32 and native.serves(grad, x) and native.unwatched(grad, x)
     return is_large and fits and instruction_set() == "v4" and _ONEDNN is not None
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from rarefy.models import bfloat16_attention
+from rarefy.torch_modes import has_transform
 
 _QUERY_BLOCK = 128
 # Measured: below, blocks are overhead; from 768 on torch takes larger blocks itself.
@@ -42,17 +43,36 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, dropout_rate: fl
     """
     length = query.shape[2]
     is_traced = isinstance(length, torch.SymInt) or torch.compiler.is_compiling() or torch.jit.is_tracing()
-    in_bfloat16 = not dropout_rate and _trains_in_bfloat16(query, key, value)
-    pays = _BFLOAT16_PAYS if in_bfloat16 else _BLOCKS_PAY
-    if is_traced or query.device.type != "cpu" or length not in pays:
-        attend = functional.scaled_dot_product_attention
-        return attend(query, key, value, dropout_p=dropout_rate, is_causal=True).transpose(1, 2)
-    if not in_bfloat16:
+    is_on_cpu = not is_traced and query.device.type == "cpu"
+    if is_on_cpu and not dropout_rate and length in _BFLOAT16_PAYS and _trains_in_bfloat16(query, key, value):
+        return _few_samples_at_a_time(query, key, value)
+    if is_on_cpu and length in _BLOCKS_PAY:
         return _in_blocks(partial(_attend, dropout_rate=dropout_rate), query, key, value)
-    of_one_sample = max(1, query.shape[1]) * min(length, _QUERY_BLOCK) * length
-    at_once = max(1, _SCORES_AT_ONCE // of_one_sample)
-    samples = zip(*(heads.split(at_once) for heads in (query, key, value)), strict=True)
-    return torch.cat([_in_blocks(_attend_in_bfloat16, *heads) for heads in samples])
+    attend = functional.scaled_dot_product_attention
+    return attend(query, key, value, dropout_p=dropout_rate, is_causal=True).transpose(1, 2)
+
+
+def _trains_in_bfloat16(*heads: Tensor) -> bool:
+    """Whether the path of its own takes these."""
+    is_plain = not has_transform() and all(type(tensor) is Tensor for tensor in heads)
+    fits = (
+        all(t.dtype == torch.bfloat16 and t.shape == heads[0].shape for t in heads) and heads[0].numel() > 0
+    )
+    has_gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in heads)
+    return is_plain and fits and has_gradient and bfloat16_attention.is_fast()
+
+
+def _few_samples_at_a_time(*heads: Tensor) -> Tensor:
+    _, number, length, _ = heads[0].shape
+    at_once = max(1, _SCORES_AT_ONCE // (number * min(length, _QUERY_BLOCK) * length))
+    samples = zip(*(tensor.split(at_once) for tensor in heads), strict=True)
+    return torch.cat([_as_one_sample(*chunk) for chunk in samples])
+
+
+def _as_one_sample(*heads: Tensor) -> Tensor:
+    """Attention of all samples' heads, as if they were those of one."""
+    mixed = _in_blocks(_attend_in_bfloat16, *(tensor.flatten(0, 1).unsqueeze(0) for tensor in heads))
+    return mixed[0].unflatten(1, heads[0].shape[:2]).transpose(0, 1)
 
 
 def _in_blocks(attend: Callable[..., Tensor], query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -62,15 +82,9 @@ def _in_blocks(attend: Callable[..., Tensor], query: Tensor, key: Tensor, value:
     return torch.cat([attend(*block) for block in blocks], dim=1)
 
 
-def _trains_in_bfloat16(*heads: Tensor) -> bool:
-    has_gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in heads)
-    return has_gradient and heads[0].dtype == torch.bfloat16 and bfloat16_attention.is_fast()
-
-
 def _attend_in_bfloat16(*heads: Tensor) -> Tensor:
-    """As `_attend`."""
-    mixed = bfloat16_attention.attend(*(tensor.flatten(0, 1) for tensor in heads))
-    return mixed.unflatten(0, heads[0].shape[:2]).transpose(1, 2)
+    """As `_attend`, for one sample."""
+    return bfloat16_attention.attend(*(tensor[0] for tensor in heads)).transpose(0, 1).unsqueeze(0)
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, dropout_rate: float) -> Tensor:

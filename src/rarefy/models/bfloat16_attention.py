@@ -11,22 +11,23 @@ from torch import Tensor
 
 @cache
 def is_fast() -> bool:
-    """Whether this machine has AVX-512 instructions for bfloat16 and no matrix unit, which torch itself uses well.
+    """Whether torch may use AVX-512 here, with instructions for bfloat16 and no matrix unit, for which it has kernels.
 
     Example:
         >>> is_fast() in (True, False)
         True
     """
     has = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(has.get("avx512_bf16")) and not has.get("amx_bf16")
+    may_use = torch.backends.cpu.get_cpu_capability() == "AVX512"
+    return may_use and bool(has.get("avx512_bf16")) and not has.get("amx_bf16")
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """softmax(Q·Kᵀ/√d)·V, where the queries are the last positions of the keys and see no later ones.
 
     torch's kernel takes three times as long for the gradients there. This one keeps the attention weights, of 2 bytes
-    each, for the backward pass. Scores are as exact as float32: what rounding them to bfloat16 leaves out is computed
-    by a second product and added.
+    each, for the backward pass. What rounding leaves out of the scores is computed by a second product and added, so
+    that they have 16 significant bits.
 
     Args:
         query: [batch, queries, head size], bfloat16.
@@ -51,14 +52,12 @@ def _weights(query: Tensor, key: Tensor) -> Tensor:
     rounded = torch.baddbmm(query.new_empty(1, 1, 1), query, transposed, beta=0, alpha=scale)
     rest = torch.baddbmm(rounded, query, transposed, beta=-1, alpha=scale)
     scores = rounded.to(torch.promote_types(rounded.dtype, torch.float32)).add_(rest)
-    later = torch.full((queries, queries), -torch.inf, device=query.device).triu(1)
-    scores[:, :, -queries:].add_(later)
+    later = query.new_ones(queries, queries, dtype=torch.bool).triu(1)
+    scores[:, :, -queries:].masked_fill_(later, -torch.inf)
     return scores.softmax(-1).to(query.dtype)
 
 
 class _Attention(torch.autograd.Function):
-    generate_vmap_rule = True
-
     @staticmethod
     def forward(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         weights = _weights(query, key)

@@ -176,10 +176,8 @@ class SparseLinear(nn.Linear):
         """X [..., in_features] -> [..., out_features]; under autocast x takes autocast's dtype, the values do not."""
         if torch.is_autocast_enabled(input.device.type) and input.dtype != torch.float64:
             input = input.to(torch.get_autocast_dtype(input.device.type))
-        parameters = (
-            self._parameters
-        )  # `self.values` costs a lone token too much; a parametrised one is not in it
-        if not torch.is_grad_enabled() and len(parameters) == 2:
+        parameters = self._parameters  # finding `self.values` costs a lone token too much
+        if not torch.is_grad_enabled() and "values" in parameters and "bias" in parameters:
             values, bias = parameters["values"], parameters["bias"]
             starts, offsets = self._buffers["csr_starts"], self._buffers["csr_offsets"]
             shape = (self.out_features, self.in_features, self._panel_widths[0])
