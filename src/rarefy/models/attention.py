@@ -71,7 +71,9 @@ def _few_samples_at_a_time(*heads: Tensor) -> Tensor:
 
 def _as_one_sample(*heads: Tensor) -> Tensor:
     """Attention of all samples' heads, as if they were those of one."""
-    mixed = _in_blocks(_attend_in_bfloat16, *(tensor.contiguous().flatten(0, 1).unsqueeze(0) for tensor in heads))
+    mixed = _in_blocks(
+        _attend_in_bfloat16, *(tensor.contiguous().flatten(0, 1).unsqueeze(0) for tensor in heads)
+    )
     return mixed[0].unflatten(1, heads[0].shape[:2]).transpose(0, 1)
 
 
