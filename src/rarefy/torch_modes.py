@@ -1,4 +1,4 @@
-"""What of torch wants to see every operation: modes, transforms and tracing. Without them a short cut may be taken."""
+"""What of torch wants to see every operation: modes and transforms. Without them a short cut may be taken."""
 
 from __future__ import annotations
 

@@ -147,10 +147,12 @@ def test_under_autocast(calls):
     assert torch.equal(mixed, causal_attention(*heads))
     found, wanted = (torch.autograd.grad(y.float().sum(), heads) for y in (mixed, causal_attention(*heads)))
     assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
-    mixed = [heads[0], heads[1].float(), heads[2]]
     before = len(calls)
     with torch.autocast("cpu", torch.bfloat16):
-        causal_attention(*mixed).float().sum().backward()
+        causal_attention(heads[0], heads[1].float(), heads[2]).float().sum().backward()
+    with torch.autocast("cpu", torch.float16):
+        mixed = causal_attention(*heads)
+    mixed.float().sum().backward()
     assert len(calls) == before
 
 

@@ -24,8 +24,8 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, dropout_rate: fl
     """Attention in which each position sees itself and what came before.
 
     On the CPU the queries of middling sequences go in blocks, each with the keys that it may see: torch's kernel
-    computes the scores of all keys there, twice what is needed. Training in bfloat16 has a path of its own where
-    `bfloat16_attention.is_fast()`.
+    computes the scores of all keys there, twice what is needed. Training in bfloat16 without dropout has a path
+    of its own where `bfloat16_attention.is_fast()`.
 
     Args:
         query: [batch, heads, sequence, head size].
@@ -59,7 +59,8 @@ def _trains_in_bfloat16(*heads: Tensor) -> bool:
         all(t.dtype == torch.bfloat16 and t.shape == heads[0].shape for t in heads) and heads[0].numel() > 0
     )
     has_gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in heads)
-    return is_plain and fits and has_gradient and bfloat16_attention.is_fast()
+    stays = not torch.is_autocast_enabled("cpu") or torch.get_autocast_dtype("cpu") == torch.bfloat16
+    return is_plain and fits and stays and has_gradient and bfloat16_attention.is_fast()
 
 
 def _few_samples_at_a_time(*heads: Tensor) -> Tensor:
