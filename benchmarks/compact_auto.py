@@ -37,12 +37,13 @@ LIMIT = 1.03
 
 
 class Layer(NamedTuple):
-    """A linear layer, the rows of its activations, and the sparsity of its weight."""
+    """A linear layer, the rows and dtype of its activations, and the sparsity of its weight."""
 
     rows: int
     columns: int
     tokens: int
     sparsity: float
+    dtype: torch.dtype
 
 
 def layers(at_edge: bool, dtype: torch.dtype) -> Iterator[Layer]:
@@ -50,10 +51,10 @@ def layers(at_edge: bool, dtype: torch.dtype) -> Iterator[Layer]:
         sparsity = SPARSITIES[(number + number // len(TOKENS)) % len(SPARSITIES)]
         if at_edge:
             sparsity = min(0.98, max(0.5, break_even_sparsity(*shape, tokens, dtype) + 0.005))
-        yield Layer(*shape, tokens, sparsity)
+        yield Layer(*shape, tokens, sparsity, dtype)
 
 
-def training(layer: Layer, compute: str | None, dtype: torch.dtype) -> tuple[nn.Module, Callable[[], None]]:
+def training(layer: Layer, compute: str | None) -> tuple[nn.Module, Callable[[], None]]:
     """A model after one training step, so that `auto` knows its tokens, and its forward and backward pass."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(layer.columns, layer.rows))
@@ -62,8 +63,8 @@ def training(layer: Layer, compute: str | None, dtype: torch.dtype) -> tuple[nn.
         algorithm = rarefy.Static(layer.sparsity, compute=compute)
         algorithm.apply(model)
         algorithm.apply(optimizer)
-    x = torch.randn(layer.tokens, layer.columns).to(dtype).requires_grad_()
-    step = forward_and_backward(model, x, torch.randn(layer.tokens, layer.rows).to(dtype))
+    x = torch.randn(layer.tokens, layer.columns).to(layer.dtype).requires_grad_()
+    step = forward_and_backward(model, x, torch.randn(layer.tokens, layer.rows).to(layer.dtype))
     step()
     optimizer.step()
     return model[0], step
@@ -88,12 +89,10 @@ def repeated(run: Callable[[], None], times: int) -> Callable[[], None]:
     return several
 
 
-def measure(
-    layer: Layer, seconds: float, clock: Callable[[], float], dtype: torch.dtype
-) -> tuple[bool, float, float]:
+def measure(layer: Layer, seconds: float, clock: Callable[[], float]) -> tuple[bool, float, float]:
     """Whether auto is compact, and the times of masked and compact storage, dense = 1."""
-    chosen, _ = training(layer, "auto", dtype)
-    steps = {str(compute): training(layer, compute, dtype)[1] for compute in (None, "masked", "compact")}
+    chosen, _ = training(layer, "auto")
+    steps = {str(compute): training(layer, compute)[1] for compute in (None, "masked", "compact")}
     start = clock()
     steps["None"]()
     once = max(clock() - start, 1e-5)
@@ -116,11 +115,10 @@ def main() -> None:
         torch.set_num_threads(1)
     clock = time.thread_time if arguments.cpu_time else time.perf_counter
     worst, missed, taken = 0.0, 0, 0
-    dtype = getattr(torch, arguments.dtype)
-    for layer in layers(arguments.edge, dtype):
+    for layer in layers(arguments.edge, getattr(torch, arguments.dtype)):
         if layer.rows * layer.columns * layer.tokens > arguments.largest:
             continue
-        is_compact, masked, compact = measure(layer, arguments.seconds, clock, dtype)
+        is_compact, masked, compact = measure(layer, arguments.seconds, clock)
         is_missed = not is_compact and compact * LIMIT < masked
         taken, missed = taken + is_compact, missed + is_missed
         worst = max(worst, compact if is_compact else 0.0)

@@ -100,13 +100,11 @@ bool forward_tiles(const ForwardCall& c) {
   return true;
 }
 
-// Longer tiles halve what a connection takes besides its products, but panels outgrow the first-level cache. With long
-// vectors that pays off for many connections (a seventh of the pass at 80% sparsity, Zen 5) and costs as much for few.
 template <class Element>
 bool forward_of(const ForwardCall& c) {
   if (c.tokens <= kFewTokens) return forward_few<Element>(c);
   const bool has_many = c.weight.nonzeros() * 6 > static_cast<int64_t>(c.weight.rows) * c.weight.columns;
-  return has_many ? forward_tiles<8, Element>(c) : forward_tiles<kForwardVectors, Element>(c);
+  return has_many ? forward_tiles<kLongForwardVectors, Element>(c) : forward_tiles<kForwardVectors, Element>(c);
 }
 
 }  // namespace

@@ -53,10 +53,10 @@ def unwatched(*tensors: Tensor) -> bool:
     if has_mode() or has_transform() or torch.jit.is_tracing():
         return False
     grads = torch.is_grad_enabled()
-    for tensor in tensors:  # all() would take as long again
-        if type(tensor) not in _PLAIN or (grads and tensor.requires_grad) or tensor.is_neg():
-            return False
-    return True
+    return all(
+        type(tensor) in _PLAIN and not (grads and tensor.requires_grad) and not tensor.is_neg()
+        for tensor in tensors
+    )
 
 
 def build(

@@ -21,6 +21,8 @@ from rarefy.kernels.dispatch import instruction_set
 from rarefy.kernels.native import Structure
 
 _CSR = "Tensor starts, Tensor offsets, Tensor back_starts, Tensor back_offsets, Tensor order, int[] sizes"
+_ONEDNN: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+_LARGE = 1 << 23  # multiply-adds
 
 
 def sparse_linear(
@@ -306,10 +308,6 @@ def _dense_gradient(grad: Tensor, x: Tensor) -> Tensor:
     """gradᵀ · x, both with any number of batch dimensions."""
     grad, x = grad.reshape(_tokens(grad), grad.shape[-1]), x.reshape(_tokens(x), x.shape[-1])
     return _ONEDNN(grad.t(), x.t(), None, "none", [], "") if _onednn_is_faster(grad, x) else grad.t() @ x
-
-
-_ONEDNN: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
-_LARGE = 1 << 23
 
 
 def _onednn_is_faster(grad: Tensor, x: Tensor) -> bool:
