@@ -1,4 +1,4 @@
-"""A GPT step whose freed memory glibc keeps, by two environment variables, against one where it goes back to the system.
+"""A GPT step whose freed memory glibc keeps, by two environment variables, against one that returns it to the system.
 
 Each is a process of its own, in turns: share of the step's time, and of the peak of memory.
 """
@@ -12,6 +12,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 
 from gpt_setup import batch_of, gpt_trainer, step_of
 
@@ -28,7 +29,7 @@ def train(sparsity: float | None, bf16: bool, samples: int, length: int, steps: 
     print(statistics.median(times[3:]), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
-def measured(which: list[str], environment: dict[str, str]) -> tuple[float, float]:
+def measured(which: Sequence[str], environment: dict[str, str]) -> tuple[float, float]:
     command = [sys.executable, __file__, "--train", *which]
     output = subprocess.run(
         command, env=os.environ | environment, check=True, stdout=subprocess.PIPE, text=True
@@ -46,12 +47,8 @@ def main() -> None:
         sparsity, bf16, samples, length = map(float, arguments.train)
         train(sparsity or None, bool(bf16), int(samples), int(length))
         return
-    for which in (
-        ["0", "1", "4", "512"],
-        ["0.9", "0", "4", "512"],
-        ["0.9", "1", "4", "512"],
-        ["0.9", "0", "1", "64"],
-    ):
+    for runs in ("0 1 4 512", "0.9 0 4 512", "0.9 1 4 512", "0.9 0 1 64"):
+        which = runs.split()
         pairs = [(measured(which, KEPT), measured(which, {})) for _ in range(arguments.rounds)]
         time_share, peak_share = (
             statistics.median(kept[i] / returned[i] for kept, returned in pairs) for i in range(2)
