@@ -23,7 +23,7 @@ import torch
 from interleave import medians
 from torch import Tensor, nn
 
-from rarefy.training.checkpoint import CheckpointParts, CheckpointWriter
+from rarefy.checkpoint.directory import CheckpointParts, CheckpointWriter
 
 LIMIT = 1.3
 WIDTH = 2500

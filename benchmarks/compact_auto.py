@@ -18,7 +18,7 @@ from interleave import medians
 from torch import Tensor, nn
 
 import rarefy
-from rarefy.kernels import break_even_sparsity
+from rarefy.cost import break_even_sparsity
 from rarefy.nn import SparseLinear
 
 SHAPES = [

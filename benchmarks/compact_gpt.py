@@ -15,7 +15,7 @@ from functools import partial
 from gpt_setup import batch_of, gpt_trainer, step_of
 from interleave import medians
 
-from rarefy.report import summary
+from rarefy.algorithms.summary import summary
 
 SPARSITIES = (0.8, 0.9, 0.95)
 

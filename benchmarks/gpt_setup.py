@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from rarefy.models import GPTConfig, GPTModel
-from rarefy.training.step import take_step
-from rarefy.training.trainer import Trainer
+from rarefy.trainer.step import take_step
+from rarefy.trainer.trainer import Trainer
 
 CONFIG = GPTConfig(vocab_size=256, max_position_embeddings=512, dropout_rate=0.0, attention_dropout_rate=0.0)
 

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from rarefy.models import GPTConfig, GPTModel
-from rarefy.training.batches import loss_of
-from rarefy.training.trainer import Trainer
+from rarefy.models.call import loss_of
+from rarefy.trainer.trainer import Trainer
 
 LIMIT = 1.02
 WARM_UP = 5

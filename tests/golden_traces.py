@@ -158,7 +158,10 @@ def traces(folder: Path) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     for name in BLOCKS:
         for storage in STORAGES:
             yield f"loop/{name}/{storage}", loop_trace(name, storage, resumes=False)
-            yield f"trainer/{name}/{storage}", trainer_trace(name, storage, folder / f"{name}_{storage}", resumes=False)
+            yield (
+                f"trainer/{name}/{storage}",
+                trainer_trace(name, storage, folder / f"{name}_{storage}", resumes=False),
+            )
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import rarefy
-from rarefy.parameter import SparseParameter
+from rarefy.storage.parameter import SparseParameter
 
 CYCLE, ANNEALED = [0.5, 0.8, 0.65], {"type": "cosine", "init": 0.5, "half_period": 7}
 

@@ -10,8 +10,8 @@ from torch import nn
 
 import rarefy
 import tiny_run
+from rarefy.checkpoint.directory import CheckpointParts, save
 from rarefy.models import build_model
-from rarefy.training.checkpoint import CheckpointParts, save
 
 GPT = {
     "name": "gpt2",

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 import tiny_run
-from rarefy.training.checkpoint import load
+from rarefy.checkpoint.directory import load
 from tiny_run import configuration, rarefy
 
 

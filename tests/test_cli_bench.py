@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from rarefy.cli import bench
+from rarefy.cost import measure
+from rarefy.cost.break_even import BreakEven, Measurement
 from rarefy.kernels import instruction_set
-from rarefy.kernels.break_even import BreakEven, Measurement
-from rarefy.nn import measure
 from tiny_run import rarefy
 
 TINY = [measure.Case(n, n, t, s) for n in (16, 64) for t in (16, 32) for s in (0.5, 0.9)]

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import tiny_run
-from rarefy.training.checkpoint import CheckpointParts, save
+from rarefy.checkpoint.directory import CheckpointParts, save
 from saved_models import TINY, checkpoint
 from tiny_run import configuration, rarefy
 

@@ -14,8 +14,8 @@ from rarefy.config import configure
 from rarefy.errors import RarefyError
 from rarefy.initializers import INITIALIZERS
 from rarefy.patterns import Pattern
+from rarefy.patterns.structures import Blocks
 from rarefy.schedules import AtSteps, Constant, Cosine, Cycling, EveryNSteps, Polynomial
-from rarefy.structures import Blocks
 
 RIGL = {"algorithm": "rigl", "sparsity": 0.9}
 CUBIC = {"type": "polynomial", "init": 0, "final": 0.9, "start": 0, "stop": "50%"}

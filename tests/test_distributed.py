@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import rarefy
-from rarefy.collective import agreed_seed, mean_over_ranks, ranks
+from rarefy.distributed import agreed_seed, mean_over_ranks, ranks
 from rarefy.errors import ConfigError
 
 RANKS, STEPS = 2, 4

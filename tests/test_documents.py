@@ -37,8 +37,8 @@ from rarefy.algorithms.registry import ALGORITHMS
 from rarefy.cli.app import app
 from rarefy.config import accepted_options
 from rarefy.initializers import INITIALIZERS
+from rarefy.run.blocks import InitBlock
 from rarefy.schedules import SCHEDULES
-from rarefy.training.blocks import InitBlock
 
 BLOCKS = [block for page in PAGES for block in blocks(page)]
 GUIDE = DOCS / "sparsity.md"

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from example_files import EXAMPLES, NAMES, load_example, shrink, write_data
-from rarefy.training.config import parse
+from rarefy.run.schema import parse
 from tiny_run import rarefy
 
 NEEDS = {"hugging_face.yaml": "transformers"}

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import golden_traces as golden
 import pytest
+
+import golden_traces as golden
 
 EXPECTED = json.loads(golden.RECORDED.read_text())
 CASES = [(name, storage) for name in golden.BLOCKS for storage in golden.STORAGES]

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from rarefy.checkpoint.saved_model import SavedModel
 from rarefy.config import patterns_of
-from rarefy.inspection import Balance, Inspected, Totals, inspect, quantiles
-from rarefy.training.saved_model import SavedModel
+from rarefy.report.inspection import Balance, Inspected, Totals, inspect, quantiles
 
 
 def saved(state: dict[str, Tensor], sparsity: Any = None) -> SavedModel:

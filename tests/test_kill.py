@@ -14,7 +14,7 @@ import torch
 
 import tiny_run
 from killing import STEPS, Kill, random_kill, start
-from rarefy.training.checkpoint import load
+from rarefy.checkpoint.directory import load
 
 KILLS_PER_RUN = 3
 SPARSITY = {**tiny_run.SPARSITY, "compact": {**tiny_run.SPARSITY["rigl"], "compute": "compact"}}

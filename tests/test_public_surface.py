@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import rarefy
-from rarefy.training import callbacks
+from rarefy import callbacks
 
 PUBLIC = {
     "GMP",
@@ -115,7 +115,7 @@ def test_torch_classes_are_left_alone():
         "import torch\n"
         "classes = (torch.Tensor, torch.nn.Parameter, torch.nn.Module, torch.optim.Optimizer)\n"
         "before = {c: set(vars(c)) for c in classes}\n"
-        "import rarefy, rarefy.training.trainer\n"
+        "import rarefy, rarefy.trainer.trainer\n"
         "print(all(set(vars(c)) == names for c, names in before.items()))"
     )
     assert python(code) == "True"

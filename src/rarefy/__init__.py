@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from rarefy.algorithms.rigl import RigL
     from rarefy.algorithms.set import SET
     from rarefy.algorithms.static import Static
+    from rarefy.algorithms.summary import summary
     from rarefy.config import configure
-    from rarefy.report import summary
-    from rarefy.training.trainer import Trainer
+    from rarefy.trainer.trainer import Trainer
 
 __all__ = [
     "GMP",
@@ -47,10 +47,10 @@ _HOMES = MappingProxyType(
         "RigL": "rarefy.algorithms.rigl",
         "SparsityAlgorithm": "rarefy.algorithms.base",
         "Static": "rarefy.algorithms.static",
-        "Trainer": "rarefy.training.trainer",
+        "Trainer": "rarefy.trainer.trainer",
         "configure": "rarefy.config",
         "finalize": "rarefy.algorithms.keep_pruned",
-        "summary": "rarefy.report",
+        "summary": "rarefy.algorithms.summary",
     }
 )
 

@@ -19,8 +19,8 @@ from rarefy.errors import ConfigError, did_you_mean, join_path
 from rarefy.filters import check_filter
 from rarefy.imports import import_object
 from rarefy.patterns import Pattern, parse_pattern
+from rarefy.patterns.structures import NOfM
 from rarefy.schedules import Constant, Cycling, update_steps
-from rarefy.structures import NOfM
 from rarefy.validation import shorten
 
 _ALIASES = {"type": "algorithm", "schedule": "sparsity"}

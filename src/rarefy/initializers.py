@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rarefy import masks
 from rarefy.errors import ConfigError, RarefyError, did_you_mean
-from rarefy.structures import FREE, Structure
+from rarefy.patterns.structures import FREE, Structure
 from rarefy.validation import shorten
 
 _ADVICE = "use init_method: topk"

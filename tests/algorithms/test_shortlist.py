@@ -16,12 +16,12 @@ import rarefy
 from helpers import assert_identical, snapshot
 from rarefy import RigL
 from rarefy.errors import RarefyError
-from rarefy.gradients import Shortlist
 from rarefy.masks import drop_lowest
 from rarefy.nn import SparseLinear
-from rarefy.ranking import highest, ranked_in_place
 from rarefy.schedules import Constant
-from rarefy.training.trainer import Trainer
+from rarefy.storage.gradients import Shortlist
+from rarefy.storage.ranking import highest, ranked_in_place
+from rarefy.trainer.trainer import Trainer
 
 ANNEALED = {"type": "cosine", "init": 0.6, "half_period": 9}
 

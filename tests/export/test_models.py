@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 import tiny_run
+from rarefy.checkpoint.error import CheckpointError
 from rarefy.errors import RarefyError
 from rarefy.export import SavedModel, export
 from rarefy.export.hugging_face import gpt2_of
 from rarefy.export.job import Job
 from rarefy.models import GPTModel, build_model
-from rarefy.training.checkpoint_error import CheckpointError
 from saved_models import BERT, GPT, GPT2, TINY, checkpoint, tokens
 
 CODE = """

@@ -17,20 +17,20 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from rarefy import filters
-from rarefy.algorithms.compute import check_compact, choose_storage, restore_storage, storage_state
 from rarefy.algorithms.keep_pruned import KeepPruned, reclaim
 from rarefy.algorithms.options import check_compute, check_reach, check_seed, parse_fraction
 from rarefy.algorithms.state import check_state, gradient_state, is_watched, register
-from rarefy.collective import agreed_seed
+from rarefy.distributed import agreed_seed
 from rarefy.distributions import check_distribution, share_out
 from rarefy.errors import ConfigError, RarefyError
 from rarefy.filters import Candidate
 from rarefy.initializers import generator_for, parse_initializer
-from rarefy.optimizer_traits import preserves_zeros, skipped_its_step, trained_by
-from rarefy.parameter import SparseParameter
 from rarefy.patterns import parse_pattern
-from rarefy.saved_state import load_entries, save_entries
 from rarefy.schedules import AtSteps, EveryNSteps, Schedule, UpdateSchedule, update_steps
+from rarefy.storage.choice import check_compact, choose_storage, restore_storage, storage_state
+from rarefy.storage.optimizer_traits import preserves_zeros, skipped_its_step, trained_by
+from rarefy.storage.parameter import SparseParameter
+from rarefy.storage.saved_state import load_entries, save_entries
 
 SparsityHook = Callable[["SparsityAlgorithm", str, float], None]
 TopologyHook = Callable[["SparsityAlgorithm", str, Tensor, Tensor], None]

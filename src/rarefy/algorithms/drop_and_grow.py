@@ -14,12 +14,12 @@ from rarefy.algorithms.options import parse_fraction
 from rarefy.distributions import share_out
 from rarefy.errors import RarefyError
 from rarefy.filters import Candidate
-from rarefy.gradients import Shortlist
 from rarefy.masks import grow_highest, kept_count
-from rarefy.parameter import SparseParameter
-from rarefy.ranking import highest, ranked_in_place
+from rarefy.patterns.structures import FREE
 from rarefy.schedules import FromFunction
-from rarefy.structures import FREE
+from rarefy.storage.gradients import Shortlist
+from rarefy.storage.parameter import SparseParameter
+from rarefy.storage.ranking import highest, ranked_in_place
 
 
 class DropAndGrow(DynamicSparsityAlgorithm):

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from rarefy.algorithms.base import SparsityAlgorithm
-from rarefy.collective import mean_over_ranks, ranks
+from rarefy.distributed import mean_over_ranks, ranks
 from rarefy.errors import RarefyError
-from rarefy.gradients import Shortlist
 from rarefy.initializers import check_mask, generator_for
-from rarefy.parameter import SparseParameter
 from rarefy.schedules import parse_update_schedule
+from rarefy.storage.gradients import Shortlist
+from rarefy.storage.parameter import SparseParameter
 
 
 class DynamicSparsityAlgorithm(SparsityAlgorithm):

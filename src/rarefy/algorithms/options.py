@@ -6,8 +6,8 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 from rarefy.errors import ConfigError, join_path
+from rarefy.patterns.structures import TOLERANCE, NOfM, Structure
 from rarefy.schedules import Constant, Cycling, Schedule, parse_schedule
-from rarefy.structures import TOLERANCE, NOfM, Structure
 from rarefy.validation import shorten
 
 _FRACTION_FIELDS = {"value", "init", "final", "minimum"}

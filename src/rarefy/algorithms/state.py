@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from rarefy.errors import RarefyError
-from rarefy.parameter import SparseParameter
+from rarefy.storage.parameter import SparseParameter
 
 _REQUIRED = {"step", "updates", "seed", "target_sparsity", "dense_gradients"}
 

@@ -15,8 +15,8 @@ from rarefy.cli import inspect as inspection
 from rarefy.cli.guard import guarded
 from rarefy.cli.overrides import Flags
 from rarefy.cli.run import Request, run
-from rarefy.training.config import json_schema
-from rarefy.training.launch import Mode
+from rarefy.run.launch import Mode
+from rarefy.run.schema import json_schema
 
 app = typer.Typer(
     name="rarefy",

@@ -18,10 +18,12 @@ from typer import Exit, Option
 from rarefy.cli import messages
 from rarefy.cli.guard import guarded
 from rarefy.cli.tables import print_whole
+from rarefy.cost import calibration
+from rarefy.cost import rule as cost
+from rarefy.cost.break_even import BreakEven, Measurement
 from rarefy.errors import ConfigError, RarefyError
-from rarefy.kernels import calibration, cost, instruction_set
-from rarefy.kernels.break_even import BreakEven, Measurement
-from rarefy.kernels.dispatch import REFERENCE
+from rarefy.kernels import instruction_set
+from rarefy.kernels.instruction_sets import REFERENCE
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _SHAPES, _TOKENS, _SPARSITIES = ("768x768", "3072x768", "2048x2048"), (16, 512), (0.5, 0.8, 0.9, 0.95)
@@ -96,7 +98,7 @@ def _computing_with(threads: int | None) -> Iterator[None]:
 
 
 def _compare(shapes: Sequence[str], tokens: Sequence[int], sparsities: Sequence[float], dtype: str) -> None:
-    from rarefy.nn.measure import Case, measure
+    from rarefy.cost.measure import Case, measure
 
     for name, values, allowed in (
         ("--tokens", [one for one in tokens if one < 1], "a whole number ≥ 1"),
@@ -159,8 +161,8 @@ def _verdict(relative_time: float, takes_compact: bool) -> str:
 
 
 def _calibrate(names: Sequence[str]) -> None:
-    from rarefy.kernels.fit import fit
-    from rarefy.nn.measure import affordable, calibration_cases, measure_repeatedly
+    from rarefy.cost.fit import fit
+    from rarefy.cost.measure import affordable, calibration_cases, measure_repeatedly
 
     if instruction_set() == REFERENCE:
         raise RarefyError("--calibrate: there are no compiled kernels in use, so compact storage never pays")

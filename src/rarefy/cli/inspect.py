@@ -15,11 +15,11 @@ from rich.table import Table
 from rich.text import Text
 from typer import Option
 
+from rarefy.checkpoint.saved_model import SavedModel, open_saved
 from rarefy.cli import options
 from rarefy.cli.guard import guarded
 from rarefy.cli.tables import print_whole
-from rarefy.inspection import QUANTILES, Inspected, Totals, inspect
-from rarefy.training.saved_model import SavedModel, open_saved
+from rarefy.report.inspection import QUANTILES, Inspected, Totals, inspect
 
 log = logging.getLogger("rarefy")
 

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rarefy.training.distributed import is_first
+from rarefy.distributed import is_first
 
 VERBOSE = 15
 _LOGGER = logging.getLogger("rarefy")

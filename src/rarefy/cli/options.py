@@ -5,7 +5,7 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from rarefy.training.launch import Mode
+from rarefy.run.launch import Mode
 
 _MODES = "What to do; train_and_eval where the file has a val_dataloader."
 _STATES = "What to load of the checkpoint: all, or model for weights and masks alone."

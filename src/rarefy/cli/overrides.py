@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from rarefy.errors import ConfigError
-from rarefy.training.config import OVERLAY_BLOCKS, trainers_of
-from rarefy.training.overlay import assign, overlay
-from rarefy.training.resume import States
+from rarefy.run.overlay import assign, overlay
+from rarefy.run.schema import OVERLAY_BLOCKS, trainers_of
+from rarefy.trainer.state import States
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,13 @@ from rarefy.algorithms.base import SparsityAlgorithm
 from rarefy.cli import messages
 from rarefy.cli.overrides import Flags, apply_flags
 from rarefy.errors import ConfigError
-from rarefy.training.build import Builder
-from rarefy.training.config import TrainerConfig, parse
-from rarefy.training.loop import LoopConfig
-from rarefy.training.yaml_file import load_file
-from rarefy.visual.chart import LineChart
-from rarefy.visual.png import save_png
-from rarefy.visual.schedules import schedule_charts
+from rarefy.report.chart import LineChart
+from rarefy.report.png import save_png
+from rarefy.report.schedule_chart import schedule_charts
+from rarefy.run.builder import Builder
+from rarefy.run.schema import TrainerConfig, parse
+from rarefy.run.yaml_file import load_file
+from rarefy.trainer.plan import LoopConfig
 
 
 def plot(params: Path, out: Path | None, assignments: tuple[str, ...], imports: bool) -> None:

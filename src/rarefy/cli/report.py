@@ -9,10 +9,10 @@ from pathlib import Path
 
 from rarefy.cli import messages
 from rarefy.errors import RarefyError
-from rarefy.visual.page import page
-from rarefy.visual.png import save_png
-from rarefy.visual.run import read_run
-from rarefy.visual.sections import headlines, sections_of
+from rarefy.report.page import page
+from rarefy.report.png import save_png
+from rarefy.report.run_data import read_run
+from rarefy.report.sections import headlines, sections_of
 
 log = logging.getLogger("rarefy")
 

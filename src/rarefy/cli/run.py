@@ -10,23 +10,23 @@ from typing import Any
 
 from rich.console import Console
 
+from rarefy.algorithms.summary import summary
+from rarefy.callbacks.events import Callback
+from rarefy.callbacks.view import TrainerView
 from rarefy.cli import messages
 from rarefy.cli.guard import guarded
 from rarefy.cli.overrides import Flags, apply_flags, states_to_load
 from rarefy.cli.tables import plan_table, preview_tables, result_table
+from rarefy.distributed import is_first
 from rarefy.errors import ConfigError
-from rarefy.report import summary
-from rarefy.training.build import Builder
-from rarefy.training.config import parse
-from rarefy.training.distributed import is_first
-from rarefy.training.dry_run import plan_parameters, plan_updates, preview
-from rarefy.training.events import Callback
-from rarefy.training.launch import Launch, Mode, run_all
-from rarefy.training.resume import UNSET
-from rarefy.training.speed import speed_up
-from rarefy.training.trainer import Trainer
-from rarefy.training.view import TrainerView
-from rarefy.training.yaml_file import load_file
+from rarefy.run.builder import Builder
+from rarefy.run.launch import Launch, Mode, run_all
+from rarefy.run.preview import plan_parameters, plan_updates, preview
+from rarefy.run.schema import parse
+from rarefy.run.speed import speed_up
+from rarefy.run.yaml_file import load_file
+from rarefy.trainer.state import UNSET
+from rarefy.trainer.trainer import Trainer
 
 _WIDEST = 400
 

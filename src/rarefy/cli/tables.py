@@ -10,7 +10,7 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from rarefy.training.dry_run import CostPlan, ParameterPlan, RunPreview, UpdatePlan
+from rarefy.run.preview import CostPlan, ParameterPlan, RunPreview, UpdatePlan
 
 _WIDEST = 400
 

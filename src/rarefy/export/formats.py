@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
+from rarefy.checkpoint.saved_model import SavedModel, open_saved
 from rarefy.errors import ConfigError, RarefyError, did_you_mean
 from rarefy.export import output, state_files
 from rarefy.export.hugging_face import hugging_face
 from rarefy.export.job import Fill, Job
 from rarefy.export.onnx_file import onnx
-from rarefy.training.saved_model import SavedModel, open_saved
 
 FORMATS: Mapping[str, Callable[[Job], Fill]] = MappingProxyType(
     {

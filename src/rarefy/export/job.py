@@ -10,13 +10,13 @@ from typing import Any
 
 from torch import nn
 
+from rarefy.checkpoint.error import CheckpointError
+from rarefy.checkpoint.matching import match_model
+from rarefy.checkpoint.saved_model import SavedModel
 from rarefy.errors import ConfigError, RarefyError
-from rarefy.training.build import Builder
-from rarefy.training.checkpoint_error import CheckpointError
-from rarefy.training.config import parse
-from rarefy.training.matching import match_model
-from rarefy.training.saved_model import SavedModel
-from rarefy.training.yaml_file import load_file
+from rarefy.run.builder import Builder
+from rarefy.run.schema import parse
+from rarefy.run.yaml_file import load_file
 
 Fill = Callable[[Path], object]
 

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rarefy.checkpoint.manifest import write_file
 from rarefy.errors import RarefyError
 from rarefy.export.job import Fill, Job
+from rarefy.models.call import ModelCall
 from rarefy.models.gpt import GPTModel
 from rarefy.models.hugging_face import HuggingFaceCausalModel
-from rarefy.training.batches import ModelCall
-from rarefy.training.manifest import write_file
 
 EXAMPLE_SHAPE = (3, 5)
 TOKENS = {0: "batch", 1: "sequence"}

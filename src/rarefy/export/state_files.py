@@ -8,12 +8,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from rarefy.checkpoint.csr_file import encode_csr
+from rarefy.checkpoint.error import CheckpointError
+from rarefy.checkpoint.manifest import write_file
+from rarefy.checkpoint.saved_model import SavedModel
+from rarefy.checkpoint.tensor_file import encode_tensors, snapshot
 from rarefy.export.job import Fill, Job
-from rarefy.training.checkpoint_error import CheckpointError
-from rarefy.training.csr_file import encode_csr
-from rarefy.training.manifest import write_file
-from rarefy.training.saved_model import SavedModel
-from rarefy.training.tensor_file import encode_tensors, snapshot
 
 INDEX_BYTES = 2
 

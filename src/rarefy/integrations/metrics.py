@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rarefy.algorithms.base import SparsityAlgorithm
 from rarefy.algorithms.group import Group
-from rarefy.training.callbacks.log_sparsity import actual_of, targets_of
+from rarefy.callbacks.log_sparsity import actual_of, targets_of
 
 
 def sparsity_metrics(sparsity: SparsityAlgorithm | Group, every_parameter: bool) -> dict[str, float]:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rarefy.training.matching import MASK_SUFFIX
+from rarefy.checkpoint.matching import MASK_SUFFIX
 
 
 def carry_masks(model: nn.Module, names: Sequence[str]) -> None:

@@ -12,18 +12,18 @@ from torch.optim import Optimizer
 
 from rarefy.algorithms.base import SparsityAlgorithm
 from rarefy.algorithms.group import Group
+from rarefy.checkpoint import nested
+from rarefy.checkpoint.matching import MASK_SUFFIX
+from rarefy.checkpoint.tensor_file import encode_tensors, snapshot
 from rarefy.config import configure
 from rarefy.errors import RarefyError
 from rarefy.integrations.accelerate import unwrapped_optimizer
 from rarefy.integrations.metrics import sparsity_metrics
 from rarefy.integrations.requirements import require
 from rarefy.integrations.signed_zeros import carry_masks
-from rarefy.optimizer_state import saved_indices
-from rarefy.saved_state import KEY
-from rarefy.storage import checksum
-from rarefy.training import nested
-from rarefy.training.matching import MASK_SUFFIX
-from rarefy.training.tensor_file import encode_tensors, snapshot
+from rarefy.storage.optimizer_state import saved_indices
+from rarefy.storage.protocol import checksum
+from rarefy.storage.saved_state import KEY
 
 TrainerCallback: Any = require("transformers", "transformers").TrainerCallback
 STATE_KEY = "rarefy"

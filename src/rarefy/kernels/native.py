@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from rarefy.errors import RarefyError
-from rarefy.kernels.dispatch import extension, instruction_set_index, remedy
-from rarefy.torch_modes import has_mode, has_transform
+from rarefy.kernels.instruction_sets import extension, instruction_set_index, remedy
+from rarefy.torch_private import has_mode, has_transform
 
 Structure: TypeAlias = tuple[int, int, int, Tensor, Tensor]
 """Rows, columns, panel width, starts and offsets of a matrix."""

@@ -16,9 +16,9 @@ from torch.utils.flop_counter import register_flop_formula
 
 from rarefy.errors import RarefyError
 from rarefy.kernels import native, reference
-from rarefy.kernels.csr import CSR
-from rarefy.kernels.dispatch import instruction_set
+from rarefy.kernels.instruction_sets import instruction_set
 from rarefy.kernels.native import Structure
+from rarefy.kernels.panels import CSR
 
 _CSR = "Tensor starts, Tensor offsets, Tensor back_starts, Tensor back_offsets, Tensor order, int[] sizes"
 _ONEDNN: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)

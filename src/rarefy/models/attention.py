@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from rarefy.models import bfloat16_attention
-from rarefy.torch_modes import has_transform
+from rarefy.torch_private import has_transform
 
 _QUERY_BLOCK = 128
 # Measured: below, blocks are overhead; from 768 on torch takes larger blocks itself.

@@ -1,0 +1,1 @@
+"""Bytes on a disk: checkpoints, their manifests and tensor files."""

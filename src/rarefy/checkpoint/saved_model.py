@@ -1,0 +1,129 @@
+"""The model in a checkpoint or a file, read without a trainer and without running any code."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from torch import Tensor
+
+from rarefy.checkpoint.csr_file import is_csr, load_csr
+from rarefy.checkpoint.directory import DIRECTORY_NAME, load, newest_valid
+from rarefy.checkpoint.error import CheckpointError
+from rarefy.checkpoint.foreign import load_foreign
+from rarefy.checkpoint.manifest import MANIFEST_NAME
+from rarefy.checkpoint.matching import dense_state, mask_names
+from rarefy.checkpoint.tensor_file import read_tensors
+
+log = logging.getLogger("rarefy")
+
+HEADER_LENGTH_BYTES = 8
+
+
+@dataclass(frozen=True)
+class SavedModel:
+    """A model's weights and masks, and what is known of the run that made them.
+
+    Args:
+        path: the checkpoint or file.
+        state: tensors by name, masks included, in CPU memory.
+        params: the configuration of the run; empty if unknown.
+        step: global step; None if unknown.
+        storage: how the file holds sparse weights: `masked` or `csr`.
+    """
+
+    path: Path
+    state: dict[str, Tensor]
+    params: dict[str, Any] = field(default_factory=dict)
+    step: int | None = None
+    storage: str = "masked"
+
+    @cached_property
+    def masks(self) -> dict[str, Tensor]:
+        """Sparse parameter → its mask, bool."""
+        return {name: self.state[mask].bool() for name, mask in mask_names(self.state).items()}
+
+    @cached_property
+    def tied(self) -> dict[str, str]:
+        """Further names of a tensor → the name that stands for it, the one with a mask if there is one."""
+        names: dict[Any, list[str]] = {}
+        for name, tensor in self.state.items():
+            if tensor.numel():
+                view = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+                names.setdefault(view, []).append(name)
+        chosen = {
+            min(several, key=lambda name: name not in self.masks): several for several in names.values()
+        }
+        return {other: name for name, several in chosen.items() for other in several if other != name}
+
+    @cached_property
+    def dense(self) -> dict[str, Tensor]:
+        """The state dict without masks: exact zeros at inactive connections, tied tensors still one."""
+        state = dense_state(self.state, self.masks)
+        return {name: state[self.tied.get(name, name)] for name in state}
+
+    def active(self, name: str) -> Tensor:
+        """The active connections of a weight, bool; without a mask those that are not zero."""
+        return self.masks[name] if name in self.masks else self.state[name] != 0
+
+
+def open_saved(path: Path) -> SavedModel:
+    """Reads a model.
+
+    Args:
+        path: a `checkpoint_{step}` directory, a directory of checkpoints (the newest valid one is taken), a
+            safetensors file, or a `.pt` or `.mdl` file, which is loaded with `weights_only`.
+
+    Raises:
+        CheckpointError: it does not exist, is damaged, or holds no model.
+
+    Example:
+        >>> import tempfile, torch
+        >>> file = Path(tempfile.mkdtemp()) / "model.pt"
+        >>> torch.save({"fc.weight": torch.ones(2, 2), "fc.weight_mask": torch.eye(2).bool()}, file)
+        >>> open_saved(file).dense["fc.weight"].tolist()
+        [[1.0, 0.0], [0.0, 1.0]]
+    """
+    if not path.exists():
+        raise CheckpointError(path, "does not exist", "give a checkpoint_<step> directory or a model_dir")
+    if not path.is_dir():
+        return _open_file(path)
+    return _open_checkpoint(path if _is_checkpoint(path) else _newest(path))
+
+
+def _is_checkpoint(path: Path) -> bool:
+    return DIRECTORY_NAME.fullmatch(path.resolve().name) is not None or (path / MANIFEST_NAME).exists()
+
+
+def _newest(root: Path) -> Path:
+    newest = newest_valid(root, log.warning)
+    if newest is None:
+        remedy = "give a checkpoint_<step> directory, or the model_dir of a run that saved one"
+        raise CheckpointError(root, "holds no valid checkpoint", remedy)
+    return newest
+
+
+def _open_checkpoint(path: Path) -> SavedModel:
+    parts, named = load(path, only=("model",)), DIRECTORY_NAME.fullmatch(path.resolve().name)
+    return SavedModel(path, parts.model, parts.params or {}, int(named[1]) if named else None)
+
+
+def _open_file(path: Path) -> SavedModel:
+    try:
+        if not _is_safetensors(path):
+            return SavedModel(path, load_foreign(path))
+        if is_csr(path):
+            return SavedModel(path, load_csr(path, masks=True), storage="csr")
+        return SavedModel(path, read_tensors(path))
+    except (OSError, SafetensorError) as error:
+        problem = f"cannot be read: {' '.join(str(error).split())}"
+        raise CheckpointError(path, problem, "check the permissions, or give another file") from error
+
+
+def _is_safetensors(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(HEADER_LENGTH_BYTES + 1)[HEADER_LENGTH_BYTES:] == b"{"

@@ -1,0 +1,168 @@
+"""The cost rule measured on this machine: a file of the user, which `rarefy bench --calibrate` writes."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import os
+import platform
+import tempfile
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rarefy.cost.break_even import BreakEven
+from rarefy.errors import RarefyError
+from rarefy.kernels.instruction_sets import instruction_set
+
+SCHEMA = 1  # one more whenever the format or the speed of the kernels changes
+VARIABLE = "RAREFY_CACHE"
+
+
+@dataclass(frozen=True)
+class Key:
+    """What a measured rule holds for.
+
+    Args:
+        instruction_set: of the kernels.
+        dtype: of the activations, without `torch.`.
+        threads: of torch.
+        processor: its model.
+        torch: version of torch, whose dense products are the measure.
+    """
+
+    instruction_set: str
+    dtype: str
+    threads: int
+    processor: str
+    torch: str
+
+
+def key_of(dtype: torch.dtype) -> Key:
+    """The key of this process as it is now.
+
+    Example:
+        >>> key_of(torch.bfloat16).dtype
+        'bfloat16'
+    """
+    name = str(dtype).removeprefix("torch.")
+    return Key(instruction_set(), name, torch.get_num_threads(), processor(), str(torch.__version__))
+
+
+@functools.cache
+def processor() -> str:
+    """The processor's model; where the system does not say, its architecture.
+
+    Example:
+        >>> len(processor()) > 0
+        True
+    """
+    try:
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+    except OSError:
+        lines = []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return (models or [platform.processor()])[0] or platform.machine() or "unknown"
+
+
+def path() -> Path:
+    """The file: `cost.json` in $RAREFY_CACHE, or in `rarefy` of the user's cache directory.
+
+    Example:
+        >>> path().name
+        'cost.json'
+    """
+    own = os.environ.get(VARIABLE)
+    if own:
+        return Path(own) / "cost.json"
+    shared = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(shared) / "rarefy" / "cost.json"
+
+
+def measured() -> Mapping[Key, BreakEven]:
+    """What the file holds; nothing, with one warning, where it is damaged or of another version."""
+    try:
+        stamp = path().stat()
+    except OSError:
+        return {}
+    return _read(path(), stamp.st_mtime_ns, stamp.st_size)
+
+
+@functools.lru_cache(maxsize=1)
+def _read(file: Path, _modified: int, _size: int) -> Mapping[Key, BreakEven]:
+    try:
+        return _parsed(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        warnings.warn(
+            f"{file}: not used, and the package's own cost rule is ({type(error).__name__}: {error}); "
+            "`rarefy bench --calibrate` replaces it, `rarefy bench --reset` removes it",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return {}
+
+
+def _parsed(content: Any) -> dict[Key, BreakEven]:
+    """The rules of the file; whatever is wrong with it raises a ValueError, TypeError or KeyError."""
+    if content["schema"] != SCHEMA:
+        raise ValueError(f"schema {content['schema']} instead of {SCHEMA}")
+    return {Key(**entry["key"]): _checked(BreakEven(**entry["rule"])) for entry in content["entries"]}
+
+
+def _checked(rule: BreakEven) -> BreakEven:
+    if not (1e-6 <= rule.limit <= 1 and 0 <= rule.tokens_offset <= 1e9 and 0 <= rule.overhead <= 1e15):
+        raise ValueError(f"a rule that cannot be: {rule}")
+    return rule
+
+
+def save(rules: Mapping[Key, BreakEven]) -> Path:
+    """Adds rules to the file; those of the same key are replaced.
+
+    Args:
+        rules: as measured.
+
+    Returns:
+        The file.
+
+    Raises:
+        RarefyError: it cannot be written.
+    """
+    entries = [
+        {"key": dataclasses.asdict(key), "rule": dataclasses.asdict(rule)}
+        for key, rule in {**measured(), **rules}.items()
+    ]
+    try:
+        path().parent.mkdir(parents=True, exist_ok=True)
+        _replace(path(), json.dumps({"schema": SCHEMA, "entries": entries}, indent=2))
+    except OSError as error:
+        raise RarefyError(
+            f"{path()}: cannot be written ({error.strerror}); set {VARIABLE} to another folder"
+        ) from error
+    return path()
+
+
+def _replace(file: Path, text: str) -> None:
+    """Writes a file that others may be reading."""
+    with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False, encoding="utf-8") as new:
+        new.write(text)
+    os.replace(new.name, file)
+
+
+def remove() -> bool:
+    """Removes the file; whether there was one.
+
+    Raises:
+        RarefyError: it cannot be removed.
+    """
+    try:
+        path().unlink()
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise RarefyError(f"{path()}: cannot be removed ({error.strerror}); remove it by hand") from error
+    return True

@@ -1,0 +1,104 @@
+"""Training in several processes: what they must agree on; without a process group these are no-ops."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+def ranks() -> int:
+    """How many processes train together.
+
+    Example:
+        >>> ranks()
+        1
+    """
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def mean_over_ranks(tensor: Tensor) -> Tensor:
+    """The mean of `tensor` over all ranks, in place.
+
+    Example:
+        >>> import torch
+        >>> mean_over_ranks(torch.ones(2))
+        tensor([1., 1.])
+    """
+    if ranks() > 1:
+        dist.all_reduce(tensor)
+        tensor /= ranks()
+    return tensor
+
+
+def agreed_seed(seed: int) -> int:
+    """The seed of rank 0, so that every rank draws the same masks.
+
+    Example:
+        >>> agreed_seed(7)
+        7
+    """
+    if ranks() == 1:
+        return seed
+    box: list[int] = [seed]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def join_processes(device: torch.device) -> torch.device:
+    """Joins the other processes, if torchrun started this one.
+
+    Args:
+        device: where the model is to be.
+
+    Returns:
+        The device of this process: its own GPU where there are several.
+    """
+    if "RANK" not in os.environ or not dist.is_available():
+        return device
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return device
+
+
+def is_first() -> bool:
+    """Whether this process writes logs and checkpoints; torchrun's processes know it before they have joined.
+
+    Example:
+        >>> is_first()
+        True
+    """
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank() == 0
+    return os.environ.get("RANK", "0") == "0"
+
+
+def wait_for_all() -> None:
+    """Returns when every process has come here."""
+    if ranks() > 1:
+        dist.barrier()
+
+
+def highest(number: int) -> int:
+    """The highest of the numbers that all processes bring.
+
+    Example:
+        >>> highest(3)
+        3
+    """
+    if ranks() == 1:
+        return number
+    box: list[int] = [0] * ranks()
+    dist.all_gather_object(box, number)
+    return max(box)
+
+
+def wrapped(model: nn.Module) -> nn.Module:
+    """The module whose forward and backward pass average the gradients over all processes."""
+    return model if ranks() == 1 else DistributedDataParallel(model)

@@ -1,0 +1,150 @@
+"""The structure that a mask must obey: pieces of a weight, and what each of them looks like inside."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rarefy.errors import ConfigError
+from rarefy.patterns.structures import FREE, Blocks, NOfM, Structure
+from rarefy.validation import shorten
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """Independent pieces of a weight, each of which keeps its own count of connections in a structure.
+
+    A weight is [out, in, …]; `axis` 0 makes groups of output rows, 1 groups of input columns.
+
+    Args:
+        axis: the dimension that is cut in groups; None leaves the weight whole.
+        groups: how many equal groups; ≥ 1.
+        structure: how connections are chosen inside a piece.
+
+    Example:
+        >>> [piece.shape for piece in Pattern(axis=0, groups=2).split(torch.zeros(4, 3))]
+        [torch.Size([2, 3]), torch.Size([2, 3])]
+        >>> print(Pattern(axis=0, groups=2, structure=NOfM(2, 4)))
+        balance_out_groups: 2, {n: 2, m: 4}
+    """
+
+    axis: int | None = None
+    groups: int = 1
+    structure: Structure = FREE
+
+    def __str__(self) -> str:
+        balance = f"{self.key}: {self.groups}" if self.key else ""
+        inside = str(self.structure) if self.structure != FREE or not balance else ""
+        return ", ".join(part for part in (balance, inside) if part)
+
+    def split(self, tensor: Tensor) -> Sequence[Tensor]:
+        """The pieces of `tensor`, as views, in order."""
+        return (tensor,) if self.axis is None else tensor.chunk(self.groups, dim=self.axis)
+
+    def merge(self, pieces: Sequence[Tensor]) -> Tensor:
+        """The inverse of `split`."""
+        return pieces[0] if self.axis is None else torch.cat(list(pieces), dim=self.axis)
+
+    def kept(self, shape: Sequence[int], sparsity: float) -> int:
+        """How many connections of a weight are active at a sparsity, exactly.
+
+        Example:
+            >>> Pattern(axis=0, groups=2).kept((4, 5), 0.75)
+            4
+        """
+        return self.groups * self.structure.kept(self._piece(shape), sparsity)
+
+    @property
+    def key(self) -> str:
+        """The name of the option that asks for the groups; empty for whole weights."""
+        return {None: "", 0: "balance_out_groups", 1: "balance_in_groups"}[self.axis]
+
+    def check(self, name: str, shape: Sequence[int]) -> None:
+        """Refuses a weight that the pattern does not divide.
+
+        Raises:
+            ConfigError: a dimension is missing, or not a multiple of groups, m or block.
+        """
+        if self.axis is None:
+            self.structure.check(name, shape)
+            return
+        if len(shape) <= self.axis or shape[self.axis] % self.groups:
+            size = shape[self.axis] if len(shape) > self.axis else 0
+            side = "output" if self.axis == 0 else "input"
+            raise ConfigError(
+                self.key, self.groups, f"a divisor of the {size} {side} features of {name} {list(shape)}"
+            )
+        self.structure.check(f"each group of {name}", self._piece(shape))
+
+    def _piece(self, shape: Sequence[int]) -> list[int]:
+        """The shape of a piece."""
+        return [size // self.groups if axis == self.axis else size for axis, size in enumerate(shape)]
+
+
+def parse_pattern(pattern: object, balance_in_groups: object, balance_out_groups: object) -> Pattern:
+    """The pattern that three options of the `sparsity:` block describe.
+
+    Args:
+        pattern: `unstructured`, `{n: 2, m: 4}` or `{block: [8, 8]}`.
+        balance_in_groups: number of input groups, ≥ 1, or None.
+        balance_out_groups: number of output groups, ≥ 1, or None.
+
+    Raises:
+        ConfigError: an unknown pattern, a bad number, or both balances at once.
+
+    Example:
+        >>> parse_pattern({"n": 2, "m": 4}, None, None).structure
+        NOfM(n=2, m=4)
+    """
+    structure = _parse_structure(pattern)
+    if balance_in_groups is not None and balance_out_groups is not None:
+        raise ConfigError("balance_in_groups", "together with balance_out_groups", "only one of the two")
+    for axis, key, groups in (
+        (1, "balance_in_groups", balance_in_groups),
+        (0, "balance_out_groups", balance_out_groups),
+    ):
+        if groups is not None:
+            return Pattern(axis, _checked_groups(key, groups), structure)
+    return Pattern(structure=structure)
+
+
+def _parse_structure(pattern: object) -> Structure:
+    if pattern == "unstructured":
+        return FREE
+    if isinstance(pattern, Mapping) and set(pattern) == {"n", "m"}:
+        return _n_of_m(pattern["n"], pattern["m"])
+    if isinstance(pattern, Mapping) and set(pattern) == {"block"}:
+        return _blocks(pattern["block"])
+    raise ConfigError(
+        "pattern", shorten(pattern), "unstructured, {n: 2, m: 4} or {block: [8, 8]}", "pattern: {n: 2, m: 4}"
+    )
+
+
+def _n_of_m(n: object, m: object) -> NOfM:
+    kept, size = _count(n), _count(m)
+    if not 0 < kept < size:
+        what = "whole numbers 1 ≤ n < m: n of every m inputs are active"
+        raise ConfigError("pattern", shorten({"n": n, "m": m}), what, "pattern: {n: 2, m: 4}")
+    return NOfM(kept, size)
+
+
+def _blocks(block: object) -> Blocks:
+    sizes = [_count(size) for size in block] if isinstance(block, list | tuple) else []
+    if len(sizes) != 2 or not all(sizes):
+        what = "two whole numbers ≥ 1, the outputs and inputs of a block"
+        raise ConfigError("pattern.block", shorten(block), what, "pattern: {block: [8, 8]}")
+    return Blocks(*sizes)
+
+
+def _checked_groups(key: str, groups: object) -> int:
+    if not _count(groups):
+        raise ConfigError(key, shorten(groups), "a whole number of groups ≥ 1", f"{key}: 12")
+    return _count(groups)
+
+
+def _count(value: object) -> int:
+    """A whole number ≥ 1; 0 for anything else."""
+    return max(value, 0) if isinstance(value, int) and not isinstance(value, bool) else 0

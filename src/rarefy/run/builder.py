@@ -1,0 +1,251 @@
+"""From a checked configuration to a trainer and its data."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from rarefy import filters
+from rarefy.algorithms.base import SparsityAlgorithm
+from rarefy.algorithms.group import Group
+from rarefy.callbacks.events import Callback
+from rarefy.callbacks.registry import DEFAULTS, Kind, build_callbacks
+from rarefy.config import configure
+from rarefy.data.registry import build_dataloader
+from rarefy.errors import ConfigError, RarefyError
+from rarefy.models.registry import build_model
+from rarefy.optim.lr_schedules import Schedule
+from rarefy.optim.optimizers import build_optimizer
+from rarefy.optim.schedulers import SchedulerFactory, read_schedulers
+from rarefy.run.blocks import DataBlock, FitBlock
+from rarefy.run.schema import TrainerConfig
+from rarefy.trainer.assembly import resolve_device
+from rarefy.trainer.feed import batches_in
+from rarefy.trainer.plan import LoopConfig, plan_run
+from rarefy.trainer.trainer import Trainer
+from rarefy.validation import shorten
+
+log = logging.getLogger("rarefy")
+
+VERBOSE = 15
+
+
+@dataclass(frozen=True)
+class Builder:
+    """Builds the parts of one configuration; every fault has its path in the file.
+
+    Args:
+        config: the checked configuration.
+        base_dir: the folder of its file, where `./file.py:Name` is looked up.
+        allow_imports: whether import paths may be followed.
+    """
+
+    config: TrainerConfig
+    base_dir: Path
+    allow_imports: bool = True
+
+    @property
+    def path(self) -> str:
+        """Where `init` stands in the file."""
+        return f"{self.config.path}.init"
+
+    @property
+    def _imports(self) -> dict[str, Any]:
+        return {"base_dir": self.base_dir, "allow_imports": self.allow_imports}
+
+    def data(self, block: DataBlock, path: str) -> Iterable[Any]:
+        """The loader of a dataloader block.
+
+        Args:
+            block: the block.
+            path: where it stands below the trainer, such as `fit.train_dataloader`.
+
+        Raises:
+            ConfigError: an unknown processor, an option that it does not take, or data that cannot be used.
+        """
+        where, seed = f"{self.config.path}.{path}", self.config.init.seed
+        return build_dataloader(block.options, path=where, default_seed=seed, **self._imports)
+
+    def several_data(self, blocks: Sequence[DataBlock], path: str) -> list[Iterable[Any]]:
+        """The loaders of a list of dataloader blocks."""
+        if len(blocks) == 1:
+            return [self.data(blocks[0], path)]
+        return [self.data(block, f"{path}[{index}]") for index, block in enumerate(blocks)]
+
+    def fit_block(self) -> FitBlock:
+        """The `fit` block.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        if self.config.fit is None:
+            example = "fit: {train_dataloader: {...}}"
+            raise ConfigError(
+                f"{self.config.path}.fit", "a missing value", "it, there is no run without it", example
+            )
+        return self.config.fit
+
+    def total_steps(self, train_data: Iterable[Any]) -> int:
+        """Optimizer steps of the run from its very beginning.
+
+        Args:
+            train_data: its length counts where the file gives no `steps_per_epoch`.
+
+        Raises:
+            ConfigError: nothing in the file tells the length of the run.
+        """
+        loop, batches = self.config.init.loop or LoopConfig(), batches_in(train_data)
+        per_epoch = None if batches is None else math.ceil(batches / loop.grad_accum_steps)
+        try:
+            return plan_run(loop, 0, per_epoch, 1, None).stop
+        except ConfigError as error:
+            raise error.under(self.path) from None
+
+    def sparsity(self, num_steps: int | None) -> SparsityAlgorithm | Group | None:
+        """The sparsity of the run, not applied yet; None for a dense run.
+
+        Args:
+            num_steps: what percentages in the block refer to.
+
+        Raises:
+            ConfigError: anything in the block that is not allowed.
+        """
+        init = self.config.init
+        if init.sparsity is None:
+            return None
+        path = f"{self.path}.sparsity"
+        return configure(init.sparsity, num_steps=num_steps, seed=init.seed, path=path, **self._imports)
+
+    @cached_property
+    def schedulers(self) -> list[SchedulerFactory]:
+        """The learning-rate schedulers, to be called with the optimizer."""
+        return read_schedulers(self.config.init.schedulers, f"{self.path}.schedulers", **self._imports)
+
+    def optimizer(self, model: nn.Module) -> Optimizer:
+        """The optimizer of a model; its learning rate may come from the schedulers.
+
+        Raises:
+            ConfigError: no optimizer in the file, or one that is not allowed.
+        """
+        if self.config.init.optimizer is None:
+            example = "optimizer: {AdamW: {lr: 1.0e-3}}"
+            raise ConfigError(
+                f"{self.path}.optimizer", "a missing value", "an optimizer to train with", example
+            )
+        rates = [one.rate(0) for one in self.schedulers if isinstance(one, Schedule)]
+        return build_optimizer(
+            self.config.init.optimizer,
+            model,
+            f"{self.path}.optimizer",
+            learning_rate=rates[0] if rates else None,
+            **self._imports,
+        )
+
+    def model(self) -> nn.Module:
+        """The model.
+
+        Raises:
+            ConfigError: an unknown model, or options that it does not take.
+        """
+        block, path = self.config.init.model, f"{self.path}.model"
+        try:
+            return build_model({"name": block.name, **block.options}, path=path, **self._imports)
+        except RarefyError:
+            raise
+        except Exception as error:
+            reason = shorten(str(error), limit=200)
+            raise ConfigError(path, f"{block.name} with these options ({reason})", "others") from error
+
+    @cached_property
+    def callbacks(self) -> list[Any]:
+        """The callbacks, defaults included."""
+        return self._watchers("callbacks")
+
+    @cached_property
+    def loggers(self) -> list[Any]:
+        """The loggers, defaults included."""
+        return self._watchers("loggers")
+
+    def _watchers(self, kind: Kind) -> list[Any]:
+        entries, path = getattr(self.config.init, kind), f"{self.path}.{kind}"
+        return build_callbacks(entries, DEFAULTS[kind], path=path, kind=kind, **self._imports)
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where the model is to compute."""
+        try:
+            return resolve_device(self.config.init.requested_device)
+        except ConfigError as error:
+            raise error.under(self.path) from None
+
+    def check(self) -> None:
+        """Checks what needs neither data nor model, so that its faults are found at once.
+
+        Raises:
+            ConfigError: anything in these parts of the file that is not allowed.
+        """
+        num_steps = (self.config.init.loop or LoopConfig()).total_steps()
+        if num_steps is not None:
+            self.sparsity(num_steps)
+        _ = self.device, self.schedulers, self.callbacks, self.loggers
+
+    def trainer(
+        self,
+        num_steps: int | None,
+        *,
+        trains: bool = True,
+        more_callbacks: Sequence[Callback] = (),
+        quiet: bool = False,
+    ) -> Trainer:
+        """The trainer, with its sparsity applied.
+
+        Args:
+            num_steps: optimizer steps of the run, if known.
+            trains: False leaves optimizer and schedulers out.
+            more_callbacks: called after those of the file.
+            quiet: True leaves the loggers out.
+
+        Raises:
+            ConfigError: anything in the file that is not allowed.
+        """
+        init, sparsity = self.config.init, self.sparsity(num_steps)
+        try:
+            trainer = Trainer(
+                model_dir=init.model_dir,
+                model=self.model,
+                device=self.device,
+                optimizer=self.optimizer if trains else None,
+                schedulers=self.schedulers if trains else None,
+                precision=init.precision,
+                sparsity=sparsity,
+                loop=init.loop,
+                checkpoint=init.checkpoint,
+                logging=init.logging,
+                callbacks=[*self.callbacks, *more_callbacks],
+                loggers=[] if quiet else self.loggers,
+                seed=init.seed,
+            )
+        except ConfigError as error:
+            is_placed = error.path.startswith(self.path)
+            raise error if is_placed else error.under(f"{self.path}.sparsity") from None
+        trainer.params = self.config.as_params
+        tell_filter(trainer.model, sparsity)
+        return trainer
+
+
+def tell_filter(model: nn.Module, sparsity: SparsityAlgorithm | Group | None) -> None:
+    """Says for every parameter, at level VERBOSE, whether it became sparse."""
+    algorithms = sparsity.algorithms if sparsity is not None else []
+    sparse = {name for algorithm in algorithms for name in algorithm.parameters}
+    for candidate in filters.candidates(model) if algorithms else ():
+        matched = "matched" if candidate.name in sparse else "did not match"
+        log.log(VERBOSE, "Sparsity filter %s: %s", matched, candidate.name)

@@ -1,0 +1,206 @@
+"""Runs the trainers of a file: which mode, from which checkpoint, and one after the other."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from rarefy.callbacks.events import Callback
+from rarefy.checkpoint.directory import CheckpointParts, load, newest_valid
+from rarefy.errors import ConfigError
+from rarefy.run.blocks import FitBlock, ValidateBlock
+from rarefy.run.builder import Builder
+from rarefy.run.schema import TrainerConfig
+from rarefy.run.token_check import check_tokens
+from rarefy.trainer.state import UNSET, CheckpointPath, States
+from rarefy.trainer.trainer import Trainer
+
+log = logging.getLogger("rarefy")
+
+Mode = Literal["train", "eval", "train_and_eval", "eval_all"]
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How the trainers of a file are run.
+
+    Args:
+        base_dir: the folder of the file.
+        mode: what to do; None lets each trainer decide: fit if it has a `fit` block, else validate.
+        ckpt_path: where the first trainer starts from; left out, what the file says.
+        load_states: `all`, or `model` for weights and masks alone.
+        allow_imports: whether import paths may be followed.
+        callbacks: called after those of the file.
+    """
+
+    base_dir: Path
+    mode: Mode | None = None
+    ckpt_path: CheckpointPath = UNSET
+    load_states: States = "all"
+    allow_imports: bool = True
+    callbacks: Sequence[Callback] = field(default=())
+
+    def builder(self, config: TrainerConfig) -> Builder:
+        """What builds the parts of one trainer."""
+        return Builder(config, self.base_dir, self.allow_imports)
+
+
+def run_all(configs: Sequence[TrainerConfig], launch: Launch) -> Iterator[Trainer]:
+    """Runs trainers in order; each begins with the result of the one before, unless it has a `ckpt_path`.
+
+    A trainer of several that has ended in an earlier run of the same file is passed over.
+
+    Args:
+        configs: the trainers of a file.
+        launch: how to run them.
+
+    Returns:
+        Every trainer after it has done its work.
+
+    Raises:
+        ConfigError: a block that the mode needs is missing, or has a value that is not allowed.
+        RarefyError: what `Trainer.fit` and `Trainer.validate` raise.
+    """
+    for config in configs if len(configs) > 1 else ():
+        _rehearse(config, launch)
+    for index, config in enumerate(configs):
+        mode = launch.mode or mode_of(config)
+        ckpt_path = launch.ckpt_path if index == 0 else UNSET
+        if mode in ("train", "train_and_eval"):
+            start = _start(configs, index) if len(configs) > 1 and ckpt_path is UNSET else UNSET
+            if start == "ended":
+                log.info("%s has ended already", config.path)
+                continue
+            ckpt_path = start if ckpt_path is UNSET else ckpt_path
+        yield _run_one(config, mode, ckpt_path, launch)
+
+
+def _rehearse(config: TrainerConfig, launch: Launch) -> None:
+    """Builds one of several trainers and throws it away, so that its faults show before the first one trains."""
+    builder = launch.builder(config)
+    builder.check()
+    if config.fit is not None:
+        data = builder.data(config.fit.train_dataloader, "fit.train_dataloader")
+        builder.several_data(config.fit.val_dataloader, "fit.val_dataloader")
+        builder.trainer(builder.total_steps(data), quiet=True)
+
+
+def mode_of(config: TrainerConfig) -> Mode:
+    """What a trainer does when no mode is asked for.
+
+    Raises:
+        ConfigError: it has neither `fit` nor `validate` nor `validate_all`.
+    """
+    if config.fit is not None:
+        return "train_and_eval" if config.fit.val_dataloader else "train"
+    if config.validation is not None:
+        return "eval"
+    if config.validate_all is not None:
+        return "eval_all"
+    raise _missing(config, "fit", "{train_dataloader: {...}}")
+
+
+def _missing(config: TrainerConfig, block: str, example: str) -> ConfigError:
+    return ConfigError(f"{config.path}.{block}", "a missing value", "it for this mode", f"{block}: {example}")
+
+
+def _run_one(config: TrainerConfig, mode: Mode, ckpt_path: CheckpointPath, launch: Launch) -> Trainer:
+    if mode == "eval":
+        return _validate(config, ckpt_path, launch)
+    if mode == "eval_all":
+        return _validate_all(config, ckpt_path, launch)
+    return _fit(config, mode == "train_and_eval", ckpt_path, launch)
+
+
+def _fit(config: TrainerConfig, validates: bool, ckpt_path: CheckpointPath, launch: Launch) -> Trainer:
+    block, builder = config.fit, launch.builder(config)
+    if block is None:
+        raise _missing(config, "fit", "{train_dataloader: {...}}")
+    builder.check()
+    train_data = builder.data(block.train_dataloader, "fit.train_dataloader")
+    val_data = _named(builder.several_data(block.val_dataloader, "fit.val_dataloader")) if validates else {}
+    trainer = builder.trainer(builder.total_steps(train_data), more_callbacks=launch.callbacks)
+    check_tokens(trainer.model, train_data, f"{config.path}.fit.train_dataloader")
+    for data in val_data.values():
+        check_tokens(trainer.model, data, f"{config.path}.fit.val_dataloader")
+    trainer.fit(train_data, val_data or None, _given(block, ckpt_path), load_states=launch.load_states)
+    return trainer
+
+
+def _validate(config: TrainerConfig, ckpt_path: CheckpointPath, launch: Launch) -> Trainer:
+    builder = launch.builder(config)
+    if config.validation is not None:
+        data = {"": builder.data(config.validation.val_dataloader, "validate.val_dataloader")}
+    elif config.fit is not None and config.fit.val_dataloader:
+        data = _named(builder.several_data(config.fit.val_dataloader, "fit.val_dataloader"))
+    else:
+        raise _missing(config, "validate", "{val_dataloader: {...}}")
+    trainer = _validator(config, launch)
+    trainer.validate(data, _given(config.validation, ckpt_path))
+    return trainer
+
+
+def _validate_all(config: TrainerConfig, ckpt_path: CheckpointPath, launch: Launch) -> Trainer:
+    block, builder = config.validate_all, launch.builder(config)
+    if block is None:
+        raise _missing(config, "validate_all", "{val_dataloaders: [{...}]}")
+    data = _named(builder.several_data(block.val_dataloaders, "validate_all.val_dataloaders"))
+    given: Any = block.ckpt_paths if "ckpt_paths" in block.model_fields_set else UNSET
+    trainer = _validator(config, launch)
+    trainer.validate_all(data, given if ckpt_path is UNSET else ckpt_path)
+    return trainer
+
+
+def _validator(config: TrainerConfig, launch: Launch) -> Trainer:
+    """A trainer that only validates; percentages in its sparsity refer to the run that `fit` describes."""
+    builder, num_steps = launch.builder(config), None
+    if config.fit is not None and config.init.sparsity is not None:
+        num_steps = builder.total_steps(builder.data(config.fit.train_dataloader, "fit.train_dataloader"))
+    return builder.trainer(num_steps, trains=False, more_callbacks=launch.callbacks)
+
+
+def _named(loaders: Sequence[Iterable[Any]]) -> dict[str, Iterable[Any]]:
+    """Validation data by name; a loader may itself be a list of batches, so a plain list would not do."""
+    return {"": loaders[0]} if len(loaders) == 1 else {str(i): one for i, one in enumerate(loaders)}
+
+
+def _given(block: FitBlock | ValidateBlock | None, ckpt_path: CheckpointPath) -> CheckpointPath:
+    if ckpt_path is UNSET and block is not None and "ckpt_path" in block.model_fields_set:
+        return block.ckpt_path
+    return ckpt_path
+
+
+def _start(configs: Sequence[TrainerConfig], index: int) -> CheckpointPath | Literal["ended"]:
+    """Where one of several trainers starts: where it stopped (UNSET), or the result of the one before."""
+    config = configs[index]
+    newest = newest_valid(_root(config), log.warning)
+    if newest is not None:
+        parts = load(newest)
+        owner = _owner(configs, index, parts)
+        if owner > index or (owner == index and _has_ended(parts)):
+            return "ended"
+        if owner == index:
+            return UNSET
+    before = newest_valid(_root(configs[index - 1]), log.warning) if index else None
+    has_own = config.fit is not None and "ckpt_path" in config.fit.model_fields_set
+    return UNSET if before is None or has_own else before
+
+
+def _root(config: TrainerConfig) -> Path:
+    checkpoint = config.init.checkpoint
+    return (checkpoint and checkpoint.checkpoint_root) or Path(config.init.model_dir)
+
+
+def _owner(configs: Sequence[TrainerConfig], index: int, parts: CheckpointParts) -> int:
+    """Which of the trainers that share a directory wrote a checkpoint."""
+    sharing = [other for other in range(len(configs)) if _root(configs[other]) == _root(configs[index])]
+    wrote = [other for other in sharing if parts.params == configs[other].as_params]
+    return wrote[-1] if wrote else sharing[0]
+
+
+def _has_ended(parts: CheckpointParts) -> bool:
+    progress = parts.state["progress"]
+    return progress["global_step"] >= progress["stop"] and not progress["validation_due"]

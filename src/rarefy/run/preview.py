@@ -1,0 +1,303 @@
+"""What a run would do, worked out with one batch and one step that leave no trace."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from rarefy import filters
+from rarefy.algorithms.base import SparsityAlgorithm
+from rarefy.distributions import share_out
+from rarefy.models.call import loss_of, to_device
+from rarefy.run.builder import Builder
+from rarefy.run.token_check import check_tokens
+from rarefy.schedules import update_steps
+from rarefy.storage.optimizer_state import same_shaped
+from rarefy.storage.parameter import SparseParameter
+from rarefy.trainer.trainer import Trainer
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A parameter at one moment of the run.
+
+    Args:
+        step: the optimizer step.
+        target: sparsity that its schedule asks for then; 0 before the first mask.
+        kept: active connections, exact.
+    """
+
+    step: int
+    target: float
+    kept: int
+
+
+@dataclass(frozen=True)
+class ParameterPlan:
+    """One parameter of the model.
+
+    Args:
+        name: as in `model.named_parameters()`.
+        shape: of the weight.
+        reason: the glob that matched, or why the parameter stays dense.
+        algorithm: name of its algorithm; empty when dense.
+        stages: at the start, after the first update and after the last one; empty when dense.
+        structure: balance or pattern of its masks; empty when free.
+        storage: how it is stored.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    reason: str
+    algorithm: str = ""
+    stages: tuple[Stage, ...] = ()
+    structure: str = ""
+    storage: str = "dense"
+
+    @property
+    def size(self) -> int:
+        """Number of weight positions."""
+        return torch.Size(self.shape).numel()
+
+
+@dataclass(frozen=True)
+class UpdatePlan:
+    """The update steps of one algorithm within the run; `first` and `last` are None without one."""
+
+    algorithm: str
+    first: int | None
+    last: int | None
+    count: int
+
+
+@dataclass(frozen=True)
+class CostPlan:
+    """Cost of one optimizer step.
+
+    Args:
+        dense_flops: floating-point operations of forward and backward, every weight dense.
+        sparse_flops: the same without the operations on inactive connections, at the last target.
+        dense_bytes: weights, gradients and optimizer state, every weight dense.
+        stored_bytes: the same as the run stores them, with masks.
+    """
+
+    dense_flops: int
+    sparse_flops: int
+    dense_bytes: int
+    stored_bytes: int
+
+
+@dataclass(frozen=True)
+class RunPreview:
+    """The plan of a run; see `preview`."""
+
+    parameters: tuple[ParameterPlan, ...]
+    updates: tuple[UpdatePlan, ...]
+    cost: CostPlan
+    loss: float
+    total_steps: int
+
+
+def preview(builder: Builder) -> RunPreview:
+    """Builds everything, takes one step on one batch, and reads one batch of every validation.
+
+    Nothing is written, no checkpoint is read, and the trainer is thrown away.
+
+    Args:
+        builder: of a configuration with a `fit` block.
+
+    Returns:
+        What the run would do.
+
+    Raises:
+        ConfigError: anything in the file that is not allowed.
+        RarefyError: a batch that the model refuses.
+    """
+    config, block = builder.config, builder.fit_block()
+    builder.check()
+    data = builder.data(block.train_dataloader, "fit.train_dataloader")
+    validations = builder.several_data(block.val_dataloader, "fit.val_dataloader")
+    total = builder.total_steps(data)
+    trainer = builder.trainer(total, quiet=True)
+    algorithms = trainer.sparsity.algorithms if trainer.sparsity is not None else []
+    check_tokens(trainer.model, data, f"{config.path}.fit.train_dataloader")
+    loss, flops = one_step(trainer, next(iter(data)))
+    for validation in validations:
+        check_tokens(trainer.model, validation, f"{config.path}.fit.val_dataloader")
+        try_batch(trainer, next(iter(validation)))
+    parameters = tuple(plan_parameters(trainer.model, algorithms, total))
+    cost = plan_cost(trainer, parameters, flops)
+    return RunPreview(parameters, tuple(plan_updates(algorithms, total)), cost, loss, total)
+
+
+def plan_parameters(
+    model: nn.Module, algorithms: list[SparsityAlgorithm], total_steps: int
+) -> Iterator[ParameterPlan]:
+    """Every parameter of a model that its sparsity was applied to.
+
+    Args:
+        model: the model.
+        algorithms: its algorithms; empty for a dense run.
+        total_steps: optimizer steps of the run.
+
+    Returns:
+        Plans in the model's order, tied parameters once.
+    """
+    owners = {name: algorithm for algorithm in algorithms for name in algorithm.parameters}
+    stages = {
+        name: plan for algorithm in algorithms for name, plan in _stages(algorithm, total_steps).items()
+    }
+    for candidate in filters.candidates(model):
+        shape, owner = tuple(candidate.shape), owners.get(candidate.name)
+        if owner is None:
+            yield ParameterPlan(candidate.name, shape, _why_dense(candidate, algorithms))
+        else:
+            structure, storage = str(owner.pattern), owner.parameters[candidate.name].storage.kind
+            reason, kind = filters.decide(candidate, owner.globs).reason, name_of(owner)
+            yield ParameterPlan(
+                candidate.name, shape, reason, kind, stages[candidate.name], structure, storage
+            )
+
+
+def _why_dense(candidate: filters.Candidate, algorithms: list[SparsityAlgorithm]) -> str:
+    reasons = (filters.decide(candidate, algorithm.globs).reason for algorithm in algorithms)
+    return "; ".join(dict.fromkeys(reasons)) or "the run is dense"
+
+
+def _stages(algorithm: SparsityAlgorithm, total_steps: int) -> dict[str, tuple[Stage, ...]]:
+    """Start, first update and last update of every parameter of an algorithm."""
+    steps = list(update_steps(algorithm.update_schedule, 0, total_steps))
+    starts_dense = steps[:1] != [0]
+    moments = [(0, 0), *((step, index) for index, step in enumerate(steps) if step > 0)]
+    chosen = [moments[0], moments[min(1, len(moments) - 1)], moments[-1]]
+    targets = [
+        0.0 if starts_dense and step == 0 else algorithm.target_at(step, index) for step, index in chosen
+    ]
+    shapes = {name: parameter.shape for name, parameter in algorithm.parameters.items()}
+    shares = [share_out(algorithm.distribution, target, shapes) for target in targets]
+    return {
+        name: tuple(
+            Stage(step, share[name], algorithm.pattern.kept(shape, share[name]))
+            for (step, _), share in zip(chosen, shares, strict=True)
+        )
+        for name, shape in shapes.items()
+    }
+
+
+def plan_updates(algorithms: list[SparsityAlgorithm], total_steps: int) -> Iterator[UpdatePlan]:
+    """The update steps of every algorithm, from step 1 to `total_steps`."""
+    for algorithm in algorithms:
+        steps = list(update_steps(algorithm.update_schedule, 1, total_steps)) if algorithm.dynamic else []
+        first, last = (steps[0], steps[-1]) if steps else (None, None)
+        yield UpdatePlan(name_of(algorithm), first, last, len(steps))
+
+
+def name_of(algorithm: SparsityAlgorithm) -> str:
+    """The registered name of an algorithm, or that of its class."""
+    return algorithm.name or type(algorithm).__name__
+
+
+def one_step(trainer: Trainer, batch: Any) -> tuple[float, dict[str, int]]:
+    """Takes one step on one batch; the model's weights change, dense gradients for an update are not computed.
+
+    Args:
+        trainer: with an optimizer.
+        batch: as its data gives it.
+
+    Returns:
+        The loss, and the floating-point operations of forward and backward by module name (`Global`: all), those of
+        compact storage as if it was dense.
+
+    Raises:
+        RarefyError: the model refuses the batch or returns no loss.
+    """
+    trainer.forward.check(batch)
+    batch = to_device(batch, trainer.device)
+    trainer.model.train()
+    for parameter in _sparse_parameters(trainer).values():
+        parameter.request_dense_gradient(False)
+    with FlopCounterMode(display=False, custom_mapping=_AS_DENSE) as counter:
+        with trainer.precision.autocast():
+            loss = loss_of(trainer.forward(batch))
+        loss.backward()
+    trainer.trained_by.step()
+    prefix = f"{type(trainer.model).__name__}."
+    counts = counter.get_flop_counts().items()
+    return float(loss.detach()), {name.removeprefix(prefix): sum(ops.values()) for name, ops in counts}
+
+
+@torch.no_grad()
+def try_batch(trainer: Trainer, batch: Any) -> None:
+    """Shows the model one validation batch.
+
+    Raises:
+        RarefyError: the model refuses the batch or returns no loss.
+    """
+    trainer.forward.check(batch)
+    trainer.model.eval()
+    with trainer.precision.autocast():
+        loss_of(trainer.forward(to_device(batch, trainer.device)))
+
+
+def plan_cost(trainer: Trainer, parameters: tuple[ParameterPlan, ...], flops: dict[str, int]) -> CostPlan:
+    """Cost of a step, from what one step took.
+
+    Args:
+        trainer: after the step.
+        parameters: the plan of every parameter.
+        flops: by module name, from `one_step`.
+    """
+    dense = sparse = flops.get("Global", 0)
+    for plan in parameters:
+        if plan.stages:
+            counted = flops.get(plan.name.rpartition(".")[0], 0)
+            sparse -= round(counted * (1 - plan.stages[-1].kept / max(plan.size, 1)))
+    return CostPlan(dense, sparse, *_memory(trainer))
+
+
+def _forward_as_dense(x: tuple[int, ...], *rest: Any, **__: Any) -> int:
+    rows, columns, *_ = rest[-1]
+    return 2 * rows * columns * math.prod(x[:-1])
+
+
+def _backward_as_dense(grad: tuple[int, ...], *rest: Any, **__: Any) -> int:
+    (rows, columns, *_), needs = rest[-2:]
+    return sum(needs[:2]) * 2 * rows * columns * math.prod(grad[:-1])
+
+
+_AS_DENSE = {
+    torch.ops.rarefy.sparse_linear: _forward_as_dense,
+    torch.ops.rarefy.sparse_linear_backward: _backward_as_dense,
+}
+
+
+def _sparse_parameters(trainer: Trainer) -> dict[str, SparseParameter]:
+    algorithms = trainer.sparsity.algorithms if trainer.sparsity is not None else []
+    return {name: one for algorithm in algorithms for name, one in algorithm.parameters.items()}
+
+
+def _memory(trainer: Trainer) -> tuple[int, int]:
+    """Bytes of weights, gradients and optimizer state: if all were dense, and as they are, with masks and indices."""
+    dense = stored = 0
+    owners = {parameter.weight: parameter for parameter in _sparse_parameters(trainer).values()}
+    for weight in trainer.model.parameters():
+        state, parameter = trainer.trained_by.state.get(weight, {}), owners.get(weight)
+        copies = [weight] * (1 + weight.requires_grad) + same_shaped(state, weight.shape)
+        entry = sum(copy.element_size() for copy in copies)
+        rest = _bytes(state) - _bytes(dict(enumerate(same_shaped(state, weight.shape))))
+        dense += rest + entry * (weight if parameter is None else parameter).shape.numel()
+        stored += rest + entry * weight.numel()
+        stored += 0 if parameter is None else parameter.storage.index_bytes
+    return dense, stored
+
+
+def _bytes(value: Any) -> int:
+    if isinstance(value, Tensor):
+        return value.numel() * value.element_size()
+    return sum(_bytes(part) for part in value.values()) if isinstance(value, dict) else 0

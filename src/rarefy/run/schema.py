@@ -1,0 +1,161 @@
+"""From a configuration file as plain data to checked blocks, before anything is built."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pydantic import ValidationError
+
+from rarefy.errors import ConfigError, join_path
+from rarefy.run.blocks import File, FitBlock, InitBlock, TrainerBlock, ValidateAllBlock, ValidateBlock
+from rarefy.run.model_zoo import drop_ignored, is_legacy, new_form
+from rarefy.validation import shorten
+from rarefy.validation.findings import as_config_error
+
+log = logging.getLogger("rarefy")
+
+OVERLAY_BLOCKS = frozenset(
+    key
+    for block in (InitBlock, TrainerBlock)
+    for name, field in block.model_fields.items()
+    for key in [field.alias or name]
+)
+
+
+@dataclass(frozen=True)
+class TrainerConfig:
+    """One checked trainer of a file.
+
+    Args:
+        path: where it stands: `trainer`, or `trainer[1].trainer` in a list of trainers.
+        blocks: its keys, checked, with defaults filled in.
+        content: the same as the user gave it, for checkpoints.
+    """
+
+    path: str
+    blocks: TrainerBlock
+    content: dict[str, Any]
+
+    @property
+    def as_params(self) -> dict[str, Any]:
+        """The trainer as a file of its own, plain data, as checkpoints keep it."""
+        return {"trainer": self.content}
+
+    def as_dense(self) -> TrainerConfig:
+        """The same trainer without sparsity."""
+        init = self.init.model_copy(update={"sparsity": None})
+        return replace(self, blocks=self.blocks.model_copy(update={"init": init}))
+
+    @property
+    def init(self) -> InitBlock:
+        """`trainer.init`."""
+        return self.blocks.init
+
+    @property
+    def fit(self) -> FitBlock | None:
+        """`trainer.fit`."""
+        return self.blocks.fit
+
+    @property
+    def validation(self) -> ValidateBlock | None:
+        """`trainer.validate`."""
+        return self.blocks.validation
+
+    @property
+    def validate_all(self) -> ValidateAllBlock | None:
+        """`trainer.validate_all`."""
+        return self.blocks.validate_all
+
+
+def parse(content: Mapping[str, Any]) -> list[TrainerConfig]:
+    """Checks a whole file.
+
+    Args:
+        content: the file as plain data (`rarefy.run.yaml_file.load_file`).
+
+    Returns:
+        Its trainers in order; one for the plain form.
+
+    Raises:
+        ConfigError: an unknown key, a missing key, a value that is not allowed, or the form of file
+            without a `trainer` key.
+
+    Example:
+        >>> [one] = parse({"trainer": {"init": {"model": {"name": "gpt2"}, "loop": {"num_steps": 10}}}})
+        >>> one.path, one.init.model.name
+        ('trainer', 'gpt2')
+    """
+    _check_top(content)
+    _refuse_nan(content, "")
+    return [_parse_one(trainer, path) for path, trainer in trainers_of(content)]
+
+
+def trainers_of(content: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Every trainer of a file with its path, unchecked.
+
+    Raises:
+        ConfigError: a list of trainers whose elements are not `trainer:` mappings.
+    """
+    given = content.get("trainer")
+    if not isinstance(given, list):
+        return [("trainer", given)]
+    if not given:
+        raise ConfigError(
+            "trainer", "an empty list", "one `trainer:` mapping or more", "- trainer: {init: {...}}"
+        )
+    for index, entry in enumerate(given):
+        if not isinstance(entry, dict) or set(entry) != {"trainer"}:
+            allowed = "a mapping with the single key `trainer`"
+            raise ConfigError(f"trainer[{index}]", shorten(entry), allowed, "- trainer: {init: {...}}")
+    return [(f"trainer[{index}].trainer", entry["trainer"]) for index, entry in enumerate(given)]
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON schema of a whole file, for editors.
+
+    Example:
+        >>> sorted(json_schema()["properties"])
+        ['trainer']
+    """
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **File.model_json_schema()}
+
+
+def _check_top(content: Mapping[str, Any]) -> None:
+    if "trainer" not in content:
+        if is_legacy(content):
+            problem = "this older form of file (no key `trainer`)"
+            raise ConfigError("", problem, f"the new form, which for this file is\n\n{new_form(content)}\n")
+        given = next((f"the key {key!r}" for key in content), "a file without keys")
+        raise ConfigError("", given, "the key `trainer`", "trainer: {init: {...}, fit: {...}}")
+    for key in content:
+        if key != "trainer":
+            raise ConfigError("", f"the key {key!r} beside `trainer`", "everything below `trainer`")
+
+
+def _refuse_nan(value: Any, path: str) -> None:
+    if isinstance(value, float) and math.isnan(value):
+        raise ConfigError(path, "nan", "a number")
+    children = (
+        value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    )
+    for key, child in children:
+        _refuse_nan(child, join_path(path, f"[{key}]" if isinstance(key, int) else str(key)))
+
+
+def _parse_one(given: Any, path: str) -> TrainerConfig:
+    if not isinstance(given, dict):
+        raise ConfigError(path, shorten(given), "a mapping with `init`", "{init: {...}, fit: {...}}")
+    cleaned, dropped = dict(given), list[str]()
+    if isinstance(given.get("init"), dict):
+        cleaned["init"], dropped = drop_ignored(given["init"], f"{path}.init")
+    try:
+        blocks = TrainerBlock.model_validate(cleaned)
+    except ValidationError as error:
+        raise as_config_error(error, TrainerBlock, cleaned).under(path) from None
+    if dropped:
+        log.warning("ignored, they mean something to a Cerebras system only: %s", ", ".join(dropped))
+    return TrainerConfig(path, blocks, given)

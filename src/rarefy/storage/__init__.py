@@ -1,0 +1,1 @@
+"""How the zeros of one weight are held."""

@@ -1,0 +1,124 @@
+"""The `compute` option: which storage a weight gets, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from rarefy.cost import pays_off
+from rarefy.distributed import ranks
+from rarefy.errors import ConfigError
+from rarefy.filters import Candidate, Place
+from rarefy.kernels import instruction_set
+from rarefy.nn import SparseLinear
+from rarefy.storage.optimizer_traits import is_element_wise, trained_by
+from rarefy.storage.parameter import Kind, SparseParameter, is_conv1d
+
+ASSUMED_TOKENS = 512
+
+
+def obstacle(places: Sequence[Place]) -> str:
+    """Why a weight cannot have compact storage; empty if it can.
+
+    Args:
+        places: the module attributes that hold it.
+
+    Example:
+        >>> obstacle([Place(nn.Linear(2, 2), "weight")]), obstacle([Place(nn.Conv2d(2, 2, 2), "weight")])
+        ('', 'its module is a Conv2d, not an nn.Linear itself')
+    """
+    module, leaf = places[0].module, places[0].leaf
+    if len(places) > 1:
+        return "it is tied"
+    if leaf != "weight":
+        return f"it is the {leaf} of its module"
+    if not (type(module) is nn.Linear or isinstance(module, SparseLinear) or is_conv1d(module)):
+        return f"its module is a {type(module).__name__}, not an nn.Linear itself"
+    device = next(module.parameters(recurse=False)).device
+    if device.type != "cpu":
+        return f"it is on {device}"
+    return "several processes train it" if ranks() > 1 else ""
+
+
+def check_compact(candidate: Candidate) -> None:
+    """Refuses `compute: compact` for a weight that cannot have it.
+
+    Args:
+        candidate: the weight.
+
+    Raises:
+        ConfigError: the weight is not that of a plain linear layer on the CPU, or several processes train.
+    """
+    found = obstacle(candidate.places)
+    if found:
+        problem = f"compact for {candidate.name} ({found})"
+        raise ConfigError(
+            "compute", problem, "auto, which takes compact storage where it can", "compute: auto"
+        )
+
+
+def wanted_storage(parameter: SparseParameter, compute: str, optimizers: Sequence[Optimizer]) -> Kind:
+    """The storage that the option asks for.
+
+    `auto` is compact where the cost rule expects a gain of 3% or more: float32 weights of plain linear layers on the
+    CPU of a single process, trained by an element-wise optimizer. Before the first step 512 tokens are assumed.
+
+    Args:
+        parameter: the weight, with its present mask.
+        compute: `auto`, `masked` or `compact`.
+        optimizers: those that the algorithm follows.
+
+    Example:
+        >>> from rarefy.filters import candidates
+        >>> from rarefy.patterns import Pattern
+        >>> weight = next(iter(candidates(nn.Linear(4, 4))))
+        >>> wanted_storage(SparseParameter(weight, Pattern()), "auto", [])
+        'masked'
+    """
+    if compute != "auto":
+        return "compact" if compute == "compact" else "masked"
+    own = [optimizer for optimizer in optimizers if parameter.weight in trained_by(optimizer)]
+    is_plain = parameter.weight.dtype == torch.float32 and not obstacle(parameter.places)
+    if not own or not is_plain or not all(map(is_element_wise, own)):
+        return "masked"
+    rows, columns = parameter.shape
+    tokens = ASSUMED_TOKENS if parameter.tokens is None else parameter.tokens
+    density = 1 - parameter.actual_sparsity
+    return "compact" if pays_off(rows, columns, tokens, density, parameter.dtype) else "masked"
+
+
+def choose_storage(
+    parameters: Mapping[str, SparseParameter], compute: str, optimizers: Sequence[Optimizer]
+) -> None:
+    """Gives every weight the storage that the option asks for at its present sparsity."""
+    for parameter in parameters.values():
+        parameter.become(wanted_storage(parameter, compute, optimizers), optimizers)
+
+
+def storage_state(parameters: Mapping[str, SparseParameter]) -> dict[str, Any]:
+    """The choices and what they rest on, to be saved."""
+    kinds = {name: parameter.storage.kind for name, parameter in parameters.items()}
+    seen = {
+        name: {"tokens": parameter.tokens, "dtype": str(parameter.dtype).removeprefix("torch.")}
+        for name, parameter in parameters.items()
+        if parameter.tokens is not None
+    }
+    return {"storage": kinds, "activations": seen, "instruction_set": instruction_set()}
+
+
+def restore_storage(
+    parameters: Mapping[str, SparseParameter], state: Mapping[str, Any], optimizers: Sequence[Optimizer]
+) -> None:
+    """Takes up the choices of `auto` that were saved with these kernels, so that a run goes on bit for bit."""
+    for name, seen in state.get("activations", {}).items():
+        if name in parameters:
+            parameters[name].tokens, parameters[name].dtype = seen["tokens"], getattr(torch, seen["dtype"])
+    if state.get("instruction_set") != instruction_set():
+        return
+    for name, kind in state["storage"].items():
+        if name in parameters and not obstacle(parameters[name].places):
+            parameters[name].become(kind, optimizers)

@@ -1,0 +1,190 @@
+"""What is remembered of a sparse weight's gradient: the dense sum before an update, and which one was selected."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rarefy import masks
+from rarefy.errors import RarefyError
+from rarefy.storage.ranking import Score
+
+
+@dataclass(frozen=True)
+class Shortlist:
+    """The part of a dense gradient that growing connections can need.
+
+    In each balanced group these are all entries from some score upwards, active ones too, with at least as many
+    inactive ones as may be grown: whatever ranks below will not be grown, not even if it was just dropped.
+
+    Args:
+        places: the listed positions of the flattened weight, rising.
+        entries: the gradient there.
+        counts: for each balanced group, how many connections may be grown.
+
+    Example:
+        >>> grad = torch.tensor([[3.0, 0.0], [1.0, 2.0]])
+        >>> Shortlist.of(grad, grad >= 2, [1]).dense(grad.shape)
+        tensor([[3., nan],
+                [nan, 2.]])
+    """
+
+    places: Tensor
+    entries: Tensor
+    counts: Sequence[int]
+
+    @classmethod
+    def of(cls, grad: Tensor, listed: Tensor, counts: Sequence[int]) -> Shortlist:
+        """The shortlist of a dense gradient.
+
+        Args:
+            grad: the whole gradient.
+            listed: bool, what to list; see `ranking.highest`.
+            counts: how many may be grown.
+        """
+        places = listed.flatten().nonzero().squeeze(1)
+        entries = grad.flatten()[places]
+        return cls(places.int() if grad.numel() <= 2**31 else places, entries, counts)
+
+    @staticmethod
+    def is_smaller(grad: Tensor, listed: int) -> bool:
+        """Whether a list of so many positions takes less memory than `grad`."""
+        return listed * (grad.element_size() + torch.int32.itemsize) < grad.numel() * grad.element_size()
+
+    def covers(self, counts: Sequence[int]) -> bool:
+        """Whether these numbers of connections can be grown from it."""
+        return all(needed <= listed for needed, listed in zip(counts, self.counts, strict=True))
+
+    def grow(self, kept: Tensor, count: int, score: Score) -> Tensor:
+        """What `masks.grow_highest` makes of `kept` by the scores of the gradient; for a weight without groups.
+
+        Args:
+            kept: bool, the active connections; those that were dropped before are not.
+            count: how many to grow; covered by the list.
+            score: ranks every entry by itself.
+        """
+        grown, places = kept.flatten().clone(), self.places.long()
+        grown[places] = masks.grow_highest(grown[places], score(self.entries), count)
+        return grown.view(kept.shape)
+
+    def dense(self, shape: torch.Size) -> Tensor:
+        """As a dense gradient, NaN where nothing is listed: that ranks last, as those positions do."""
+        dense = self.entries.new_full(shape, torch.nan)
+        dense.view(-1)[self.places.long()] = self.entries
+        return dense
+
+
+class DenseGradient:
+    """The gradient at every position, summed over the micro-batches of one optimizer step.
+
+    Masked storage adds what was accumulated (`add`). Compact storage adds what its layer's probe receives (`arrive`),
+    which may come before or after `pair` of the same backward pass.
+
+    Attributes:
+        value: the sum so far, or what is left of it.
+        shorten: what arrived in whole -> what has to be kept of it; None to keep everything.
+    """
+
+    def __init__(self) -> None:
+        self.value: Tensor | Shortlist | None = None
+        self.shorten: Callable[[Tensor], Tensor | Shortlist] | None = None
+        self._version = -1
+        self._arrived: Tensor | None = None
+        self._is_expected = False
+
+    def begin(self, grad: Tensor | None) -> None:
+        """Called before a micro-batch is added to `grad`: forgets the sum if the user discarded that gradient."""
+        if grad is None or (grad._version != self._version and not grad.any()):
+            self.value = None
+
+    def add(self, grad: Tensor, mask: Tensor) -> None:
+        """Takes in `grad`, to which one more micro-batch was just added.
+
+        Inactive positions hold this micro-batch alone (earlier ones were zeroed), active ones the whole sum.
+        """
+        value = self._sum
+        self.value = grad.detach().clone() if value is None else torch.where(mask, grad, value + grad)
+
+    def arrive(self, grad: Tensor) -> None:
+        """Takes in the dense gradient of one micro-batch."""
+        if self._is_expected:
+            self._is_expected = False
+            self._sum_up(grad)
+        else:
+            self._arrived = grad
+
+    def pair(self) -> None:
+        """Called once a micro-batch was added whose dense gradient arrives, or has arrived."""
+        arrived, self._arrived = self._arrived, None
+        self._is_expected = arrived is None
+        if arrived is not None:
+            self._sum_up(arrived)
+
+    @property
+    def is_missing(self) -> bool:
+        """Whether a micro-batch was added whose dense gradient never arrived."""
+        return self._is_expected
+
+    def seal(self, grad: Tensor) -> None:
+        """Called once `grad` was masked: any later write that is no micro-batch shows in its version."""
+        self._version = grad._version
+
+    def take(self) -> Tensor | Shortlist | None:
+        """The sum, which is forgotten; None if no gradient came."""
+        value = self.value
+        self.value, self._arrived, self._is_expected = None, None, False
+        return value
+
+    def saved(self) -> Any:
+        """A copy of the sum for a state dict: a tensor, a shortlist's parts by name, or None."""
+        if isinstance(self.value, Shortlist):
+            places, entries = self.value.places.clone(), self.value.entries.clone()
+            return {"places": places, "entries": entries, "counts": list(self.value.counts)}
+        return None if self.value is None else self.value.clone()
+
+    def load(self, saved: Any, device: torch.device) -> None:
+        """Goes on from what `saved` returned, which is copied."""
+        self.take()
+        if isinstance(saved, dict):
+            places, entries = (saved[key].clone().to(device) for key in ("places", "entries"))
+            self.value = Shortlist(places, entries, saved["counts"])
+        else:
+            self.value = None if saved is None else saved.clone().to(device)
+
+    @property
+    def _sum(self) -> Tensor | None:
+        """The sum, to which a micro-batch is to be added."""
+        if isinstance(self.value, Shortlist):
+            raise RarefyError(
+                "a second backward pass before the optimizer's step is not allowed with accumulates = False; "
+                "set accumulates = True on the sparsity algorithm or group"
+            )
+        return self.value
+
+    def _sum_up(self, grad: Tensor) -> None:
+        total = grad if self._sum is None else self._sum.add_(grad)
+        self.value = total if self.shorten is None else self.shorten(total)
+
+
+class LastSelected:
+    """The gradient whose zeros were put in place last; it is not kept alive, and a copy starts without one."""
+
+    def __init__(self) -> None:
+        self._grad: weakref.ref[Tensor] | None = None
+        self._version = -1
+
+    def __reduce__(self) -> tuple[type[LastSelected], tuple[()]]:
+        return LastSelected, ()
+
+    def remember(self, grad: Tensor) -> None:
+        """Called once `grad` was selected."""
+        self._grad, self._version = weakref.ref(grad), grad._version
+
+    def is_intact(self, grad: Tensor) -> bool:
+        """Whether `grad` was selected and no one (clipping, noise, an assignment) wrote to it since."""
+        return self._grad is not None and self._grad() is grad and self._version == grad._version

@@ -1,0 +1,127 @@
+"""Masked storage: a dense weight with exact zeros, and its mask beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from rarefy import masks
+from rarefy.storage.gradients import DenseGradient, LastSelected
+from rarefy.storage.optimizer_state import same_shaped
+from rarefy.storage.ranking import Score
+
+
+class MaskedStorage:
+    """A dense weight with exact zeros, and its mask as the persistent buffer `<leaf>_mask` beside it.
+
+    Both are looked up in the module each time, so they may be moved, converted or loaded at will.
+    """
+
+    kind = "masked"
+
+    def __init__(self, module: nn.Module, leaf: str) -> None:
+        self.module, self.leaf = module, leaf
+        self.mask_leaf = f"{leaf}_mask"
+        self.last_selected = LastSelected()
+        mask = torch.ones_like(self.weight, dtype=torch.bool, memory_format=torch.contiguous_format)
+        self._write_mask(mask)
+
+    @property
+    def weight(self) -> nn.Parameter:
+        """The parameter that holds the weight."""
+        return getattr(self.module, self.leaf)
+
+    @property
+    def shape(self) -> torch.Size:
+        """The shape of the weight."""
+        return self.weight.shape
+
+    @property
+    def mask(self) -> Tensor:
+        """The mask, bool, of the weight's shape."""
+        return getattr(self.module, self.mask_leaf)
+
+    @property
+    def active(self) -> int:
+        """Counted in the mask."""
+        return int(self.mask.count_nonzero())
+
+    @property
+    def index_bytes(self) -> int:
+        """One byte a position."""
+        return self.mask.numel()
+
+    def dense_weight(self) -> Tensor:
+        """The weight itself."""
+        return self.weight.detach()
+
+    def keep_top(self, score: Score, count: int) -> Tensor:
+        """By the score of the whole weight."""
+        return masks.drop_lowest(self.mask, score(self.dense_weight()), self.active - count)
+
+    def set_mask(self, mask: Tensor, optimizers: Iterable[Optimizer]) -> None:
+        """Replaces the mask and zeroes what it drops."""
+        self._write_mask(mask)
+        self.prune(optimizers)
+
+    def _write_mask(self, mask: Tensor) -> None:
+        """A mask of the same place is overwritten in place so that views of it stay valid."""
+        if self.mask_leaf in self.module._buffers and self.mask.shape == mask.shape:
+            self.mask.copy_(mask)
+        else:
+            self.module.register_buffer(self.mask_leaf, mask)
+
+    def prune(self, optimizers: Iterable[Optimizer]) -> None:
+        """Zeroes weight, gradient and same-shaped optimizer state of inactive connections."""
+        weight, mask = self.weight, self.mask
+        masks.zero_inactive_(weight.data, mask)
+        if weight.grad is not None:
+            masks.zero_inactive_(weight.grad, mask)
+        for optimizer in optimizers:
+            for state in same_shaped(optimizer.state.get(weight), weight.shape):
+                masks.zero_inactive_(state, mask)
+
+    def select_gradient(self) -> None:
+        """Selects again what somebody wrote to since it was accumulated."""
+        grad = self.weight.grad
+        if grad is not None and not self.gradient_is_selected:
+            masks.zero_inactive_(grad, self.mask)
+            self.last_selected.remember(grad)
+
+    @property
+    def gradient_is_selected(self) -> bool:
+        """True without a gradient to select."""
+        grad = self.weight.grad
+        return grad is None or grad.layout is not torch.strided or self.last_selected.is_intact(grad)
+
+    def after_accumulation(self, grad: Tensor, dense: DenseGradient | None) -> None:
+        """Drops the gradient of inactive connections, once it was added to the dense one."""
+        if dense is not None:
+            dense.add(grad, self.mask)
+        masks.zero_inactive_(grad, self.mask)
+        self.last_selected.remember(grad)
+        if dense is not None:
+            dense.seal(grad)
+
+    def after_load(self, optimizers: Iterable[Optimizer]) -> None:
+        """Prunes by the mask that was loaded."""
+        self.prune(optimizers)
+
+    def saved_entries(self, tensor: Tensor) -> Tensor:
+        """The dense tensor as it is."""
+        return tensor
+
+    def loaded_entries(self, tensor: Tensor) -> Tensor:
+        """Dense."""
+        if tensor.dim() != 1 or self.weight.dim() == 1:
+            return tensor
+        dense = tensor.new_zeros(self.shape)
+        dense[self.mask.to(tensor.device)] = tensor
+        return dense
+
+    def remove(self) -> None:
+        """Leaves the module without a trace of its mask."""
+        delattr(self.module, self.mask_leaf)

@@ -1,0 +1,182 @@
+"""One sparse weight: its mask, its storage, and the optimizer state that follows its connections."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from rarefy.filters import Candidate
+from rarefy.nn import SparseConv1D, SparseLinear
+from rarefy.patterns import Pattern
+from rarefy.storage.compact import CompactStorage
+from rarefy.storage.gradients import DenseGradient
+from rarefy.storage.masked import MaskedStorage
+from rarefy.storage.optimizer_state import change_state
+from rarefy.storage.protocol import Storage
+from rarefy.storage.ranking import Score
+
+Kind = Literal["masked", "compact"]
+
+
+class SparseParameter:
+    """A weight that is sparse, whichever way it is stored.
+
+    Args:
+        candidate: the parameter and the modules that hold it.
+        pattern: the structure that its masks obey.
+
+    Attributes:
+        steps: how many optimizer steps the weight has taken since the algorithm's step 0.
+        tokens: rows of activations in one forward pass of its module, once that was seen; else None.
+        dtype: of these activations.
+
+    Raises:
+        ConfigError: the pattern does not fit the weight's shape.
+    """
+
+    def __init__(self, candidate: Candidate, pattern: Pattern) -> None:
+        pattern.check(candidate.name, candidate.shape)
+        self.name, self.places, self.pattern = candidate.name, candidate.places, pattern
+        first = candidate.places[0]
+        self.storage: Storage = MaskedStorage(first.module, first.leaf)
+        self.dense_gradient = DenseGradient()
+        self.steps = 0
+        self.tokens: int | None = None
+        self.dtype = torch.float32
+
+    @property
+    def module(self) -> nn.Module:
+        """The module that holds the weight; the first one of a tied weight."""
+        return self.places[0].module
+
+    @property
+    def weight(self) -> nn.Parameter:
+        """The parameter that the optimizer trains: the dense weight, or the values of compact storage."""
+        return self.storage.weight
+
+    @property
+    def shape(self) -> torch.Size:
+        """The shape of the dense weight."""
+        return self.storage.shape
+
+    @property
+    def mask(self) -> Tensor:
+        """Bool tensor of the dense weight's shape, True = active; compact storage builds it on each read."""
+        return self.storage.mask
+
+    @property
+    def actual_sparsity(self) -> float:
+        """The measured fraction of inactive connections; 0 for an empty weight."""
+        return 1.0 - self.active / self.shape.numel() if self.shape.numel() else 0.0
+
+    @property
+    def active(self) -> int:
+        """How many connections are active."""
+        return self.storage.active
+
+    @property
+    def active_in_pieces(self) -> list[int]:
+        """How many connections are active in each balanced group, or in the whole weight."""
+        if self.pattern.axis is None:
+            return [self.active]
+        return [int(piece.count_nonzero()) for piece in self.pattern.split(self.mask)]
+
+    def dense_weight(self) -> Tensor:
+        """The dense weight with exact zeros, without gradient; do not write to it."""
+        return self.storage.dense_weight()
+
+    def keep_top(self, score: Score, count: int) -> Tensor:
+        """The mask of the active connections with the highest scores, in the shape of the dense weight.
+
+        Args:
+            score: ranks weights, each by itself; given the dense weight, or the active ones in any order.
+            count: how many to keep; clamped to the number of active ones.
+        """
+        return self.storage.keep_top(score, count)
+
+    def set_mask(self, mask: Tensor, optimizers: Iterable[Optimizer]) -> None:
+        """Gives the weight a new topology.
+
+        Connections that stay keep weight and optimizer state; dropped ones lose both; new ones start at zero.
+
+        Args:
+            mask: bool, shape of the dense weight.
+            optimizers: those whose state follows the connections.
+        """
+        self.storage.set_mask(mask, optimizers)
+
+    def prune(self, optimizers: Iterable[Optimizer]) -> None:
+        """Makes weight, gradient and same-shaped optimizer state of inactive connections exact zeros."""
+        self.storage.prune(optimizers)
+
+    def become(self, kind: Kind, optimizers: Iterable[Optimizer]) -> None:
+        """Changes the storage. The parameter stays the same object; weight, mask and states stay what they are.
+
+        Args:
+            kind: `masked`, or `compact` for the weight of a linear layer that is not tied.
+            optimizers: those whose state takes the new shape.
+        """
+        if kind == self.storage.kind:
+            return
+        mask, shape = self.mask, self.weight.shape
+        if kind == "compact":
+            layer_class = SparseLinear if type(self.module) is nn.Linear else SparseConv1D
+            layer = layer_class.take_over(self.module, mask)
+            self.storage, change = CompactStorage(layer), layer.gather
+            change_state(optimizers, self.weight, shape, change)
+        elif isinstance(self.module, SparseLinear):
+            change_state(optimizers, self.weight, shape, self.module.scatter)
+            self.module.give_back()
+            self.storage = MaskedStorage(self.module, self.places[0].leaf)
+            self.storage.set_mask(mask, optimizers)
+
+    def observe(self, x: Tensor) -> None:
+        """Remembers what the module computes with, from the first input that it trains on."""
+        if self.tokens is None:
+            is_autocast = torch.is_autocast_enabled(x.device.type)
+            self.tokens = x.shape[:-1].numel()
+            self.dtype = torch.get_autocast_dtype(x.device.type) if is_autocast else x.dtype
+
+    # ---- gradients ----
+
+    def before_accumulation(self) -> None:
+        """Called before a micro-batch is added to the gradient, while the dense gradient is collected."""
+        self.dense_gradient.begin(self.weight.grad)
+
+    def after_accumulation(self, grad: Tensor, collects: bool) -> None:
+        """Called once a micro-batch was added to the gradient `grad`."""
+        self.storage.after_accumulation(grad, self.dense_gradient if collects else None)
+
+    def request_dense_gradient(self, wanted: bool) -> Tensor | None:
+        """Makes the next forward passes compute the dense gradient, or no longer, where that must be said before.
+
+        Returns:
+            A new leaf tensor after whose accumulation `after_probe` has to be called; None where there is none.
+        """
+        if not isinstance(self.module, SparseLinear) or wanted == self.module.wants_dense_gradient:
+            return None
+        if wanted:
+            return self.module.request_dense_gradient()
+        self.module.release_dense_gradient()
+        return None
+
+    def after_probe(self, probe: Tensor) -> None:
+        """Takes the dense gradient of one micro-batch out of the layer's probe."""
+        if isinstance(self.module, SparseLinear) and self.module.dense_gradient is not None:
+            self.dense_gradient.arrive(self.module.dense_gradient)
+        probe.grad = None
+
+
+def is_conv1d(module: nn.Module) -> bool:
+    """Whether this is Hugging Face's linear layer with a transposed weight.
+
+    Example:
+        >>> is_conv1d(nn.Conv1d(2, 2, 2))
+        False
+    """
+    kind = type(module)
+    return kind.__name__ == "Conv1D" and kind.__module__ == "transformers.pytorch_utils"

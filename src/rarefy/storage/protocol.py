@@ -1,0 +1,99 @@
+"""What a `SparseParameter` asks of its storage, whichever it is."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from rarefy.storage.gradients import DenseGradient
+from rarefy.storage.ranking import Score
+
+
+class Storage(Protocol):
+    """What a `SparseParameter` asks of either storage; the two never know which algorithm runs."""
+
+    @property
+    def kind(self) -> str:
+        """`masked` or `compact`."""
+        ...
+
+    @property
+    def weight(self) -> nn.Parameter:
+        """The parameter that the optimizer trains."""
+        ...
+
+    @property
+    def shape(self) -> torch.Size:
+        """The shape of the dense weight."""
+        ...
+
+    @property
+    def mask(self) -> Tensor:
+        """Bool, the shape of the dense weight, True = active."""
+        ...
+
+    @property
+    def active(self) -> int:
+        """How many connections are active, measured."""
+        ...
+
+    @property
+    def index_bytes(self) -> int:
+        """Memory of the mask or of the indices."""
+        ...
+
+    def dense_weight(self) -> Tensor:
+        """The dense weight with exact zeros, without gradient; not to be written to."""
+        ...
+
+    def keep_top(self, score: Score, count: int) -> Tensor:
+        """The mask of the best active connections; see `SparseParameter.keep_top`."""
+        ...
+
+    def set_mask(self, mask: Tensor, optimizers: Iterable[Optimizer]) -> None:
+        """Gives the weight a new topology; see `SparseParameter.set_mask`."""
+        ...
+
+    def prune(self, optimizers: Iterable[Optimizer]) -> None:
+        """Makes whatever is kept of inactive connections exact zeros."""
+        ...
+
+    def select_gradient(self) -> None:
+        """Makes the gradient of inactive connections exact zeros, unless they are so since the last time."""
+        ...
+
+    @property
+    def gradient_is_selected(self) -> bool:
+        """Whether no one wrote to the gradient since its zeros were put in place."""
+        ...
+
+    def after_accumulation(self, grad: Tensor, dense: DenseGradient | None) -> None:
+        """Called once a micro-batch was added to `grad`; `dense` collects the dense gradient if that is wanted."""
+        ...
+
+    def after_load(self, optimizers: Iterable[Optimizer]) -> None:
+        """Called after a state dict was loaded into the module."""
+        ...
+
+    def saved_entries(self, tensor: Tensor) -> Tensor:
+        """The saved form of a tensor of the shape of `weight`."""
+        ...
+
+    def loaded_entries(self, tensor: Tensor) -> Tensor:
+        """The reverse: from the dense form, or from the active entries in row-major order."""
+        ...
+
+
+def checksum(mask: Tensor) -> int:
+    """A checksum of a mask, by which an optimizer's saved entries know their topology.
+
+    Example:
+        >>> checksum(torch.tensor([True, False])) == checksum(torch.tensor([False, True]))
+        False
+    """
+    return zlib.crc32(mask.detach().cpu().contiguous().numpy().tobytes())

@@ -1,0 +1,72 @@
+"""Optimizer state between memory and a state dict, so that a run may go on with another storage or machine.
+
+Same-shaped states of a weight with compact storage are saved as their active entries in row-major order. Beside `state`
+the state dict then has `topology`: for each such weight the checksum of its mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch.optim import Optimizer
+
+from rarefy.errors import RarefyError
+from rarefy.storage.optimizer_state import changed, saved_indices
+from rarefy.storage.parameter import SparseParameter
+from rarefy.storage.protocol import checksum
+
+KEY = "topology"
+
+
+def save_entries(
+    parameters: Mapping[str, SparseParameter], optimizer: Optimizer, state_dict: dict[str, Any]
+) -> dict[str, Any]:
+    """The state dict in the form to be saved.
+
+    Args:
+        parameters: sparse weights by name; those that the optimizer does not train are left out.
+        optimizer: whose state dict it is.
+        state_dict: as torch makes it; left as it is.
+    """
+    indices, saved = saved_indices(optimizer), dict(state_dict["state"])
+    topology = dict(state_dict.get(KEY, {}))
+    for parameter in parameters.values():
+        index, storage = indices.get(parameter.weight), parameter.storage
+        if storage.kind == "compact" and index in saved:
+            saved[index] = changed(saved[index], parameter.weight.shape, storage.saved_entries)
+            topology[index] = checksum(parameter.mask)
+    return {**state_dict, "state": saved, **({KEY: topology} if topology else {})}
+
+
+def load_entries(
+    parameters: Mapping[str, SparseParameter], optimizer: Optimizer, state_dict: dict[str, Any]
+) -> dict[str, Any]:
+    """The state dict in the form that the optimizer takes at present.
+
+    Args:
+        parameters: sparse weights by name, whose masks are loaded already.
+        optimizer: that is about to load.
+        state_dict: as `save_entries` or a run with other storage left it; left as it is.
+
+    Raises:
+        RarefyError: a state was saved with another topology than the weight has.
+    """
+    indices, saved = saved_indices(optimizer), dict(state_dict["state"])
+    topology = {int(index): value for index, value in state_dict.get(KEY, {}).items()}
+    for parameter in parameters.values():
+        index = indices.get(parameter.weight)
+        if index is None or index not in saved:
+            continue
+        shape: Iterable[int] = parameter.shape
+        if index in topology:
+            mask = parameter.mask
+            if topology.pop(index) != checksum(mask):
+                raise RarefyError(
+                    f"the optimizer's state of {parameter.name} belongs to another topology; load the model's state "
+                    "dict first, and the optimizer's of the same moment after it"
+                )
+            shape = (int(mask.count_nonzero()),)
+        saved[index] = changed(saved[index], shape, parameter.storage.loaded_entries)
+    rest = {key: value for key, value in state_dict.items() if key != KEY}
+    return {**rest, "state": saved, **({KEY: topology} if topology else {})}

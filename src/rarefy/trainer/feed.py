@@ -1,0 +1,169 @@
+"""The training data as an endless stream of optimizer steps, with a position that a checkpoint can hold."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterable, Iterator, Sized
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rarefy.checkpoint import rng
+from rarefy.data.loader import ResumableLoader
+from rarefy.errors import RarefyError
+from rarefy.trainer.faults import signals_held_back
+
+log = logging.getLogger("rarefy")
+
+Loader = Iterable[Any] | Callable[[], Iterable[Any]]
+
+
+def open_loader(loader: Loader) -> Iterable[Any]:
+    """The data itself, from data or from a function that makes it.
+
+    Raises:
+        RarefyError: neither, or data without a single batch.
+
+    Example:
+        >>> open_loader(lambda: [1, 2])
+        [1, 2]
+    """
+    opened = loader() if callable(loader) and not isinstance(loader, Iterable) else loader
+    if not isinstance(opened, Iterable):
+        kind = type(opened).__name__
+        raise RarefyError(
+            f"{kind} is no training or validation data; give a DataLoader, a list, or a function"
+        )
+    if batches_in(opened) == 0:
+        raise RarefyError("the data has no batch; does it hold fewer samples than one batch takes?")
+    return opened
+
+
+def batches_in(data: Any) -> int | None:
+    """How many batches one pass over the data gives, if it tells.
+
+    Example:
+        >>> batches_in([1, 2]), batches_in(iter([1]))
+        (2, None)
+    """
+    if not isinstance(data, Sized):
+        return None
+    try:
+        return len(data)
+    except TypeError:
+        return None
+
+
+class TrainFeed:
+    """Reads the batches of one optimizer step after the other, epoch after epoch.
+
+    A step never spans two epochs: the last one of an epoch takes the batches that are left. Data with
+    `set_position` is asked to go to a position; other data gets there by reading and dropping batches, with
+    the random generators as they were when that epoch began.
+
+    Args:
+        loader: the data, or a function that makes it.
+        accumulate: batches per optimizer step.
+
+    Attributes:
+        epoch: passes over the data that are over.
+        batch: batches of this pass that were read.
+    """
+
+    def __init__(self, loader: Loader, accumulate: int = 1) -> None:
+        self.data = open_loader(loader)
+        self.accumulate = accumulate
+        self.epoch, self.batch = 0, 0
+        self._iterator: Iterator[Any] | None = None
+        self._at_epoch_start: dict[str, Tensor] = {}
+
+    @property
+    def steps_per_epoch(self) -> int | None:
+        """Optimizer steps in one pass over the data, if it tells its length."""
+        batches = batches_in(self.data)
+        return None if batches is None else math.ceil(batches / self.accumulate)
+
+    def next_step(self) -> list[Any]:
+        """The batches of the next optimizer step, at least one.
+
+        Raises:
+            RarefyError: a pass over the data gives nothing.
+        """
+        window = self._read()
+        if window:
+            return window
+        if self._iterator is not None and self.batch:
+            self.epoch, self.batch = self.epoch + 1, 0
+        self._begin_epoch(0)
+        window = self._read()
+        if not window:
+            hint = "an iterator gives its batches only once; give a DataLoader, a list, or a function"
+            raise RarefyError(f"the training data gave no batch in epoch {self.epoch}: {hint}")
+        return window
+
+    def give_back(self, window: list[Any]) -> None:
+        """Takes the position back to before `window`, the last step's batches; only a checkpoint may follow."""
+        self.batch -= len(window)
+
+    def close(self) -> None:
+        """Lets go of the iterator, which ends its worker processes."""
+        self._iterator = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position, and what is needed to get the same epoch again."""
+        return {"epoch": self.epoch, "batch": self.batch, "at_epoch_start": dict(self._at_epoch_start)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes to a position; changes the random generators, so restore them afterwards."""
+        self.epoch, self._iterator = state["epoch"], None
+        if state["batch"]:
+            self._restore(state["at_epoch_start"])
+            self._begin_epoch(state["batch"])
+        self.batch = state["batch"]
+
+    def _read(self) -> list[Any]:
+        window: list[Any] = []
+        while self._iterator is not None and len(window) < self.accumulate:
+            try:
+                window.append(next(self._iterator))
+            except StopIteration:
+                break
+        self.batch += len(window)
+        return window
+
+    def _begin_epoch(self, batch: int) -> None:
+        self._at_epoch_start = self._capture()
+        sampler = getattr(self.data, "sampler", None)
+        if hasattr(sampler, "set_epoch"):
+            sampler.set_epoch(self.epoch)  # type: ignore[union-attr]
+        if isinstance(self.data, ResumableLoader):
+            self.data.set_position(self.epoch, batch)
+            batch = 0
+        with signals_held_back():
+            self._iterator = iter(self.data)
+        if batch:
+            log.info("reading past the first %d batches of epoch %d", batch, self.epoch)
+        for _ in range(batch):
+            next(self._iterator, None)
+
+    def _capture(self) -> dict[str, Tensor]:
+        own = {
+            f"loader.{index}": generator.get_state() for index, generator in enumerate(_generators(self.data))
+        }
+        return {**rng.capture(), **own}
+
+    def _restore(self, states: dict[str, Tensor]) -> None:
+        rng.restore(states)
+        for index, generator in enumerate(_generators(self.data)):
+            if f"loader.{index}" in states:
+                generator.set_state(states[f"loader.{index}"])
+
+
+def _generators(data: Any) -> list[torch.Generator]:
+    """The random generators that a DataLoader and its samplers own."""
+    sampler, batch_sampler = getattr(data, "sampler", None), getattr(data, "batch_sampler", None)
+    owners = [data, sampler, batch_sampler, getattr(batch_sampler, "sampler", None)]
+    found = [getattr(owner, "generator", None) for owner in owners]
+    return list(dict.fromkeys(generator for generator in found if isinstance(generator, torch.Generator)))

@@ -1,0 +1,97 @@
+"""One optimizer step: every micro-batch forward and backward, then unscale → clip → step."""
+
+from __future__ import annotations
+
+import math
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from rarefy.distributed import mean_over_ranks
+from rarefy.filters import named_weights
+from rarefy.models.call import loss_of, to_device
+from rarefy.trainer.faults import first_not_finite
+from rarefy.trainer.precision import gradient_norm, parameters_of
+
+if TYPE_CHECKING:
+    from rarefy.trainer.trainer import Trainer
+
+
+@dataclass(frozen=True)
+class StepOutcome:
+    """What one optimizer step did.
+
+    Args:
+        loss: mean over the micro-batches.
+        grad_norm: norm over all parameters, before clipping.
+        lr: the learning rate of the first parameter group in this step.
+        culprit: why the step was skipped; None when it was taken.
+    """
+
+    loss: float
+    grad_norm: float
+    lr: float
+    culprit: str | None = None
+
+
+def take_step(trainer: Trainer, batches: list[Any]) -> StepOutcome:
+    """Trains on the micro-batches of one optimizer step.
+
+    A step whose loss or gradients are not finite is skipped: weights, optimizer, sparsity and schedulers
+    stay as they are.
+
+    Args:
+        trainer: whose model learns.
+        batches: the micro-batches, at least one, checked by the model.
+    """
+    optimizer, precision = trainer.trained_by, trainer.precision
+    losses = [_learn(trainer, batch, index, len(batches)) for index, batch in enumerate(batches)]
+    precision.unscale(optimizer)
+    trainer.emit("on_before_optimizer_step", trainer)
+    norm = gradient_norm(parameters_of(optimizer))
+    loss = mean_over_ranks(torch.stack(losses).float().mean()).item()
+    outcome = _outcome(trainer, loss, norm)
+    if outcome.culprit is None:
+        precision.clip(optimizer, norm)
+        precision.step(optimizer)
+    else:
+        precision.skip()
+    trainer.emit("on_after_optimizer_step", trainer)
+    optimizer.zero_grad(set_to_none=True)
+    if outcome.culprit is None:
+        for scheduler in trainer.schedulers:
+            scheduler.step()
+    return outcome
+
+
+def _learn(trainer: Trainer, batch: Any, index: int, count: int) -> Tensor:
+    """Adds the gradients of one of `count` micro-batches; returns its loss."""
+    batch = to_device(batch, trainer.device)
+    trainer.emit("on_train_batch_start", trainer, batch, index)
+    trainer.emit("on_before_forward", trainer, batch)
+    with _gradients_shared(trainer, is_last=index == count - 1):
+        with trainer.precision.autocast():
+            outputs = trainer.forward(batch)
+        trainer.emit("on_after_forward", trainer, outputs, batch)
+        loss = loss_of(outputs)
+        trainer.precision.backward(loss if count == 1 else loss / count)
+    trainer.emit("on_after_backward", trainer)
+    return loss.detach()
+
+
+def _gradients_shared(trainer: Trainer, is_last: bool) -> AbstractContextManager[Any]:
+    """Ranks exchange gradients in the last micro-batch only."""
+    model = trainer.forward.model
+    return nullcontext() if is_last or not isinstance(model, DistributedDataParallel) else model.no_sync()
+
+
+def _outcome(trainer: Trainer, loss: float, norm: Tensor) -> StepOutcome:
+    grad_norm, lr = norm.item(), float(trainer.trained_by.param_groups[0]["lr"])
+    if math.isfinite(loss) and math.isfinite(grad_norm):
+        return StepOutcome(loss, grad_norm, lr)
+    gradients = ((name, parameter.grad) for name, parameter in named_weights(trainer.model))
+    return StepOutcome(loss, grad_norm, lr, first_not_finite(gradients, loss))

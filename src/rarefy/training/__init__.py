@@ -1,1 +1,0 @@
-"""Trainer, callbacks and checkpoints."""

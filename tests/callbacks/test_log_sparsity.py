@@ -1,0 +1,153 @@
+"""Target and actual sparsity, grown and explored connections."""
+
+import pytest
+import torch
+
+from rarefy.algorithms.gmp import GMP
+from rarefy.algorithms.group import Group
+from rarefy.algorithms.rigl import RigL
+from rarefy.algorithms.static import Static
+from rarefy.callbacks import LogSparsity
+from rarefy.callbacks.log_sparsity import common_prefix, grown_share
+
+SCHEDULE = {"type": "linear", "init": 0.0, "slope": 0.1}
+
+
+def started(trainer) -> LogSparsity:
+    callback = LogSparsity()
+    callback.setup(trainer)
+    callback.on_fit_start(trainer)
+    return callback
+
+
+def run(trainer, callback: LogSparsity, steps: int) -> list[dict[str, float]]:
+    for _ in range(steps):
+        trainer.step(callback)
+    return [metrics for _, metrics in trainer.logged]
+
+
+def test_a_dense_run_logs_nothing(make_trainer):
+    trainer = make_trainer(None)
+    assert run(trainer, started(trainer), 2) == []
+
+
+def test_static(make_trainer):
+    trainer = make_trainer(Static(0.9))
+    [metrics] = run(trainer, started(trainer), 1)
+    actual = {name: (~trainer.model[i].weight_mask).float().mean() for i, name in enumerate("01")}
+    assert metrics == {
+        "sparsity/*/target": 0.9,
+        "sparsity/0.weight/actual": pytest.approx(actual["0"].item()),
+        "sparsity/1.weight/actual": pytest.approx(actual["1"].item()),
+        "sparsity/model/actual": pytest.approx(1 - (5 + 2) / 72),
+        "sparsity/model/explored": pytest.approx((5 + 2) / 72),
+    }
+
+
+def test_the_actual_sparsity_is_measured_and_not_copied(make_trainer):
+    trainer = make_trainer(Static(0.9))
+    callback = started(trainer)
+    trainer.model[0].weight_mask.fill_(True)
+    assert run(trainer, callback, 1)[0]["sparsity/0.weight/actual"] == 0
+
+
+def test_a_schedule_is_logged_once_under_the_common_prefix(make_trainer):
+    trainer = make_trainer(GMP(SCHEDULE, param_filter="*.weight"))
+    metrics = run(trainer, started(trainer), 3)
+    assert [step["sparsity/*/target"] for step in metrics] == pytest.approx([0.1, 0.2, 0.3])
+    assert metrics[2]["sparsity/0.weight/actual"] == pytest.approx(1 - round(0.7 * 48) / 48)
+    assert sum(name.endswith("/target") for name in metrics[0]) == 1
+
+
+def test_a_single_parameter_is_its_own_prefix(make_trainer):
+    trainer = make_trainer(GMP(SCHEDULE, param_filter="1.weight"))
+    assert "sparsity/1.weight*/target" in run(trainer, started(trainer), 1)[0]
+
+
+def test_two_algorithms_with_one_prefix_do_not_hide_each_other(make_trainer):
+    trainer = make_trainer(
+        Group([Static(0.5, param_filter="0.weight"), Static(0.25, param_filter="1.weight")])
+    )
+    [metrics] = run(trainer, started(trainer), 1)
+    assert metrics["sparsity/*/target"] == 0.5 and metrics["sparsity/*[2]/target"] == 0.25
+
+
+def test_only_log_steps_are_logged(make_trainer):
+    trainer = make_trainer(Static(0.5), log_every=3)
+    run(trainer, started(trainer), 7)
+    assert [step for step, _ in trainer.logged] == [3, 6]
+
+
+def test_grown_is_the_share_of_replaced_connections_once_per_update(make_trainer):
+    trainer = make_trainer(RigL(0.5, drop_fraction=0.5, update={"freq": 4}, seed=0))
+    before = trainer.model[0].weight_mask.clone()
+    metrics = run(trainer, started(trainer), 6)
+    after = trainer.model[0].weight_mask
+    has_grown = ["sparsity/0.weight/grown" in step for step in metrics]
+    assert has_grown == [False, False, False, True, False, False]
+    assert metrics[3]["sparsity/0.weight/grown"] == grown_share(before, after) > 0
+
+
+def test_an_update_between_log_steps_is_logged_at_the_next(make_trainer):
+    trainer = make_trainer(RigL(0.5, drop_fraction=0.5, update={"freq": 2, "stop": 3}, seed=0), log_every=3)
+    metrics = run(trainer, started(trainer), 6)
+    assert ["sparsity/0.weight/grown" in step for step in metrics] == [True, False]
+
+
+def test_explored_grows_with_every_topology(make_trainer):
+    trainer = make_trainer(RigL(0.5, drop_fraction=0.5, update={"freq": 2}, seed=0))
+    callback = started(trainer)
+    ever = [layer.weight_mask.clone() for layer in trainer.model]
+    for _ in range(8):
+        trainer.step(callback)
+        ever = [seen | layer.weight_mask for seen, layer in zip(ever, trainer.model, strict=True)]
+        explored = trainer.logged[-1][1]["sparsity/model/explored"]
+        assert explored == pytest.approx(sum(int(seen.sum()) for seen in ever) / 72)
+    assert trainer.logged[-1][1]["sparsity/model/explored"] > 0.5
+
+
+def test_a_resumed_run_remembers_what_was_explored(make_trainer):
+    trainer = make_trainer(RigL(0.5, drop_fraction=0.5, update={"freq": 1}, seed=0))
+    callback = started(trainer)
+    run(trainer, callback, 3)
+    state = {}
+    callback.on_save_checkpoint(trainer, state)
+    resumed = LogSparsity()
+    resumed.setup(trainer)
+    resumed.on_load_checkpoint(trainer, state)
+    resumed.on_fit_start(trainer)
+    kept = {name: mask.clone() for name, mask in state["LogSparsity"]["ever_active"].items()}
+    fresh = started(trainer)
+    assert resumed._explored() == callback._explored() > fresh._explored()
+    run(trainer, resumed, 1)
+    assert all(torch.equal(state["LogSparsity"]["ever_active"][name], mask) for name, mask in kept.items())
+
+
+def test_a_checkpoint_without_its_state_starts_afresh(make_trainer):
+    trainer = make_trainer(Static(0.5))
+    callback = LogSparsity()
+    callback.setup(trainer)
+    callback.on_load_checkpoint(trainer, {})
+    callback.on_fit_start(trainer)
+    assert callback._explored() == 0.5
+
+
+def test_one_callback_may_serve_several_trainers(make_trainer):
+    first, second = make_trainer(RigL(0.5, update={"freq": 1}, seed=0)), make_trainer(Static(0.5))
+    callback = started(first)
+    callback.setup(second)
+    callback.on_fit_start(second)
+    first.step(LogSparsity())
+    assert "sparsity/0.weight/grown" not in run(second, callback, 1)[0]
+
+
+def test_grown_share_of_an_empty_mask():
+    assert grown_share(torch.tensor([True]), torch.tensor([False])) == 0
+
+
+@pytest.mark.parametrize(
+    ("names", "prefix"),
+    [(["a.b", "a.c"], "a."), (["x"], "x"), (["a", "b"], ""), (["layer", "layer.1"], "layer")],
+)
+def test_common_prefix(names, prefix):
+    assert common_prefix(names) == prefix

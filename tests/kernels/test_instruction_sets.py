@@ -1,0 +1,66 @@
+import importlib
+import re
+import sys
+
+import pytest
+import torch
+
+from rarefy import torch_private as torch_modes
+from rarefy.errors import RarefyError
+from rarefy.kernels import instruction_sets as dispatch
+from rarefy.kernels import native
+
+
+def forget() -> None:
+    dispatch.extension.cache_clear()
+    dispatch._compiled.cache_clear()
+    dispatch._chosen.cache_clear()
+
+
+def test_the_newest_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAREFY_KERNELS", raising=False)
+    assert dispatch.instruction_set() == dispatch.available()[-1]
+
+
+def test_every_available_name_can_be_chosen(isa: str) -> None:
+    assert dispatch.instruction_set() == isa
+    assert (dispatch.instruction_set_index() is None) == (isa == "reference")
+
+
+def test_unknown_names_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAREFY_KERNELS", "v9")
+    with pytest.raises(RarefyError, match="RAREFY_KERNELS: v9 is not available here; give one of reference"):
+        dispatch.instruction_set()
+
+
+def test_without_the_compiled_kernels_there_is_one_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> None:
+        raise ImportError(f"No module named {name}")
+
+    forget()
+    try:
+        monkeypatch.setattr(importlib, "import_module", missing)
+        monkeypatch.delenv("RAREFY_KERNELS", raising=False)
+        with pytest.warns(RuntimeWarning, match="without its compiled kernels") as caught:
+            assert [dispatch.instruction_set(), dispatch.instruction_set()] == ["reference", "reference"]
+        assert len(caught) == 1
+        assert dispatch.remedy(sys.platform) in str(caught[0].message)
+        with pytest.raises(RarefyError, match=f"not installed; {re.escape(dispatch.remedy(sys.platform))}$"):
+            native._module()
+    finally:
+        forget()
+
+
+@pytest.mark.parametrize(("platform", "helps"), [("linux", True), ("freebsd14", True), ("darwin", False)])
+def test_a_compiler_is_advised_where_it_helps(platform: str, helps: bool) -> None:
+    assert ("compiler" in dispatch.remedy(platform)) == helps
+    assert ("macOS" in dispatch.remedy(platform)) == (not helps)
+
+
+def test_a_private_function_that_torch_lacks_sends_every_call_to_the_dispatcher(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert torch_modes.private("_len_torch_dispatch_stack") is torch._C._len_torch_dispatch_stack
+    assert native.unwatched(torch.ones(1))
+    monkeypatch.setattr(native, "has_mode", torch_modes.private("_removed_from_torch"))
+    assert not native.unwatched(torch.ones(1))

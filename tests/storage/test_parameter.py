@@ -1,0 +1,154 @@
+"""One sparse weight: mask, exact zeros, optimizer state, dense gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from rarefy.errors import ConfigError
+from rarefy.filters import candidates
+from rarefy.patterns import Pattern
+from rarefy.storage.parameter import DenseGradient, SparseParameter
+
+
+def sparse(module, pattern=None):
+    return SparseParameter(next(iter(candidates(module))), pattern or Pattern())
+
+
+def left_half(shape):
+    mask = torch.zeros(shape, dtype=torch.bool)
+    mask[:, : shape[1] // 2] = True
+    return mask
+
+
+def test_the_mask_is_a_persistent_bool_buffer_beside_the_weight():
+    layer = nn.Linear(4, 3)
+    parameter = sparse(layer)
+    assert (parameter.name, parameter.storage.kind) == ("weight", "masked")
+    assert parameter.weight is layer.weight and parameter.mask is layer.weight_mask
+    assert layer.weight_mask.dtype == torch.bool and bool(layer.weight_mask.all())
+    assert list(layer.state_dict()) == ["weight", "bias", "weight_mask"]
+
+
+def test_a_new_mask_prunes_weight_gradient_and_state():
+    layer = nn.Linear(4, 4)
+    parameter, optimizer = sparse(layer), torch.optim.AdamW(layer.parameters())
+    layer(torch.ones(2, 4)).sum().backward()
+    optimizer.step()
+    kept = layer.weight.detach().clone()
+    mask = left_half((4, 4))
+    parameter.set_mask(mask, [optimizer])
+    state = optimizer.state[layer.weight]
+    for tensor in (layer.weight, layer.weight.grad, state["exp_avg"], state["exp_avg_sq"]):
+        assert not tensor[~mask].any() and bool((tensor[mask] != 0).all())
+    assert torch.equal(layer.weight[mask], kept[mask])
+    assert state["step"] == 1 and parameter.actual_sparsity == 0.5
+
+
+def test_nan_does_not_survive_pruning():
+    layer = nn.Linear(4, 4)
+    parameter = sparse(layer)
+    with torch.no_grad():
+        layer.weight.fill_(float("nan"))
+    parameter.set_mask(torch.zeros(4, 4, dtype=torch.bool), [])
+    assert not layer.weight.any()
+
+
+def test_a_grown_connection_starts_at_zero():
+    layer = nn.Linear(4, 4)
+    parameter = sparse(layer)
+    parameter.set_mask(left_half((4, 4)), [])
+    parameter.set_mask(torch.ones(4, 4, dtype=torch.bool), [])
+    assert not layer.weight[:, 2:].any() and bool((layer.weight[:, :2] != 0).all())
+
+
+def test_the_mask_keeps_its_tensor_and_does_not_alias_the_callers():
+    layer = nn.Linear(4, 4)
+    parameter, buffer, mask = sparse(layer), layer.weight_mask, left_half((4, 4))
+    parameter.set_mask(mask, [])
+    assert layer.weight_mask is buffer
+    mask.fill_(True)
+    assert parameter.actual_sparsity == 0.5
+
+
+def test_nested_state_is_pruned_and_other_shapes_are_left_alone():
+    layer = nn.Linear(4, 4)
+    parameter, optimizer = sparse(layer), torch.optim.SGD(layer.parameters(), lr=0.1)
+    inner, row, listed = torch.ones(4, 4), torch.ones(4), torch.ones(4, 4)
+    optimizer.state[layer.weight] = {"deep": {"inner": inner, "row": row}, "list": [listed, 3], "name": "x"}
+    mask = left_half((4, 4))
+    parameter.set_mask(mask, [optimizer])
+    assert torch.equal(inner.bool(), mask) and torch.equal(listed.bool(), mask) and bool(row.all())
+
+
+def test_optimizers_that_know_nothing_of_the_weight_are_left_alone():
+    layer = nn.Linear(4, 4)
+    optimizer = torch.optim.Adam([nn.Parameter(torch.ones(4, 4))])
+    sparse(layer).set_mask(left_half((4, 4)), [optimizer])
+    assert not optimizer.state
+
+
+def test_channels_last_weights_keep_their_format():
+    conv = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+    parameter = sparse(conv)
+    mask = torch.rand(conv.weight.shape) < 0.5
+    parameter.set_mask(mask, [])
+    assert torch.equal(conv.weight != 0, mask)
+    assert conv.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_groups_that_do_not_fit_leave_the_module_untouched():
+    layer = nn.Linear(4, 3)
+    with pytest.raises(ConfigError, match="balance_out_groups: 2 is not allowed"):
+        sparse(layer, Pattern(0, 2))
+    assert list(layer.state_dict()) == ["weight", "bias"]
+
+
+def test_remove_leaves_no_trace():
+    layer = nn.Linear(4, 3)
+    sparse(layer).storage.remove()
+    assert list(layer.state_dict()) == ["weight", "bias"] and not hasattr(layer, "weight_mask")
+
+
+MASK = torch.tensor([True, True, False, False])
+
+
+def accumulate(dense, grad, piece):
+    """What a backward pass does to the accumulated gradient of a masked weight."""
+    dense.begin(grad)
+    grad = piece.clone() if grad is None else grad.add_(piece)
+    dense.add(grad, MASK)
+    grad.masked_fill_(~MASK, 0)
+    dense.seal(grad)
+    return grad
+
+
+def test_micro_batches_add_up_at_every_position():
+    dense, pieces, grad = DenseGradient(), torch.randn(3, 4), None
+    for piece in pieces:
+        grad = accumulate(dense, grad, piece)
+    torch.testing.assert_close(dense.take(), pieces.sum(0))
+    assert dense.take() is None
+
+
+@pytest.mark.parametrize("to_none", [True, False])
+def test_discarded_gradients_are_forgotten(to_none):
+    dense, first, second = DenseGradient(), torch.randn(4), torch.randn(4)
+    grad = accumulate(dense, None, first)
+    grad = accumulate(dense, None if to_none else grad.zero_(), second)
+    assert torch.equal(dense.take(), second)
+
+
+def test_a_gradient_that_is_zero_by_itself_is_not_forgotten():
+    dense, first, second = DenseGradient(), torch.tensor([0.0, 0.0, 3.0, 4.0]), torch.ones(4)
+    grad = accumulate(dense, None, first)
+    accumulate(dense, grad, second)
+    assert dense.take().tolist() == [1.0, 1.0, 4.0, 5.0]
+
+
+def test_a_gradient_that_was_rewritten_but_not_discarded_is_not_forgotten():
+    dense, first, second = DenseGradient(), torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.ones(4)
+    grad = accumulate(dense, None, first).mul_(1.0)
+    accumulate(dense, grad, second)
+    assert dense.take().tolist() == [2.0, 3.0, 4.0, 5.0]
