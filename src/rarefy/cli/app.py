@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from rarefy.cli import bench, export, hdf5, look, options
+from rarefy.cli import bench, export, hdf5, options, plot, report
 from rarefy.cli import inspect as inspection
 from rarefy.cli.guard import guarded
 from rarefy.cli.overrides import Flags
@@ -28,7 +28,6 @@ app = typer.Typer(
 )
 data_app = typer.Typer(name="data", help="Prepare data sets.", no_args_is_help=True)
 app.add_typer(data_app)
-look.attach(app)
 
 
 def _show_version(wanted: bool) -> None:
@@ -109,6 +108,8 @@ app.command("validate_all")(_with_mode("eval_all", "The same as `run --mode eval
 app.command("export")(export.command)
 app.command("inspect")(inspection.command)
 app.command("bench")(bench.command)
+app.command("plot")(plot.command)
+app.command("report")(report.command)
 
 
 @app.command("schema")

@@ -5,9 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated
+
+from typer import Argument, Exit, Option
 
 from rarefy.algorithms.base import SparsityAlgorithm
-from rarefy.cli import messages
+from rarefy.cli import messages, options
+from rarefy.cli.guard import guarded
 from rarefy.cli.overrides import Flags, apply_flags
 from rarefy.errors import ConfigError
 from rarefy.report.chart import LineChart
@@ -17,6 +21,21 @@ from rarefy.run.builder import Builder
 from rarefy.run.schema import TrainerConfig, parse
 from rarefy.run.yaml_file import load_file
 from rarefy.trainer.plan import LoopConfig
+
+_OUT = "The PNG file; <PARAMS>_schedules.png beside PARAMS.yaml where not given."
+
+Params = Annotated[Path, Argument(metavar="PARAMS.yaml", help="The configuration file.")]
+Out = Annotated[Path | None, Option("--out", "-o", help=_OUT)]
+
+
+def command(
+    params: Params,
+    out: Out = None,
+    assignments: options.Assignments = None,
+    imports: options.Imports = True,
+) -> None:
+    """Draw the sparsity and drop-fraction schedules of PARAMS.yaml, before any training."""
+    raise Exit(guarded(lambda: plot(params, out, tuple(assignments or ()), imports)))
 
 
 def plot(params: Path, out: Path | None, assignments: tuple[str, ...], imports: bool) -> None:

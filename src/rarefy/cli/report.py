@@ -6,8 +6,12 @@ import logging
 import time
 from importlib.metadata import version
 from pathlib import Path
+from typing import Annotated
+
+from typer import Argument, Exit, Option
 
 from rarefy.cli import messages
+from rarefy.cli.guard import guarded
 from rarefy.errors import RarefyError
 from rarefy.report.page import page
 from rarefy.report.png import save_png
@@ -17,6 +21,16 @@ from rarefy.report.sections import headlines, sections_of
 log = logging.getLogger("rarefy")
 
 FILE_NAME = "report.html"
+_OUT = "The HTML file; report.html in MODEL_DIR where not given."
+
+ModelDir = Annotated[Path, Argument(metavar="MODEL_DIR", help="Where a run left its logs.")]
+Out = Annotated[Path | None, Option("--out", "-o", help=_OUT)]
+Png = Annotated[Path | None, Option("--png", help="A folder for the charts as PNG files.")]
+
+
+def command(model_dir: ModelDir, out: Out = None, png: Png = None) -> None:
+    """Write one self-contained HTML file about a run."""
+    raise Exit(guarded(lambda: report(model_dir, out, png)))
 
 
 def report(model_dir: Path, out: Path | None = None, png: Path | None = None) -> None:
