@@ -43,4 +43,4 @@ def batch_of(step: int, samples: int, length: int) -> dict[str, torch.Tensor]:
 def step_of(trainer: Trainer, batch: dict[str, torch.Tensor]) -> float:
     """One optimizer step; its loss."""
     trainer.model.train()
-    return take_step(trainer, [batch]).loss
+    return take_step(trainer.session, [batch]).loss

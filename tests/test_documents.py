@@ -37,7 +37,7 @@ from rarefy.algorithms.registry import ALGORITHMS
 from rarefy.cli.app import app
 from rarefy.config import accepted_options
 from rarefy.initializers import INITIALIZERS
-from rarefy.run.blocks import InitBlock
+from rarefy.run.file_keys import InitBlock
 from rarefy.schedules import SCHEDULES
 
 BLOCKS = [block for page in PAGES for block in blocks(page)]

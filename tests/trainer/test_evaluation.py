@@ -132,7 +132,7 @@ def test_data_without_a_batch_is_named(tmp_path: Path) -> None:
 
 def test_it_can_be_given_up(tmp_path: Path) -> None:
     asked = iter([False, True])
-    assert evaluate(trainer(tmp_path), batches(1, 2, 3), stop=lambda: next(asked)) is None
+    assert evaluate(trainer(tmp_path).session, batches(1, 2, 3), stop=lambda: next(asked)) is None
 
 
 def test_losses_are_averaged_in_double_precision() -> None:

@@ -10,7 +10,7 @@ from torch import nn
 from rarefy.callbacks.events import Callback, Logger
 from rarefy.checkpoint.directory import load
 from rarefy.optim.lr_schedules import LinearLR
-from rarefy.trainer.faults import NotFiniteError, first_not_finite
+from rarefy.trainer.skipped_steps import NotFiniteError, first_not_finite
 from rarefy.trainer.trainer import Trainer
 
 

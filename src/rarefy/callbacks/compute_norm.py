@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rarefy.callbacks.events import Callback
-from rarefy.callbacks.view import TrainerView
+from rarefy.callbacks.trainer_view import TrainerView
 from rarefy.filters import named_weights
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rarefy.callbacks.events import Logger
-from rarefy.callbacks.view import TrainerView
+from rarefy.callbacks.trainer_view import TrainerView
 from rarefy.errors import RarefyError
 
 FILE_NAME = "metrics.csv"

@@ -16,6 +16,7 @@ class Dispatcher:
     """Knows which callbacks override which events, so that an event without listeners costs one look-up.
 
     Args:
+        trainer: what every listener is shown.
         callbacks: called first, in order.
         loggers: called next, in order.
 
@@ -23,9 +24,11 @@ class Dispatcher:
         RarefyError: something that is no callback or no logger.
     """
 
-    def __init__(self, callbacks: Sequence[Callback], loggers: Sequence[Logger]) -> None:
+    def __init__(self, trainer: Any, callbacks: Sequence[Callback], loggers: Sequence[Logger]) -> None:
         _check(callbacks, Callback, "callbacks")
         _check(loggers, Logger, "loggers")
+        self._trainer = trainer
+        self._loggers = loggers
         self._listeners: dict[str, list[Callable[..., None]]] = {name: [] for name in EVENTS}
         for callback in (*callbacks, *loggers):
             for name in EVENTS:
@@ -35,7 +38,12 @@ class Dispatcher:
     def __call__(self, event: str, *arguments: Any) -> None:
         """Calls every callback that overrides `event`."""
         for listener in self._listeners[event]:
-            listener(*arguments)
+            listener(self._trainer, *arguments)
+
+    def log(self, metrics: dict[str, float], step: int) -> None:
+        """Gives metrics to every logger, in order."""
+        for logger in self._loggers:
+            logger.log(self._trainer, metrics, step)
 
 
 def _check(given: Sequence[Any], kind: type[Callback], name: str) -> None:

@@ -50,7 +50,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rarefy.callbacks.view import TrainerView
+from rarefy.callbacks.trainer_view import TrainerView
 
 
 class Callback:

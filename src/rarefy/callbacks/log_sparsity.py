@@ -10,7 +10,7 @@ from torch.utils.hooks import RemovableHandle
 
 from rarefy.algorithms.base import SparsityAlgorithm
 from rarefy.callbacks.events import Callback
-from rarefy.callbacks.view import TrainerView
+from rarefy.callbacks.trainer_view import TrainerView
 from rarefy.storage.parameter import SparseParameter
 
 STATE_KEY = "LogSparsity"

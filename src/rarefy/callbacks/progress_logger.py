@@ -14,8 +14,8 @@ from rich.table import Column
 
 from rarefy.callbacks.events import Logger
 from rarefy.callbacks.log_sparsity import actual_of, algorithms_of, parameters_of
-from rarefy.callbacks.outlook import final_target
-from rarefy.callbacks.view import TrainerView
+from rarefy.callbacks.planned_sparsity import final_target
+from rarefy.callbacks.trainer_view import TrainerView
 
 BAR_WIDTH = 20
 RATES = {"tokens_per_second": "tokens/s", "samples_per_second": "samples/s"}

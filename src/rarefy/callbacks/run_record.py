@@ -18,7 +18,7 @@ from torch import nn
 from rarefy.callbacks.events import Callback
 from rarefy.callbacks.flops import ForwardFlops
 from rarefy.callbacks.log_sparsity import actual_of, algorithms_of, parameters_of
-from rarefy.callbacks.view import TrainerView
+from rarefy.callbacks.trainer_view import TrainerView
 from rarefy.distributed import is_first
 from rarefy.errors import RarefyError
 from rarefy.filters import candidates

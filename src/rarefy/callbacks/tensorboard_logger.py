@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from rarefy.callbacks.events import Logger
-from rarefy.callbacks.view import TrainerView
+from rarefy.callbacks.trainer_view import TrainerView
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard.writer import SummaryWriter

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from rarefy.cli import messages
 from rarefy.errors import ConfigError, RarefyError
-from rarefy.trainer.faults import Interrupted
+from rarefy.trainer.signals import Interrupted
 
 log = logging.getLogger("rarefy")
 

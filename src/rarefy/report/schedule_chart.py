@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from rarefy.algorithms.base import SparsityAlgorithm
-from rarefy.callbacks.outlook import updates_within, value_at
+from rarefy.callbacks.planned_sparsity import updates_within, value_at
 from rarefy.report.chart import Line, LineChart
 from rarefy.report.scale import readable
 from rarefy.report.series import MOST_POINTS, Series

@@ -26,11 +26,11 @@ from rarefy.models.registry import build_model
 from rarefy.optim.lr_schedules import Schedule
 from rarefy.optim.optimizers import build_optimizer
 from rarefy.optim.schedulers import SchedulerFactory, read_schedulers
-from rarefy.run.blocks import DataBlock, FitBlock
+from rarefy.run.file_keys import DataBlock, FitBlock
 from rarefy.run.schema import TrainerConfig
-from rarefy.trainer.assembly import resolve_device
 from rarefy.trainer.feed import batches_in
 from rarefy.trainer.plan import LoopConfig, plan_run
+from rarefy.trainer.session_builder import resolve_device
 from rarefy.trainer.trainer import Trainer
 from rarefy.validation import shorten
 
@@ -233,11 +233,11 @@ class Builder:
                 callbacks=[*self.callbacks, *more_callbacks],
                 loggers=[] if quiet else self.loggers,
                 seed=init.seed,
+                params=self.config.as_params,
             )
         except ConfigError as error:
             is_placed = error.path.startswith(self.path)
             raise error if is_placed else error.under(f"{self.path}.sparsity") from None
-        trainer.params = self.config.as_params
         tell_filter(trainer.model, sparsity)
         return trainer
 

@@ -217,14 +217,14 @@ def one_step(trainer: Trainer, batch: Any) -> tuple[float, dict[str, int]]:
     Raises:
         RarefyError: the model refuses the batch or returns no loss.
     """
-    trainer.forward.check(batch)
+    trainer.session.forward.check(batch)
     batch = to_device(batch, trainer.device)
     trainer.model.train()
     for parameter in _sparse_parameters(trainer).values():
         parameter.request_dense_gradient(False)
     with FlopCounterMode(display=False, custom_mapping=_AS_DENSE) as counter:
         with trainer.precision.autocast():
-            loss = loss_of(trainer.forward(batch))
+            loss = loss_of(trainer.session.forward(batch))
         loss.backward()
     trainer.trained_by.step()
     prefix = f"{type(trainer.model).__name__}."
@@ -239,10 +239,10 @@ def try_batch(trainer: Trainer, batch: Any) -> None:
     Raises:
         RarefyError: the model refuses the batch or returns no loss.
     """
-    trainer.forward.check(batch)
+    trainer.session.forward.check(batch)
     trainer.model.eval()
     with trainer.precision.autocast():
-        loss_of(trainer.forward(to_device(batch, trainer.device)))
+        loss_of(trainer.session.forward(to_device(batch, trainer.device)))
 
 
 def plan_cost(trainer: Trainer, parameters: tuple[ParameterPlan, ...], flops: dict[str, int]) -> CostPlan:

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from rarefy.errors import ConfigError, join_path
-from rarefy.run.blocks import File, FitBlock, InitBlock, TrainerBlock, ValidateAllBlock, ValidateBlock
+from rarefy.run.file_keys import File, FitBlock, InitBlock, TrainerBlock, ValidateAllBlock, ValidateBlock
 from rarefy.run.model_zoo import drop_ignored, is_legacy, new_form
 from rarefy.validation import shorten
 from rarefy.validation.findings import as_config_error

@@ -38,7 +38,7 @@ def speed_up(builder: Builder, trained: Trainer, steps: int) -> float:
     for batches in islice(_steps_of(data, builder), steps + _WARM_UP):
         for trainer, times in seconds.items():
             begin = perf_counter()
-            take_step(trainer, batches)
+            take_step(trainer.session, batches)
             times.append(perf_counter() - begin)
     return statistics.median(seconds[dense][_WARM_UP:]) / statistics.median(seconds[trained][_WARM_UP:])
 

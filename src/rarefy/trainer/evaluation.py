@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +14,9 @@ from rarefy.checkpoint import rng
 from rarefy.errors import RarefyError
 from rarefy.models.call import loss_of, to_device
 from rarefy.models.protocol import Metrics, ReportsMetrics
-from rarefy.trainer.faults import signals_held_back
 from rarefy.trainer.feed import Loader, open_loader
-
-if TYPE_CHECKING:
-    from rarefy.trainer.trainer import Trainer
+from rarefy.trainer.session import Session
+from rarefy.trainer.signals import signals_held_back
 
 Validations = Loader | Sequence[Loader] | Mapping[str, Loader]
 
@@ -77,12 +75,12 @@ def _is_loader(element: Any) -> bool:
 
 
 def evaluate(
-    trainer: Trainer, data: Iterable[Any], name: str = "", stop: Callable[[], bool] = lambda: False
+    session: Session, data: Iterable[Any], name: str = "", stop: Callable[[], bool] = lambda: False
 ) -> dict[str, float] | None:
     """The metrics of a model on validation data.
 
     Args:
-        trainer: whose model is validated.
+        session: whose model is validated.
         data: batches; at most `loop.eval_steps` of them are read.
         name: of the data; metrics become `eval/<name>/…` when it is not empty.
         stop: asked before every batch whether to give up.
@@ -93,36 +91,37 @@ def evaluate(
     Raises:
         RarefyError: the data has no batch.
     """
-    metrics = trainer.model.eval_metrics() if isinstance(trainer.model, ReportsMetrics) else MeanLoss()
-    with untouched(trainer.model), torch.no_grad():
-        trainer.emit("on_validate_start", trainer)
+    model = session.model
+    metrics = model.eval_metrics() if isinstance(model, ReportsMetrics) else MeanLoss()
+    with untouched(model), torch.no_grad():
+        session.emit("on_validate_start")
         with signals_held_back():
-            iterator = islice(data, trainer.loop.eval_steps)
-        seen = _run(trainer, iterator, metrics, stop)
+            iterator = islice(data, session.loop.eval_steps)
+        seen = _run(session, iterator, metrics, stop)
     if seen is None:
         return None
     if not seen:
         raise RarefyError("the validation data has no batch; an iterator gives its batches only once")
     prefix = f"eval/{name}/" if name else "eval/"
     results = {prefix + key.removeprefix("eval/"): value for key, value in metrics.compute().items()}
-    trainer.log_metrics_dict(results)
-    trainer.emit("on_validate_end", trainer, results)
+    session.log(results)
+    session.emit("on_validate_end", results)
     return results
 
 
-def _run(trainer: Trainer, iterator: Iterator[Any], metrics: Metrics, stop: Callable[[], bool]) -> int | None:
+def _run(session: Session, iterator: Iterator[Any], metrics: Metrics, stop: Callable[[], bool]) -> int | None:
     seen = 0
     for batch in iterator:
         if stop():
             return None
-        trainer.forward.check(batch)
-        batch = to_device(batch, trainer.device)
-        trainer.emit("on_before_forward", trainer, batch)
-        with trainer.precision.autocast():
-            outputs = trainer.forward(batch)
-        trainer.emit("on_after_forward", trainer, outputs, batch)
+        session.forward.check(batch)
+        batch = to_device(batch, session.device)
+        session.emit("on_before_forward", batch)
+        with session.precision.autocast():
+            outputs = session.forward(batch)
+        session.emit("on_after_forward", outputs, batch)
         metrics.update(outputs, batch)
-        trainer.emit("on_validate_batch_end", trainer, outputs, batch)
+        session.emit("on_validate_batch_end", outputs, batch)
         seen += 1
     return seen
 

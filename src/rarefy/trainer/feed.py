@@ -13,7 +13,7 @@ from torch import Tensor
 from rarefy.checkpoint import rng
 from rarefy.data.loader import ResumableLoader
 from rarefy.errors import RarefyError
-from rarefy.trainer.faults import signals_held_back
+from rarefy.trainer.signals import signals_held_back
 
 log = logging.getLogger("rarefy")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,11 +14,9 @@ from torch.nn.parallel import DistributedDataParallel
 from rarefy.distributed import mean_over_ranks
 from rarefy.filters import named_weights
 from rarefy.models.call import loss_of, to_device
-from rarefy.trainer.faults import first_not_finite
 from rarefy.trainer.precision import gradient_norm, parameters_of
-
-if TYPE_CHECKING:
-    from rarefy.trainer.trainer import Trainer
+from rarefy.trainer.session import Session
+from rarefy.trainer.skipped_steps import first_not_finite
 
 
 @dataclass(frozen=True)
@@ -38,60 +36,62 @@ class StepOutcome:
     culprit: str | None = None
 
 
-def take_step(trainer: Trainer, batches: list[Any]) -> StepOutcome:
+def take_step(session: Session, batches: list[Any]) -> StepOutcome:
     """Trains on the micro-batches of one optimizer step.
 
     A step whose loss or gradients are not finite is skipped: weights, optimizer, sparsity and schedulers
     stay as they are.
 
     Args:
-        trainer: whose model learns.
+        session: whose model learns.
         batches: the micro-batches, at least one, checked by the model.
     """
-    optimizer, precision = trainer.trained_by, trainer.precision
-    losses = [_learn(trainer, batch, index, len(batches)) for index, batch in enumerate(batches)]
+    optimizer = session.needed_optimizer
+    precision = session.precision
+    losses = [_learn(session, batch, index, len(batches)) for index, batch in enumerate(batches)]
     precision.unscale(optimizer)
-    trainer.emit("on_before_optimizer_step", trainer)
+    session.emit("on_before_optimizer_step")
     norm = gradient_norm(parameters_of(optimizer))
     loss = mean_over_ranks(torch.stack(losses).float().mean()).item()
-    outcome = _outcome(trainer, loss, norm)
+    outcome = _outcome(session, loss, norm)
     if outcome.culprit is None:
         precision.clip(optimizer, norm)
         precision.step(optimizer)
     else:
         precision.skip()
-    trainer.emit("on_after_optimizer_step", trainer)
+    session.emit("on_after_optimizer_step")
     optimizer.zero_grad(set_to_none=True)
     if outcome.culprit is None:
-        for scheduler in trainer.schedulers:
+        for scheduler in session.schedulers:
             scheduler.step()
     return outcome
 
 
-def _learn(trainer: Trainer, batch: Any, index: int, count: int) -> Tensor:
+def _learn(session: Session, batch: Any, index: int, count: int) -> Tensor:
     """Adds the gradients of one of `count` micro-batches; returns its loss."""
-    batch = to_device(batch, trainer.device)
-    trainer.emit("on_train_batch_start", trainer, batch, index)
-    trainer.emit("on_before_forward", trainer, batch)
-    with _gradients_shared(trainer, is_last=index == count - 1):
-        with trainer.precision.autocast():
-            outputs = trainer.forward(batch)
-        trainer.emit("on_after_forward", trainer, outputs, batch)
+    batch = to_device(batch, session.device)
+    session.emit("on_train_batch_start", batch, index)
+    session.emit("on_before_forward", batch)
+    with _gradients_shared(session, is_last=index == count - 1):
+        with session.precision.autocast():
+            outputs = session.forward(batch)
+        session.emit("on_after_forward", outputs, batch)
         loss = loss_of(outputs)
-        trainer.precision.backward(loss if count == 1 else loss / count)
-    trainer.emit("on_after_backward", trainer)
+        session.precision.backward(loss if count == 1 else loss / count)
+    session.emit("on_after_backward")
     return loss.detach()
 
 
-def _gradients_shared(trainer: Trainer, is_last: bool) -> AbstractContextManager[Any]:
+def _gradients_shared(session: Session, is_last: bool) -> AbstractContextManager[Any]:
     """Ranks exchange gradients in the last micro-batch only."""
-    model = trainer.forward.model
+    model = session.forward.model
     return nullcontext() if is_last or not isinstance(model, DistributedDataParallel) else model.no_sync()
 
 
-def _outcome(trainer: Trainer, loss: float, norm: Tensor) -> StepOutcome:
-    grad_norm, lr = norm.item(), float(trainer.trained_by.param_groups[0]["lr"])
+def _outcome(session: Session, loss: float, norm: Tensor) -> StepOutcome:
+    grad_norm = norm.item()
+    lr = float(session.needed_optimizer.param_groups[0]["lr"])
     if math.isfinite(loss) and math.isfinite(grad_norm):
         return StepOutcome(loss, grad_norm, lr)
-    gradients = ((name, parameter.grad) for name, parameter in named_weights(trainer.model))
+    gradients = ((name, parameter.grad) for name, parameter in named_weights(session.model))
     return StepOutcome(loss, grad_norm, lr, first_not_finite(gradients, loss))

@@ -8,26 +8,32 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from rarefy import distributed
 from rarefy.callbacks.dispatch import Dispatcher
 from rarefy.callbacks.events import Callback, Logger
 from rarefy.callbacks.progress_logger import ProgressLogger
 from rarefy.checkpoint.directory import CheckpointConfig, CheckpointWriter
-from rarefy.errors import RarefyError
-from rarefy.models.call import ModelCall
-from rarefy.trainer import assembly
-from rarefy.trainer import state as resume
-from rarefy.trainer.assembly import Model, OptimizerLike, SchedulerLike
+from rarefy.trainer import state
+from rarefy.trainer.checkpoint_choice import UNSET, CheckpointPath, Unset, find, find_all
 from rarefy.trainer.evaluation import Validations, evaluate, open_validations
-from rarefy.trainer.faults import SignalGuard, SkippedSteps
 from rarefy.trainer.feed import Loader, TrainFeed
-from rarefy.trainer.fit import Fit, Progress
+from rarefy.trainer.fit import Fit
 from rarefy.trainer.plan import LoggingConfig, LoopConfig, RunPlan, plan_run
 from rarefy.trainer.precision import Precision, PrecisionConfig
-from rarefy.trainer.state import UNSET, CheckpointPath, States
-from rarefy.validation.block import read_block
+from rarefy.trainer.session import Progress, Sparsity
+from rarefy.trainer.session_builder import (
+    Ingredients,
+    Model,
+    OptimizerLike,
+    SchedulerLike,
+    build_session,
+)
+from rarefy.trainer.signals import SignalGuard
+from rarefy.trainer.state import States
 
 log = logging.getLogger("rarefy")
 
@@ -52,9 +58,10 @@ class Trainer:
         loggers: receive every metric, in order; None for a `ProgressLogger`, an empty list for silence. Of several
             processes only the first has loggers.
         seed: for torch, Python, NumPy and the sparsity; None leaves the generators as they are.
+        params: the configuration, plain YAML values; goes into every checkpoint.
 
     Attributes:
-        params: the configuration, plain YAML values; goes into every checkpoint.
+        session: what the parts of the trainer share.
 
     Raises:
         ConfigError: a block with a key or a value that is not allowed.
@@ -94,78 +101,26 @@ class Trainer:
         callbacks: Sequence[Callback] | None = None,
         loggers: Sequence[Logger] | None = None,
         seed: int | None = None,
+        params: Mapping[str, Any] | None = None,
     ) -> None:
-        self.model_dir = Path(model_dir)
-        self.loop = read_block(LoopConfig, loop, "loop")
-        self.checkpoint = read_block(CheckpointConfig, checkpoint, "checkpoint")
-        self.logging = read_block(LoggingConfig, logging, "logging")
-        precision = {"enabled": False} if precision is None else precision
-        precision_config = read_block(PrecisionConfig, precision, "precision")
         self.callbacks = list(callbacks or [])
-        loggers = [ProgressLogger()] if loggers is None else loggers
-        assembly.set_log_level(self.logging.log_level)
-        assembly.seed_everything(seed)
-
-        self.device = distributed.join_processes(assembly.resolve_device(device))
-        self.loggers = list(loggers) if distributed.is_first() else []
-        self.emit = Dispatcher(self.callbacks, self.loggers)
-        self.model = assembly.make_model(model, self.device)
-        self.sparsity = assembly.make_sparsity(sparsity, self.loop.total_steps(), seed)
-        if self.sparsity is not None:
-            self.sparsity.accumulates = self.loop.grad_accum_steps > 1
-            self.sparsity.apply(self.model)
-        self.optimizer = assembly.make_optimizer(optimizer, self.model)
-        if self.sparsity is not None and self.optimizer is not None:
-            self.sparsity.apply(self.optimizer)
-        self.schedulers = assembly.make_schedulers(schedulers, self.optimizer)
-        self.precision = Precision(precision_config, self.device)
-        self.forward = ModelCall(distributed.wrapped(self.model), self.model)
-
-        self.params: dict[str, Any] = {}
-        self.progress = Progress(SkippedSteps(self.loop.max_skipped_steps))
-        self.feed: TrainFeed | None = None
-        self.writer = CheckpointWriter(self.checkpoint_root, keep_last=self.checkpoint.keep_last)
-        self.last_metrics: dict[str, float] = {}
-        self.is_log_step = False
-        self.tokens_per_step: int | None = None
-        self._is_set_up = False
-
-    @property
-    def checkpoint_root(self) -> Path:
-        """The directory that holds the checkpoints."""
-        return self.checkpoint.checkpoint_root or self.model_dir
-
-    @property
-    def global_step(self) -> int:
-        """Optimizer steps so far; a step that was skipped for its gradients counts."""
-        return self.progress.global_step
-
-    @property
-    def total_steps(self) -> int:
-        """The global step at which the fit ends; before a fit, what the loop's settings tell of it, or 0."""
-        return self.progress.stop or self.loop.total_steps() or 0
-
-    @property
-    def trained_by(self) -> Optimizer:
-        """The optimizer.
-
-        Raises:
-            RarefyError: there is none.
-        """
-        if self.optimizer is None:
-            raise RarefyError("this trainer has no optimizer, so it can only validate; give optimizer=")
-        return self.optimizer
-
-    @property
-    def train_feed(self) -> TrainFeed:
-        """The training data of the fit that is running.
-
-        Raises:
-            RarefyError: no fit is running.
-        """
-        if self.feed is None:
-            raise RarefyError("no fit is running, so there is no training data; call fit() first")
-        return self.feed
+        shown = [ProgressLogger()] if loggers is None else list(loggers)
+        self.loggers = shown if distributed.is_first() else []
+        ingredients = Ingredients(
+            model_dir=Path(model_dir),
+            model=model,
+            device=device,
+            optimizer=optimizer,
+            schedulers=schedulers,
+            precision=precision,
+            sparsity=sparsity,
+            loop=loop,
+            checkpoint=checkpoint,
+            logging=logging,
+            seed=seed,
+            params=params,
+        )
+        self.session = build_session(ingredients, Dispatcher(self, self.callbacks, self.loggers))
 
     def fit(
         self,
@@ -193,23 +148,24 @@ class Trainer:
             CheckpointError: a checkpoint could not be read or written.
             RarefyError: no optimizer, or data without a batch.
         """
-        self._set_up()
-        optimizer = self.trained_by
-        self.feed = TrainFeed(train_dataloader, self.loop.grad_accum_steps)
+        session = self.session
+        session.set_up()
+        optimizer = session.needed_optimizer
+        session.feed = TrainFeed(train_dataloader, self.loop.grad_accum_steps)
         validations = open_validations(val_dataloader)
         found = self._find(ckpt_path)
-        is_whole = found is not None and resume.restore(self, found, load_states)
+        is_whole = found is not None and state.restore(session, found, load_states)
         plan = self._plan(continues=is_whole and ckpt_path is UNSET)
         if not self.progress.is_unfinished:
             log.info("nothing to do: global step %d of %d is reached", self.global_step, plan.stop)
             return
         optimizer.zero_grad(set_to_none=True)
-        continues = isinstance(ckpt_path, resume.Unset) and self.checkpoint.autoload_last_checkpoint
+        continues = isinstance(ckpt_path, Unset) and self.checkpoint.autoload_last_checkpoint
         try:
             with SignalGuard(lambda: self.progress.doing) as guard:
-                Fit(self, plan, validations, guard, continues).run()
+                Fit(session, plan, validations, guard, continues).run()
         finally:
-            self.feed.close()
+            session.feed.close()
 
     def validate(self, val_dataloader: Validations, ckpt_path: CheckpointPath = UNSET) -> dict[str, float]:
         """The metrics of the model on validation data.
@@ -227,14 +183,14 @@ class Trainer:
             CheckpointError: a checkpoint that cannot be read.
             RarefyError: data without a batch.
         """
-        self._set_up()
+        self.session.set_up()
         validations = open_validations(val_dataloader)
         found = self._find_trained(ckpt_path)
         if found is not None:
-            self.progress.global_step = resume.load_weights(self, found)
+            self.progress.global_step = state.load_weights(self.session, found)
         results: dict[str, float] = {}
         for name, data in validations.items():
-            results |= evaluate(self, data, name) or {}
+            results |= evaluate(self.session, data, name) or {}
         return results
 
     def validate_all(
@@ -254,10 +210,10 @@ class Trainer:
         Raises:
             CheckpointError: a path or a glob that matches nothing, or a checkpoint that cannot be read.
         """
-        if isinstance(ckpt_paths, resume.Unset):
+        if isinstance(ckpt_paths, Unset):
             paths = [self._find_trained(ckpt_paths)]
         else:
-            paths = [None] if ckpt_paths is None else resume.find_all(ckpt_paths)
+            paths = [None] if ckpt_paths is None else find_all(ckpt_paths)
         return {str(path or ""): self.validate(val_dataloaders, path) for path in paths}
 
     def log_metrics(self, **metrics: float) -> None:
@@ -266,10 +222,7 @@ class Trainer:
 
     def log_metrics_dict(self, metrics: Mapping[str, float]) -> None:
         """The same for names that are no Python identifiers."""
-        values = dict(metrics)
-        self.last_metrics |= values
-        for logger in self.loggers:
-            logger.log(self, values, self.global_step)
+        self.session.log(metrics)
 
     def save_checkpoint(self) -> Path:
         """Saves the state of the run; it is on the disk once `writer.wait()` returns.
@@ -280,20 +233,12 @@ class Trainer:
         Raises:
             CheckpointError: this checkpoint or the one before could not be written.
         """
-        parts = resume.gather(self)
-        if distributed.is_first():
-            return self.writer.save_async(self.global_step, parts)
-        return self.checkpoint_root / f"checkpoint_{self.global_step}"
-
-    def _set_up(self) -> None:
-        if not self._is_set_up:
-            self._is_set_up = True
-            self.emit("setup", self)
+        return state.save(self.session)
 
     def _find(self, ckpt_path: CheckpointPath) -> Path | None:
         self.writer.wait()
         distributed.wait_for_all()
-        return resume.find(self, ckpt_path)
+        return find(self.session, ckpt_path)
 
     def _find_trained(self, ckpt_path: CheckpointPath) -> Path | None:
         found = self._find(ckpt_path)
@@ -306,7 +251,129 @@ class Trainer:
         progress = self.progress
         if not (continues and progress.is_unfinished):
             progress.start, progress.validation_due = progress.global_step, False
-        per_epoch = self.train_feed.steps_per_epoch
+        per_epoch = self.session.needed_feed.steps_per_epoch
         plan = plan_run(self.loop, progress.start, per_epoch, self.logging.log_steps, self.checkpoint.steps)
         progress.stop = plan.stop
         return plan
+
+    @property
+    def model_dir(self) -> Path:
+        """Where checkpoints and logs go."""
+        return self.session.model_dir
+
+    @property
+    def model(self) -> nn.Module:
+        """The model, on its device."""
+        return self.session.model
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes."""
+        return self.session.device
+
+    @property
+    def sparsity(self) -> Sparsity | None:
+        """The algorithm or group; None for a dense run."""
+        return self.session.sparsity
+
+    @property
+    def optimizer(self) -> Optimizer | None:
+        """The optimizer; None when the trainer only validates."""
+        return self.session.optimizer
+
+    @property
+    def schedulers(self) -> Sequence[LRScheduler]:
+        """The learning-rate schedulers, in order."""
+        return self.session.schedulers
+
+    @property
+    def precision(self) -> Precision:
+        """Autocast, loss scaling and gradient clipping."""
+        return self.session.precision
+
+    @property
+    def loop(self) -> LoopConfig:
+        """The `loop` block."""
+        return self.session.loop
+
+    @property
+    def checkpoint(self) -> CheckpointConfig:
+        """The `checkpoint` block."""
+        return self.session.checkpoint
+
+    @property
+    def logging(self) -> LoggingConfig:
+        """The `logging` block."""
+        return self.session.logging
+
+    @property
+    def checkpoint_root(self) -> Path:
+        """The directory that holds the checkpoints."""
+        return self.session.checkpoint_root
+
+    @property
+    def writer(self) -> CheckpointWriter:
+        """Writes checkpoints; `writer.wait()` returns once the newest is on the disk."""
+        return self.session.writer
+
+    @property
+    def progress(self) -> Progress:
+        """The counters of the run."""
+        return self.session.progress
+
+    @property
+    def feed(self) -> TrainFeed | None:
+        """The training data of the newest fit; None before the first."""
+        return self.session.feed
+
+    @property
+    def last_metrics(self) -> dict[str, float]:
+        """The latest value of every metric that was logged."""
+        return self.session.last_metrics
+
+    @property
+    def is_log_step(self) -> bool:
+        """Whether the step in progress, or the one that just ended, is logged."""
+        return self.session.is_log_step
+
+    @property
+    def tokens_per_step(self) -> int | None:
+        """Tokens in one optimizer step; None where the data are not tokens."""
+        return self.session.tokens_per_step
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The configuration, plain YAML values; goes into every checkpoint."""
+        return self.session.params
+
+    @params.setter
+    def params(self, params: Mapping[str, Any]) -> None:
+        self.session.params = dict(params)
+
+    @property
+    def global_step(self) -> int:
+        """Optimizer steps so far; a step that was skipped for its gradients counts."""
+        return self.progress.global_step
+
+    @property
+    def total_steps(self) -> int:
+        """The global step at which the fit ends; before a fit, what the loop's settings tell of it, or 0."""
+        return self.progress.stop or self.loop.total_steps() or 0
+
+    @property
+    def trained_by(self) -> Optimizer:
+        """The optimizer.
+
+        Raises:
+            RarefyError: there is none.
+        """
+        return self.session.needed_optimizer
+
+    @property
+    def train_feed(self) -> TrainFeed:
+        """The training data of the fit that is running.
+
+        Raises:
+            RarefyError: no fit is running.
+        """
+        return self.session.needed_feed

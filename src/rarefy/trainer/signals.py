@@ -1,19 +1,15 @@
-"""What interrupts a run: signals, and steps whose gradients are not finite."""
+"""SIGINT and SIGTERM: the step is finished and saved first, and data workers are left alone."""
 
 from __future__ import annotations
 
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from rarefy.errors import RarefyError
 
@@ -41,7 +37,9 @@ class Interrupted(RarefyError):  # noqa: N818
     """
 
     def __init__(self, signal_number: int, step: int, checkpoint: Path, continues: bool = True) -> None:
-        self.signal_number, self.step, self.checkpoint = signal_number, step, checkpoint
+        self.signal_number = signal_number
+        self.step = step
+        self.checkpoint = checkpoint
         self.exit_code = 128 + signal_number
         name = signal.Signals(signal_number).name
         where = f"after step {step}, saved in {checkpoint}"
@@ -49,10 +47,6 @@ class Interrupted(RarefyError):  # noqa: N818
             "the same command goes on from there" if continues else "give it as ckpt_path to go on from there"
         )
         super().__init__(f"stopped by {name} {where}; {how}")
-
-
-class NotFiniteError(RarefyError):
-    """Too many steps in a row had a loss or gradients that are not finite."""
 
 
 class SignalGuard:
@@ -118,63 +112,3 @@ def signals_held_back() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-@dataclass
-class SkippedSteps:
-    """Counts the steps that were skipped because something was not finite.
-
-    Args:
-        limit: how many in a row end the run.
-        total: how many there were.
-        in_a_row: how many there were since the last good step.
-    """
-
-    limit: int
-    total: int = 0
-    in_a_row: int = 0
-
-    def good(self) -> None:
-        """A step was taken."""
-        self.in_a_row = 0
-
-    def bad(self) -> None:
-        """A step was skipped."""
-        self.total += 1
-        self.in_a_row += 1
-
-    @property
-    def too_many(self) -> bool:
-        """Whether the run has to end."""
-        return self.in_a_row >= self.limit
-
-    def error(self, culprit: str, checkpoint: Path) -> NotFiniteError:
-        """The error that ends the run.
-
-        Args:
-            culprit: what was not finite.
-            checkpoint: where the state is.
-        """
-        return NotFiniteError(
-            f"{self.in_a_row} steps in a row were skipped, the last one because {culprit}; the state before "
-            f"them is saved in {checkpoint}; try a lower learning rate, or max_gradient_norm in precision"
-        )
-
-
-def first_not_finite(gradients: Iterable[tuple[str, Tensor | None]], loss: float) -> str:
-    """What was not finite, for the user.
-
-    Args:
-        gradients: every parameter's name and gradient, in model order.
-        loss: the loss of the step.
-
-    Example:
-        >>> first_not_finite([("w", torch.ones(1)), ("b", torch.tensor([torch.nan]))], 0.5)
-        'the gradient of b is not finite'
-    """
-    for name, gradient in gradients:
-        if gradient is not None and not bool(torch.isfinite(gradient).all()):
-            return f"the gradient of {name} is not finite"
-    return (
-        "the norm of the gradients overflows" if torch.isfinite(torch.tensor(loss)) else f"the loss is {loss}"
-    )

@@ -1,10 +1,12 @@
-"""Builds what a trainer is made of, from objects or from functions that make them."""
+"""Builds a session: each part once, from an object or from a function that makes it."""
 
 from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,21 +15,97 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from rarefy import distributed
 from rarefy.algorithms.base import SparsityAlgorithm
 from rarefy.algorithms.group import Group
+from rarefy.callbacks.dispatch import Dispatcher
+from rarefy.checkpoint.directory import CheckpointConfig, CheckpointWriter
 from rarefy.config import configure
 from rarefy.errors import ConfigError, RarefyError, did_you_mean
+from rarefy.models.call import ModelCall
+from rarefy.trainer.plan import LoggingConfig, LoopConfig
+from rarefy.trainer.precision import Precision, PrecisionConfig
+from rarefy.trainer.session import Progress, Session, Sparsity
+from rarefy.trainer.skipped_steps import SkippedSteps
 from rarefy.validation import shorten
+from rarefy.validation.block import read_block
 
 log = logging.getLogger("rarefy")
 
 Model = nn.Module | Callable[[], nn.Module]
 OptimizerLike = Optimizer | Callable[[nn.Module], Optimizer]
 SchedulerLike = LRScheduler | Callable[[Optimizer], LRScheduler]
-Sparsity = SparsityAlgorithm | Group
 
 _DEVICES = {"gpu": "cuda", "csx": "auto"}
 _LEVELS = {"VERBOSE": 15}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ingredients:
+    """What a trainer is made of, as `rarefy.Trainer` documents it argument by argument."""
+
+    model_dir: Path
+    model: Model
+    device: str | torch.device
+    optimizer: OptimizerLike | None
+    schedulers: SchedulerLike | Sequence[SchedulerLike] | None
+    precision: PrecisionConfig | Mapping[str, Any] | None
+    sparsity: Any
+    loop: LoopConfig | Mapping[str, Any] | None
+    checkpoint: CheckpointConfig | Mapping[str, Any] | None
+    logging: LoggingConfig | Mapping[str, Any] | None
+    seed: int | None
+    params: Mapping[str, Any] | None
+
+
+def build_session(given: Ingredients, emit: Dispatcher) -> Session:
+    """The session of a trainer, each part of it made once.
+
+    Args:
+        given: objects, blocks, and functions that make them.
+        emit: tells callbacks and loggers.
+
+    Raises:
+        ConfigError: a block with a key or a value that is not allowed.
+        RarefyError: a model, optimizer or scheduler that is none.
+    """
+    loop = read_block(LoopConfig, given.loop, "loop")
+    checkpoint = read_block(CheckpointConfig, given.checkpoint, "checkpoint")
+    logging_config = read_block(LoggingConfig, given.logging, "logging")
+    asked = {"enabled": False} if given.precision is None else given.precision
+    precision = read_block(PrecisionConfig, asked, "precision")
+    set_log_level(logging_config.log_level)
+    # The seed comes first: a function that makes the model draws its weights from it.
+    seed_everything(given.seed)
+    device = distributed.join_processes(resolve_device(given.device))
+    model = make_model(given.model, device)
+    sparsity = make_sparsity(given.sparsity, loop.total_steps(), given.seed)
+    if sparsity is not None:
+        sparsity.accumulates = loop.grad_accum_steps > 1
+        sparsity.apply(model)
+    # The optimizer is made of the sparse model, so that a factory sees the parameters that it will train.
+    optimizer = make_optimizer(given.optimizer, model)
+    if sparsity is not None and optimizer is not None:
+        sparsity.apply(optimizer)
+    return Session(
+        model_dir=given.model_dir,
+        loop=loop,
+        checkpoint=checkpoint,
+        logging=logging_config,
+        device=device,
+        model=model,
+        forward=ModelCall(distributed.wrapped(model), model),
+        sparsity=sparsity,
+        optimizer=optimizer,
+        schedulers=make_schedulers(given.schedulers, optimizer),
+        precision=Precision(precision, device),
+        emit=emit,
+        writer=CheckpointWriter(
+            checkpoint.checkpoint_root or given.model_dir, keep_last=checkpoint.keep_last
+        ),
+        progress=Progress(SkippedSteps(loop.max_skipped_steps)),
+        params=dict(given.params or {}),
+    )
 
 
 def seed_everything(seed: int | None) -> None:

@@ -14,8 +14,9 @@ from torch import nn
 
 from rarefy.callbacks.events import Callback
 from rarefy.checkpoint.directory import load, newest_valid
-from rarefy.trainer.faults import Interrupted, SignalGuard, SkippedSteps
-from rarefy.trainer.fit import Progress
+from rarefy.trainer.session import Progress
+from rarefy.trainer.signals import Interrupted, SignalGuard
+from rarefy.trainer.skipped_steps import SkippedSteps
 from rarefy.trainer.trainer import Trainer
 
 SCRIPT = """
@@ -24,7 +25,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 from rarefy.callbacks.events import Callback
-from rarefy.trainer.faults import Interrupted
+from rarefy.trainer.signals import Interrupted
 from rarefy.trainer.trainer import Trainer
 
 class Net(nn.Linear):
