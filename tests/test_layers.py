@@ -145,3 +145,35 @@ def test_no_pickle_and_no_id_keys():
                 assert "pickle" not in {alias.name for alias in node.names}, path
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
                 assert node.func.id != "id", f"{path}:{node.lineno}"
+
+
+SAME_CONCEPT = {
+    "hdf5": "a data processor, and the command that writes its files",
+    "hugging_face": "models that come from transformers, and models that go there",
+    "options": "an algorithm's options, and a command's",
+    "protocol": "what a model, and what a storage, has to offer",
+    "registry": "names as they are written in YAML, of each kind of thing",
+    "state": "what of an algorithm, and of a trainer, goes into a checkpoint",
+}
+
+
+def test_two_files_share_a_name_only_where_they_hold_the_same_concept():
+    names = [path.stem for path in FILES if path.stem != "__init__"]
+    twice = {name for name in names if names.count(name) > 1}
+    assert twice <= set(SAME_CONCEPT)
+
+
+def test_a_folder_holds_fifteen_files_at_most():
+    folders = {path.parent for path in FILES}
+    crowded = {folder.name for folder in folders if len(list(folder.glob("*.py"))) > 15}
+    assert crowded == set()
+
+
+def test_no_room_holds_more_than_a_tenth_of_the_code():
+    lines = {path: path.read_text().count("\n") for path in FILES}
+    rooms = {floor_key(module_name(path)) for path in FILES}
+    sizes = {
+        room: sum(lines[path] for path in FILES if floor_key(module_name(path)) == room) for room in rooms
+    }
+    room = max(sizes, key=sizes.__getitem__)
+    assert 10 * sizes[room] <= sum(lines.values()), f"{room} has {sizes[room]} lines; make it two rooms"

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch.utils.tensorboard.writer import SummaryWriter
 
 from rarefy.errors import RarefyError
-from rarefy.report import metrics
-from rarefy.report.metrics import read_metrics
+from rarefy.report import logged_metrics
+from rarefy.report.logged_metrics import read_metrics
 from rarefy.report.scale import log_ticks, readable, scaled, ticks
 from rarefy.report.series import MOST_POINTS, Series, joined
 
@@ -51,10 +51,10 @@ def read(folder: Path) -> dict[str, Series]:
 
 
 def test_a_long_file_is_thinned_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics, "ROWS_AT_ONCE", 500)
+    monkeypatch.setattr(logged_metrics, "ROWS_AT_ONCE", 500)
     write_csv(tmp_path, 40_000)
-    held = metrics.read_csv(tmp_path / "metrics.csv", lambda name: True)
-    assert sum(map(len, held["loss"])) < 2 * metrics.POINTS_IN_MEMORY
+    held = logged_metrics.read_csv(tmp_path / "metrics.csv", lambda name: True)
+    assert sum(map(len, held["loss"])) < 2 * logged_metrics.POINTS_IN_MEMORY
     found = read(tmp_path)
     assert set(found) == {"loss", "eval/loss"}
     loss = found["loss"]

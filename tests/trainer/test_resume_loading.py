@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 from rarefy import masks
+from rarefy.checkpoint.chosen import find_all
 from rarefy.checkpoint.directory import load
 from rarefy.checkpoint.error import CheckpointError
 from rarefy.errors import RarefyError
 from rarefy.optim.lr_schedules import ConstantLR
-from rarefy.trainer.checkpoint_choice import find_all
 from rarefy.trainer.trainer import Trainer
 
 LOOSE = {"disable_strict_checkpoint_loading": True}

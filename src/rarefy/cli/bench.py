@@ -161,8 +161,8 @@ def _verdict(relative_time: float, takes_compact: bool) -> str:
 
 
 def _calibrate(names: Sequence[str]) -> None:
-    from rarefy.cost.fit import fit
     from rarefy.cost.measure import affordable, calibration_cases, measure_repeatedly
+    from rarefy.cost.rule_fit import fit
 
     if instruction_set() == REFERENCE:
         raise RarefyError("--calibrate: there are no compiled kernels in use, so compact storage never pays")

@@ -13,6 +13,7 @@ from rich.console import Console
 from rarefy.algorithms.summary import summary
 from rarefy.callbacks.events import Callback
 from rarefy.callbacks.trainer_view import TrainerView
+from rarefy.checkpoint.chosen import UNSET
 from rarefy.cli import messages
 from rarefy.cli.guard import guarded
 from rarefy.cli.overrides import Flags, apply_flags, states_to_load
@@ -25,7 +26,6 @@ from rarefy.run.preview import plan_parameters, plan_updates, preview
 from rarefy.run.schema import parse
 from rarefy.run.speed import speed_up
 from rarefy.run.yaml_file import load_file
-from rarefy.trainer.checkpoint_choice import UNSET
 from rarefy.trainer.trainer import Trainer
 
 _WIDEST = 400

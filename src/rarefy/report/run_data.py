@@ -15,7 +15,7 @@ from rarefy.checkpoint.directory import load, newest_valid
 from rarefy.checkpoint.matching import MASK_SUFFIX
 from rarefy.errors import RarefyError
 from rarefy.patterns import Pattern
-from rarefy.report.metrics import read_metrics
+from rarefy.report.logged_metrics import read_metrics
 from rarefy.report.series import Series
 
 PLAIN = ("loss", "lr", "grad_norm", "tokens_per_second", "samples_per_second", "skipped_steps")

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rarefy.callbacks.events import Callback
+from rarefy.checkpoint.chosen import UNSET, CheckpointPath
 from rarefy.checkpoint.directory import CheckpointParts, load, newest_valid
 from rarefy.errors import ConfigError
-from rarefy.run.file_keys import FitBlock, ValidateBlock
 from rarefy.run.builder import Builder
+from rarefy.run.file_keys import FitBlock, ValidateBlock
 from rarefy.run.schema import TrainerConfig
 from rarefy.run.token_check import check_tokens
-from rarefy.trainer.checkpoint_choice import UNSET, CheckpointPath
 from rarefy.trainer.state import States
 from rarefy.trainer.trainer import Trainer
 

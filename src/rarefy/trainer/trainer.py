@@ -16,9 +16,9 @@ from rarefy import distributed
 from rarefy.callbacks.dispatch import Dispatcher
 from rarefy.callbacks.events import Callback, Logger
 from rarefy.callbacks.progress_logger import ProgressLogger
+from rarefy.checkpoint.chosen import UNSET, CheckpointPath, Unset, find, find_all
 from rarefy.checkpoint.directory import CheckpointConfig, CheckpointWriter
 from rarefy.trainer import state
-from rarefy.trainer.checkpoint_choice import UNSET, CheckpointPath, Unset, find, find_all
 from rarefy.trainer.evaluation import Validations, evaluate, open_validations
 from rarefy.trainer.feed import Loader, TrainFeed
 from rarefy.trainer.fit import Fit
@@ -238,7 +238,7 @@ class Trainer:
     def _find(self, ckpt_path: CheckpointPath) -> Path | None:
         self.writer.wait()
         distributed.wait_for_all()
-        return find(self.session, ckpt_path)
+        return find(ckpt_path, self.checkpoint_root, self.checkpoint.autoload_last_checkpoint)
 
     def _find_trained(self, ckpt_path: CheckpointPath) -> Path | None:
         found = self._find(ckpt_path)

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from rarefy.checkpoint.directory import newest_valid
 from rarefy.checkpoint.error import CheckpointError
-from rarefy.trainer.session import Session
 
 log = logging.getLogger("rarefy")
 
@@ -27,16 +26,19 @@ UNSET = Unset.UNSET
 CheckpointPath = str | Path | None | Unset
 
 
-def find(session: Session, ckpt_path: CheckpointPath) -> Path | None:
+def find(ckpt_path: CheckpointPath, root: Path, autoloads: bool = True) -> Path | None:
     """The checkpoint that a `ckpt_path` stands for.
+
+    Args:
+        ckpt_path: a path, None for none, or `UNSET`.
+        root: the directory whose newest valid checkpoint is taken where nothing is given.
+        autoloads: False takes none there.
 
     Raises:
         CheckpointError: a path that does not exist.
     """
     if ckpt_path is UNSET:
-        if not session.checkpoint.autoload_last_checkpoint:
-            return None
-        return newest_valid(session.checkpoint_root, log.warning)
+        return newest_valid(root, log.warning) if autoloads else None
     if ckpt_path is None:
         return None
     path = Path(str(ckpt_path))

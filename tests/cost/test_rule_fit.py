@@ -8,7 +8,7 @@ import random
 import pytest
 
 from rarefy.cost.break_even import BreakEven, Measurement
-from rarefy.cost.fit import fit
+from rarefy.cost.rule_fit import fit
 from rarefy.errors import RarefyError
 
 TRUTH = BreakEven(limit=0.6, tokens_offset=10, overhead=4e6)
