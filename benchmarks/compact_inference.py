@@ -20,13 +20,11 @@ def layers() -> None:
     for rows, columns in SHAPES:
         dense = nn.Linear(columns, rows)
         sparse = SparseLinear.from_linear(dense, torch.rand(rows, columns) >= SPARSITY)
-        csr = sparse.csr
-        structure = (rows, columns, csr.width, csr.starts, csr.offsets)
         for tokens in TOKENS:
             x = torch.randn(tokens, columns)
             index = native.index_for(x)
             assert index is not None, "the compiled kernels are missing"
-            kernel = partial(native.forward, index, x, sparse.values, sparse.bias, structure)
+            kernel = partial(native.forward, index, x, sparse.values, sparse.bias, sparse.csr.layout)
             with torch.inference_mode():
                 seconds = medians(
                     {"dense": partial(dense, x), "layer": partial(sparse, x), "kernel": kernel}, 60

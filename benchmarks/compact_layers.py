@@ -13,7 +13,7 @@ import torch
 from interleave import medians
 from torch import Tensor
 
-from rarefy.kernels import CSR, available
+from rarefy.kernels import Panels, available
 
 LAYERS = [(768, 768, 2048), (3072, 768, 2048), (768, 3072, 2048), (4096, 4096, 1024)]
 SPARSITIES = (0.8, 0.9, 0.95)
@@ -23,9 +23,9 @@ def dense_step(weight: Tensor, x: Tensor, grad: Tensor) -> Callable[[], object]:
     return lambda: (x @ weight.t(), grad @ weight, grad.t() @ x)
 
 
-def sparse_step(csr: CSR, values: Tensor, x: Tensor, grad: Tensor) -> Callable[[], object]:
+def sparse_step(panels: Panels, values: Tensor, x: Tensor, grad: Tensor) -> Callable[[], object]:
     linear, backward = torch.ops.rarefy.sparse_linear, torch.ops.rarefy.sparse_linear_backward
-    structure = (*csr.tensors, csr.sizes)
+    structure = (*panels.tensors, panels.sizes)
     return lambda: (
         linear(x, values, None, None, *structure),
         backward(grad, x, values, *structure, [True, True, False]),
@@ -35,11 +35,11 @@ def sparse_step(csr: CSR, values: Tensor, x: Tensor, grad: Tensor) -> Callable[[
 def speed_up(rows: int, columns: int, tokens: int, sparsity: float, dtype: torch.dtype, rounds: int) -> float:
     """How many times faster the sparse layer is than the dense one."""
     weight, x, grad = torch.randn(rows, columns), torch.randn(tokens, columns), torch.randn(tokens, rows)
-    csr = CSR.from_mask(torch.rand(rows, columns) >= sparsity)
+    panels = Panels.from_mask(torch.rand(rows, columns) >= sparsity)
     inputs = (x.to(dtype), grad.to(dtype))
     candidates = {
         "dense": dense_step(weight.to(dtype), *inputs),
-        "sparse": sparse_step(csr, csr.gather(weight), *inputs),
+        "sparse": sparse_step(panels, panels.gather(weight), *inputs),
     }
     seconds = medians(candidates, rounds)
     return seconds["dense"] / seconds["sparse"]

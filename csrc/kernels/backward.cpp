@@ -95,7 +95,7 @@ struct Row {
 };
 
 template <int NV, bool kGradX, bool kGradValues>
-void backward_panel(const Panels& t, int panel, Range rows, const Share& share, const float* grad_panel,
+void backward_panel(const Layout& t, int panel, Range rows, const Share& share, const float* grad_panel,
                     const Tiles& tiles) {
   const int32_t* starts = t.starts + static_cast<int64_t>(panel) * t.rows;
   Row<NV, kGradX, kGradValues> r{t.offsets, share.values, grad_panel, share.value_sums, {}, {}, {}, {}};
@@ -116,7 +116,7 @@ void backward_panel(const Panels& t, int panel, Range rows, const Share& share, 
 // One tile of tokens. As in the forward pass, a single block of rows lets each panel be packed just before its use.
 template <int NV, bool kGradX, bool kGradValues, class Element>
 void backward_tile(const BackwardCall& c, int64_t token, int tokens, const Share& share, const Tiles& tiles) {
-  const Panels& t = c.transposed;
+  const Layout& t = c.transposed;
   const Element* grad = static_cast<const Element*>(c.grad) + token * t.columns;
   const Range rows = share.rows;
   const int block = rows_per_block(rows.end - rows.begin, NV * kLanes, 2);
@@ -195,7 +195,7 @@ template <class Element>
 void run_share(const BackwardCall& c, const Workspace& w, int id, const Tiles& tiles) {
   constexpr int T = kBackwardVectors * kLanes;
   const int group = id / w.grid.row_groups, row_group = id % w.grid.row_groups;
-  const Panels& t = c.transposed;
+  const Layout& t = c.transposed;
   Share share{part(t, w.grid.row_groups, row_group), w.values.as<float>(), nullptr, nullptr};
   if (c.grad_values) {
     share.value_sums = w.value_sums.as<float>() + w.nonzeros * group;
@@ -229,7 +229,7 @@ void reduce(const float* sums, int64_t size, int groups, const int32_t* index, f
 template <class Element>
 bool backward_of(const BackwardCall& c) {
   constexpr int T = kBackwardVectors * kLanes;
-  const Panels& t = c.transposed;
+  const Layout& t = c.transposed;
   const Grid grid = make_grid(c, (c.tokens + T - 1) / T, t.nonzeros());
   const int packed = one_block(t.rows, T, 2) ? min_of(t.width, t.columns) : t.columns;
   const Workspace w(c, grid, static_cast<size_t>(packed) * T, accumulator_floats(t.rows, T, 2));

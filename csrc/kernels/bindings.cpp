@@ -1,5 +1,5 @@
 // Python bindings. Tensors come as addresses: an ndarray argument costs microseconds and may be a silent copy.
-// The Python side checks shapes, types and contiguity.
+// The Python side checks shapes, types and contiguity; what a swapped or missing number would break is checked here.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
@@ -69,98 +69,209 @@ template <class T>
 T* at(Address address) {
   return reinterpret_cast<T*>(address);
 }
-Panels panels(int rows, int columns, int width, Address starts, Address offsets) {
-  return {rows, columns, width, at<const int32_t>(starts), at<const uint16_t>(offsets)};
+void require(bool ok, const char* what) {
+  if (!ok) throw std::invalid_argument(what);
 }
-void check(bool ok) {
+void require_width(int width) {
+  require(width >= 1 && width <= 1 << 16, "width: give a whole number from 1 to 65536, which 16 bits can count");
+}
+void finish(bool ok) {
   if (!ok) throw std::bad_alloc();
 }
 
-void forward(int isa, int64_t tokens, int rows, int columns, int width, Address starts, Address offsets,
-             Address values, Address x, Address bias, Address y, int element, int threads) {
-  check(table(isa).forward({tokens, panels(rows, columns, width, starts, offsets), at<const float>(values), at<void>(x),
-                            at<const float>(bias), at<void>(y), static_cast<Element>(element), threads}));
+// Starts and offsets disagree when they belong to different matrices or widths; the kernels would then read past the end.
+Layout layout(int rows, int columns, int width, Address starts, Address offsets, int64_t connections) {
+  require(rows >= 0 && columns >= 0, "rows, columns: give whole numbers >= 0");
+  require_width(width);
+  require(starts, "starts: a null address");
+  require(offsets || !connections, "offsets: a null address");
+  const Layout made{
+      .rows = rows,
+      .columns = columns,
+      .width = width,
+      .starts = at<const int32_t>(starts),
+      .offsets = at<const uint16_t>(offsets),
+  };
+  require(made.nonzeros() == connections, "starts, offsets: they do not belong to one matrix of this width");
+  return made;
 }
 
-void backward(int isa, int64_t tokens, int rows, int columns, int width, Address starts, Address offsets,
-              Address order, Address values, Address x, Address grad, Address grad_x, Address grad_values,
-              Address grad_bias, int element, int threads) {
-  check(table(isa).backward({tokens, panels(rows, columns, width, starts, offsets), at<const int32_t>(order),
-                             at<const float>(values), at<void>(x), at<void>(grad), at<void>(grad_x),
-                             at<float>(grad_values), at<float>(grad_bias), static_cast<Element>(element), threads}));
+Element element_of(int number) {
+  require(number == 0 || number == 1, "element: give 0 (float32) or 1 (bfloat16)");
+  return static_cast<Element>(number);
+}
+
+void forward(int isa, int64_t tokens, const Layout& weight, Address values, Address x, Address bias, Address y,
+             int element, int threads) {
+  finish(table(isa).forward({
+      .tokens = tokens,
+      .weight = weight,
+      .values = at<const float>(values),
+      .x = at<const void>(x),
+      .bias = at<const float>(bias),
+      .y = at<void>(y),
+      .element = element_of(element),
+      .threads = threads,
+  }));
+}
+
+void backward(int isa, int64_t tokens, const Layout& transposed, Address order, Address values, Address x, Address grad,
+              Address grad_x, Address grad_values, Address grad_bias, int element, int threads) {
+  finish(table(isa).backward({
+      .tokens = tokens,
+      .transposed = transposed,
+      .order = at<const int32_t>(order),
+      .values = at<const float>(values),
+      .x = at<const void>(x),
+      .grad = at<const void>(grad),
+      .grad_x = at<void>(grad_x),
+      .grad_values = at<float>(grad_values),
+      .grad_bias = at<float>(grad_bias),
+      .element = element_of(element),
+      .threads = threads,
+  }));
 }
 
 void keep_top(int isa, Address scores, Address candidates, int64_t size, int64_t count, Address mask, int threads) {
-  check(table(isa).keep_top({at<const float>(scores), at<const uint8_t>(candidates), size, count, at<uint8_t>(mask),
-                             threads}));
+  finish(table(isa).keep_top({
+      .scores = at<const float>(scores),
+      .candidates = at<const uint8_t>(candidates),
+      .size = size,
+      .count = count,
+      .mask = at<uint8_t>(mask),
+      .threads = threads,
+  }));
 }
 
 void select(int isa, Address data, Address mask, int64_t size, int element_bytes, int threads) {
-  table(isa).select(at<void>(data), at<const uint8_t>(mask), size, element_bytes, threads);
+  require(element_bytes == 2 || element_bytes == 4 || element_bytes == 8, "element_bytes: give 2, 4 or 8");
+  table(isa).select({
+      .data = at<void>(data),
+      .mask = at<const uint8_t>(mask),
+      .size = size,
+      .element_bytes = element_bytes,
+      .threads = threads,
+  });
 }
 
 void keep_n_of_m(int isa, Address scores, int64_t groups, int n, int m, Address mask, int threads) {
-  table(isa).keep_n_of_m(at<const float>(scores), groups, n, m, at<uint8_t>(mask), threads);
+  table(isa).keep_n_of_m({
+      .scores = at<const float>(scores),
+      .groups = groups,
+      .n = n,
+      .m = m,
+      .mask = at<uint8_t>(mask),
+      .threads = threads,
+  });
 }
 
-void block_sums(int isa, Address scores, int64_t rows, int64_t columns, int block_rows, int block_columns,
-                Address sums, int threads) {
-  table(isa).block_sums(at<const float>(scores), rows, columns, block_rows, block_columns, at<float>(sums), threads);
+void block_sums(int isa, Address scores, int64_t rows, int64_t columns, int block_rows, int block_columns, Address sums,
+                int threads) {
+  require(block_rows > 0 && block_columns > 0, "block_rows, block_columns: give whole numbers >= 1");
+  table(isa).block_sums({
+      .scores = at<const float>(scores),
+      .rows = rows,
+      .columns = columns,
+      .block_rows = block_rows,
+      .block_columns = block_columns,
+      .sums = at<float>(sums),
+      .threads = threads,
+  });
 }
 
-void count(Address mask, int rows, int columns, int width, Address starts, int threads) {
-  panels_count(at<const uint8_t>(mask), rows, columns, width, at<int32_t>(starts), threads);
+// The layout of a mask in two passes over it: how many connections each row has in each panel, then where they are.
+void from_mask(Address mask, int rows, int columns, int width, Address starts, Address offsets, int64_t connections,
+               int threads) {
+  require_width(width);
+  require(starts, "starts: a null address");
+  const MaskCall call{
+      .mask = at<const uint8_t>(mask),
+      .rows = rows,
+      .columns = columns,
+      .width = width,
+      .starts = at<int32_t>(starts),
+      .offsets = at<uint16_t>(offsets),
+      .threads = threads,
+  };
+  panels_count(call);
+  layout(rows, columns, width, starts, offsets, connections);  // offsets has room for what was counted
+  panels_fill(call);
 }
 
-void fill(Address mask, int rows, int columns, int width, Address starts, Address offsets, int threads) {
-  panels_fill(at<const uint8_t>(mask), panels(rows, columns, width, starts, 0), at<uint16_t>(offsets), threads);
+void transpose(const Layout& panels, int width, Address starts, Address offsets, Address order, int threads) {
+  require_width(width);
+  panels_transpose({
+      .panels = panels,
+      .width = width,
+      .starts = at<int32_t>(starts),
+      .offsets = at<uint16_t>(offsets),
+      .order = at<int32_t>(order),
+      .threads = threads,
+  });
 }
 
-void transpose(int rows, int columns, int width, Address starts, Address offsets, int transposed_width,
-               Address transposed_starts, Address transposed_offsets, Address order, int threads) {
-  panels_transpose(panels(rows, columns, width, starts, offsets), transposed_width, at<int32_t>(transposed_starts),
-                   at<uint16_t>(transposed_offsets), at<int32_t>(order), threads);
+void find_positions(const Layout& panels, Address positions, int threads) {
+  panels_positions({.panels = panels, .positions = at<int64_t>(positions), .threads = threads});
 }
 
-void positions(int rows, int columns, int width, Address starts, Address offsets, Address result, int threads) {
-  panels_positions(panels(rows, columns, width, starts, offsets), at<int64_t>(result), threads);
+void find_sources(const Layout& panels, const Layout& previous, Address sources, int threads) {
+  require(panels.rows == previous.rows && panels.columns == previous.columns,
+          "panels, previous: they must have the same rows and columns");
+  panels_sources({.panels = panels, .previous = previous, .sources = at<int64_t>(sources), .threads = threads});
 }
 
-void sources(int rows, int columns, int width, Address starts, Address offsets, int previous_width,
-             Address previous_starts, Address previous_offsets, Address result, int threads) {
-  panels_sources(panels(rows, columns, width, starts, offsets),
-                 panels(rows, columns, previous_width, previous_starts, previous_offsets), at<int64_t>(result), threads);
+void scatter(const Layout& panels, Address values, Address matrix, int element_bytes, int threads) {
+  require(element_bytes == 1 || element_bytes == 4, "element_bytes: give 1 or 4");
+  panels_scatter({
+      .panels = panels,
+      .values = at<const void>(values),
+      .matrix = at<void>(matrix),
+      .element_bytes = element_bytes,
+      .threads = threads,
+  });
 }
 
-void scatter(int rows, int columns, int width, Address starts, Address offsets, Address values, Address matrix,
-             int element_bytes, int threads) {
-  panels_scatter(panels(rows, columns, width, starts, offsets), at<const void>(values), at<void>(matrix),
-                 element_bytes, threads);
-}
-
-void gather(int rows, int columns, int width, Address starts, Address offsets, Address matrix, Address values,
-            int threads) {
-  panels_gather(panels(rows, columns, width, starts, offsets), at<const uint32_t>(matrix), at<uint32_t>(values),
-                threads);
+void gather(const Layout& panels, Address matrix, Address values, int threads) {
+  panels_gather({
+      .panels = panels,
+      .matrix = at<const uint32_t>(matrix),
+      .values = at<uint32_t>(values),
+      .threads = threads,
+  });
 }
 
 }  // namespace
 }  // namespace rarefy
 
+// Every argument is given by its name: nanobind refuses a name that is missing, unknown or given twice, where a swap of
+// two addresses in a row of integers would have gone through.
 NB_MODULE(_C, m) {
-  using Release = nb::call_guard<nb::gil_scoped_release>;
+  using namespace nb::literals;
+  const nb::kw_only named;
+  const nb::call_guard<nb::gil_scoped_release> release;
   m.def("instruction_sets", &rarefy::available);
-  m.def("forward", &rarefy::forward, Release());
-  m.def("backward", &rarefy::backward, Release());
-  m.def("keep_top", &rarefy::keep_top, Release());
-  m.def("select", &rarefy::select, Release());
-  m.def("keep_n_of_m", &rarefy::keep_n_of_m, Release());
-  m.def("block_sums", &rarefy::block_sums, Release());
-  m.def("panels_count", &rarefy::count, Release());
-  m.def("panels_fill", &rarefy::fill, Release());
-  m.def("panels_transpose", &rarefy::transpose, Release());
-  m.def("panels_positions", &rarefy::positions, Release());
-  m.def("panels_sources", &rarefy::sources, Release());
-  m.def("panels_scatter", &rarefy::scatter, Release());
-  m.def("panels_gather", &rarefy::gather, Release());
+  nb::class_<rarefy::Layout>(m, "Layout")
+      .def(nb::new_(&rarefy::layout), named, "rows"_a, "columns"_a, "width"_a, "starts"_a, "offsets"_a,
+           "connections"_a);
+  m.def("forward", &rarefy::forward, release, named, "isa"_a, "tokens"_a, "weight"_a, "values"_a, "x"_a, "bias"_a,
+        "y"_a, "element"_a, "threads"_a);
+  m.def("backward", &rarefy::backward, release, named, "isa"_a, "tokens"_a, "transposed"_a, "order"_a, "values"_a,
+        "x"_a, "grad"_a, "grad_x"_a, "grad_values"_a, "grad_bias"_a, "element"_a, "threads"_a);
+  m.def("keep_top", &rarefy::keep_top, release, named, "isa"_a, "scores"_a, "candidates"_a, "size"_a, "count"_a,
+        "mask"_a, "threads"_a);
+  m.def("select", &rarefy::select, release, named, "isa"_a, "data"_a, "mask"_a, "size"_a, "element_bytes"_a,
+        "threads"_a);
+  m.def("keep_n_of_m", &rarefy::keep_n_of_m, release, named, "isa"_a, "scores"_a, "groups"_a, "n"_a, "m"_a, "mask"_a,
+        "threads"_a);
+  m.def("block_sums", &rarefy::block_sums, release, named, "isa"_a, "scores"_a, "rows"_a, "columns"_a, "block_rows"_a,
+        "block_columns"_a, "sums"_a, "threads"_a);
+  m.def("panels_from_mask", &rarefy::from_mask, release, named, "mask"_a, "rows"_a, "columns"_a, "width"_a, "starts"_a,
+        "offsets"_a, "connections"_a, "threads"_a);
+  m.def("panels_transpose", &rarefy::transpose, release, named, "panels"_a, "width"_a, "starts"_a, "offsets"_a,
+        "order"_a, "threads"_a);
+  m.def("panels_positions", &rarefy::find_positions, release, named, "panels"_a, "positions"_a, "threads"_a);
+  m.def("panels_sources", &rarefy::find_sources, release, named, "panels"_a, "previous"_a, "sources"_a, "threads"_a);
+  m.def("panels_scatter", &rarefy::scatter, release, named, "panels"_a, "values"_a, "matrix"_a, "element_bytes"_a,
+        "threads"_a);
+  m.def("panels_gather", &rarefy::gather, release, named, "panels"_a, "matrix"_a, "values"_a, "threads"_a);
 }

@@ -4,16 +4,16 @@
 
 namespace rarefy::RAREFY_ISA {
 
-void block_sums(const float* scores, int64_t rows, int64_t columns, int block_rows, int block_columns, float* sums,
-                int threads) {
-  const int64_t across = columns / block_columns, blocks = rows / block_rows * across;
-#pragma omp parallel for schedule(static) num_threads(threads)
+void block_sums(const BlockSumsCall& c) {
+  const int64_t across = c.columns / c.block_columns;
+  const int64_t blocks = c.rows / c.block_rows * across;
+#pragma omp parallel for schedule(static) num_threads(c.threads)
   for (int64_t b = 0; b < blocks; b++) {
-    const float* block = scores + b / across * block_rows * columns + b % across * block_columns;
+    const float* block = c.scores + b / across * c.block_rows * c.columns + b % across * c.block_columns;
     float sum = 0;
-    for (int r = 0; r < block_rows; r++)
-      for (int c = 0; c < block_columns; c++) sum += block[r * columns + c];
-    sums[b] = sum;
+    for (int row = 0; row < c.block_rows; row++)
+      for (int column = 0; column < c.block_columns; column++) sum += block[row * c.columns + column];
+    c.sums[b] = sum;
   }
 }
 

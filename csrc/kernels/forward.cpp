@@ -19,7 +19,7 @@ RAREFY_INLINE void add_product(Value value, const float* x_panel, size_t offset,
 
 // accumulators[row - rows.begin] of one panel: += W[row, panel] · x; the first panel starts from the bias.
 template <int NV>
-void multiply_panel(const Panels& w, int panel, Range rows, const float* values, const float* x_panel,
+void multiply_panel(const Layout& w, int panel, Range rows, const float* values, const float* x_panel,
                     const float* bias, float* accumulators) {
   constexpr int T = NV * kLanes;
   const int32_t* starts = w.starts + static_cast<int64_t>(panel) * w.rows;
@@ -53,7 +53,7 @@ template <int NV, class Element>
 void forward_tile(const ForwardCall& c, int tokens, Range rows, const Element* x, Element* y, float* x_tile,
                   float* y_tile) {
   constexpr int T = NV * kLanes;
-  const Panels& w = c.weight;
+  const Layout& w = c.weight;
   const int block = rows_per_block(rows.end - rows.begin, T, 1);
   const bool single = rows.begin + block >= rows.end;
   if (!single) pack<NV>(x, w.columns, tokens, w.columns, x_tile);
@@ -72,7 +72,7 @@ void forward_tile(const ForwardCall& c, int tokens, Range rows, const Element* x
 template <int Most, class Element>
 bool forward_tiles(const ForwardCall& c) {
   constexpr int T = Most * kLanes;
-  const Panels& w = c.weight;
+  const Layout& w = c.weight;
   const int64_t tiles = (c.tokens + T - 1) / T;
   const int row_parts = tiles >= 4 * c.threads ? 1 : min_of(c.threads, (w.rows + kLanes - 1) / kLanes);
   const int packed = one_block(w.rows, T, 1) ? min_of(w.width, w.columns) : w.columns;

@@ -16,7 +16,7 @@ typedef float Float2 __attribute__((vector_size(8), may_alias));
 
 // Several tokens: sums[row] += W[row] · x with x [columns] of T tokens each. Four sums hide the latency of the additions.
 template <class T>
-void multiply_rows(const Panels& w, Range rows, const float* values, const T* x, T* sums) {
+void multiply_rows(const Layout& w, Range rows, const float* values, const T* x, T* sums) {
   for (int p = 0, panels = w.count(); p < panels; p++) {
     const int32_t* starts = w.starts + static_cast<int64_t>(p) * w.rows;
     const T* x_panel = x + static_cast<size_t>(p) * w.width;
@@ -48,7 +48,7 @@ void pack_few(const Element* x, int tokens, int columns, float* target) {
 template <class T, class Element>
 bool forward_few_as(const ForwardCall& c) {
   constexpr int width = sizeof(T) / sizeof(float);
-  const Panels& w = c.weight;
+  const Layout& w = c.weight;
   const Buffer x(static_cast<size_t>(w.columns) * sizeof(T)), sums_buffer(static_cast<size_t>(w.rows) * sizeof(T));
   if (!x.ok() || !sums_buffer.ok()) return false;
   float* sums = sums_buffer.as<float>();

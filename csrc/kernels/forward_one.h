@@ -17,7 +17,7 @@ typedef int32_t Int8 __attribute__((vector_size(32), may_alias));
 constexpr int kMostUnrolled = 8;
 
 // Products of as many rows at a time as stay in the first-level cache, but of one row at least.
-RAREFY_INLINE int products_at_once(const Panels& w) { return max_of(2048, w.width); }
+RAREFY_INLINE int products_at_once(const Layout& w) { return max_of(2048, w.width); }
 
 RAREFY_INLINE Float8 eight_inputs(const uint16_t* offsets, const float* x) {
   const FourOffsets a(offsets), b(offsets + 4);
@@ -58,14 +58,14 @@ void add_rows(const int32_t* starts, Range rows, const float* products, Float8* 
 }
 
 // Vectors of eight that hold the connections of one row in a panel, up to three standard deviations above the mean.
-RAREFY_INLINE int vectors_per_row(const Panels& w) {
+RAREFY_INLINE int vectors_per_row(const Layout& w) {
   const float runs = max_of(int64_t{1}, static_cast<int64_t>(w.count()) * w.rows), mean = w.nonzeros() / runs;
   return (min_of(w.width, static_cast<int>(mean + 3 * __builtin_sqrtf(mean))) + 7) / 8;
 }
 
 // One panel: lanes[row] += W[row] · x, with the products of as many rows at a time as the buffer holds.
 template <int kVectors>
-void multiply_panel(const Panels& w, int panel, Range rows, const float* values, const float* x, float* products,
+void multiply_panel(const Layout& w, int panel, Range rows, const float* values, const float* x, float* products,
                     Float8* lanes) {
   const int32_t* starts = w.starts + static_cast<int64_t>(panel) * w.rows;
   const int64_t nonzeros = w.nonzeros(), most = products_at_once(w);
@@ -87,7 +87,7 @@ RAREFY_INLINE float sum_of(Float8 v) {
 
 // All panels, with the number of vectors as a constant.
 template <int kVectors>
-void multiply_panels(const Panels& w, int vectors, Range rows, const float* values, const float* x, float* products,
+void multiply_panels(const Layout& w, int vectors, Range rows, const float* values, const float* x, float* products,
                      Float8* lanes) {
   if constexpr (kVectors < kMostUnrolled)
     if (vectors > kVectors) return multiply_panels<kVectors + 1>(w, vectors, rows, values, x, products, lanes);
@@ -97,7 +97,7 @@ void multiply_panels(const Panels& w, int vectors, Range rows, const float* valu
 
 template <class Element>
 bool forward_one(const ForwardCall& c) {
-  const Panels& w = c.weight;
+  const Layout& w = c.weight;
   // A row's vectors and a look-up reach beyond the products, a table beyond the inputs.
   const size_t room = (products_at_once(w) + max_of(w.width, 8 * kMostUnrolled) + kLookedUp + 15) / 16 * 16;
   const Buffer x((w.columns + kMostInputs) * sizeof(float)), lanes(w.rows * sizeof(Float8));

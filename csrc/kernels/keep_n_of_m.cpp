@@ -18,30 +18,30 @@ void keep_in_group(const float* scores, int n, int m, uint8_t* mask) {
 
 // The same with m known to the compiler, which unrolls it.
 template <int M>
-void keep_groups(const float* scores, int64_t groups, int n, uint8_t* mask, int threads) {
-#pragma omp parallel for schedule(static) num_threads(threads)
-  for (int64_t g = 0; g < groups; g++) {
+void keep_groups(const KeepNOfMCall& c) {
+#pragma omp parallel for schedule(static) num_threads(c.threads)
+  for (int64_t g = 0; g < c.groups; g++) {
     uint32_t keys[M];
     int better[M] = {};
-    for (int i = 0; i < M; i++) keys[i] = key_of(scores[g * M + i]);
+    for (int i = 0; i < M; i++) keys[i] = key_of(c.scores[g * M + i]);
     RAREFY_UNROLL for (int i = 0; i < M; i++) {
       RAREFY_UNROLL for (int j = 0; j < i; j++) {
         better[i] += keys[j] >= keys[i];
         better[j] += keys[i] > keys[j];
       }
     }
-    for (int i = 0; i < M; i++) mask[g * M + i] = better[i] < n;
+    for (int i = 0; i < M; i++) c.mask[g * M + i] = better[i] < c.n;
   }
 }
 
 }  // namespace
 
-void keep_n_of_m(const float* scores, int64_t groups, int n, int m, uint8_t* mask, int threads) {
-  if (m == 4) return keep_groups<4>(scores, groups, n, mask, threads);
-  if (m == 8) return keep_groups<8>(scores, groups, n, mask, threads);
-  if (m == 16) return keep_groups<16>(scores, groups, n, mask, threads);
-#pragma omp parallel for schedule(static) num_threads(threads)
-  for (int64_t g = 0; g < groups; g++) keep_in_group(scores + g * m, n, m, mask + g * m);
+void keep_n_of_m(const KeepNOfMCall& c) {
+  if (c.m == 4) return keep_groups<4>(c);
+  if (c.m == 8) return keep_groups<8>(c);
+  if (c.m == 16) return keep_groups<16>(c);
+#pragma omp parallel for schedule(static) num_threads(c.threads)
+  for (int64_t g = 0; g < c.groups; g++) keep_in_group(c.scores + g * c.m, c.n, c.m, c.mask + g * c.m);
 }
 
 }  // namespace rarefy::RAREFY_ISA

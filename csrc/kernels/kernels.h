@@ -3,13 +3,18 @@
 // Storage of a sparse matrix [rows, columns] ("panels"). The columns are cut in panels of `width`; nonzeros are
 // ordered by panel, then row, then column. Row r of panel p owns positions starts[p * rows + r] up to the next
 // entry of `starts`, and offsets[position] is its column minus p * width: 16 bits suffice for any matrix.
+//
+// Every operation takes one struct. The bindings fill it by name on both sides of the language border, because a swap
+// among a dozen addresses compiles, runs and writes into somebody else's memory.
 #pragma once
 #include <cstdint>
 
 namespace rarefy {
 
-struct Panels {
-  int rows, columns, width;
+struct Layout {
+  int rows;
+  int columns;
+  int width;
   const int32_t* starts;    // [panels * rows + 1]
   const uint16_t* offsets;  // [nonzeros]
 
@@ -22,7 +27,7 @@ enum class Element : int { kFloat32 = 0, kBfloat16 = 1 };
 // y[token, row] = bias[row] + sum over the nonzeros of the row: values * x[token, column]
 struct ForwardCall {
   int64_t tokens;
-  Panels weight;
+  Layout weight;
   const float* values;  // in the order of `weight`
   const void* x;        // [tokens, weight.columns], contiguous, of type `element`
   const float* bias;    // [weight.rows] or null
@@ -34,7 +39,7 @@ struct ForwardCall {
 // From grad = dL/dy: grad_x = grad · W, grad_values = (gradᵀ · x) at the nonzeros, grad_bias = column sums of grad.
 struct BackwardCall {
   int64_t tokens;
-  Panels transposed;       // rows of Wᵀ: transposed.rows = columns of W
+  Layout transposed;       // rows of Wᵀ: transposed.rows = columns of W
   const int32_t* order;    // position in `values` of each nonzero of `transposed`
   const float* values;     // in the order of W
   const void* x;           // [tokens, transposed.rows]; read only if grad_values is wanted
@@ -50,8 +55,39 @@ struct BackwardCall {
 struct KeepTopCall {
   const float* scores;
   const uint8_t* candidates;  // null: all are candidates
-  int64_t size, count;
+  int64_t size;
+  int64_t count;
   uint8_t* mask;
+  int threads;
+};
+
+// In place: data = mask ? data : 0.
+struct SelectCall {
+  void* data;
+  const uint8_t* mask;
+  int64_t size;
+  int element_bytes;  // 2, 4 or 8
+  int threads;
+};
+
+// mask = the `n` highest scores of every `m` neighbours.
+struct KeepNOfMCall {
+  const float* scores;  // [groups, m]
+  int64_t groups;
+  int n;
+  int m;
+  uint8_t* mask;
+  int threads;
+};
+
+// sums = the sum of each block [block_rows, block_columns] of a matrix [rows, columns] that the blocks divide.
+struct BlockSumsCall {
+  const float* scores;
+  int64_t rows;
+  int64_t columns;
+  int block_rows;
+  int block_columns;
+  float* sums;  // [rows / block_rows, columns / block_columns]
   int threads;
 };
 
@@ -60,26 +96,73 @@ struct KernelTable {
   bool (*forward)(const ForwardCall&);
   bool (*backward)(const BackwardCall&);
   bool (*keep_top)(const KeepTopCall&);
-  void (*select)(void* data, const uint8_t* mask, int64_t size, int element_bytes, int threads);
-  void (*keep_n_of_m)(const float* scores, int64_t groups, int n, int m, uint8_t* mask, int threads);
-  void (*block_sums)(const float* scores, int64_t rows, int64_t columns, int block_rows, int block_columns,
-                     float* sums, int threads);
+  void (*select)(const SelectCall&);
+  void (*keep_n_of_m)(const KeepNOfMCall&);
+  void (*block_sums)(const BlockSumsCall&);
 };
 
 // ---- compiled once, for the baseline instruction set ---------------------------------------------------------
 
-void panels_count(const uint8_t* mask, int rows, int columns, int width, int32_t* starts, int threads);
-void panels_fill(const uint8_t* mask, const Panels& panels, uint16_t* offsets, int threads);
-void panels_transpose(const Panels& panels, int width, int32_t* starts, uint16_t* offsets, int32_t* order,
-                      int threads);
-void panels_positions(const Panels& panels, int64_t* positions, int threads);
+// The layout of a mask [rows, columns]: `panels_count` writes starts, whose last entry says how many offsets there are;
+// `panels_fill` writes these.
+struct MaskCall {
+  const uint8_t* mask;
+  int rows;
+  int columns;
+  int width;
+  int32_t* starts;    // [panels * rows + 1]; written by panels_count, read by panels_fill
+  uint16_t* offsets;  // [nonzeros]; written by panels_fill
+  int threads;
+};
+void panels_count(const MaskCall&);
+void panels_fill(const MaskCall&);
+
+// The layout of the transpose, and the place in `panels` of each of its nonzeros.
+struct TransposeCall {
+  Layout panels;
+  int width;          // of the transpose
+  int32_t* starts;    // [panels of the transpose * columns + 1]
+  uint16_t* offsets;  // [nonzeros]
+  int32_t* order;     // [nonzeros]
+  int threads;
+};
+void panels_transpose(const TransposeCall&);
+
+// row * columns + column of each nonzero.
+struct PositionsCall {
+  Layout panels;
+  int64_t* positions;  // [nonzeros]
+  int threads;
+};
+void panels_positions(const PositionsCall&);
 
 // For each nonzero the position in `previous` of the same place of the matrix, or -1.
-void panels_sources(const Panels& panels, const Panels& previous, int64_t* sources, int threads);
+struct SourcesCall {
+  Layout panels;
+  Layout previous;   // of a matrix of the same shape
+  int64_t* sources;  // [nonzeros of panels]
+  int threads;
+};
+void panels_sources(const SourcesCall&);
 
-// A matrix from values, zero elsewhere, with elements of 1 or 4 bytes; and the reverse for elements of 4 bytes.
-void panels_scatter(const Panels& panels, const void* values, void* matrix, int element_bytes, int threads);
-void panels_gather(const Panels& panels, const uint32_t* matrix, uint32_t* values, int threads);
+// A matrix from values, zero elsewhere.
+struct ScatterCall {
+  Layout panels;
+  const void* values;  // [nonzeros]
+  void* matrix;        // [rows, columns]
+  int element_bytes;   // 1 or 4
+  int threads;
+};
+void panels_scatter(const ScatterCall&);
+
+// The values of a matrix, whose elements have 4 bytes.
+struct GatherCall {
+  Layout panels;
+  const uint32_t* matrix;  // [rows, columns]
+  uint32_t* values;        // [nonzeros]
+  int threads;
+};
+void panels_gather(const GatherCall&);
 
 // The k-th largest of `size` keys, 1 <= k <= size; reorders them.
 uint32_t kth_largest(uint32_t* keys, int64_t size, int64_t k);

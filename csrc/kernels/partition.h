@@ -12,7 +12,7 @@ struct Range {
 // A row costs its nonzeros plus a constant for loading and storing its accumulators.
 constexpr int64_t kRowCost = 4;
 
-RAREFY_INLINE int64_t work_before(const Panels& m, int row) {
+RAREFY_INLINE int64_t work_before(const Layout& m, int row) {
   int64_t work = row * kRowCost;
   for (int p = 0, panels = m.count(); p < panels; p++) {
     const int32_t* starts = m.starts + static_cast<int64_t>(p) * m.rows;
@@ -22,7 +22,7 @@ RAREFY_INLINE int64_t work_before(const Panels& m, int row) {
 }
 
 // First row of part k of `parts` parts of about equal work, a multiple of kLanes.
-RAREFY_INLINE int part_begin(const Panels& m, int parts, int k) {
+RAREFY_INLINE int part_begin(const Layout& m, int parts, int k) {
   if (k <= 0) return 0;
   if (k >= parts) return m.rows;
   const int64_t wanted = work_before(m, m.rows) * k / parts;
@@ -37,7 +37,7 @@ RAREFY_INLINE int part_begin(const Panels& m, int parts, int k) {
   return min_of(m.rows, (low + kLanes / 2) / kLanes * kLanes);
 }
 
-RAREFY_INLINE Range part(const Panels& m, int parts, int k) {
+RAREFY_INLINE Range part(const Layout& m, int parts, int k) {
   return {part_begin(m, parts, k), part_begin(m, parts, k + 1)};
 }
 

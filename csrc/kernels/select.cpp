@@ -18,11 +18,11 @@ void select_bits(Bits* data, const uint8_t* mask, int64_t size, int threads) {
 
 }  // namespace
 
-void select(void* data, const uint8_t* mask, int64_t size, int element_bytes, int threads) {
-  threads = useful_threads(threads, size);
-  if (element_bytes == 2) select_bits(static_cast<uint16_t*>(data), mask, size, threads);
-  if (element_bytes == 4) select_bits(static_cast<uint32_t*>(data), mask, size, threads);
-  if (element_bytes == 8) select_bits(static_cast<uint64_t*>(data), mask, size, threads);
+void select(const SelectCall& c) {
+  const int threads = useful_threads(c.threads, c.size);
+  if (c.element_bytes == 2) select_bits(static_cast<uint16_t*>(c.data), c.mask, c.size, threads);
+  if (c.element_bytes == 4) select_bits(static_cast<uint32_t*>(c.data), c.mask, c.size, threads);
+  if (c.element_bytes == 8) select_bits(static_cast<uint64_t*>(c.data), c.mask, c.size, threads);
 }
 
 }  // namespace rarefy::RAREFY_ISA

@@ -50,7 +50,7 @@ int32_t count_active(const uint8_t* mask, int begin, int end) {
   return total;
 }
 
-int last_column(const Panels& m, int panel) {
+int last_column(const Layout& m, int panel) {
   const int64_t end = (panel + int64_t{1}) * m.width;
   return static_cast<int>(end < m.columns ? end : m.columns);
 }
@@ -59,7 +59,7 @@ int last_column(const Panels& m, int panel) {
 struct Block {
   int panel, transposed_panel, first_row, last_row;
 };
-Block block_of(const Panels& m, int transposed_width, int64_t task) {
+Block block_of(const Layout& m, int transposed_width, int64_t task) {
   const int panel = static_cast<int>(task % m.count()), across = static_cast<int>(task / m.count());
   const int64_t end = (across + int64_t{1}) * transposed_width;
   return {panel, across, across * transposed_width, static_cast<int>(end < m.rows ? end : m.rows)};
@@ -67,7 +67,7 @@ Block block_of(const Panels& m, int transposed_width, int64_t task) {
 
 // Calls f(row, column, position) for the nonzeros of the block in order of rows.
 template <class Function>
-void for_each_nonzero(const Panels& m, const Block& b, Function f) {
+void for_each_nonzero(const Layout& m, const Block& b, Function f) {
   const int32_t* starts = m.starts + static_cast<int64_t>(b.panel) * m.rows;
   for (int row = b.first_row; row < b.last_row; row++)
     for (int32_t q = starts[row]; q < starts[row + 1]; q++) f(row, b.panel * m.width + m.offsets[q], q);
@@ -75,7 +75,7 @@ void for_each_nonzero(const Panels& m, const Block& b, Function f) {
 
 // Calls f(column, position) for the nonzeros of a row, panel by panel.
 template <class Function>
-void for_each_in_row(const Panels& m, int row, Function f) {
+void for_each_in_row(const Layout& m, int row, Function f) {
   for (int p = 0, panels = m.count(); p < panels; p++) {
     const int32_t* starts = m.starts + static_cast<int64_t>(p) * m.rows;
     for (int32_t q = starts[row]; q < starts[row + 1]; q++) f(p * m.width + m.offsets[q], q);
@@ -83,7 +83,7 @@ void for_each_in_row(const Panels& m, int row, Function f) {
 }
 
 template <class Bits>
-void scatter(const Panels& m, const Bits* values, Bits* matrix, int threads) {
+void scatter(const Layout& m, const Bits* values, Bits* matrix, int threads) {
   if (m.columns == 0) return;  // memset takes no null pointer
 #pragma omp parallel for schedule(static) num_threads(threads)
   for (int row = 0; row < m.rows; row++) {
@@ -95,85 +95,95 @@ void scatter(const Panels& m, const Bits* values, Bits* matrix, int threads) {
 
 }  // namespace
 
-void panels_count(const uint8_t* mask, int rows, int columns, int width, int32_t* starts, int threads) {
-  const Panels m{rows, columns, width, starts, nullptr};
+void panels_count(const MaskCall& c) {
+  const Layout m{c.rows, c.columns, c.width, c.starts, nullptr};
   const int panels = m.count();
-#pragma omp parallel for schedule(static) num_threads(threads)
-  for (int row = 0; row < rows; row++)
-    for (int p = 0; p < panels; p++) {
-      const uint8_t* line = mask + static_cast<int64_t>(row) * columns;
-      starts[static_cast<int64_t>(p) * rows + row + 1] = count_active(line, p * width, last_column(m, p));
-    }
-  accumulate(starts, static_cast<int64_t>(panels) * rows);
-}
-
-void panels_fill(const uint8_t* mask, const Panels& m, uint16_t* offsets, int threads) {
-  const int panels = m.count();
-#pragma omp parallel for schedule(static) num_threads(threads)
+#pragma omp parallel for schedule(static) num_threads(c.threads)
   for (int row = 0; row < m.rows; row++)
     for (int p = 0; p < panels; p++) {
-      uint16_t* next = offsets + m.starts[static_cast<int64_t>(p) * m.rows + row];
+      const uint8_t* line = c.mask + static_cast<int64_t>(row) * m.columns;
+      c.starts[static_cast<int64_t>(p) * m.rows + row + 1] = count_active(line, p * m.width, last_column(m, p));
+    }
+  accumulate(c.starts, static_cast<int64_t>(panels) * m.rows);
+}
+
+void panels_fill(const MaskCall& c) {
+  const Layout m{c.rows, c.columns, c.width, c.starts, c.offsets};
+  const int panels = m.count();
+#pragma omp parallel for schedule(static) num_threads(c.threads)
+  for (int row = 0; row < m.rows; row++)
+    for (int p = 0; p < panels; p++) {
+      uint16_t* next = c.offsets + m.starts[static_cast<int64_t>(p) * m.rows + row];
       const int first = p * m.width;
-      for_each_active(mask + static_cast<int64_t>(row) * m.columns, first, last_column(m, p),
+      for_each_active(c.mask + static_cast<int64_t>(row) * m.columns, first, last_column(m, p),
                       [&](int column) { *next++ = static_cast<uint16_t>(column - first); });
     }
 }
 
-void panels_transpose(const Panels& m, int width, int32_t* starts, uint16_t* offsets, int32_t* order, int threads) {
-  const Panels t{m.columns, m.rows, width, starts, offsets};
-  const int64_t entries = static_cast<int64_t>(t.count()) * t.rows, tasks = static_cast<int64_t>(t.count()) * m.count();
-  memset(starts, 0, static_cast<size_t>(entries + 1) * sizeof(int32_t));
-#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
+void panels_transpose(const TransposeCall& c) {
+  const Layout& m = c.panels;
+  const Layout t{m.columns, m.rows, c.width, c.starts, c.offsets};
+  const int64_t entries = static_cast<int64_t>(t.count()) * t.rows;
+  const int64_t tasks = static_cast<int64_t>(t.count()) * m.count();
+  memset(c.starts, 0, static_cast<size_t>(entries + 1) * sizeof(int32_t));
+#pragma omp parallel for schedule(dynamic, 1) num_threads(c.threads)
   for (int64_t task = 0; task < tasks; task++) {
-    const Block b = block_of(m, width, task);
-    int32_t* counts = starts + static_cast<int64_t>(b.transposed_panel) * t.rows + 1;
+    const Block b = block_of(m, c.width, task);
+    int32_t* counts = c.starts + static_cast<int64_t>(b.transposed_panel) * t.rows + 1;
     for_each_nonzero(m, b, [&](int, int column, int32_t) { counts[column]++; });
   }
-  accumulate(starts, entries);
-  std::vector<int32_t> next(starts, starts + entries);
-#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
+  accumulate(c.starts, entries);
+  // Two tasks never share a transposed row of one panel, so each counts on in a run of `next` that is its own.
+  std::vector<int32_t> next(c.starts, c.starts + entries);
+#pragma omp parallel for schedule(dynamic, 1) num_threads(c.threads)
   for (int64_t task = 0; task < tasks; task++) {
-    const Block b = block_of(m, width, task);
+    const Block b = block_of(m, c.width, task);
     int32_t* places = next.data() + static_cast<int64_t>(b.transposed_panel) * t.rows;
     for_each_nonzero(m, b, [&](int row, int column, int32_t q) {
       const int32_t place = places[column]++;
-      offsets[place] = static_cast<uint16_t>(row - b.first_row);
-      order[place] = q;
+      c.offsets[place] = static_cast<uint16_t>(row - b.first_row);
+      c.order[place] = q;
     });
   }
 }
 
-void panels_positions(const Panels& m, int64_t* positions, int threads) {
-#pragma omp parallel for schedule(static) num_threads(threads)
+void panels_positions(const PositionsCall& c) {
+  const Layout& m = c.panels;
+#pragma omp parallel for schedule(static) num_threads(c.threads)
   for (int row = 0; row < m.rows; row++)
     for_each_in_row(m, row, [&](int column, int32_t q) {
-      positions[q] = static_cast<int64_t>(row) * m.columns + column;
+      c.positions[q] = static_cast<int64_t>(row) * m.columns + column;
     });
 }
 
-void panels_sources(const Panels& m, const Panels& previous, int64_t* sources, int threads) {
-#pragma omp parallel num_threads(threads)
+void panels_sources(const SourcesCall& c) {
+  const Layout& m = c.panels;
+#pragma omp parallel num_threads(c.threads)
   {
+    // One row of the matrix, wiped after use by the same walk that filled it: cheaper than clearing all columns.
     std::vector<int32_t> places(static_cast<size_t>(m.columns), -1);
 #pragma omp for schedule(static)
     for (int row = 0; row < m.rows; row++) {
-      for_each_in_row(previous, row, [&](int column, int32_t q) { places[column] = q; });
-      for_each_in_row(m, row, [&](int column, int32_t q) { sources[q] = places[column]; });
-      for_each_in_row(previous, row, [&](int column, int32_t) { places[column] = -1; });
+      for_each_in_row(c.previous, row, [&](int column, int32_t q) { places[column] = q; });
+      for_each_in_row(m, row, [&](int column, int32_t q) { c.sources[q] = places[column]; });
+      for_each_in_row(c.previous, row, [&](int column, int32_t) { places[column] = -1; });
     }
   }
 }
 
-void panels_scatter(const Panels& m, const void* values, void* matrix, int element_bytes, int threads) {
-  if (element_bytes == 1) scatter(m, static_cast<const uint8_t*>(values), static_cast<uint8_t*>(matrix), threads);
-  if (element_bytes == 4) scatter(m, static_cast<const uint32_t*>(values), static_cast<uint32_t*>(matrix), threads);
+void panels_scatter(const ScatterCall& c) {
+  if (c.element_bytes == 1)
+    scatter(c.panels, static_cast<const uint8_t*>(c.values), static_cast<uint8_t*>(c.matrix), c.threads);
+  if (c.element_bytes == 4)
+    scatter(c.panels, static_cast<const uint32_t*>(c.values), static_cast<uint32_t*>(c.matrix), c.threads);
 }
 
-void panels_gather(const Panels& m, const uint32_t* matrix, uint32_t* values, int threads) {
-#pragma omp parallel for schedule(static) num_threads(threads)
+void panels_gather(const GatherCall& c) {
+  const Layout& m = c.panels;
+#pragma omp parallel for schedule(static) num_threads(c.threads)
   for (int row = 0; row < m.rows; row++) {
-    const uint32_t* line = matrix + static_cast<int64_t>(row) * m.columns;
-    for_each_in_row(m, row, [&](int column, int32_t q) { values[q] = line[column]; });
+    const uint32_t* line = c.matrix + static_cast<int64_t>(row) * m.columns;
+    for_each_in_row(m, row, [&](int column, int32_t q) { c.values[q] = line[column]; });
   }
 }
 

@@ -3,6 +3,13 @@
 namespace rarefy::RAREFY_ISA {
 
 extern const KernelTable kernels;
-const KernelTable kernels{forward, backward, keep_top, select, keep_n_of_m, block_sums};
+const KernelTable kernels{
+    .forward = forward,
+    .backward = backward,
+    .keep_top = keep_top,
+    .select = select,
+    .keep_n_of_m = keep_n_of_m,
+    .block_sums = block_sums,
+};
 
 }  // namespace rarefy::RAREFY_ISA

@@ -25,8 +25,7 @@ def layer(rows: int, columns: int, density: float, dtype: torch.dtype = torch.fl
 
 
 def shortest(sparse: SparseLinear, x: Tensor) -> Tensor | None:
-    csr = sparse.csr
-    return infer(x, sparse.values, sparse.bias, (csr.rows, csr.columns, csr.width, csr.starts, csr.offsets))
+    return infer(x, sparse.values, sparse.bias, sparse.csr.layout)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 5])

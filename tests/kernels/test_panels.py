@@ -4,7 +4,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rarefy.errors import RarefyError
-from rarefy.kernels import CSR, reference
+from rarefy.kernels import Panels, reference
 
 FUZZ = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 sizes = st.sampled_from([0, 1, 7, 16, 100, 300, 500])
@@ -27,33 +27,33 @@ def test_mask_round_trip_and_transpose(
 ) -> None:
     torch.set_num_threads(threads)
     mask = random_mask(rows, columns, density, seed)
-    csr = CSR.from_mask(mask)
-    assert torch.equal(csr.mask(), mask)
+    panels = Panels.from_mask(mask)
+    assert torch.equal(panels.mask(), mask)
     numbers = torch.arange(1, rows * columns + 1).view(rows, columns)
-    values = csr.gather(numbers)
-    assert torch.equal(csr.dense(values), numbers * mask)
-    transpose = CSR(
+    values = panels.gather(numbers)
+    assert torch.equal(panels.dense(values), numbers * mask)
+    transpose = Panels(
         columns,
         rows,
-        csr.transposed_width,
-        csr.width,
-        csr.transposed_starts,
-        csr.transposed_offsets,
-        *csr.tensors[:2],
-        csr.order,
+        panels.transposed_width,
+        panels.width,
+        panels.transposed_starts,
+        panels.transposed_offsets,
+        *panels.tensors[:2],
+        panels.order,
     )
-    assert torch.equal(transpose.dense(values[csr.order.long()]), numbers.t() * mask.t())
+    assert torch.equal(transpose.dense(values[panels.order.long()]), numbers.t() * mask.t())
 
 
 def test_reference_builds_the_same_structure(isa: str) -> None:
     mask = random_mask(700, 900, 0.2, 0)
-    csr = CSR.from_mask(mask)
-    plain = reference.build(mask, csr.width, csr.transposed_width, csr.nonzeros)
-    assert all(torch.equal(a, b) for a, b in zip(csr.tensors, plain, strict=True))
+    panels = Panels.from_mask(mask)
+    plain = reference.build(mask, panels.width, panels.transposed_width, panels.nonzeros)
+    assert all(torch.equal(a, b) for a, b in zip(panels.tensors, plain, strict=True))
 
 
 def test_sources_follow_connections(isa: str) -> None:
-    old, new = CSR.from_mask(random_mask(90, 700, 0.3, 1)), CSR.from_mask(random_mask(90, 700, 0.05, 2))
+    old, new = Panels.from_mask(random_mask(90, 700, 0.3, 1)), Panels.from_mask(random_mask(90, 700, 0.05, 2))
     numbers = torch.arange(1.0, 90 * 700 + 1).view(90, 700)
     sources = new.sources_in(old)
     moved = torch.cat([old.gather(numbers), torch.zeros(1)])[sources]
@@ -61,24 +61,24 @@ def test_sources_follow_connections(isa: str) -> None:
 
 
 def test_dense_is_differentiable(isa: str) -> None:
-    csr = CSR.from_mask(random_mask(20, 30, 0.3, 0))
-    values, factors = torch.randn(csr.nonzeros, requires_grad=True), torch.randn(20, 30)
-    (csr.dense(values) * factors).sum().backward()
-    assert values.grad is not None and torch.equal(values.grad, csr.gather(factors))
+    panels = Panels.from_mask(random_mask(20, 30, 0.3, 0))
+    values, factors = torch.randn(panels.nonzeros, requires_grad=True), torch.randn(20, 30)
+    (panels.dense(values) * factors).sum().backward()
+    assert values.grad is not None and torch.equal(values.grad, panels.gather(factors))
 
 
 def test_gather_is_differentiable(isa: str) -> None:
-    csr = CSR.from_mask(random_mask(20, 30, 0.3, 0))
+    panels = Panels.from_mask(random_mask(20, 30, 0.3, 0))
     matrix = torch.randn(20, 30, requires_grad=True)
-    csr.gather(matrix).sum().backward()
-    assert matrix.grad is not None and torch.equal(matrix.grad, csr.mask().float())
+    panels.gather(matrix).sum().backward()
+    assert matrix.grad is not None and torch.equal(matrix.grad, panels.mask().float())
 
 
 def test_density_of_an_empty_matrix_is_zero() -> None:
-    assert CSR.from_mask(torch.zeros(0, 5, dtype=torch.bool)).density == 0
+    assert Panels.from_mask(torch.zeros(0, 5, dtype=torch.bool)).density == 0
 
 
 @pytest.mark.parametrize("mask", [torch.ones(2, 2), torch.ones(3, dtype=torch.bool)])
 def test_only_bool_matrices_are_taken(mask: torch.Tensor) -> None:
     with pytest.raises(RarefyError, match="give a bool matrix"):
-        CSR.from_mask(mask)
+        Panels.from_mask(mask)

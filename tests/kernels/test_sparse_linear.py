@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from rarefy.errors import RarefyError
-from rarefy.kernels import CSR, ops, sparse_linear
+from rarefy.kernels import Panels, ops, sparse_linear
 
 FUZZ = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 1e-2, torch.float64: 1e-12}
@@ -76,17 +76,17 @@ def close(found: Tensor, wanted: Tensor, bound: Tensor, dtype: torch.dtype) -> N
 def check(case: Case) -> None:
     torch.manual_seed(case.seed)
     torch.set_num_threads(case.threads)
-    csr = CSR.from_mask(mask_of(case))
+    panels = Panels.from_mask(mask_of(case))
     wide = torch.float64 if case.dtype == torch.float64 else torch.float32
     x, grad = activations(case, case.columns).requires_grad_(), activations(case, case.rows)
-    values = torch.randn(csr.nonzeros, dtype=wide, requires_grad=True)
+    values = torch.randn(panels.nonzeros, dtype=wide, requires_grad=True)
     bias = torch.randn(case.rows, dtype=wide, requires_grad=True) if case.bias else None
-    y = sparse_linear(x, values, bias, csr)
+    y = sparse_linear(x, values, bias, panels)
     y.backward(grad)
     assert y.dtype == case.dtype and y.shape == (*case.batch, case.rows)
 
     tokens = torch.Size(case.batch).numel()
-    weight, offset = csr.dense(values.detach()).double(), torch.zeros(case.rows, dtype=torch.float64)
+    weight, offset = panels.dense(values.detach()).double(), torch.zeros(case.rows, dtype=torch.float64)
     offset = offset if bias is None else bias.detach().double()
     flat_x, flat_grad = (
         x.detach().double().reshape(tokens, case.columns),
@@ -99,7 +99,10 @@ def check(case: Case) -> None:
         x.grad.reshape(tokens, case.columns), flat_grad @ weight, flat_grad.abs() @ weight.abs(), case.dtype
     )
     close(
-        values.grad, csr.gather(flat_grad.t() @ flat_x), csr.gather(flat_grad.abs().t() @ flat_x.abs()), wide
+        values.grad,
+        panels.gather(flat_grad.t() @ flat_x),
+        panels.gather(flat_grad.abs().t() @ flat_x.abs()),
+        wide,
     )
     if bias is not None and bias.grad is not None:
         close(bias.grad, flat_grad.sum(0), flat_grad.abs().sum(0), wide)
@@ -118,46 +121,46 @@ def test_several_panels_and_row_blocks(isa: str, case: Case) -> None:
 
 def layer(
     rows: int = 40, columns: int = 50, dtype: torch.dtype = torch.float32
-) -> tuple[CSR, Tensor, Tensor]:
+) -> tuple[Panels, Tensor, Tensor]:
     torch.manual_seed(0)
-    csr = CSR.from_mask(torch.rand(rows, columns) < 0.3)
-    values = torch.randn(csr.nonzeros, dtype=dtype, requires_grad=True)
-    return csr, values, torch.randn(rows, dtype=dtype, requires_grad=True)
+    panels = Panels.from_mask(torch.rand(rows, columns) < 0.3)
+    values = torch.randn(panels.nonzeros, dtype=dtype, requires_grad=True)
+    return panels, values, torch.randn(rows, dtype=dtype, requires_grad=True)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 5])
 def test_repeats_bit_for_bit(isa: str, threads: int) -> None:
     torch.set_num_threads(threads)
-    csr, values, bias = layer(120, 200)
+    panels, values, bias = layer(120, 200)
     x = torch.randn(700, 200, requires_grad=True)
-    losses = (sparse_linear(x, values, bias, csr).square().sum() for _ in range(4))
+    losses = (sparse_linear(x, values, bias, panels).square().sum() for _ in range(4))
     runs = [torch.autograd.grad(loss, [x, values, bias]) for loss in losses]
     assert all(torch.equal(a, b) for run in runs[1:] for a, b in zip(runs[0], run, strict=True))
 
 
 def test_gradient_check(isa: str) -> None:
-    csr, values, bias = layer(6, 9, torch.float64)
+    panels, values, bias = layer(6, 9, torch.float64)
     x = torch.randn(4, 9, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x, v, b: sparse_linear(x, v, b, csr), (x, values, bias))
+    assert torch.autograd.gradcheck(lambda x, v, b: sparse_linear(x, v, b, panels), (x, values, bias))
 
 
 @pytest.mark.parametrize("needed", ["x", "values", "bias"])
 def test_computes_only_needed_gradients(isa: str, needed: str) -> None:
-    csr, values, bias = layer()
+    panels, values, bias = layer()
     tensors = {"x": torch.randn(8, 50), "values": values.detach(), "bias": bias.detach()}
     every = {name: t.clone().requires_grad_() for name, t in tensors.items()}
-    sparse_linear(every["x"], every["values"], every["bias"], csr).sin().sum().backward()
+    sparse_linear(every["x"], every["values"], every["bias"], panels).sin().sum().backward()
     tensors[needed].requires_grad_()
-    sparse_linear(tensors["x"], tensors["values"], tensors["bias"], csr).sin().sum().backward()
+    sparse_linear(tensors["x"], tensors["values"], tensors["bias"], panels).sin().sum().backward()
     assert [name for name, t in tensors.items() if t.grad is not None] == [needed]
     torch.testing.assert_close(tensors[needed].grad, every[needed].grad)
 
 
 def test_probe_receives_the_dense_gradient(isa: str) -> None:
-    csr, values, _ = layer()
+    panels, values, _ = layer()
     probe, x = torch.zeros(40, 50, requires_grad=True), torch.randn(2, 3, 50)
     grad = torch.randn(2, 3, 40)
-    sparse_linear(x, values, None, csr, probe).backward(grad)
+    sparse_linear(x, values, None, panels, probe).backward(grad)
     torch.testing.assert_close(probe.grad, grad.flatten(0, 1).t() @ x.flatten(0, 1))
 
 
@@ -165,12 +168,12 @@ def test_probe_receives_the_dense_gradient(isa: str) -> None:
 def test_a_large_dense_gradient(isa: str, strided: bool, monkeypatch) -> None:
     calls = []
     monkeypatch.setattr(ops, "_ONEDNN", lambda *a, _onednn=ops._ONEDNN: (calls.append(1), _onednn(*a))[1])
-    csr = CSR.from_mask(torch.rand(300, 250) < 0.1)
-    values = torch.randn(csr.nonzeros, requires_grad=True)
+    panels = Panels.from_mask(torch.rand(300, 250) < 0.1)
+    values = torch.randn(panels.nonzeros, requires_grad=True)
     # Overlapping windows are a layout that oneDNN refuses.
     x = torch.randn(160 * 90 + 160).unfold(0, 250, 90) if strided else torch.randn(4, 40, 250)
     probe, grad = torch.zeros(300, 250, requires_grad=True), torch.randn(*x.shape[:-1], 300)
-    sparse_linear(x, values, None, csr, probe).backward(grad)
+    sparse_linear(x, values, None, panels, probe).backward(grad)
     wanted = grad.double().flatten(0, -2).t() @ x.double().flatten(0, -2)
     torch.testing.assert_close(probe.grad, wanted.float(), rtol=1e-4, atol=1e-4)
     assert ops._LARGE < 300 * 250 * 158
@@ -178,45 +181,51 @@ def test_a_large_dense_gradient(isa: str, strided: bool, monkeypatch) -> None:
 
 
 def test_compiles_without_graph_breaks(isa: str) -> None:
-    csr, values, bias = layer()
+    panels, values, bias = layer()
     x = torch.randn(5, 50, requires_grad=True)
     torch._dynamo.reset()
-    compiled = torch.compile(lambda x, v, b: sparse_linear(x, v, b, csr), fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(
+        lambda x, v, b: sparse_linear(x, v, b, panels), fullgraph=True, backend="aot_eager"
+    )
     found = torch.autograd.grad(compiled(x, values, bias).square().sum(), [x, values, bias])
-    wanted = torch.autograd.grad(sparse_linear(x, values, bias, csr).square().sum(), [x, values, bias])
+    wanted = torch.autograd.grad(sparse_linear(x, values, bias, panels).square().sum(), [x, values, bias])
     torch.testing.assert_close(found, wanted)
 
 
 def test_activation_checkpointing(isa: str) -> None:
-    csr, values, bias = layer()
+    panels, values, bias = layer()
     x = torch.randn(5, 50, requires_grad=True)
-    again = checkpoint(sparse_linear, x, values, bias, csr, use_reentrant=False)
+    again = checkpoint(sparse_linear, x, values, bias, panels, use_reentrant=False)
     assert isinstance(again, Tensor)
     found = torch.autograd.grad(again.square().sum(), [x, values])
-    wanted = torch.autograd.grad(sparse_linear(x, values, bias, csr).square().sum(), [x, values])
+    wanted = torch.autograd.grad(sparse_linear(x, values, bias, panels).square().sum(), [x, values])
     assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
 
 
 def test_functional_gradient(isa: str) -> None:
-    csr, values, bias = layer()
+    panels, values, bias = layer()
     x = torch.randn(5, 50)
-    found = torch.func.grad(lambda v: sparse_linear(x, v, bias.detach(), csr).square().sum())(values.detach())
-    (wanted,) = torch.autograd.grad(sparse_linear(x, values, bias, csr).square().sum(), [values])
+    found = torch.func.grad(lambda v: sparse_linear(x, v, bias.detach(), panels).square().sum())(
+        values.detach()
+    )
+    (wanted,) = torch.autograd.grad(sparse_linear(x, values, bias, panels).square().sum(), [values])
     torch.testing.assert_close(found, wanted)
 
 
 def test_operation_contract(isa: str) -> None:
-    csr, values, bias = layer()
+    panels, values, bias = layer()
     x = torch.randn(5, 50, requires_grad=True)
-    torch.library.opcheck(torch.ops.rarefy.sparse_linear, (x, values, bias, None, *csr.tensors, csr.sizes))
+    torch.library.opcheck(
+        torch.ops.rarefy.sparse_linear, (x, values, bias, None, *panels.tensors, panels.sizes)
+    )
 
 
 @pytest.mark.parametrize("tokens", [1, 6, 30])
 def test_nan_and_infinity_stay_where_they_are(isa: str, tokens: int) -> None:
-    csr = CSR.from_mask(torch.eye(20, dtype=torch.bool))
+    panels = Panels.from_mask(torch.eye(20, dtype=torch.bool))
     x = torch.ones(tokens, 20, dtype=torch.bfloat16)
     x[-1, 4], x[-1, 6] = float("nan"), float("inf")
-    y = sparse_linear(x, torch.ones(20), None, csr)
+    y = sparse_linear(x, torch.ones(20), None, panels)
     if isa == "reference":
         return  # multiplies zeros too, and NaN · 0 is NaN
     assert torch.equal(y.isnan(), x.isnan()) and torch.equal(y.isinf(), x.isinf())
@@ -224,11 +233,11 @@ def test_nan_and_infinity_stay_where_they_are(isa: str, tokens: int) -> None:
 
 @pytest.mark.parametrize("batch", [(), (1,), (5,), (70,), (2, 3)])
 def test_inference_gives_the_same_bits(isa: str, batch: tuple[int, ...]) -> None:
-    csr, values, bias = layer()
+    panels, values, bias = layer()
     x = torch.randn(*batch, 50)
-    trained = sparse_linear(x, values, bias, csr)
+    trained = sparse_linear(x, values, bias, panels)
     with torch.inference_mode():
-        assert torch.equal(sparse_linear(x, values, bias, csr), trained)
+        assert torch.equal(sparse_linear(x, values, bias, panels), trained)
 
 
 class Recorder(TorchDispatchMode):
@@ -244,32 +253,32 @@ class Recorder(TorchDispatchMode):
 
 
 def test_modes_see_the_operation_without_gradients(isa: str) -> None:
-    csr, values, bias = layer()
+    panels, values, bias = layer()
     with torch.no_grad(), Recorder() as recorder:
-        sparse_linear(torch.randn(3, 50), values, bias, csr)
+        sparse_linear(torch.randn(3, 50), values, bias, panels)
     assert "rarefy.sparse_linear.default" in recorder.names
 
 
 def test_transforms_without_gradients(isa: str) -> None:
-    csr, values, bias = layer()
+    panels, values, bias = layer()
     x = torch.randn(3, 50)
 
     def loss(scale: Tensor) -> Tensor:
         with torch.no_grad():
-            y = sparse_linear(scale * x, values, bias, csr)
+            y = sparse_linear(scale * x, values, bias, panels)
         return (scale * y).sum()
 
     found = torch.func.grad(loss)(torch.tensor(1.0))
-    torch.testing.assert_close(found, sparse_linear(x, values, bias, csr).sum().detach())
+    torch.testing.assert_close(found, sparse_linear(x, values, bias, panels).sum().detach())
 
 
 def test_wrong_width_is_refused() -> None:
-    csr, values, _ = layer()
+    panels, values, _ = layer()
     with pytest.raises(RarefyError, match="last dimension must be 50"):
-        sparse_linear(torch.randn(5, 51), values, None, csr)
+        sparse_linear(torch.randn(5, 51), values, None, panels)
 
 
 def test_mixed_types_are_refused() -> None:
-    csr, values, _ = layer()
+    panels, values, _ = layer()
     with pytest.raises(RarefyError, match=r"float64 is not allowed with torch\.float32 values"):
-        sparse_linear(torch.randn(5, 50, dtype=torch.float64), values, None, csr)
+        sparse_linear(torch.randn(5, 50, dtype=torch.float64), values, None, panels)

@@ -1,12 +1,14 @@
 """Kernels that skip the zeros of a weight, and exact selections; README.md in this directory explains them."""
 
 from rarefy.kernels.instruction_sets import available, instruction_set
+from rarefy.kernels.native import Layout
 from rarefy.kernels.ops import infer, select_gradient_, sparse_linear
-from rarefy.kernels.panels import CSR
+from rarefy.kernels.panels import Panels
 from rarefy.kernels.selection import block_sums, keep_n_of_m, keep_top, keep_top_blocks
 
 __all__ = [
-    "CSR",
+    "Layout",
+    "Panels",
     "available",
     "block_sums",
     "infer",

@@ -1,10 +1,14 @@
-"""Calls into the compiled kernels. Tensors are passed as addresses, so every function here states what it relies on."""
+"""Calls into the compiled kernels. Tensors are passed as addresses, so every function here states what it relies on.
+
+Every argument is passed by its name: the extension refuses a name that it does not know, while two addresses swapped in
+a row of integers would corrupt memory.
+"""
 
 from __future__ import annotations
 
 import sys
 from types import ModuleType
-from typing import TypeAlias
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,11 +17,25 @@ from rarefy.errors import RarefyError
 from rarefy.kernels.instruction_sets import extension, instruction_set_index, remedy
 from rarefy.torch_private import has_mode, has_transform
 
-Structure: TypeAlias = tuple[int, int, int, Tensor, Tensor]
-"""Rows, columns, panel width, starts and offsets of a matrix."""
-
 _DTYPES = (torch.float32, torch.bfloat16)
 _PLAIN = (Tensor, torch.nn.Parameter)
+
+
+class Layout(NamedTuple):
+    """Where the connections of one matrix are: what the kernels read beside the values.
+
+    Args:
+        rows, columns: shape of the matrix.
+        width: columns a panel.
+        starts: int32 [panels · rows + 1], first connection of each row in each panel.
+        offsets: int16 [connections], the bits of an unsigned column number within its panel.
+    """
+
+    rows: int
+    columns: int
+    width: int
+    starts: Tensor
+    offsets: Tensor
 
 
 def serves(*tensors: Tensor) -> bool:
@@ -62,110 +80,153 @@ def unwatched(*tensors: Tensor) -> bool:
 def build(
     mask: Tensor, width: int, transposed_width: int, active: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The five index tensors of `CSR`, from a contiguous bool mask on the CPU."""
-    module, threads = _module(), torch.get_num_threads()
-    rows, columns = mask.shape
-    starts, offsets = _empty_structure(rows, columns, width, active)
-    back_starts, back_offsets = _empty_structure(columns, rows, transposed_width, active)
-    order = torch.empty(active, dtype=torch.int32)
-    shape = (rows, columns, width, starts.data_ptr())
-    module.panels_count(mask.data_ptr(), *shape, threads)
-    module.panels_fill(mask.data_ptr(), *shape, offsets.data_ptr(), threads)
-    back = (back_starts.data_ptr(), back_offsets.data_ptr(), order.data_ptr())
-    module.panels_transpose(*shape, offsets.data_ptr(), transposed_width, *back, threads)
-    return starts, offsets, back_starts, back_offsets, order
-
-
-def positions(rows: int, columns: int, width: int, starts: Tensor, offsets: Tensor) -> Tensor:
-    """int64 [connections]: row-major position of each connection."""
-    found = torch.empty(offsets.numel(), dtype=torch.int64)
-    addresses = (starts.data_ptr(), offsets.data_ptr(), found.data_ptr())
-    _module().panels_positions(rows, columns, width, *addresses, torch.get_num_threads())
-    return found
-
-
-def sources(
-    rows: int, columns: int, structure: tuple[int, Tensor, Tensor], previous: tuple[int, Tensor, Tensor]
-) -> Tensor:
-    """int64 [connections]: place in `previous` of each connection, −1 = none; both are (width, starts, offsets)."""
-    found = torch.empty(structure[2].numel(), dtype=torch.int64)
-    pairs = [
-        (width, starts.data_ptr(), offsets.data_ptr()) for width, starts, offsets in (structure, previous)
-    ]
+    """The five index tensors of `Panels`, from a contiguous bool mask on the CPU."""
+    module = _module()
     threads = torch.get_num_threads()
-    _module().panels_sources(rows, columns, *pairs[0], *pairs[1], found.data_ptr(), threads)
+    panels = _empty_layout(*mask.shape, width, active)
+    module.panels_from_mask(
+        mask=mask.data_ptr(),
+        rows=panels.rows,
+        columns=panels.columns,
+        width=width,
+        starts=panels.starts.data_ptr(),
+        offsets=panels.offsets.data_ptr(),
+        connections=active,
+        threads=threads,
+    )
+    transpose = _empty_layout(panels.columns, panels.rows, transposed_width, active)
+    order = torch.empty(active, dtype=torch.int32)
+    module.panels_transpose(
+        panels=_native(module, panels),
+        width=transposed_width,
+        starts=transpose.starts.data_ptr(),
+        offsets=transpose.offsets.data_ptr(),
+        order=order.data_ptr(),
+        threads=threads,
+    )
+    return panels.starts, panels.offsets, transpose.starts, transpose.offsets, order
+
+
+def positions(panels: Layout) -> Tensor:
+    """int64 [connections]: row-major position of each connection."""
+    found = torch.empty(panels.offsets.numel(), dtype=torch.int64)
+    threads = torch.get_num_threads()
+    module = _module()
+    module.panels_positions(panels=_native(module, panels), positions=found.data_ptr(), threads=threads)
     return found
 
 
-def scatter(rows: int, columns: int, width: int, starts: Tensor, offsets: Tensor, values: Tensor) -> Tensor:
+def sources(panels: Layout, previous: Layout) -> Tensor:
+    """int64 [connections]: place in `previous`, of a matrix of the same shape, of each connection; −1 = none."""
+    found = torch.empty(panels.offsets.numel(), dtype=torch.int64)
+    module = _module()
+    module.panels_sources(
+        panels=_native(module, panels),
+        previous=_native(module, previous),
+        sources=found.data_ptr(),
+        threads=torch.get_num_threads(),
+    )
+    return found
+
+
+def scatter(panels: Layout, values: Tensor) -> Tensor:
     """The matrix [rows, columns] of contiguous values with elements of 1 or 4 bytes."""
-    matrix = values.new_empty(rows, columns)
-    addresses = (starts.data_ptr(), offsets.data_ptr(), values.data_ptr(), matrix.data_ptr())
-    sizes = (values.element_size(), torch.get_num_threads())
-    _module().panels_scatter(rows, columns, width, *addresses, *sizes)
+    matrix = values.new_empty(panels.rows, panels.columns)
+    module = _module()
+    module.panels_scatter(
+        panels=_native(module, panels),
+        values=values.data_ptr(),
+        matrix=matrix.data_ptr(),
+        element_bytes=values.element_size(),
+        threads=torch.get_num_threads(),
+    )
     return matrix
 
 
-def gather(rows: int, columns: int, width: int, starts: Tensor, offsets: Tensor, matrix: Tensor) -> Tensor:
+def gather(panels: Layout, matrix: Tensor) -> Tensor:
     """The values of a contiguous matrix with elements of 4 bytes."""
-    values = matrix.new_empty(offsets.numel())
-    addresses = (starts.data_ptr(), offsets.data_ptr(), matrix.data_ptr(), values.data_ptr())
-    _module().panels_gather(rows, columns, width, *addresses, torch.get_num_threads())
+    values = matrix.new_empty(panels.offsets.numel())
+    module = _module()
+    module.panels_gather(
+        panels=_native(module, panels),
+        matrix=matrix.data_ptr(),
+        values=values.data_ptr(),
+        threads=torch.get_num_threads(),
+    )
     return values
 
 
-def forward(index: int, x: Tensor, values: Tensor, bias: Tensor | None, structure: Structure) -> Tensor:
+def forward(index: int, x: Tensor, values: Tensor, bias: Tensor | None, weight: Layout) -> Tensor:
     """X · Wᵀ + bias for contiguous x [..., columns]; values and bias float32, contiguous; `index` from `index_for`."""
-    rows, columns, width, starts, offsets = structure
     tokens = x.shape[:-1]
-    y = x.new_empty(*tokens, rows)
-    bias_address = 0 if bias is None else bias.data_ptr()
-    _module().forward(
-        index, tokens.numel(), rows, columns, width, starts.data_ptr(), offsets.data_ptr(), values.data_ptr(),
-        x.data_ptr(), bias_address, y.data_ptr(), _DTYPES.index(x.dtype), torch.get_num_threads(),
-    )  # fmt: skip
+    y = x.new_empty(*tokens, weight.rows)
+    module = _module()
+    module.forward(
+        isa=index,
+        tokens=tokens.numel(),
+        weight=_native(module, weight),
+        values=values.data_ptr(),
+        x=x.data_ptr(),
+        bias=0 if bias is None else bias.data_ptr(),
+        y=y.data_ptr(),
+        element=_DTYPES.index(x.dtype),
+        threads=torch.get_num_threads(),
+    )
     return y
 
 
 def backward(
-    grad: Tensor,
-    x: Tensor,
-    values: Tensor,
-    transpose: tuple[Tensor, Tensor, Tensor],
-    sizes: list[int],
-    needs: list[bool],
+    grad: Tensor, x: Tensor, values: Tensor, transposed: Layout, order: Tensor, needs: list[bool]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, values and bias (empty where not needed), for contiguous grad and x of one dtype."""
-    rows, columns, _, width = sizes
     grad_x = torch.empty_like(x) if needs[0] else x.new_empty(0)
     grad_values = torch.empty_like(values) if needs[1] else values.new_empty(0)
-    grad_bias = values.new_empty(rows if needs[2] else 0)
-    outputs = [
-        t.data_ptr() if needed else 0
-        for t, needed in zip((grad_x, grad_values, grad_bias), needs, strict=True)
-    ]
-    structure = (columns, rows, width, *(t.data_ptr() for t in transpose))
-    _module().backward(
-        _index(), x.shape[0], *structure, values.data_ptr(), x.data_ptr(), grad.data_ptr(), *outputs,
-        _DTYPES.index(x.dtype), torch.get_num_threads(),
-    )  # fmt: skip
+    grad_bias = values.new_empty(transposed.columns if needs[2] else 0)
+    module = _module()
+    module.backward(
+        isa=_index(),
+        tokens=x.shape[0],
+        transposed=_native(module, transposed),
+        order=order.data_ptr(),
+        values=values.data_ptr(),
+        x=x.data_ptr(),
+        grad=grad.data_ptr(),
+        grad_x=grad_x.data_ptr() if needs[0] else 0,
+        grad_values=grad_values.data_ptr() if needs[1] else 0,
+        grad_bias=grad_bias.data_ptr() if needs[2] else 0,
+        element=_DTYPES.index(x.dtype),
+        threads=torch.get_num_threads(),
+    )
     return grad_x, grad_values, grad_bias
 
 
 def keep_top(scores: Tensor, count: int, candidates: Tensor | None) -> Tensor:
     """The mask of the `count` highest scores, contiguous float32."""
     mask = torch.empty(scores.shape, dtype=torch.bool)
-    allowed = 0 if candidates is None else candidates.data_ptr()
-    addresses = (scores.data_ptr(), allowed, scores.numel(), count, mask.data_ptr())
-    _module().keep_top(_index(), *addresses, torch.get_num_threads())
+    _module().keep_top(
+        isa=_index(),
+        scores=scores.data_ptr(),
+        candidates=0 if candidates is None else candidates.data_ptr(),
+        size=scores.numel(),
+        count=count,
+        mask=mask.data_ptr(),
+        threads=torch.get_num_threads(),
+    )
     return mask
 
 
 def keep_n_of_m(scores: Tensor, n: int, m: int) -> Tensor:
     """The mask of the `n` highest of every `m` neighbours, contiguous float32."""
     mask = torch.empty(scores.shape, dtype=torch.bool)
-    groups = scores.numel() // m
-    _module().keep_n_of_m(_index(), scores.data_ptr(), groups, n, m, mask.data_ptr(), torch.get_num_threads())
+    _module().keep_n_of_m(
+        isa=_index(),
+        scores=scores.data_ptr(),
+        groups=scores.numel() // m,
+        n=n,
+        m=m,
+        mask=mask.data_ptr(),
+        threads=torch.get_num_threads(),
+    )
     return mask
 
 
@@ -173,15 +234,29 @@ def block_sums(scores: Tensor, block_rows: int, block_columns: int) -> Tensor:
     """Sums over blocks of a contiguous float32 matrix."""
     rows, columns = scores.shape
     sums = torch.empty(rows // block_rows, columns // block_columns)
-    shape = (rows, columns, block_rows, block_columns)
-    _module().block_sums(_index(), scores.data_ptr(), *shape, sums.data_ptr(), torch.get_num_threads())
+    _module().block_sums(
+        isa=_index(),
+        scores=scores.data_ptr(),
+        rows=rows,
+        columns=columns,
+        block_rows=block_rows,
+        block_columns=block_columns,
+        sums=sums.data_ptr(),
+        threads=torch.get_num_threads(),
+    )
     return sums
 
 
 def select_(data: Tensor, mask: Tensor) -> None:
     """Zeroes what the mask excludes, in place; both contiguous, elements of 2, 4 or 8 bytes."""
-    size = (data.numel(), data.element_size())
-    _module().select(_index(), data.data_ptr(), mask.data_ptr(), *size, torch.get_num_threads())
+    _module().select(
+        isa=_index(),
+        data=data.data_ptr(),
+        mask=mask.data_ptr(),
+        size=data.numel(),
+        element_bytes=data.element_size(),
+        threads=torch.get_num_threads(),
+    )
 
 
 def _module() -> ModuleType:
@@ -191,11 +266,24 @@ def _module() -> ModuleType:
     return module
 
 
+def _native(module: ModuleType, layout: Layout) -> Any:
+    """The layout as the extension takes it. It holds addresses, so it must not outlive the call that it is made for."""
+    return module.Layout(
+        rows=layout.rows,
+        columns=layout.columns,
+        width=layout.width,
+        starts=layout.starts.data_ptr(),
+        offsets=layout.offsets.data_ptr(),
+        connections=layout.offsets.numel(),
+    )
+
+
 def _index() -> int:
     index = instruction_set_index()
     return 0 if index is None else index
 
 
-def _empty_structure(rows: int, columns: int, width: int, active: int) -> tuple[Tensor, Tensor]:
+def _empty_layout(rows: int, columns: int, width: int, active: int) -> Layout:
     panels = max(1, -(-columns // width))
-    return torch.empty(panels * rows + 1, dtype=torch.int32), torch.empty(active, dtype=torch.int16)
+    starts = torch.empty(panels * rows + 1, dtype=torch.int32)
+    return Layout(rows, columns, width, starts, torch.empty(active, dtype=torch.int16))

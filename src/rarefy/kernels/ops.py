@@ -1,6 +1,6 @@
 """The sparse linear layer as `torch.library` operations, with shapes for tracing and gradients.
 
-`rarefy::sparse_linear` and `rarefy::sparse_linear_backward` take the parts of a `CSR` as separate arguments, because
+`rarefy::sparse_linear` and `rarefy::sparse_linear_backward` take the parts of `Panels` as separate arguments, because
 operations take tensors and numbers only. `rarefy::select_gradient_` changes its first argument.
 """
 
@@ -17,24 +17,24 @@ from torch.utils.flop_counter import register_flop_formula
 from rarefy.errors import RarefyError
 from rarefy.kernels import native, reference
 from rarefy.kernels.instruction_sets import instruction_set
-from rarefy.kernels.native import Structure
-from rarefy.kernels.panels import CSR
+from rarefy.kernels.native import Layout
+from rarefy.kernels.panels import Panels
 
-_CSR = "Tensor starts, Tensor offsets, Tensor back_starts, Tensor back_offsets, Tensor order, int[] sizes"
+_PANELS = "Tensor starts, Tensor offsets, Tensor back_starts, Tensor back_offsets, Tensor order, int[] sizes"
 _ONEDNN: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 _LARGE = 1 << 23  # multiply-adds
 
 
 def sparse_linear(
-    x: Tensor, values: Tensor, bias: Tensor | None, csr: CSR, probe: Tensor | None = None
+    x: Tensor, values: Tensor, bias: Tensor | None, panels: Panels, probe: Tensor | None = None
 ) -> Tensor:
     """Y = x · Wᵀ + bias with W sparse; differentiable in x, values and bias.
 
     Args:
         x: [..., columns]; dtype of values, or bfloat16 or float16 with float32 values.
-        values: [connections], in the order of `csr`.
+        values: [connections], in the order of `panels`.
         bias: [rows] or None.
-        csr: the topology of W [rows, columns].
+        panels: the topology of W [rows, columns].
         probe: tensor [rows, columns] whose content is never read; its gradient is the dense gradient of W.
 
     Returns:
@@ -44,57 +44,55 @@ def sparse_linear(
         RarefyError: sizes, dtypes or devices do not fit together.
 
     Example:
-        >>> csr = CSR.from_mask(torch.tensor([[True, False], [True, True]]))
-        >>> sparse_linear(torch.tensor([[1.0, 10.0]]), torch.tensor([1.0, 2.0, 3.0]), None, csr)
+        >>> panels = Panels.from_mask(torch.tensor([[True, False], [True, True]]))
+        >>> sparse_linear(torch.tensor([[1.0, 10.0]]), torch.tensor([1.0, 2.0, 3.0]), None, panels)
         tensor([[ 1., 32.]])
     """
-    if x.dim() == 0 or x.shape[-1] != csr.columns:
+    if x.dim() == 0 or x.shape[-1] != panels.columns:
         raise RarefyError(
-            f"x: shape {tuple(x.shape)} is not allowed; its last dimension must be {csr.columns}"
+            f"x: shape {tuple(x.shape)} is not allowed; its last dimension must be {panels.columns}"
         )
     half = x.dtype in (torch.bfloat16, torch.float16) and values.dtype == torch.float32
     if x.dtype != values.dtype and not half:
         raise RarefyError(
             f"x: {x.dtype} is not allowed with {values.dtype} values; convert one, for example x.to({values.dtype})"
         )
-    for name, tensor, size in (("values", values, csr.nonzeros), ("bias", bias, csr.rows)):
+    for name, tensor, size in (("values", values, panels.nonzeros), ("bias", bias, panels.rows)):
         if tensor is not None:
             _check(name, tensor, size, x.device)
     differentiates = torch.is_grad_enabled() and not torch.compiler.is_compiling()
     apply = _SparseLinear.apply if differentiates else torch.ops.rarefy.sparse_linear.default
-    return apply(x, values, bias, probe, *csr.tensors, csr.sizes)
+    return apply(x, values, bias, probe, *panels.tensors, panels.sizes)
 
 
-def infer(x: Tensor, values: Tensor, bias: Tensor | None, structure: Structure) -> Tensor | None:
+def infer(x: Tensor, values: Tensor, bias: Tensor | None, layout: Layout) -> Tensor | None:
     """What `sparse_linear` returns, by the shortest way, where neither gradients nor anything else has to see it.
 
     Args:
         x: as `sparse_linear` takes it.
         values: as `sparse_linear` takes them.
         bias: as `sparse_linear` takes it.
-        structure: rows, columns, width, starts and offsets of the `CSR`, whose making takes as long as a lone token.
+        layout: that of the `Panels`, whose making takes as long as a lone token.
 
     Returns:
         [..., rows]; None where `sparse_linear` must be called.
 
     Example:
-        >>> csr = CSR.from_mask(torch.tensor([[True, False], [True, True]]))
-        >>> structure = (csr.rows, csr.columns, csr.width, csr.starts, csr.offsets)
-        >>> infer(torch.ones(2, requires_grad=True), torch.ones(3), None, structure) is None
+        >>> panels = Panels.from_mask(torch.tensor([[True, False], [True, True]]))
+        >>> infer(torch.ones(2, requires_grad=True), torch.ones(3), None, panels.layout) is None
         True
     """
     tensors = (x, values) if bias is None else (x, values, bias)
     if torch.compiler.is_compiling() or not native.unwatched(*tensors):
         return None
-    rows, columns, _, _, offsets = structure
-    if not x.dim() or x.shape[-1] != columns or not _is_full(values, offsets.numel()):
+    if not x.dim() or x.shape[-1] != layout.columns or not _is_full(values, layout.offsets.numel()):
         return None
-    if bias is not None and not (_is_full(bias, rows) and bias.is_cpu):
+    if bias is not None and not (_is_full(bias, layout.rows) and bias.is_cpu):
         return None
     index = native.index_for(x, values)
     if index is None:
         return None
-    return native.forward(index, x.contiguous(), values, bias, structure)
+    return native.forward(index, x.contiguous(), values, bias, layout)
 
 
 def _is_full(tensor: Tensor, size: int) -> bool:
@@ -134,11 +132,11 @@ def select_gradient_(grad: Tensor, mask: Tensor) -> Tensor:
 
 
 torch.library.define(
-    "rarefy::sparse_linear", f"(Tensor x, Tensor values, Tensor? bias, Tensor? probe, {_CSR}) -> Tensor"
+    "rarefy::sparse_linear", f"(Tensor x, Tensor values, Tensor? bias, Tensor? probe, {_PANELS}) -> Tensor"
 )
 torch.library.define(
     "rarefy::sparse_linear_backward",
-    f"(Tensor grad, Tensor x, Tensor values, {_CSR}, bool[] needs) -> (Tensor, Tensor, Tensor)",
+    f"(Tensor grad, Tensor x, Tensor values, {_PANELS}, bool[] needs) -> (Tensor, Tensor, Tensor)",
 )
 torch.library.define("rarefy::select_gradient_", "(Tensor(a!) grad, Tensor mask) -> ()")
 
@@ -152,8 +150,8 @@ def _linear(
     index = native.index_for(x, values)
     if index is not None:
         full_bias = None if bias is None else bias.float().contiguous()
-        full = (values.float().contiguous(), full_bias)
-        return native.forward(index, x.contiguous(), *full, (rows, columns, width, starts, offsets))
+        layout = Layout(rows, columns, width, starts, offsets)
+        return native.forward(index, x.contiguous(), values.float().contiguous(), full_bias, layout)
     positions = reference.positions(rows, columns, width, starts, offsets)
     flat = x.reshape(_tokens(x), columns)
     y = reference.forward(flat, reference.dense(rows, columns, positions, values), bias)
@@ -174,14 +172,13 @@ def _backward(
     starts: Tensor, offsets: Tensor, back_starts: Tensor, back_offsets: Tensor, order: Tensor, sizes: list[int],
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    rows, columns, width, _ = sizes
+    rows, columns, width, transposed_width = sizes
     tokens = _tokens(x)
     flat_x, flat_grad = (t.to(x.dtype).reshape(tokens, size) for t, size in ((x, columns), (grad, rows)))
     if native.serves(x, values) and columns:
-        transpose = (back_starts, back_offsets, order)
-        grads = native.backward(
-            flat_grad.contiguous(), flat_x.contiguous(), values.float().contiguous(), transpose, sizes, needs
-        )
+        transposed = Layout(columns, rows, transposed_width, back_starts, back_offsets)
+        full = values.float().contiguous()
+        grads = native.backward(flat_grad.contiguous(), flat_x.contiguous(), full, transposed, order, needs)
     else:
         positions = reference.positions(rows, columns, width, starts, offsets)
         weight = reference.dense(rows, columns, positions, values)
@@ -267,13 +264,14 @@ class _SparseLinearBackward(torch.autograd.Function):
         probe, grad, x, values, *structure = ctx.saved_tensors
         of_x = grad_outputs[0] if ctx.needs[0] else torch.zeros_like(x)
         of_values = grad_outputs[1] if ctx.needs[1] else torch.zeros_like(values)
-        of_bias, csr = grad_outputs[2] if ctx.needs[2] else None, (*structure, ctx.sizes)
-        through_x = _SparseLinear.apply(of_x, values, of_bias, probe, *csr)
-        through_values = _SparseLinear.apply(x, of_values, None, None, *csr)
-        grad_x = _SparseLinearBackward.apply(None, grad, x, of_values, *csr, [True, False, False])[0]
-        grad_values = _SparseLinearBackward.apply(None, grad, of_x, values, *csr, [False, True, False])[1]
+        of_bias = grad_outputs[2] if ctx.needs[2] else None
+        panels = (*structure, ctx.sizes)
+        through_x = _SparseLinear.apply(of_x, values, of_bias, probe, *panels)
+        through_values = _SparseLinear.apply(x, of_values, None, None, *panels)
+        grad_x = _SparseLinearBackward.apply(None, grad, x, of_values, *panels, [True, False, False])[0]
+        grad_values = _SparseLinearBackward.apply(None, grad, of_x, values, *panels, [False, True, False])[1]
         grad_probe = _dense_gradient(grad, of_x).to(probe.dtype) if ctx.needs_input_grad[0] else None
-        return grad_probe, through_x + through_values, grad_x, grad_values, *(None,) * (len(csr) + 1)
+        return grad_probe, through_x + through_values, grad_x, grad_values, *(None,) * (len(panels) + 1)
 
 
 @torch.library.impl("rarefy::select_gradient_", "default")

@@ -10,12 +10,13 @@ from torch import Tensor
 from rarefy.errors import RarefyError
 from rarefy.kernels import native, reference
 from rarefy.kernels.instruction_sets import instruction_set, instruction_set_index
+from rarefy.kernels.native import Layout
 
 _MOST_CONNECTIONS = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True)
-class CSR:
+class Panels:
     """Where the active connections of a matrix [rows, columns] are, and where those of its transpose are.
 
     Columns are cut in panels; connections are ordered by panel, then row, then column. Values are kept in this order
@@ -42,7 +43,7 @@ class CSR:
     order: Tensor
 
     @classmethod
-    def from_mask(cls, mask: Tensor) -> CSR:
+    def from_mask(cls, mask: Tensor) -> Panels:
         """The structure of a mask.
 
         Args:
@@ -52,7 +53,7 @@ class CSR:
             RarefyError: the mask has another dtype or number of dimensions, or too many active connections.
 
         Example:
-            >>> CSR.from_mask(torch.tensor([[True, False], [True, True]])).positions()
+            >>> Panels.from_mask(torch.tensor([[True, False], [True, True]])).positions()
             tensor([0, 2, 3])
         """
         if mask.dtype != torch.bool or mask.dim() != 2:
@@ -83,6 +84,11 @@ class CSR:
         return self.nonzeros / (self.rows * self.columns) if self.rows * self.columns else 0.0
 
     @property
+    def layout(self) -> Layout:
+        """The connections by rows of the matrix, as the kernels of the forward pass take them."""
+        return Layout(self.rows, self.columns, self.width, self.starts, self.offsets)
+
+    @property
     def sizes(self) -> list[int]:
         """The four whole numbers, in the order in which the operations take them."""
         return [self.rows, self.columns, self.width, self.transposed_width]
@@ -96,17 +102,18 @@ class CSR:
         """int64 [connections]: position row · columns + column of each connection, in the order of the values.
 
         Example:
-            >>> CSR.from_mask(torch.eye(3, dtype=torch.bool)).positions()
+            >>> Panels.from_mask(torch.eye(3, dtype=torch.bool)).positions()
             tensor([0, 4, 8])
         """
-        find = native.positions if _compiled(self.offsets) else reference.positions
-        return find(self.rows, self.columns, self.width, self.starts, self.offsets)
+        if _compiled(self.offsets):
+            return native.positions(self.layout)
+        return reference.positions(*self.layout)
 
     def mask(self) -> Tensor:
         """The mask, bool [rows, columns].
 
         Example:
-            >>> CSR.from_mask(torch.tensor([[True, False]])).mask()
+            >>> Panels.from_mask(torch.tensor([[True, False]])).mask()
             tensor([[ True, False]])
         """
         return self.dense(torch.ones_like(self.offsets, dtype=torch.bool))
@@ -115,40 +122,37 @@ class CSR:
         """The matrix [rows, columns] with `values` at the active connections and zeros elsewhere; differentiable.
 
         Example:
-            >>> CSR.from_mask(torch.tensor([[True, False], [True, True]])).dense(torch.tensor([1.0, 2.0, 3.0]))
+            >>> Panels.from_mask(torch.tensor([[True, False], [True, True]])).dense(torch.tensor([1.0, 2.0, 3.0]))
             tensor([[1., 0.],
                     [2., 3.]])
         """
         if values.element_size() in (1, 4) and _compiled(self.offsets, values):
-            structure = (self.rows, self.columns, self.width, self.starts, self.offsets)
-            return native.scatter(*structure, values.contiguous())
+            return native.scatter(self.layout, values.contiguous())
         return reference.dense(self.rows, self.columns, self.positions(), values)
 
     def gather(self, matrix: Tensor) -> Tensor:
         """The entries of a dense matrix [rows, columns] at the active connections, in the order of the values.
 
         Example:
-            >>> csr = CSR.from_mask(torch.tensor([[True, False], [True, True]]))
-            >>> csr.gather(torch.tensor([[1.0, 9.0], [2.0, 3.0]]))
+            >>> panels = Panels.from_mask(torch.tensor([[True, False], [True, True]]))
+            >>> panels.gather(torch.tensor([[1.0, 9.0], [2.0, 3.0]]))
             tensor([1., 2., 3.])
         """
         if matrix.element_size() == 4 and _compiled(self.offsets, matrix):
-            structure = (self.rows, self.columns, self.width, self.starts, self.offsets)
-            return native.gather(*structure, matrix.contiguous())
+            return native.gather(self.layout, matrix.contiguous())
         return matrix.reshape(-1)[self.positions()]
 
-    def sources_in(self, previous: CSR) -> Tensor:
+    def sources_in(self, previous: Panels) -> Tensor:
         """int64 [connections]: the place of each connection among the values of `previous`, −1 where it is new.
 
         Example:
             >>> old, new = torch.tensor([[True, True, False]]), torch.tensor([[False, True, True]])
-            >>> CSR.from_mask(new).sources_in(CSR.from_mask(old))
+            >>> Panels.from_mask(new).sources_in(Panels.from_mask(old))
             tensor([ 1, -1])
         """
         if not _compiled(self.offsets, previous.offsets):
             return reference.sources(self.rows * self.columns, self.positions(), previous.positions())
-        structures = ((csr.width, csr.starts, csr.offsets) for csr in (self, previous))
-        return native.sources(self.rows, self.columns, *structures)
+        return native.sources(self.layout, previous.layout)
 
 
 def _compiled(*tensors: Tensor) -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor
 def build(
     mask: Tensor, width: int, transposed_width: int, active: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The five index tensors of `CSR` for a bool mask [rows, columns] with `active` connections.
+    """The five index tensors of `Panels` for a bool mask [rows, columns] with `active` connections.
 
     Example:
         >>> build(torch.tensor([[True, False], [True, True]]), 2, 2, 3)[0]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from rarefy.errors import RarefyError
-from rarefy.kernels import CSR
+from rarefy.kernels import Panels
 from rarefy.nn.entries import replace_data
 from rarefy.nn.linear import SparseLinear
 
@@ -109,5 +109,5 @@ class SparseConv1D(SparseLinear):
     def _as_weight(self, matrix: Tensor) -> Tensor:
         return matrix.t()
 
-    def _csr_of(self, mask: Tensor) -> CSR:
-        return CSR.from_mask(mask.t())
+    def _csr_of(self, mask: Tensor) -> Panels:
+        return Panels.from_mask(mask.t())

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rarefy.errors import RarefyError
-from rarefy.kernels import CSR, infer, sparse_linear
+from rarefy.kernels import Layout, Panels, infer, sparse_linear
 from rarefy.nn.entries import move_entries, replace_data
 
 _INDEX_BUFFERS = ("csr_starts", "csr_offsets", "csr_back_starts", "csr_back_offsets", "csr_order")
@@ -60,7 +60,7 @@ class SparseLinear(nn.Linear):
 
     def __init__(self, mask: Tensor, bias: bool = True, dtype: torch.dtype | None = None) -> None:
         nn.Module.__init__(self)
-        csr = CSR.from_mask(mask)
+        csr = Panels.from_mask(mask)
         self.in_features, self.out_features, self._probe = csr.columns, csr.rows, None
         self._set_csr(csr)
         self.values = nn.Parameter(torch.empty(csr.nonzeros, dtype=dtype, device=mask.device))
@@ -181,7 +181,7 @@ class SparseLinear(nn.Linear):
             values, bias = parameters["values"], parameters["bias"]
             starts, offsets = self._buffers["csr_starts"], self._buffers["csr_offsets"]
             shape = (self.out_features, self.in_features, self._panel_widths[0])
-            y = infer(input, values, bias, (*shape, starts, offsets))  # pyright: ignore[reportArgumentType]
+            y = infer(input, values, bias, Layout(*shape, starts, offsets))  # pyright: ignore[reportArgumentType]
             if y is not None:
                 return y
         wants_probe = torch.is_grad_enabled() and self.values.requires_grad and not _is_exporting()
@@ -191,10 +191,10 @@ class SparseLinear(nn.Linear):
     # ---- topology ------------------------------------------------------------------------------------------------
 
     @property
-    def csr(self) -> CSR:
+    def csr(self) -> Panels:
         """The topology of the matrix that multiplies."""
         indices = (self._buffers[name] for name in _INDEX_BUFFERS)
-        return CSR(self.out_features, self.in_features, *self._panel_widths, *indices)  # pyright: ignore[reportArgumentType]
+        return Panels(self.out_features, self.in_features, *self._panel_widths, *indices)  # pyright: ignore[reportArgumentType]
 
     @property
     def weight_mask(self) -> Tensor:
@@ -257,10 +257,10 @@ class SparseLinear(nn.Linear):
             checksum = zlib.crc32(indices.detach().cpu().numpy().tobytes(), checksum)
         return checksum
 
-    def _csr_of(self, mask: Tensor) -> CSR:
-        return CSR.from_mask(mask)
+    def _csr_of(self, mask: Tensor) -> Panels:
+        return Panels.from_mask(mask)
 
-    def _set_csr(self, csr: CSR) -> None:
+    def _set_csr(self, csr: Panels) -> None:
         self._panel_widths = (csr.width, csr.transposed_width)
         for name, tensor in zip(_INDEX_BUFFERS, csr.tensors, strict=True):
             self.register_buffer(name, tensor, persistent=False)
