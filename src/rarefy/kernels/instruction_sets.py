@@ -10,6 +10,7 @@ import warnings
 from types import ModuleType
 
 from rarefy.errors import RarefyError
+from rarefy.kernels.positional import PositionalExtension
 
 REFERENCE = "reference"
 VARIABLE = "RAREFY_KERNELS"
@@ -41,7 +42,8 @@ def extension() -> ModuleType | None:
         True
     """
     try:
-        return importlib.import_module("rarefy.kernels._C")
+        module = importlib.import_module("rarefy.kernels._C")
+        return module if hasattr(module, "Layout") else PositionalExtension(module)
     except ImportError as error:
         warnings.warn(
             f"rarefy runs without its compiled kernels ({error}): compact storage takes the slow plain-torch path; "
