@@ -83,18 +83,19 @@ def build(
     """The five index tensors of `Panels`, from a contiguous bool mask on the CPU."""
     module = _module()
     threads = torch.get_num_threads()
-    panels = _empty_layout(*mask.shape, width, active)
+    rows, columns = mask.shape
+    panels = _empty_layout(rows, columns, width, active)
     module.panels_from_mask(
         mask=mask.data_ptr(),
-        rows=panels.rows,
-        columns=panels.columns,
+        rows=rows,
+        columns=columns,
         width=width,
         starts=panels.starts.data_ptr(),
         offsets=panels.offsets.data_ptr(),
         connections=active,
         threads=threads,
     )
-    transpose = _empty_layout(panels.columns, panels.rows, transposed_width, active)
+    transpose = _empty_layout(columns, rows, transposed_width, active)
     order = torch.empty(active, dtype=torch.int32)
     module.panels_transpose(
         panels=_native(module, panels),
