@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 
+import rarefy.run.builder
 import tiny_run
 from rarefy.algorithms.set import SET
 from rarefy.callbacks import ComputeNorm, CSVLogger, LogSparsity
 from rarefy.errors import ConfigError
 from rarefy.run.builder import VERBOSE, Builder
+from rarefy.run.launch import Launch, run_all
 from rarefy.run.schema import parse
 from tiny_run import configuration
 
@@ -30,11 +32,12 @@ def test_everything_is_handed_on(tmp_path: Path) -> None:
         schedulers=[{"ConstantLR": {"learning_rate": 0.25}}],
         precision={"enabled": False, "max_gradient_norm": 2.0},
         checkpoint={"steps": 3},
+        loop={"num_steps": 40},
         logging={"log_steps": 7},
         callbacks=[{"LogSparsity": {}}, {"ComputeNorm": None}],
         model={"name": "./tiny.py:Tiny", "width": 32},
     )
-    trainer = made.trainer(num_steps=40)
+    trainer = made.trainer()
     assert trainer.model.get_parameter("middle.weight").shape == (32, 32)
     assert isinstance(trainer.sparsity, SET)
     assert [trainer.sparsity.next_update_step(after) for after in (0, 17, 18)] == [2, 18, None]
@@ -48,16 +51,22 @@ def test_everything_is_handed_on(tmp_path: Path) -> None:
 
 
 def test_a_trainer_for_validation_needs_no_optimizer(tmp_path: Path) -> None:
-    made = builder(tmp_path, optimizer=None)
-    assert made.trainer(6, trains=False).optimizer is None
+    assert builder(tmp_path, optimizer=None).trainer(trains=False).optimizer is None
     with pytest.raises(ConfigError, match=r"trainer\.init\.optimizer: a missing value is not allowed"):
-        made.trainer(6)
+        builder(tmp_path, optimizer=None).trainer()
 
 
 def test_the_seed_decides_weights_and_masks(tmp_path: Path) -> None:
-    states = [builder(tmp_path, seed=seed).trainer(6).model.state_dict() for seed in (1, 1, 2)]
+    states = [builder(tmp_path, seed=seed).trainer().model.state_dict() for seed in (1, 1, 2)]
     assert all((states[0][name] == states[1][name]).all() for name in states[0])
     assert (states[0]["middle.weight_mask"] != states[2]["middle.weight_mask"]).any()
+
+
+def with_batches(folder: Path, count: int, **init: Any) -> Builder:
+    content = configuration(folder, **init)
+    content["trainer"]["fit"]["train_dataloader"]["count"] = count
+    tiny_run.write(folder, content)
+    return Builder(parse(content)[0], folder)
 
 
 @pytest.mark.parametrize(
@@ -68,15 +77,48 @@ def test_the_seed_decides_weights_and_masks(tmp_path: Path) -> None:
         ({"num_epochs": 3, "grad_accum_steps": 2}, 5, 9),
         ({"num_epochs": 3, "steps_per_epoch": 4}, 5, 12),
         ({"max_steps": 4, "num_epochs": 3}, 5, 4),
+        ({"max_steps": 40, "num_epochs": 3}, 5, 15),
     ],
 )
 def test_total_steps(tmp_path: Path, loop: dict[str, Any], count: int, steps: int) -> None:
-    assert builder(tmp_path, loop=loop).total_steps([None] * count) == steps
+    assert with_batches(tmp_path, count, loop=loop).total_steps == steps
+
+
+@pytest.mark.parametrize(
+    "loop", [{"num_steps": 7}, {"max_steps": 7}, {"num_epochs": 2, "steps_per_epoch": 3}]
+)
+def test_data_is_not_opened_where_the_file_tells_the_length(tmp_path: Path, loop: dict[str, Any]) -> None:
+    made = with_batches(tmp_path, -1, loop=loop)
+    (tmp_path / "tiny.py").unlink()
+    assert made.total_steps in (6, 7)
 
 
 def test_a_run_without_a_length(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"trainer\.init\.loop: a run without a length is not allowed"):
-        builder(tmp_path, loop={}).total_steps([None])
+        _ = builder(tmp_path, loop={}).total_steps
+
+
+@pytest.mark.parametrize("loop", [{"num_steps": 2}, {"num_epochs": 1}])
+def test_each_part_of_a_run_is_built_once(
+    tmp_path: Path, loop: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: list[str] = []
+
+    def counting(name: str) -> Any:
+        original = getattr(rarefy.run.builder, name)
+
+        def build(*args: Any, **options: Any) -> Any:
+            built.append(name)
+            return original(*args, **options)
+
+        return build
+
+    names = ["build_dataloader", "build_model", "build_optimizer", "configure", "read_schedulers"]
+    for name in names:
+        monkeypatch.setattr(rarefy.run.builder, name, counting(name))
+    made = builder(tmp_path, loop=loop, sparsity={"sparsity": 0.5})
+    [_] = run_all([made.config], Launch(tmp_path, mode="train"))
+    assert sorted(built) == names
 
 
 @pytest.mark.parametrize(
@@ -109,7 +151,7 @@ def test_faults_have_their_path(
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(ConfigError) as caught:
-        builder(tmp_path, **init).trainer(6)
+        builder(tmp_path, **init).trainer()
     assert str(caught.value).startswith(message)
 
 
@@ -126,7 +168,7 @@ def test_check_needs_neither_data_nor_model(
 
 def test_imports_can_be_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"trainer\.init\.model\.name: .*imports are off"):
-        builder(tmp_path, allow_imports=False).trainer(6)
+        builder(tmp_path, allow_imports=False).trainer()
 
 
 def test_several_data_sets(tmp_path: Path) -> None:
@@ -143,6 +185,6 @@ def test_several_data_sets(tmp_path: Path) -> None:
 
 def test_verbose_lines(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(VERBOSE, "rarefy"):
-        builder(tmp_path).trainer(6)
+        builder(tmp_path).trainer()
     assert "Sparsity filter matched: body.weight" in caplog.messages
     assert "Sparsity filter did not match: head.bias" in caplog.messages

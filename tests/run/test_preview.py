@@ -101,7 +101,7 @@ def test_the_kept_count_is_exact(tmp_path: Path, block: dict[str, Any]) -> None:
     tiny_run.write(tmp_path, content)
     builder = Builder(parse(content)[0], tmp_path)
     planned = {plan.name: plan.stages[0].kept for plan in preview(builder).parameters if plan.stages}
-    sparsity = builder.trainer(6).sparsity
+    sparsity = Builder(parse(content)[0], tmp_path).trainer().sparsity
     assert sparsity is not None
     [algorithm] = sparsity.algorithms
     assert planned == {name: int(one.mask.sum()) for name, one in algorithm.parameters.items()}

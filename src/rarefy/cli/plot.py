@@ -18,7 +18,7 @@ from rarefy.report.chart import LineChart
 from rarefy.report.png import save_png
 from rarefy.report.schedule_chart import schedule_charts
 from rarefy.run.builder import Builder
-from rarefy.run.schema import TrainerConfig, parse
+from rarefy.run.schema import parse
 from rarefy.run.yaml_file import load_file
 from rarefy.trainer.plan import LoopConfig
 
@@ -77,7 +77,7 @@ def charts_of(builder: Builder, with_path: bool = False) -> Iterator[LineChart]:
     if builder.config.init.sparsity is None:
         return
     total = length_of(builder)
-    sparsity = builder.sparsity(total)
+    sparsity = builder.sparsity
     for number, algorithm in enumerate(sparsity.algorithms if sparsity is not None else (), start=1):
         place = re.sub(r"\.trainer$", "", builder.config.path)
         title = f"{place} · {title_of(algorithm)}" if with_path else title_of(algorithm)
@@ -90,10 +90,9 @@ def length_of(builder: Builder) -> int:
     Raises:
         ConfigError: nothing tells the length of the run, or it is zero.
     """
-    config: TrainerConfig = builder.config
-    total = (config.init.loop or LoopConfig()).total_steps()
-    if total is None and config.fit is not None:
-        total = builder.total_steps(builder.data(config.fit.train_dataloader, "fit.train_dataloader"))
+    config = builder.config
+    loop = config.init.loop or LoopConfig()
+    total = loop.total_steps() if config.fit is None else builder.total_steps
     if not total:
         where = f"{config.path}.init.loop"
         raise ConfigError(

@@ -23,9 +23,8 @@ from rarefy.config import configure
 from rarefy.data.registry import build_dataloader
 from rarefy.errors import ConfigError, RarefyError
 from rarefy.models.registry import build_model
-from rarefy.optim.lr_schedules import Schedule
 from rarefy.optim.optimizers import build_optimizer
-from rarefy.optim.schedulers import SchedulerFactory, read_schedulers
+from rarefy.optim.schedulers import SchedulerFactory, first_learning_rate, read_schedulers
 from rarefy.run.file_keys import DataBlock, FitBlock
 from rarefy.run.schema import TrainerConfig
 from rarefy.trainer.feed import batches_in
@@ -41,7 +40,10 @@ VERBOSE = 15
 
 @dataclass(frozen=True)
 class Builder:
-    """Builds the parts of one configuration; every fault has its path in the file.
+    """Builds the parts of one configuration, each at most once; every fault has its path in the file.
+
+    A trainer takes the sparsity and the callbacks over, so a builder makes one trainer; a second one takes a second
+    builder.
 
     Args:
         config: the checked configuration.
@@ -62,6 +64,20 @@ class Builder:
     def _imports(self) -> dict[str, Any]:
         return {"base_dir": self.base_dir, "allow_imports": self.allow_imports}
 
+    @property
+    def fit_block(self) -> FitBlock:
+        """The `fit` block.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        if self.config.fit is None:
+            example = "fit: {train_dataloader: {...}}"
+            raise ConfigError(
+                f"{self.config.path}.fit", "a missing value", "it, there is no run without it", example
+            )
+        return self.config.fit
+
     def data(self, block: DataBlock, path: str) -> Iterable[Any]:
         """The loader of a dataloader block.
 
@@ -81,40 +97,39 @@ class Builder:
             return [self.data(blocks[0], path)]
         return [self.data(block, f"{path}[{index}]") for index, block in enumerate(blocks)]
 
-    def fit_block(self) -> FitBlock:
-        """The `fit` block.
+    @cached_property
+    def train_data(self) -> Iterable[Any]:
+        """The loader of `fit.train_dataloader`.
 
         Raises:
-            ConfigError: there is none.
+            ConfigError: as for `data`, or there is no `fit` block.
         """
-        if self.config.fit is None:
-            example = "fit: {train_dataloader: {...}}"
-            raise ConfigError(
-                f"{self.config.path}.fit", "a missing value", "it, there is no run without it", example
-            )
-        return self.config.fit
+        return self.data(self.fit_block.train_dataloader, "fit.train_dataloader")
 
-    def total_steps(self, train_data: Iterable[Any]) -> int:
+    @cached_property
+    def fit_validations(self) -> list[Iterable[Any]]:
+        """The loaders of `fit.val_dataloader`."""
+        return self.several_data(self.fit_block.val_dataloader, "fit.val_dataloader")
+
+    @cached_property
+    def total_steps(self) -> int:
         """Optimizer steps of the run from its very beginning.
 
-        Args:
-            train_data: its length counts where the file gives no `steps_per_epoch`.
-
         Raises:
-            ConfigError: nothing in the file tells the length of the run.
+            ConfigError: neither the file nor its data tells the length of the run.
         """
-        loop, batches = self.config.init.loop or LoopConfig(), batches_in(train_data)
+        loop = self.config.init.loop or LoopConfig()
+        # Opening the data may take long, and is only needed where an epoch's length is to be counted.
+        batches = None if loop.tells_its_length else batches_in(self.train_data)
         per_epoch = None if batches is None else math.ceil(batches / loop.grad_accum_steps)
         try:
             return plan_run(loop, 0, per_epoch, 1, None).stop
         except ConfigError as error:
             raise error.under(self.path) from None
 
-    def sparsity(self, num_steps: int | None) -> SparsityAlgorithm | Group | None:
-        """The sparsity of the run, not applied yet; None for a dense run.
-
-        Args:
-            num_steps: what percentages in the block refer to.
+    @cached_property
+    def sparsity(self) -> SparsityAlgorithm | Group | None:
+        """The sparsity of the run, to be applied to one model; None for a dense run.
 
         Raises:
             ConfigError: anything in the block that is not allowed.
@@ -122,6 +137,8 @@ class Builder:
         init = self.config.init
         if init.sparsity is None:
             return None
+        loop = init.loop or LoopConfig()
+        num_steps = loop.total_steps() if self.config.fit is None else self.total_steps
         path = f"{self.path}.sparsity"
         return configure(init.sparsity, num_steps=num_steps, seed=init.seed, path=path, **self._imports)
 
@@ -136,19 +153,12 @@ class Builder:
         Raises:
             ConfigError: no optimizer in the file, or one that is not allowed.
         """
+        path = f"{self.path}.optimizer"
         if self.config.init.optimizer is None:
             example = "optimizer: {AdamW: {lr: 1.0e-3}}"
-            raise ConfigError(
-                f"{self.path}.optimizer", "a missing value", "an optimizer to train with", example
-            )
-        rates = [one.rate(0) for one in self.schedulers if isinstance(one, Schedule)]
-        return build_optimizer(
-            self.config.init.optimizer,
-            model,
-            f"{self.path}.optimizer",
-            learning_rate=rates[0] if rates else None,
-            **self._imports,
-        )
+            raise ConfigError(path, "a missing value", "an optimizer to train with", example)
+        rate = first_learning_rate(self.schedulers)
+        return build_optimizer(self.config.init.optimizer, model, path, learning_rate=rate, **self._imports)
 
     def model(self) -> nn.Module:
         """The model.
@@ -188,28 +198,21 @@ class Builder:
             raise error.under(self.path) from None
 
     def check(self) -> None:
-        """Checks what needs neither data nor model, so that its faults are found at once.
+        """Builds what needs neither data nor model, so that its faults are found at once.
 
         Raises:
             ConfigError: anything in these parts of the file that is not allowed.
         """
-        num_steps = (self.config.init.loop or LoopConfig()).total_steps()
-        if num_steps is not None:
-            self.sparsity(num_steps)
         _ = self.device, self.schedulers, self.callbacks, self.loggers
+        if (self.config.init.loop or LoopConfig()).tells_its_length:
+            _ = self.sparsity
 
     def trainer(
-        self,
-        num_steps: int | None,
-        *,
-        trains: bool = True,
-        more_callbacks: Sequence[Callback] = (),
-        quiet: bool = False,
+        self, *, trains: bool = True, more_callbacks: Sequence[Callback] = (), quiet: bool = False
     ) -> Trainer:
         """The trainer, with its sparsity applied.
 
         Args:
-            num_steps: optimizer steps of the run, if known.
             trains: False leaves optimizer and schedulers out.
             more_callbacks: called after those of the file.
             quiet: True leaves the loggers out.
@@ -217,28 +220,24 @@ class Builder:
         Raises:
             ConfigError: anything in the file that is not allowed.
         """
-        init, sparsity = self.config.init, self.sparsity(num_steps)
-        try:
-            trainer = Trainer(
-                model_dir=init.model_dir,
-                model=self.model,
-                device=self.device,
-                optimizer=self.optimizer if trains else None,
-                schedulers=self.schedulers if trains else None,
-                precision=init.precision,
-                sparsity=sparsity,
-                loop=init.loop,
-                checkpoint=init.checkpoint,
-                logging=init.logging,
-                callbacks=[*self.callbacks, *more_callbacks],
-                loggers=[] if quiet else self.loggers,
-                seed=init.seed,
-                params=self.config.as_params,
-            )
-        except ConfigError as error:
-            is_placed = error.path.startswith(self.path)
-            raise error if is_placed else error.under(f"{self.path}.sparsity") from None
-        tell_filter(trainer.model, sparsity)
+        init = self.config.init
+        trainer = Trainer(
+            model_dir=init.model_dir,
+            model=self.model,
+            device=self.device,
+            optimizer=self.optimizer if trains else None,
+            schedulers=self.schedulers if trains else None,
+            precision=init.precision,
+            sparsity=self.sparsity,
+            loop=init.loop,
+            checkpoint=init.checkpoint,
+            logging=init.logging,
+            callbacks=[*self.callbacks, *more_callbacks],
+            loggers=[] if quiet else self.loggers,
+            seed=init.seed,
+            params=self.config.as_params,
+        )
+        tell_filter(trainer.model, self.sparsity)
         return trainer
 
 

@@ -65,8 +65,9 @@ def run_all(configs: Sequence[TrainerConfig], launch: Launch) -> Iterator[Traine
         ConfigError: a block that the mode needs is missing, or has a value that is not allowed.
         RarefyError: what `Trainer.fit` and `Trainer.validate` raise.
     """
-    for config in configs if len(configs) > 1 else ():
-        _rehearse(config, launch)
+    # The first trainer needs no rehearsal: it is built before anything is trained.
+    for config in configs[1:]:
+        _rehearse(launch.builder(config))
     for index, config in enumerate(configs):
         mode = launch.mode or mode_of(config)
         ckpt_path = launch.ckpt_path if index == 0 else UNSET
@@ -76,17 +77,15 @@ def run_all(configs: Sequence[TrainerConfig], launch: Launch) -> Iterator[Traine
                 log.info("%s has ended already", config.path)
                 continue
             ckpt_path = start if ckpt_path is UNSET else ckpt_path
-        yield _run_one(config, mode, ckpt_path, launch)
+        yield _run_one(launch.builder(config), mode, ckpt_path, launch)
 
 
-def _rehearse(config: TrainerConfig, launch: Launch) -> None:
-    """Builds one of several trainers and throws it away, so that its faults show before the first one trains."""
-    builder = launch.builder(config)
+def _rehearse(builder: Builder) -> None:
+    """Builds a trainer and throws it away, so that its faults show before the first one trains."""
     builder.check()
-    if config.fit is not None:
-        data = builder.data(config.fit.train_dataloader, "fit.train_dataloader")
-        builder.several_data(config.fit.val_dataloader, "fit.val_dataloader")
-        builder.trainer(builder.total_steps(data), quiet=True)
+    if builder.config.fit is not None:
+        _ = builder.train_data, builder.fit_validations
+        builder.trainer(quiet=True)
 
 
 def mode_of(config: TrainerConfig) -> Mode:
@@ -108,22 +107,22 @@ def _missing(config: TrainerConfig, block: str, example: str) -> ConfigError:
     return ConfigError(f"{config.path}.{block}", "a missing value", "it for this mode", f"{block}: {example}")
 
 
-def _run_one(config: TrainerConfig, mode: Mode, ckpt_path: CheckpointPath, launch: Launch) -> Trainer:
+def _run_one(builder: Builder, mode: Mode, ckpt_path: CheckpointPath, launch: Launch) -> Trainer:
     if mode == "eval":
-        return _validate(config, ckpt_path, launch)
+        return _validate(builder, ckpt_path, launch)
     if mode == "eval_all":
-        return _validate_all(config, ckpt_path, launch)
-    return _fit(config, mode == "train_and_eval", ckpt_path, launch)
+        return _validate_all(builder, ckpt_path, launch)
+    return _fit(builder, mode == "train_and_eval", ckpt_path, launch)
 
 
-def _fit(config: TrainerConfig, validates: bool, ckpt_path: CheckpointPath, launch: Launch) -> Trainer:
-    block, builder = config.fit, launch.builder(config)
+def _fit(builder: Builder, validates: bool, ckpt_path: CheckpointPath, launch: Launch) -> Trainer:
+    config, block = builder.config, builder.config.fit
     if block is None:
         raise _missing(config, "fit", "{train_dataloader: {...}}")
     builder.check()
-    train_data = builder.data(block.train_dataloader, "fit.train_dataloader")
-    val_data = _named(builder.several_data(block.val_dataloader, "fit.val_dataloader")) if validates else {}
-    trainer = builder.trainer(builder.total_steps(train_data), more_callbacks=launch.callbacks)
+    train_data = builder.train_data
+    val_data = _named(builder.fit_validations) if validates else {}
+    trainer = builder.trainer(more_callbacks=launch.callbacks)
     check_tokens(trainer.model, train_data, f"{config.path}.fit.train_dataloader")
     for data in val_data.values():
         check_tokens(trainer.model, data, f"{config.path}.fit.val_dataloader")
@@ -131,36 +130,28 @@ def _fit(config: TrainerConfig, validates: bool, ckpt_path: CheckpointPath, laun
     return trainer
 
 
-def _validate(config: TrainerConfig, ckpt_path: CheckpointPath, launch: Launch) -> Trainer:
-    builder = launch.builder(config)
+def _validate(builder: Builder, ckpt_path: CheckpointPath, launch: Launch) -> Trainer:
+    config = builder.config
     if config.validation is not None:
         data = {"": builder.data(config.validation.val_dataloader, "validate.val_dataloader")}
     elif config.fit is not None and config.fit.val_dataloader:
-        data = _named(builder.several_data(config.fit.val_dataloader, "fit.val_dataloader"))
+        data = _named(builder.fit_validations)
     else:
         raise _missing(config, "validate", "{val_dataloader: {...}}")
-    trainer = _validator(config, launch)
+    trainer = builder.trainer(trains=False, more_callbacks=launch.callbacks)
     trainer.validate(data, _given(config.validation, ckpt_path))
     return trainer
 
 
-def _validate_all(config: TrainerConfig, ckpt_path: CheckpointPath, launch: Launch) -> Trainer:
-    block, builder = config.validate_all, launch.builder(config)
+def _validate_all(builder: Builder, ckpt_path: CheckpointPath, launch: Launch) -> Trainer:
+    block = builder.config.validate_all
     if block is None:
-        raise _missing(config, "validate_all", "{val_dataloaders: [{...}]}")
+        raise _missing(builder.config, "validate_all", "{val_dataloaders: [{...}]}")
     data = _named(builder.several_data(block.val_dataloaders, "validate_all.val_dataloaders"))
     given: Any = block.ckpt_paths if "ckpt_paths" in block.model_fields_set else UNSET
-    trainer = _validator(config, launch)
+    trainer = builder.trainer(trains=False, more_callbacks=launch.callbacks)
     trainer.validate_all(data, given if ckpt_path is UNSET else ckpt_path)
     return trainer
-
-
-def _validator(config: TrainerConfig, launch: Launch) -> Trainer:
-    """A trainer that only validates; percentages in its sparsity refer to the run that `fit` describes."""
-    builder, num_steps = launch.builder(config), None
-    if config.fit is not None and config.init.sparsity is not None:
-        num_steps = builder.total_steps(builder.data(config.fit.train_dataloader, "fit.train_dataloader"))
-    return builder.trainer(num_steps, trains=False, more_callbacks=launch.callbacks)
 
 
 def _named(loaders: Sequence[Iterable[Any]]) -> dict[str, Iterable[Any]]:

@@ -119,16 +119,15 @@ def preview(builder: Builder) -> RunPreview:
         ConfigError: anything in the file that is not allowed.
         RarefyError: a batch that the model refuses.
     """
-    config, block = builder.config, builder.fit_block()
+    config = builder.config
     builder.check()
-    data = builder.data(block.train_dataloader, "fit.train_dataloader")
-    validations = builder.several_data(block.val_dataloader, "fit.val_dataloader")
-    total = builder.total_steps(data)
-    trainer = builder.trainer(total, quiet=True)
+    data = builder.train_data
+    total = builder.total_steps
+    trainer = builder.trainer(quiet=True)
     algorithms = trainer.sparsity.algorithms if trainer.sparsity is not None else []
     check_tokens(trainer.model, data, f"{config.path}.fit.train_dataloader")
     loss, flops = one_step(trainer, next(iter(data)))
-    for validation in validations:
+    for validation in builder.fit_validations:
         check_tokens(trainer.model, validation, f"{config.path}.fit.val_dataloader")
         try_batch(trainer, next(iter(validation)))
     parameters = tuple(plan_parameters(trainer.model, algorithms, total))

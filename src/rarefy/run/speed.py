@@ -30,12 +30,9 @@ def speed_up(builder: Builder, trained: Trainer, steps: int) -> float:
     Raises:
         ConfigError: the configuration has no `fit` block.
     """
-    block = builder.fit_block()
-    data = builder.data(block.train_dataloader, "fit.train_dataloader")
-    dense_builder = replace(builder, config=builder.config.as_dense())
-    dense = dense_builder.trainer(builder.total_steps(data), quiet=True)
+    dense = replace(builder, config=builder.config.as_dense()).trainer(quiet=True)
     seconds: dict[Trainer, list[float]] = {dense: [], trained: []}
-    for batches in islice(_steps_of(data, builder), steps + _WARM_UP):
+    for batches in islice(_steps_of(builder.train_data, builder), steps + _WARM_UP):
         for trainer, times in seconds.items():
             begin = perf_counter()
             take_step(trainer.session, batches)

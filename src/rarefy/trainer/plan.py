@@ -74,6 +74,18 @@ class LoopConfig(BaseModel):
             )
         return self
 
+    @property
+    def tells_its_length(self) -> bool:
+        """Whether `total_steps` needs no count of the data's batches.
+
+        Example:
+            >>> LoopConfig(num_epochs=2).tells_its_length
+            False
+        """
+        if self.num_epochs is not None:
+            return self.steps_per_epoch is not None
+        return self.num_steps is not None or self.max_steps is not None
+
     def total_steps(self, start: int = 0, steps_per_epoch: int | None = None) -> int | None:
         """How many steps a fit takes that begins at global step `start`; not below 0.
 
