@@ -1,0 +1,84 @@
+"""Embeddings of tokens and, where they are added there, of positions."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from rarefy.models.decoder.alibi import Alibi
+from rarefy.models.decoder.decoder_config import GPTConfig
+
+_LONGEST_WAVE = 1.0e4
+
+
+class EmbeddingLayer(nn.Module):
+    """Word embedding plus position embedding; it also holds what alibi adds to the scores of attention.
+
+    Args:
+        config: of the model.
+    """
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        kind = config.position_embedding_type
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.position_embeddings = _POSITIONS[kind](config) if kind in _POSITIONS else None
+        self.position_embed_helper = (
+            Alibi(config.num_heads, config.pos_scaling_factor, config.alibi_trainable_slopes)
+            if kind == "alibi"
+            else None
+        )
+        rate = config.embedding_dropout_rate
+        self.dropout = nn.Dropout(config.dropout_rate if rate is None else rate)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """Embeddings [batch, sequence, hidden], before dropout."""
+        words = self.word_embeddings(input_ids)
+        if self.position_embeddings is None:
+            return words
+        return words + self.position_embeddings(input_ids.shape[1])
+
+
+class PositionEmbedding(nn.Module):
+    """One learned vector a position."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+
+    def forward(self, length: int) -> Tensor:
+        """The vectors [length, hidden] of the first positions."""
+        return self.embed(torch.arange(length, device=self.embed.weight.device))
+
+
+class FixedPositionEmbedding(nn.Module):
+    """Sines and cosines of the position, with wave lengths from 2π to 10000 · 2π.
+
+    Reference:
+        Vaswani et al., arXiv 1706.03762.
+    """
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        table = _waves(config.max_position_embeddings, config.hidden_size)
+        # A parameter that is not trained, as in the Model Zoo's checkpoints.
+        self.fpe = nn.Parameter(table, requires_grad=False)
+
+    def forward(self, length: int) -> Tensor:
+        """The vectors [length, hidden] of the first positions."""
+        return self.fpe[:length]
+
+
+def _waves(length: int, size: int) -> Tensor:
+    """[length, size]: entries 2i and 2i + 1 are sine and cosine of one wave; an odd last entry is 0."""
+    count = size // 2
+    step = math.log(_LONGEST_WAVE) / max(count - 1, 1)
+    frequencies = torch.exp(-step * torch.arange(count, dtype=torch.float32))
+    angles = torch.arange(length, dtype=torch.float32).unsqueeze(1) * frequencies
+    table = torch.stack((angles.sin(), angles.cos()), dim=2).flatten(1)
+    return nn.functional.pad(table, (0, size % 2))
+
+
+_POSITIONS = {"learned": PositionEmbedding, "fixed": FixedPositionEmbedding}
