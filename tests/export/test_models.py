@@ -217,7 +217,7 @@ def test_a_bias_that_gpt2_does_not_have(tmp_path: Path) -> None:
 def test_what_gpt2_cannot_express(keys: dict[str, Any]) -> None:
     model = build_model({**GPT, **keys})
     assert isinstance(model, GPTModel)
-    with pytest.raises(RarefyError, match="--to hf: .* is not allowed; give a model without it"):
+    with pytest.raises(RarefyError, match=r"--to hf: .* is not allowed; give a model without it"):
         gpt2_of(model)
 
 

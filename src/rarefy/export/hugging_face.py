@@ -22,7 +22,7 @@ GPT2_VOCABULARY = 50257
 GPT2_LAST_TOKEN = 50256
 
 
-class RefusedExport(RarefyError):
+class ExportError(RarefyError):
     """A model without a counterpart in Transformers."""
 
     def __init__(self, given: str) -> None:
@@ -115,12 +115,12 @@ def _check_counterpart(config: GPTConfig) -> None:
     for key, value in _OF_GPT2.items():
         given = getattr(config, key)
         if given != value:
-            raise RefusedExport(f"{key}: {given}")
+            raise ExportError(f"{key}: {given}")
     is_plain = config.logits_scale == 1.0 and math.isclose(config.score_scale, config.head_size**-0.5)
     if not is_plain or config.is_parallel or config.moe.is_on or config.key_heads != config.num_heads:
-        raise RefusedExport("a decoder that GPT-2 cannot express")
+        raise ExportError("a decoder that GPT-2 cannot express")
     if config.use_bias_in_output:
-        raise RefusedExport("use_bias_in_output: true (the output layer of GPT-2 has no bias)")
+        raise ExportError("use_bias_in_output: true (the output layer of GPT-2 has no bias)")
 
 
 def _gpt2_options(config: GPTConfig) -> dict[str, Any]:
