@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rarefy.decoder.decoder_config import GPTConfig
 from rarefy.errors import RarefyError
 from rarefy.export.job import Fill, Job
-from rarefy.models.decoder.decoder_config import GPTConfig
 from rarefy.models.gpt import GPTModel
 from rarefy.models.hugging_face import HuggingFaceCausalModel, HuggingFaceModel
 

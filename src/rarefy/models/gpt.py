@@ -7,15 +7,14 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from rarefy.models.decoder.config_check import check_config
-from rarefy.models.decoder.decoder_config import GPTConfig
-from rarefy.models.decoder.embedding import EmbeddingLayer
-from rarefy.models.decoder.experts import Routing, balance_loss
-from rarefy.models.decoder.initialization import initialize
-from rarefy.models.decoder.layers import TransformerDecoder
-from rarefy.models.decoder.norms import norm
-from rarefy.models.decoder.rotary import Rotary
-from rarefy.models.decoder.visibility import SequenceContext, mask_of
+from rarefy.decoder.config_check import check_config
+from rarefy.decoder.decoder_config import GPTConfig
+from rarefy.decoder.embedding import EmbeddingLayer
+from rarefy.decoder.experts import Routing, balance_loss
+from rarefy.decoder.initialization import initialize
+from rarefy.decoder.layers import TransformerDecoder, norm
+from rarefy.decoder.rotary import Rotary
+from rarefy.decoder.visibility import SequenceContext, mask_of
 from rarefy.models.language_modeling import (
     LanguageModelLoss,
     LanguageModelMetrics,

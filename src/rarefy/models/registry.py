@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import nn
 
+from rarefy.decoder.decoder_config import GPTConfig, ParallelConfig
 from rarefy.errors import ConfigError, did_you_mean, join_path
 from rarefy.imports import import_object, is_import_path
-from rarefy.models.decoder.decoder_config import GPTConfig, ParallelConfig
 from rarefy.models.gpt import GPTModel
 from rarefy.models.hugging_face import is_hugging_face, wrap
 from rarefy.models.zoo_keys import read_zoo_keys

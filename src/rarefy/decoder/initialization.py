@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import nn
 
-from rarefy.models.decoder.decoder_config import GPTConfig
-from rarefy.models.decoder.experts import FusedLinear
-from rarefy.models.decoder.weight_initializer import InitializerConfig
+from rarefy.decoder.decoder_config import GPTConfig
+from rarefy.decoder.experts import FusedLinear
+from rarefy.decoder.weight_initializer import InitializerConfig
 
 
 @dataclass(frozen=True)

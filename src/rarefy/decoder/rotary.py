@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rarefy.decoder.decoder_config import GPTConfig
 from rarefy.errors import ConfigError
-from rarefy.models.decoder.decoder_config import GPTConfig
 
 Rotation = tuple[Tensor, Tensor]
 _SCALING_KEYS: Mapping[str, frozenset[str]] = MappingProxyType(

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rarefy.models.attention import causal_attention
-from rarefy.models.decoder.decoder_config import GPTConfig
-from rarefy.models.decoder.rotary import Rotation, rotate
+from rarefy.decoder.attention import causal_attention
+from rarefy.decoder.decoder_config import GPTConfig
+from rarefy.decoder.rotary import Rotation, rotate
 
 
 class CausalSelfAttention(nn.Module):

@@ -7,15 +7,15 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from rarefy.models.decoder.activations import NONLINEARITIES
-from rarefy.models.decoder.weight_initializer import Finite, Initializer, Positive
-from rarefy.models.language_modeling import LossScaling
+from rarefy.decoder.activations import NONLINEARITIES
+from rarefy.decoder.weight_initializer import Finite, Initializer, Positive
 
 Size = Annotated[int, Field(ge=1, description="a whole number ≥ 1")]
 Rate = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False, description="a rate from 0 to below 1")]
 Switch = Annotated[bool, Field(description="true or false")]
 OptionalSize = Annotated[Size | None, Field(description="a whole number ≥ 1, or null")]
 OptionalPositive = Annotated[Positive | None, Field(description="a number above 0, or null")]
+LossScaling = Literal["num_tokens", "batch_size"]
 PositionType = Literal["learned", "fixed", "rotary", "alibi"]
 ScalingType = Literal["linear", "yarn", "llama3", "longrope"]
 NormType = Literal["layernorm", "rmsnorm", "biasless-layernorm", "nonparametric-layernorm"]

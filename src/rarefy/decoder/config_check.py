@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
+from rarefy.decoder.decoder_config import GPTConfig
+from rarefy.decoder.weight_initializer import InitializerConfig
 from rarefy.errors import ConfigError
-from rarefy.models.decoder.decoder_config import GPTConfig
-from rarefy.models.decoder.weight_initializer import InitializerConfig
 
 log = logging.getLogger("rarefy")
 

@@ -1,4 +1,4 @@
-"""The decoder family against numbers that the Model Zoo's own models computed (`decoder_values.json`)."""
+"""The decoder family against numbers that the Model Zoo's own models computed (`reference_values.json`)."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ import torch
 
 from rarefy.models import build_model
 
-CASES = json.loads((Path(__file__).parent / "decoder_values.json").read_text())["cases"]
+CASES = json.loads((Path(__file__).parent / "reference_values.json").read_text())["cases"]
 
 
 def set_weights(model):

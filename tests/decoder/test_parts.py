@@ -8,14 +8,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rarefy.decoder.attention_layer import capped_attention
+from rarefy.decoder.decoder_config import MoEConfig, ParallelConfig
+from rarefy.decoder.embedding import Alibi, slopes
+from rarefy.decoder.experts import Routing, balance_loss, choose, uniform_choice
+from rarefy.decoder.rotary import Rotary, rotate
+from rarefy.decoder.visibility import mask_of, visible
 from rarefy.errors import ConfigError
 from rarefy.models import GPTConfig, build_model
-from rarefy.models.decoder.alibi import Alibi, slopes
-from rarefy.models.decoder.attention_layer import capped_attention
-from rarefy.models.decoder.decoder_config import MoEConfig, ParallelConfig
-from rarefy.models.decoder.experts import Routing, balance_loss, choose, uniform_choice
-from rarefy.models.decoder.rotary import Rotary, rotate
-from rarefy.models.decoder.visibility import mask_of, visible
 
 TINY = {
     "name": "llama",

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rarefy.models.decoder.activations import GATES, activation
-from rarefy.models.decoder.decoder_config import GPTConfig, MoEConfig
-from rarefy.models.decoder.feed_forward import FeedForward
+from rarefy.decoder.activations import GATES, activation
+from rarefy.decoder.decoder_config import GPTConfig, MoEConfig
+from rarefy.decoder.feed_forward import FeedForward
 
 
 @dataclass(frozen=True)

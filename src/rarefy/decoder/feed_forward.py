@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from rarefy.models.decoder.activations import GATES, activation
+from rarefy.decoder.activations import GATES, activation
 
 
 class DenseLayer(nn.Module):

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from rarefy.models.decoder.attention_layer import CausalSelfAttention
-from rarefy.models.decoder.decoder_config import GPTConfig
-from rarefy.models.decoder.experts import Experts, Routing
-from rarefy.models.decoder.feed_forward import FeedForward
-from rarefy.models.decoder.norms import norm
-from rarefy.models.decoder.visibility import SequenceContext
+from rarefy.decoder.attention_layer import CausalSelfAttention
+from rarefy.decoder.decoder_config import GPTConfig
+from rarefy.decoder.experts import Experts, Routing
+from rarefy.decoder.feed_forward import FeedForward
+from rarefy.decoder.visibility import SequenceContext
 
 
 class TransformerDecoder(nn.Module):
@@ -100,3 +99,22 @@ def _is_windowed(config: GPTConfig, index: int) -> bool:
         return config.attention_sliding_window_length is not None
     first = config.sliding_window_every_other_decoder_layer_pattern == "sliding_window_first"
     return first == (index % 2 == 0)
+
+
+def norm(config: GPTConfig) -> nn.Module:
+    """A normalisation of hidden states as the config names it.
+
+    Example:
+        >>> norm(GPTConfig(norm_type="rmsnorm", hidden_size=8, num_heads=2))
+        RMSNorm((8,), eps=1e-05, elementwise_affine=True)
+
+    Reference:
+        Ba et al., arXiv 1607.06450; Zhang and Sennrich, arXiv 1910.07467 (rmsnorm).
+    """
+    size = config.hidden_size
+    epsilon = config.layer_norm_epsilon
+    if config.norm_type == "rmsnorm":
+        return nn.RMSNorm(size, epsilon)
+    if config.norm_type == "biasless-layernorm":
+        return nn.LayerNorm(size, epsilon, bias=False)
+    return nn.LayerNorm(size, epsilon, elementwise_affine=config.norm_type == "layernorm")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rarefy.models.decoder.rotary import Rotation
+from rarefy.decoder.rotary import Rotation
 
 
 @dataclass(frozen=True)
