@@ -122,16 +122,20 @@ def test_nearly_all_functions_are_under_60_lines_and_the_median_is_short():
     assert sorted(lengths)[len(lengths) // 2] <= 12
 
 
-def test_only_one_file_registers_hooks_with_torch():
+def test_few_files_register_hooks_with_torch():
     names = (
         "register_forward",
         "register_full_backward",
         "register_post_accumulate",
         "register_step",
         "register_hook",
+        "register_state_dict",
+        "register_load_state_dict",
     )
     guilty = {module_name(path) for path in FILES for name in names if f".{name}" in path.read_text()}
-    assert guilty == {"algorithms.base"}
+    attachment = {f"algorithms.attachment.{name}" for name in ("attachment", "following", "keep_pruned")}
+    # The trainer looks at a state dict before it is loaded; an export sees signed zeros of one layer.
+    assert guilty <= attachment | {"trainer.state", "integrations.signed_zeros"} and attachment <= guilty
 
 
 def test_algorithm_files_are_short():

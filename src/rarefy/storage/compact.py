@@ -52,6 +52,14 @@ class CompactStorage:
         """Built from values and indices."""
         return self.layer.weight.detach()
 
+    def spread(self, entries: Tensor) -> Tensor:
+        """Scattered."""
+        return self.layer.scatter(entries)
+
+    def collect(self, dense: Tensor) -> Tensor:
+        """Gathered."""
+        return self.layer.gather(dense)
+
     def keep_top(self, score: Score, count: int) -> Tensor:
         """By the scores of the values alone, unless ties are to be told apart by their places in the weight."""
         scores = score(self.weight.detach())

@@ -58,6 +58,14 @@ class MaskedStorage:
         """The weight itself."""
         return self.weight.detach()
 
+    def spread(self, entries: Tensor) -> Tensor:
+        """As it is."""
+        return entries
+
+    def collect(self, dense: Tensor) -> Tensor:
+        """As it is."""
+        return dense
+
     def keep_top(self, score: Score, count: int) -> Tensor:
         """By the score of the whole weight."""
         return masks.drop_lowest(self.mask, score(self.dense_weight()), self.active - count)

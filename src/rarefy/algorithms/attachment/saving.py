@@ -1,14 +1,9 @@
-"""What an algorithm needs around its state: hooks of its users, and the check of a state before it is loaded."""
+"""The part of an algorithm's state that belongs to weights, and the check of a state before it is loaded."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Container, Mapping
-from functools import partial
+from collections.abc import Container, Mapping
 from typing import Any
-
-from torch import nn
-from torch.utils.hooks import RemovableHandle
 
 from rarefy.errors import RarefyError
 from rarefy.storage.parameter import SparseParameter
@@ -16,35 +11,25 @@ from rarefy.storage.parameter import SparseParameter
 _REQUIRED = {"step", "updates", "seed", "target_sparsity", "dense_gradients"}
 
 
-def register(hooks: OrderedDict[int, Any], hook: Callable[..., None]) -> RemovableHandle:
-    """Adds a hook; the handle takes it out again.
-
-    Example:
-        >>> hooks = OrderedDict()
-        >>> handle = register(hooks, print)
-        >>> handle.remove(); len(hooks)
-        0
-    """
-    handle = RemovableHandle(hooks)
-    hooks[handle.id] = hook
-    return handle
-
-
-def is_watched(weight: nn.Parameter) -> bool:
-    """Whether an algorithm selects this weight's gradient, through whichever module it was reached.
-
-    Example:
-        >>> is_watched(nn.Linear(2, 2).weight)
-        False
-    """
-    hooks = (getattr(weight, "_post_accumulate_grad_hooks", None) or {}).values()
-    return any(isinstance(hook, partial) and isinstance(hook.args[0], SparseParameter) for hook in hooks)
-
-
-def gradient_state(parameters: Mapping[str, SparseParameter]) -> dict[str, Any]:
-    """The dense gradients of a step that is not over, by parameter name, to be saved."""
+def weights_state(parameters: Mapping[str, SparseParameter]) -> dict[str, Any]:
+    """Dense gradients of a step that is not over and what is kept for each connection, by parameter name."""
     sums = {name: parameter.dense_gradient.saved() for name, parameter in parameters.items()}
-    return {name: value for name, value in sums.items() if value is not None}
+    gradients = {name: value for name, value in sums.items() if value is not None}
+    kept = {name: parameter.saved_connections() for name, parameter in parameters.items()}
+    connections = {name: value for name, value in kept.items() if value}
+    return {"dense_gradients": gradients, **({"connections": connections} if connections else {})}
+
+
+def load_weights_state(parameters: Mapping[str, SparseParameter], state: Mapping[str, Any]) -> None:
+    """Goes on from what `weights_state` returned, which stays as it is.
+
+    Raises:
+        RarefyError: it belongs to another topology.
+    """
+    connections = state.get("connections", {})
+    for name, parameter in parameters.items():
+        parameter.dense_gradient.load(state["dense_gradients"].get(name), parameter.weight.device)
+        parameter.load_connections(connections.get(name, {}))
 
 
 def check_state(state: Any, name: str, parameters: Container[str]) -> None:
