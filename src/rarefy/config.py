@@ -22,6 +22,7 @@ from rarefy.patterns import Pattern, parse_pattern
 from rarefy.patterns.structures import NOfM
 from rarefy.schedules import Constant, Cycling, update_steps
 from rarefy.validation import shorten
+from rarefy.validation.numerals import read_number, share_hint
 
 _ALIASES = {"type": "algorithm", "schedule": "sparsity"}
 _STEP_KEYS = {"freq", "start", "stop", "steps", "half_period"}
@@ -116,6 +117,8 @@ def patterns_of(block: Any, path: str = "sparsity") -> list[tuple[tuple[str, ...
 
 def _entries(block: Any, path: str) -> tuple[list[_Entry | Sparsifier], bool]:
     """The entries of a block, and whether they form a group."""
+    if isinstance(block, str):
+        block = read_number(block, path)
     if isinstance(block, Real) and not isinstance(block, bool):
         parse_fraction(block, path, below_one=True)
         return [_Entry({"sparsity": block}, path, {}, path)], False
@@ -130,7 +133,10 @@ def _entries(block: Any, path: str) -> tuple[list[_Entry | Sparsifier], bool]:
     if isinstance(block, Sequence) and not isinstance(block, str):
         return _list_entries(block, path), True
     raise ConfigError(
-        path, shorten(block), "a number, a dict of options, or a list of dicts", "sparsity: 0.9"
+        path,
+        shorten(block),
+        f"a number, a dict of options, or a list of dicts{share_hint(block)}",
+        "sparsity: 0.9",
     )
 
 

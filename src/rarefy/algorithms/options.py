@@ -9,6 +9,7 @@ from rarefy.errors import ConfigError, join_path
 from rarefy.patterns.structures import TOLERANCE, NOfM, Structure
 from rarefy.schedules import Constant, Cycling, Schedule, parse_schedule
 from rarefy.validation import shorten
+from rarefy.validation.numerals import read_number
 
 _FRACTION_FIELDS = {"value", "init", "final", "minimum"}
 
@@ -107,6 +108,7 @@ def check_seed(value: Any) -> int | None:
         >>> check_seed(7)
         7
     """
+    value = read_number(value, "seed")
     if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
         raise ConfigError("seed", shorten(value), "a whole number", "seed: 1")
     return value
