@@ -15,6 +15,7 @@ FLOORS = {
     "disk": 1,
     "distributed": 1,
     "torch_private": 1,
+    "yaml_files": 1,
     "decoder": 2,
     "models": 3,
     "data": 2,

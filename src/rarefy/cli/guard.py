@@ -14,9 +14,9 @@ from rich.console import Console
 from rarefy.cli import messages
 from rarefy.cli.overrides import Flags, apply_flags
 from rarefy.errors import ConfigError, RarefyError, join_path
-from rarefy.run.yaml_file import load_file
-from rarefy.run.yaml_lines import line_of
 from rarefy.trainer.signals import Interrupted
+from rarefy.yaml_files.yaml_file import load_file
+from rarefy.yaml_files.yaml_lines import line_of
 
 log = logging.getLogger("rarefy")
 

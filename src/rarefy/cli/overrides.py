@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from rarefy.errors import ConfigError
-from rarefy.run.overlay import assign, overlay
 from rarefy.run.schema import OVERLAY_BLOCKS, trainers_of
 from rarefy.run.short_paths import whole_assignment
 from rarefy.trainer.state import States
+from rarefy.yaml_files.overlay import assign, overlay
 
 
 @dataclass(frozen=True)

@@ -151,8 +151,7 @@ def _as_torch_takes_it(kind: Any, key: str, value: Any, path: str) -> Any:
     if isinstance(value, list):
         return tuple(read_number(item, join_path(where, f"[{index}]")) for index, item in enumerate(value))
     parameter = inspect.signature(kind).parameters.get(key)
-    wants_number = parameter is not None and type(parameter.default) in (int, float)
-    if not wants_number or not isinstance(value, str):
+    if parameter is None or type(parameter.default) not in (int, float) or not isinstance(value, str):
         return value
     number = read_number(value, where)
     if isinstance(number, str):

@@ -76,7 +76,7 @@ def parse(content: Mapping[str, Any]) -> list[TrainerConfig]:
     """Checks a whole file.
 
     Args:
-        content: the file as plain data (`rarefy.run.yaml_file.load_file`).
+        content: the file as plain data (`rarefy.yaml_files.yaml_file.load_file`).
 
     Returns:
         Its trainers in order; one for the plain form.

@@ -9,9 +9,9 @@ from typing import Any, get_args
 from pydantic import BaseModel
 
 from rarefy.errors import ConfigError, did_you_mean, join_path
-from rarefy.run.blocks import TrainerBlock
+from rarefy.run.file_keys import TrainerBlock
 from rarefy.run.schema import trainers_of
-from rarefy.run.yaml_file import parse_value
+from rarefy.yaml_files.yaml_file import parse_value
 
 log = logging.getLogger("rarefy")
 

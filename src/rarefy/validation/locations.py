@@ -51,6 +51,6 @@ def replaced(given: Any, location: Sequence[str | int], value: object) -> Any:
     if not location:
         return value
     first, *rest = location
-    changed = list(given) if isinstance(given, list) else dict(given)
-    changed[first] = replaced(given[first], rest, value)
+    changed: Any = list(given) if isinstance(given, list) else dict(given)
+    changed[first] = replaced(changed[first], rest, value)
     return changed

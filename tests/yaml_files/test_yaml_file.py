@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rarefy.run.yaml_file import MAX_BYTES, YamlError, load_file, load_text, parse_value
+from rarefy.yaml_files.yaml_file import MAX_BYTES, YamlError, load_file, load_text, parse_value
 
 BOMB = "a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
     f"a{i + 1}: &a{i + 1} [{', '.join([f'*a{i}'] * 9)}]\n" for i in range(9)

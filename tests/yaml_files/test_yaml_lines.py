@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rarefy.run.yaml_lines import line_of
+from rarefy.yaml_files.yaml_lines import line_of
 
 TEXT = """\
 shared: &shared

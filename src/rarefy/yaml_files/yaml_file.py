@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from rarefy.errors import RarefyError
-from rarefy.run.yaml_faults import plain_words
+from rarefy.yaml_files.yaml_faults import plain_words
 
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 50
