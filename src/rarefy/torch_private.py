@@ -6,7 +6,7 @@ and `tests/test_layers.py` finds private names of torch that are used anywhere e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -98,7 +98,7 @@ def accumulation_hooks(tensor: Tensor) -> Mapping[int, Callable[..., Any]]:
     return getattr(tensor, "_post_accumulate_grad_hooks", None) or {}
 
 
-def multiply_(tensors: Sequence[Tensor], factor: float) -> None:
+def multiply_(tensors: list[Tensor], factor: float) -> None:
     """Multiplies many tensors in place, in as few kernels as torch can.
 
     Public torch has a loop only, which costs a launch a tensor; a gradient that is not unscaled would be wrong.
