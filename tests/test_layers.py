@@ -166,8 +166,6 @@ def test_few_files_register_hooks_with_torch():
 
 # Files that still use private names of torch themselves.
 BORROWERS = {
-    "algorithms.attachment.keep_pruned",
-    "algorithms.state",
     "nn.linear",
     "storage.gradients",
     "storage.masked",

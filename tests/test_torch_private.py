@@ -17,6 +17,7 @@ from rarefy.torch_private import (
     multiply_,
     onednn_product,
     remove_hooks,
+    scale_in_gradients,
     set_progress,
     softmax_backward,
     times_written,
@@ -39,6 +40,9 @@ class Owner:
     def before_saving(self, *_: object) -> None:
         self.calls.append("saving")
 
+    def after_saving(self, module: nn.Module, state: dict[str, object], *_: object) -> None:
+        self.calls.append("saved")
+
     def after_loading(self, *_: object) -> None:
         self.calls.append("loading")
 
@@ -46,6 +50,7 @@ class Owner:
         module.register_forward_pre_hook(self.before_forward)
         module.register_forward_pre_hook(self.before_forward_with_keywords, with_kwargs=True)
         module.register_state_dict_pre_hook(self.before_saving)
+        module._register_state_dict_hook(self.after_saving)  # the public one refuses methods
         module.register_load_state_dict_post_hook(self.after_loading)
 
 
@@ -74,7 +79,7 @@ def test_only_the_hooks_of_their_owner_are_removed():
     remove_hooks(layer, gone)
     use(layer)
     assert gone.calls == []
-    assert stays.calls == ["forward", "keywords", "saving", "loading"]
+    assert stays.calls == ["forward", "keywords", "saving", "saved", "loading"]
     assert len(layer._forward_pre_hooks_with_kwargs) == 1
 
 
@@ -144,16 +149,23 @@ def test_onednn_multiplies_with_the_transpose():
 
 
 @pytest.mark.parametrize(("gradient", "skipped"), [(float("inf"), True), (1.0, False)])
-def test_a_fused_optimizer_learns_from_its_scaler_that_it_must_not_step(gradient: float, skipped: bool):
+def test_a_fused_optimizer_learns_from_its_scaler_whether_to_step_and_how_gradients_are_scaled(
+    gradient: float, skipped: bool
+):
     weight = nn.Parameter(torch.ones(2))
     optimizer = optim.SGD([weight], lr=0.1, fused=True)
-    seen: list[bool] = []
-    optimizer.register_step_post_hook(lambda *_: seen.append(was_told_to_skip(optimizer)))
+    seen: list[tuple[bool, float]] = []
+
+    def look(*_: object) -> None:
+        scale = scale_in_gradients(optimizer)
+        seen.append((was_told_to_skip(optimizer), float("nan") if scale is None else scale.item()))
+
+    optimizer.register_step_post_hook(look)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
     scaler.scale(weight.sum() * gradient).backward()
     scaler.step(optimizer)
-    assert seen == [skipped]
-    assert not was_told_to_skip(optimizer)
+    assert seen == [(skipped, 2.0)]
+    assert not was_told_to_skip(optimizer) and scale_in_gradients(optimizer) is None
 
 
 def test_a_scheduler_goes_on_from_a_step_without_a_warning():

@@ -29,7 +29,7 @@ def forward_pre_hooks(module: nn.Module) -> Mapping[int, Callable[..., Any]]:
 
 
 def remove_hooks(module: nn.Module, owner: object) -> None:
-    """Removes every hook of a module that is a method of `owner`: before forward, state_dict, and after loading.
+    """Removes every hook of a module that is a method of `owner`: before forward, around state_dict, after loading.
 
     A copy has the hooks, but not the handles that `register_…` returned. Without the names, a model would go on calling
     an algorithm that it no longer has.
@@ -49,6 +49,7 @@ def remove_hooks(module: nn.Module, owner: object) -> None:
     registries: tuple[dict[int, Any], ...] = (
         module._forward_pre_hooks,
         module._state_dict_pre_hooks,
+        module._state_dict_hooks,
         module._load_state_dict_post_hooks,
     )
     for hooks in registries:
@@ -157,6 +158,18 @@ def was_told_to_skip(optimizer: optim.Optimizer) -> bool:
     """
     found: Any = getattr(optimizer, "found_inf", None)
     return found is not None and bool(found)
+
+
+def scale_in_gradients(optimizer: optim.Optimizer) -> Tensor | None:
+    """The factor in the gradients that a fused optimizer takes out by itself, as a GradScaler told it; else None.
+
+    Without the name, what an algorithm sums up over steps would be as large as the scale of the loss.
+
+    Example:
+        >>> scale_in_gradients(optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1)) is None
+        True
+    """
+    return getattr(optimizer, "grad_scale", None)
 
 
 def set_progress(scheduler: optim.lr_scheduler.LRScheduler, step: int, rates: Iterable[float]) -> None:

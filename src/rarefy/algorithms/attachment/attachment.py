@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from rarefy.algorithms.attachment.following import Following, loss_scale
+from rarefy.algorithms.attachment.following import Following
 from rarefy.algorithms.attachment.keep_pruned import KeepPruned, reclaim
 from rarefy.algorithms.attachment.saving import load_weights_state, weights_state
 from rarefy.algorithms.view import Needs, StepView
@@ -22,6 +22,7 @@ from rarefy.storage.choice import choose_storage, restore_storage, storage_state
 from rarefy.storage.gradients import Shortlist
 from rarefy.storage.growth import GrowthRequest
 from rarefy.storage.parameter import SparseParameter
+from rarefy.torch_private import accumulation_hooks, scale_in_gradients
 
 
 class Policy(Protocol):
@@ -210,7 +211,7 @@ class Attachment:
         grad = parameter.weight.grad
         if grad is None:
             return
-        scale = loss_scale(optimizer)
+        scale = scale_in_gradients(optimizer)
         policy = self._policy
         if policy.needs == "active" and scale is not None and self._is_update_step(self.step + 1):
             parameter.active_gradient = grad / scale
@@ -248,5 +249,5 @@ class Attachment:
 
 def _is_watched(weight: nn.Parameter) -> bool:
     """Whether an algorithm selects this weight's gradient, through whichever module it was reached."""
-    hooks = (getattr(weight, "_post_accumulate_grad_hooks", None) or {}).values()
+    hooks = accumulation_hooks(weight).values()
     return any(isinstance(hook, partial) and isinstance(hook.args[0], SparseParameter) for hook in hooks)

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from rarefy.storage.optimizer_traits import preserves_zeros, skipped_its_step, trained_by
@@ -110,13 +110,3 @@ class Following:
             return
         self.step += 1
         self._after()
-
-
-def loss_scale(optimizer: Optimizer) -> Tensor | None:
-    """The factor in the gradients that a fused optimizer takes out by itself, as a GradScaler told it; else None.
-
-    Example:
-        >>> loss_scale(torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1)) is None
-        True
-    """
-    return getattr(optimizer, "grad_scale", None)

@@ -12,6 +12,7 @@ from rarefy import masks
 from rarefy.errors import RarefyError
 from rarefy.filters import Candidate
 from rarefy.nn import SparseLinear
+from rarefy.torch_private import forward_pre_hooks, remove_hooks
 
 
 class KeepPruned:
@@ -121,7 +122,7 @@ class KeepPruned:
             self.on_release = None
         if isinstance(self.module, SparseLinear):
             self.module.give_back()
-        elif f"{self.leaf}_mask" in self.module._buffers:
+        elif f"{self.leaf}_mask" in dict(self.module.named_buffers(recurse=False, remove_duplicate=False)):
             self.prune()
             delattr(self.module, f"{self.leaf}_mask")
 
@@ -146,7 +147,7 @@ def keepers(module: nn.Module) -> Iterator[KeepPruned]:
         >>> list(keepers(nn.Linear(2, 2)))
         []
     """
-    for hook in module._forward_pre_hooks.values():
+    for hook in forward_pre_hooks(module).values():
         owner = getattr(hook, "__self__", None)
         if isinstance(owner, KeepPruned):
             yield owner
@@ -154,15 +155,7 @@ def keepers(module: nn.Module) -> Iterator[KeepPruned]:
 
 def release(module: nn.Module, keeper: KeepPruned) -> None:
     """Removes every hook of `keeper` from `module`."""
-    for hooks in (
-        module._forward_pre_hooks,
-        module._state_dict_pre_hooks,
-        module._state_dict_hooks,
-        module._load_state_dict_post_hooks,
-    ):
-        for key in [key for key, hook in hooks.items() if getattr(hook, "__self__", None) is keeper]:
-            del hooks[key]
-            module._forward_pre_hooks_with_kwargs.pop(key, None)
+    remove_hooks(module, keeper)
 
 
 def reclaim(candidate: Candidate) -> None:
