@@ -8,7 +8,6 @@ from torch import Tensor
 
 from rarefy.algorithms.dynamic import DynamicSparsityAlgorithm
 from rarefy.algorithms.options import refuse_constant
-from rarefy.algorithms.view import WeightView, also_by_parts
 
 
 class GMP(DynamicSparsityAlgorithm):
@@ -37,7 +36,6 @@ class GMP(DynamicSparsityAlgorithm):
         super().__init__(sparsity, **options)
         refuse_constant(self.sparsity)
 
-    @also_by_parts
-    def update_mask(self, view: WeightView) -> Tensor:
+    def update_mask(self, weight: Tensor, mask: Tensor, sparsity: float, dense_grad: Tensor | None) -> Tensor:
         """The largest weights at the target sparsity."""
-        return self.keep_top(view.weight.abs(), view.sparsity)
+        return self.keep_top(weight.abs(), sparsity)

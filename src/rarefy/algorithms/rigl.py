@@ -7,7 +7,6 @@ from typing import ClassVar
 from torch import Tensor
 
 from rarefy.algorithms.drop_and_grow import DropAndGrow
-from rarefy.algorithms.view import Needs
 
 
 class RigL(DropAndGrow):
@@ -34,8 +33,10 @@ class RigL(DropAndGrow):
     """
 
     name: ClassVar[str] = "rigl"
-    needs: ClassVar[Needs] = "dense"
+    needs_dense_grad: ClassVar[bool] = True
+    grows_by_gradient_alone: ClassVar[bool] = True
 
-    def gradient_score(self, gradient: Tensor) -> Tensor:
+    def grow_score(self, weight: Tensor, dense_grad: Tensor | None) -> Tensor:
         """The size of the dense gradient."""
-        return gradient.abs()
+        assert dense_grad is not None
+        return dense_grad.abs()

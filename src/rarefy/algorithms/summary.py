@@ -9,7 +9,9 @@ from io import StringIO
 from rich.console import Console
 from rich.table import Table
 
-from rarefy.algorithms.base import Sparsifier, SparsityAlgorithm
+from rarefy.algorithms.base import SparsityAlgorithm
+from rarefy.algorithms.group import Group
+from rarefy.distributions import share_out
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ class Summary:
         return text.getvalue()
 
 
-def summary(sparsity: Sparsifier) -> Summary:
+def summary(sparsity: SparsityAlgorithm | Group) -> Summary:
     """What is sparse by now, per parameter.
 
     Args:
@@ -88,7 +90,8 @@ def summary(sparsity: Sparsifier) -> Summary:
 def _rows(algorithms: Iterable[SparsityAlgorithm]) -> Iterable[SummaryRow]:
     for algorithm in algorithms:
         kind, pattern = algorithm.name or type(algorithm).__name__, str(algorithm.pattern)
-        targets = algorithm.shares(algorithm.target_sparsity)
+        shapes = {name: parameter.shape for name, parameter in algorithm.parameters.items()}
+        targets = share_out(algorithm.distribution, algorithm.target_sparsity, shapes)
         for name, parameter in algorithm.parameters.items():
             shape, actual = tuple(parameter.shape), parameter.actual_sparsity
             kept = round((1.0 - actual) * _numel(shape))

@@ -7,14 +7,17 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from rarefy.algorithms.base import Sparsifier
+from rarefy.algorithms.base import SparsityAlgorithm
+from rarefy.algorithms.group import Group
 from rarefy.config import configure
 from rarefy.integrations.requirements import require
 
 AcceleratedOptimizer: Any = require("accelerate", "accelerate.optimizer").AcceleratedOptimizer
 
 
-def sparsify(accelerator: Any, config: Any, model: nn.Module, *optimizers: Optimizer) -> Sparsifier:
+def sparsify(
+    accelerator: Any, config: Any, model: nn.Module, *optimizers: Optimizer
+) -> SparsityAlgorithm | Group:
     """Makes a model sparse, follows its optimizers, and keeps the state in the accelerator's checkpoints.
 
     Call it before `accelerator.prepare` where several processes train; else before or after. `accelerator.save_state`

@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from rarefy.algorithms.base import Sparsifier
+from rarefy.algorithms.base import SparsityAlgorithm
+from rarefy.algorithms.group import Group
 from rarefy.config import configure
 from rarefy.errors import RarefyError
 from rarefy.integrations.metrics import sparsity_metrics
@@ -39,12 +40,12 @@ class SparsityCallback(Callback):
 
     def __init__(self, config: Any, *, num_steps: int | None = None, log_parameters: bool = False) -> None:
         self.config, self.num_steps, self.log_parameters = config, num_steps, log_parameters
-        self._sparsity: Sparsifier | None = None
+        self._sparsity: SparsityAlgorithm | Group | None = None
         self._module: nn.Module | None = None
         self._logged = 0
 
     @property
-    def sparsity(self) -> Sparsifier:
+    def sparsity(self) -> SparsityAlgorithm | Group:
         """The algorithms, for `rarefy.summary` and hooks.
 
         Raises:

@@ -1,1 +1,0 @@
-"""The parts of the decoder family: its keys, positions, attention, feed-forward parts, layers."""
