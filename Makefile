@@ -1,5 +1,7 @@
 PYTHON ?= python3
 VENV ?= .venv
+# constraints-oldest.txt tests with the oldest torch that pyproject.toml allows; give it a VENV of its own.
+CONSTRAINTS ?= constraints.txt
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # What an editable install has to be told of: new packages, and the compiled kernels.
@@ -17,7 +19,7 @@ slow: $(READY)
 	$(BIN)/pytest -n 2 -m slow
 
 sanitize: $(READY)
-	$(BIN)/pip install -q -c constraints.txt 'nanobind>=2.4' cmake
+	$(BIN)/pip install -q -c $(CONSTRAINTS) 'nanobind>=2.4' cmake
 	PYTHON=$(BIN)/python sh csrc/sanitize.sh -q
 
 lint: $(READY)
@@ -32,14 +34,14 @@ docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 $(VENV)/.docs: $(READY)
-	$(BIN)/pip install -q -c constraints.txt -e '.[docs]'
+	$(BIN)/pip install -q -c $(CONSTRAINTS) -e '.[docs]'
 	touch $@
 
 # torch first and pinned: an unpinned request would fetch a build with gigabytes of GPU libraries.
-$(READY): pyproject.toml constraints.txt CMakeLists.txt $(SOURCES)
+$(READY): pyproject.toml $(CONSTRAINTS) CMakeLists.txt $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q -c constraints.txt torch
-	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install -q -c $(CONSTRAINTS) torch
+	$(BIN)/pip install -q -c $(CONSTRAINTS) -e '.[dev]'
 	touch $@
 
 clean:

@@ -46,15 +46,46 @@ def test_actions_are_pinned_by_major_version(name):
 def test_expressions_name_what_the_job_defines(name):
     for job in load(name)["jobs"].values():
         wanted = set(re.findall(r"\$\{\{ matrix\.(\w+) \}\}", str(job)))
-        assert wanted == set(job.get("strategy", {}).get("matrix", {}))
+        assert all(wanted == set(row) for row in rows_of(job))
 
 
-def test_the_test_workflow_covers_the_oldest_and_the_newest_python():
+def rows_of(job: dict) -> list[dict]:
+    """What each copy of a job is given; the keys of a plain matrix stand for all of its copies."""
+    matrix = job.get("strategy", {}).get("matrix", {})
+    return matrix.get("include", [matrix])
+
+
+def pinned(constraints: str) -> str:
+    """The version of torch in a file of constraints."""
+    found = re.search(r"^torch==([\d.]+)$", (ROOT / constraints).read_text(), re.M)
+    assert found is not None, constraints
+    return found[1]
+
+
+def test_the_test_workflow_covers_the_oldest_and_the_newest_python_and_torch():
     jobs = load("test")["jobs"]
     assert {"lint", "test", "docs"} == set(jobs)
-    oldest = re.search(r'requires-python = ">=(.*)"', (ROOT / "pyproject.toml").read_text())
-    assert oldest is not None
-    assert jobs["test"]["strategy"]["matrix"]["python"] == [oldest[1], "3.14"]
+    project = (ROOT / "pyproject.toml").read_text()
+    python = re.search(r'requires-python = ">=(.*)"', project)
+    torch = re.search(r'"torch>=(.*)"', project)
+    assert python is not None and torch is not None
+    oldest, newest = rows_of(jobs["test"])
+    assert oldest == {"python": python[1], "constraints": "constraints-oldest.txt"}
+    assert newest == {"python": "3.14", "constraints": "constraints.txt"}
+    assert pinned("constraints-oldest.txt") == f"{torch[1]}.0"
+    assert version_of(pinned("constraints.txt")) > version_of(pinned("constraints-oldest.txt"))
+
+
+def version_of(text: str) -> list[int]:
+    return [int(number) for number in text.split(".")]
+
+
+def test_the_tests_are_given_the_constraints_of_their_job():
+    commands = [step["run"] for step in load("test")["jobs"]["test"]["steps"] if "run" in step]
+    assert commands == ["make test PYTHON=python CONSTRAINTS=${{ matrix.constraints }}"]
+    makefile = (ROOT / "Makefile").read_text()
+    installs = re.findall(r"pip install .*", makefile)
+    assert installs and all("-c $(CONSTRAINTS)" in line for line in installs)
 
 
 def test_the_wheels_workflow_covers_every_platform():
