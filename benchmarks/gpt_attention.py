@@ -11,7 +11,7 @@ from interleave import medians
 from torch import Tensor
 from torch.nn import functional
 
-from rarefy.models.attention import causal_attention
+from rarefy.decoder.attention import causal_attention
 
 
 def at_once(query: Tensor, key: Tensor, value: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from rarefy.run.yaml_file import load_file
+from rarefy.yaml_files.yaml_file import load_file
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 NAMES = sorted(path.name for path in EXAMPLES.glob("*.yaml"))

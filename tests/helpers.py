@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-import rarefy
+from rarefy.algorithms.base import Sparsifier
 from rarefy.storage.parameter import SparseParameter
 
 CYCLE, ANNEALED = [0.5, 0.8, 0.65], {"type": "cosine", "init": 0.5, "half_period": 7}
@@ -67,13 +67,11 @@ def options_of(name: str) -> dict[str, object]:
     return options
 
 
-def sparse_parameters(sparsity: rarefy.SparsityAlgorithm | rarefy.Group) -> list[SparseParameter]:
+def sparse_parameters(sparsity: Sparsifier) -> list[SparseParameter]:
     return [parameter for algorithm in sparsity.algorithms for parameter in algorithm.parameters.values()]
 
 
-def assert_exact_zeros(
-    sparsity: rarefy.SparsityAlgorithm | rarefy.Group, optimizer: torch.optim.Optimizer | None = None
-) -> None:
+def assert_exact_zeros(sparsity: Sparsifier, optimizer: torch.optim.Optimizer | None = None) -> None:
     """Weight, gradient and every same-shaped state of inactive connections are exact zeros, or do not exist."""
     for parameter in sparse_parameters(sparsity):
         if parameter.storage.kind == "compact":

@@ -378,3 +378,42 @@ def test_aliases_in_a_file_stay_apart(tmp_path: Path) -> None:
     text = params.read_text().replace("fit:", "fit: &fit", 1)
     params.write_text(text)
     assert rarefy("run", params, "--set", "trainer.fit.train_dataloader.count=1").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line"),
+    [
+        ("freq: 3", "freq: 0", "freq: 0"),
+        ("freq: 3", "frequ: 3", "frequ: 3"),
+        ("lr: 0.01", "lr: fast", "lr: fast"),
+        ("max_steps: 6", "maxsteps: 6", "maxsteps: 6"),
+    ],
+)
+@pytest.mark.parametrize("command", ["run", "plot"])
+def test_what_is_wrong_in_the_file_has_its_line(
+    params: Path, old: str, new: str, line: str, command: str
+) -> None:
+    text = params.read_text().replace(old, new)
+    params.write_text(text)
+    number = next(at for at, one in enumerate(text.splitlines(), start=1) if line in one)
+    if command == "plot" and "lr" in line:
+        pytest.skip("plot builds no optimizer")
+    result = rarefy(command, params)
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"Error: {params}, line {number}: trainer.init.")
+
+
+def test_what_a_flag_gave_has_no_line(params: Path) -> None:
+    result = rarefy("run", params, "--set", "freq=0")
+    assert result.stderr.splitlines() == [
+        "--set freq is trainer.init.sparsity.update.freq",
+        "Error: trainer.init.sparsity.update.freq: 0 is not allowed; give a whole number of steps ≥ 1 "
+        "(example: freq: 100)",
+    ]
+
+
+def test_set_finds_the_one_key(params: Path) -> None:
+    result = rarefy("run", params, "--set", "sparsity=0.5", "--set", "lr=1e-3")
+    assert result.exit_code == 0, result.output
+    init = load(params.parent / "out" / "checkpoint_6").params["trainer"]["init"]
+    assert init["sparsity"]["sparsity"] == 0.5 and init["optimizer"]["AdamW"]["lr"] == 1e-3

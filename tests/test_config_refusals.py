@@ -63,8 +63,8 @@ CASES = [
         "sparsity: 0.9)",
     ),
     (
-        "0.9",
-        "sparsity: '0.9' is not allowed; give a number, a dict of options, or a list of dicts (example: "
+        "high",
+        "sparsity: 'high' is not allowed; give a number, a dict of options, or a list of dicts (example: "
         "sparsity: 0.9)",
     ),
     (

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rarefy import callbacks, masks, patterns, schedules
+    from rarefy.algorithms.attachment.keep_pruned import finalize
     from rarefy.algorithms.base import SparsityAlgorithm
     from rarefy.algorithms.dynamic import DynamicSparsityAlgorithm
     from rarefy.algorithms.gmp import GMP
     from rarefy.algorithms.group import Group
-    from rarefy.algorithms.keep_pruned import finalize
     from rarefy.algorithms.rigl import RigL
     from rarefy.algorithms.set import SET
     from rarefy.algorithms.static import Static
@@ -49,7 +49,7 @@ _HOMES = MappingProxyType(
         "Static": "rarefy.algorithms.static",
         "Trainer": "rarefy.trainer.trainer",
         "configure": "rarefy.config",
-        "finalize": "rarefy.algorithms.keep_pruned",
+        "finalize": "rarefy.algorithms.attachment.keep_pruned",
         "summary": "rarefy.algorithms.summary",
     }
 )

@@ -11,7 +11,7 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from rarefy.algorithms.base import SparsityAlgorithm
+from rarefy.algorithms.base import Sparsifier, SparsityAlgorithm
 from rarefy.algorithms.group import Group
 from rarefy.algorithms.options import parse_fraction
 from rarefy.algorithms.registry import ALGORITHMS
@@ -22,6 +22,7 @@ from rarefy.patterns import Pattern, parse_pattern
 from rarefy.patterns.structures import NOfM
 from rarefy.schedules import Constant, Cycling, update_steps
 from rarefy.validation import shorten
+from rarefy.validation.numerals import read_number, share_hint
 
 _ALIASES = {"type": "algorithm", "schedule": "sparsity"}
 _STEP_KEYS = {"freq", "start", "stop", "steps", "half_period"}
@@ -60,7 +61,7 @@ def configure(
     path: str = "sparsity",
     base_dir: Path | None = None,
     allow_imports: bool = True,
-) -> SparsityAlgorithm | Group:
+) -> Sparsifier:
     """Algorithms from a `sparsity:` block.
 
     Args:
@@ -78,7 +79,7 @@ def configure(
         >>> configure({"algorithm": "rigl", "sparsity": 0.9, "update": {"freq": 100}}).name
         'rigl'
     """
-    if isinstance(block, SparsityAlgorithm | Group):
+    if isinstance(block, Sparsifier):
         return block
     context = _Context(num_steps, seed, base_dir, allow_imports)
     entries, grouped = _entries(block, path)
@@ -114,8 +115,10 @@ def patterns_of(block: Any, path: str = "sparsity") -> list[tuple[tuple[str, ...
     ]
 
 
-def _entries(block: Any, path: str) -> tuple[list[_Entry | SparsityAlgorithm | Group], bool]:
+def _entries(block: Any, path: str) -> tuple[list[_Entry | Sparsifier], bool]:
     """The entries of a block, and whether they form a group."""
+    if isinstance(block, str):
+        block = read_number(block, path)
     if isinstance(block, Real) and not isinstance(block, bool):
         parse_fraction(block, path, below_one=True)
         return [_Entry({"sparsity": block}, path, {}, path)], False
@@ -130,19 +133,22 @@ def _entries(block: Any, path: str) -> tuple[list[_Entry | SparsityAlgorithm | G
     if isinstance(block, Sequence) and not isinstance(block, str):
         return _list_entries(block, path), True
     raise ConfigError(
-        path, shorten(block), "a number, a dict of options, or a list of dicts", "sparsity: 0.9"
+        path,
+        shorten(block),
+        f"a number, a dict of options, or a list of dicts{share_hint(block)}",
+        "sparsity: 0.9",
     )
 
 
-def _list_entries(block: Any, path: str) -> list[_Entry | SparsityAlgorithm | Group]:
+def _list_entries(block: Any, path: str) -> list[_Entry | Sparsifier]:
     if not isinstance(block, Sequence) or isinstance(block, str):
         raise ConfigError(path, shorten(block), "a list of dicts")
     if not block:
         raise ConfigError(path, "an empty list", "at least one entry, or null for dense training")
-    found: list[_Entry | SparsityAlgorithm | Group] = []
+    found: list[_Entry | Sparsifier] = []
     for index, item in enumerate(block):
         here = join_path(path, f"[{index}]")
-        if isinstance(item, SparsityAlgorithm | Group):
+        if isinstance(item, Sparsifier):
             found.append(item)
         elif isinstance(item, Mapping) and "groups" not in item:
             found += _overlaid(_flattened(item, here), here)
@@ -197,7 +203,7 @@ def _overlaid(options: Mapping[str, Any], path: str) -> Iterator[_Entry]:
         yield _Entry({**options, **own, "param_filter": glob}, path, own, here)
 
 
-def _build(entry: _Entry | SparsityAlgorithm | Group, context: _Context) -> SparsityAlgorithm | Group:
+def _build(entry: _Entry | Sparsifier, context: _Context) -> Sparsifier:
     if not isinstance(entry, _Entry):
         return entry
     options = dict(entry.options)

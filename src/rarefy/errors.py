@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -18,21 +19,32 @@ class ConfigError(RarefyError, ValueError):
         given: what was found there, worded for the user.
         allowed: what may stand there.
         fix: an example that works; left out of the message when empty.
+        place: file and line, if known.
 
     Example:
         >>> print(ConfigError("update.freq", 0, "a whole number of steps ≥ 1", "freq: 100").under("sparsity"))
         sparsity.update.freq: 0 is not allowed; give a whole number of steps ≥ 1 (example: freq: 100)
     """
 
-    def __init__(self, path: str, given: object, allowed: str, fix: str = "") -> None:
-        self.path, self.given, self.allowed, self.fix = path, given, allowed, fix
+    def __init__(self, path: str, given: object, allowed: str, fix: str = "", place: str = "") -> None:
+        self.path, self.given, self.allowed, self.fix, self.place = path, given, allowed, fix, place
         example = f" (example: {fix})" if fix else ""
-        where = f"{path}: " if path else ""
+        where = "".join(f"{part}: " for part in (place, path) if part)
         super().__init__(f"{where}{given} is not allowed; give {allowed}{example}")
+
+    @property
+    def key(self) -> str:
+        """The key that is wrong in the mapping at `path`; empty where it is the value."""
+        named = re.match(r"the key '([^']*)'", str(self.given))
+        return named[1] if named else ""
 
     def under(self, prefix: str) -> ConfigError:
         """The same error with its path below `prefix`."""
-        return ConfigError(join_path(prefix, self.path), self.given, self.allowed, self.fix)
+        return ConfigError(join_path(prefix, self.path), self.given, self.allowed, self.fix, self.place)
+
+    def at(self, place: str) -> ConfigError:
+        """The same error with its file and line in front."""
+        return ConfigError(self.path, self.given, self.allowed, self.fix, place)
 
 
 def join_path(prefix: str, path: str) -> str:

@@ -16,6 +16,7 @@ from pydantic.dataclasses import dataclass
 
 from rarefy.errors import ConfigError, RarefyError, did_you_mean, join_path
 from rarefy.validation import Number, Step, StepCount, build, shorten
+from rarefy.validation.numerals import read_number, share_hint
 
 _CONFIG = ConfigDict(extra="forbid")
 
@@ -213,6 +214,8 @@ def parse_schedule(value: Any, *, path: str = "") -> Schedule:
         >>> parse_schedule({"type": "cosine", "init": 0.3, "half_period": 1000})
         Cosine(init=0.3, half_period=1000, minimum=0.0)
     """
+    if isinstance(value, str):
+        value = read_number(value, path)
     if isinstance(value, Real) and not isinstance(value, bool):
         return _unnamed(Constant, "value", value, path)
     if isinstance(value, Mapping):
@@ -226,7 +229,7 @@ def parse_schedule(value: Any, *, path: str = "") -> Schedule:
     raise ConfigError(
         path,
         shorten(value),
-        "a number, a list of numbers, or a schedule",
+        f"a number, a list of numbers, or a schedule{share_hint(value)}",
         "{type: cosine, init: 0.3, half_period: 1000}",
     )
 
@@ -375,16 +378,3 @@ def update_steps(schedule: UpdateSchedule, first: int, last: int) -> Iterable[in
             begin, last + 1 if schedule.stop is None else min(schedule.stop, last + 1), schedule.freq
         )
     return (step for step in range(first, last + 1) if schedule(step))
-
-
-def next_update(schedule: UpdateSchedule, after: int) -> int | None:
-    """The first update step later than `after`; None if there is none within a million steps.
-
-    A function is asked about the next ten thousand steps only, as it has to be called for each of them.
-
-    Example:
-        >>> next_update(EveryNSteps(freq=100), after=100)
-        200
-    """
-    last = after + (1_000_000 if isinstance(schedule, EveryNSteps | AtSteps) else 10_000)
-    return next(iter(update_steps(schedule, after + 1, last)), None)

@@ -1,11 +1,195 @@
-"""What of torch wants to see every operation: modes and transforms. Without them a short cut may be taken."""
+"""The private names of torch that rarefy uses: each with what it is for, what would break, and a test.
+
+torch may rename any of them in any release. `tests/test_torch_private.py` has a test for each that fails when it does,
+and `tests/test_layers.py` finds private names of torch that are used anywhere else.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
+from torch import Tensor, nn, optim
+
+# ---- modules and their hooks ----
+
+
+def forward_pre_hooks(module: nn.Module) -> Mapping[int, Callable[..., Any]]:
+    """The hooks that run before a module's forward pass, by number.
+
+    torch registers hooks but does not list them, and a copy of a module must be asked which hooks it brought along.
+    Without the name, sparse weights of a copy would not be found.
+
+    Example:
+        >>> len(forward_pre_hooks(nn.Linear(2, 2)))
+        0
+    """
+    return module._forward_pre_hooks
+
+
+def remove_hooks(module: nn.Module, owner: object) -> None:
+    """Removes every hook of a module that is a method of `owner`: before forward, around state_dict, after loading.
+
+    A copy has the hooks, but not the handles that `register_…` returned. Without the names, a model would go on calling
+    an algorithm that it no longer has.
+
+    Args:
+        module: whose hooks are looked through; not those of the modules in it.
+        owner: compared by identity.
+
+    Example:
+        >>> layer = nn.Linear(2, 2)
+        >>> owner = nn.Linear(2, 2)
+        >>> _ = layer.register_forward_pre_hook(owner.extra_repr)
+        >>> remove_hooks(layer, owner)
+        >>> len(forward_pre_hooks(layer))
+        0
+    """
+    registries: tuple[dict[int, Any], ...] = (
+        module._forward_pre_hooks,
+        module._state_dict_pre_hooks,
+        module._state_dict_hooks,
+        module._load_state_dict_post_hooks,
+    )
+    for hooks in registries:
+        for key in [key for key, hook in hooks.items() if getattr(hook, "__self__", None) is owner]:
+            del hooks[key]
+            # torch looks the number up here to decide whether a hook takes keyword arguments
+            module._forward_pre_hooks_with_kwargs.pop(key, None)
+
+
+def compiles_its_calls(module: nn.Module) -> bool:
+    """Whether `module.compile()` was called. Without the name, counting operations would compile such a model twice.
+
+    Example:
+        >>> compiles_its_calls(nn.Linear(2, 2))
+        False
+    """
+    return module._compiled_call_impl is not None
+
+
+COMPILED_PREFIX = "_orig_mod."
+"""What `torch.compile(model)` puts before each name of a state dict; checkpoints of compiled models have it."""
+
+
+# ---- tensors ----
+
+
+def times_written(tensor: Tensor) -> int:
+    """How often a tensor was written to in place; 0 for an inference tensor, which does not count.
+
+    Tells whether a gradient was touched after its inactive connections were zeroed. Without the name each gradient
+    would have to be zeroed twice a step.
+
+    Example:
+        >>> times_written(torch.zeros(1).add_(1))
+        1
+    """
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def accumulation_hooks(tensor: Tensor) -> Mapping[int, Callable[..., Any]]:
+    """The hooks that run after a leaf's gradient was accumulated.
+
+    Example:
+        >>> len(accumulation_hooks(nn.Linear(2, 2).weight))
+        0
+    """
+    return getattr(tensor, "_post_accumulate_grad_hooks", None) or {}
+
+
+def multiply_(tensors: list[Tensor], factor: float) -> None:
+    """Multiplies many tensors in place, in as few kernels as torch can.
+
+    Public torch has a loop only, which costs a launch a tensor; a gradient that is not unscaled would be wrong.
+
+    Example:
+        >>> tensors = [torch.ones(2), torch.ones(1)]
+        >>> multiply_(tensors, 3.0)
+        >>> tensors
+        [tensor([3., 3.]), tensor([3.])]
+    """
+    torch._foreach_mul_(tensors, factor)
+
+
+# ---- operations ----
+
+
+def softmax_backward(grad: Tensor, output: Tensor) -> Tensor:
+    """The gradient of softmax over the last dimension, from that of its output and its output, in their dtype.
+
+    One pass over memory, where public operations need several; attention in bfloat16 would lose part of its gain.
+
+    Example:
+        >>> softmax_backward(torch.tensor([1.0, 0.0]), torch.tensor([0.5, 0.5]))
+        tensor([ 0.2500, -0.2500])
+    """
+    return torch._softmax_backward_data(grad, output, -1, output.dtype)
+
+
+def onednn_product() -> Callable[[Tensor, Tensor], Tensor] | None:
+    """X · Yᵀ of float32 matrices by oneDNN; None where torch lacks it, and then its own product must do.
+
+    torch gives float32 products to MKL, which leaves AVX-512 unused on some processors. Without the name an update that
+    needs dense gradients takes half as long again there.
+
+    Example:
+        >>> product = onednn_product()
+        >>> product is None or product(torch.ones(1, 2), torch.ones(3, 2)).tolist() == [[2.0, 2.0, 2.0]]
+        True
+    """
+    linear: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+    return None if linear is None else lambda x, y: linear(x, y, None, "none", [], "")
+
+
+# ---- optimizers and schedulers ----
+
+
+def was_told_to_skip(optimizer: optim.Optimizer) -> bool:
+    """Whether a fused optimizer was told by a GradScaler to leave everything as it is.
+
+    The scaler calls `step` all the same, with an attribute set on the optimizer. Without the name a step that was not
+    taken would count towards the next update.
+
+    Example:
+        >>> was_told_to_skip(optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1))
+        False
+    """
+    found: Any = getattr(optimizer, "found_inf", None)
+    return found is not None and bool(found)
+
+
+def scale_in_gradients(optimizer: optim.Optimizer) -> Tensor | None:
+    """The factor in the gradients that a fused optimizer takes out by itself, as a GradScaler told it; else None.
+
+    Without the name, what an algorithm sums up over steps would be as large as the scale of the loss.
+
+    Example:
+        >>> scale_in_gradients(optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1)) is None
+        True
+    """
+    return getattr(optimizer, "grad_scale", None)
+
+
+def set_progress(scheduler: optim.lr_scheduler.LRScheduler, step: int, rates: Iterable[float]) -> None:
+    """Makes a scheduler go on after `step` steps with these rates, without calling it that often.
+
+    Without the names torch would warn that optimizer and scheduler step in the wrong order, and `get_last_lr` would
+    tell of another step.
+
+    Example:
+        >>> scheduler = optim.lr_scheduler.StepLR(optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1), 1)
+        >>> set_progress(scheduler, 7, [0.5])
+        >>> scheduler.last_epoch, scheduler.get_last_lr()
+        (7, [0.5])
+    """
+    scheduler.last_epoch = step
+    scheduler._step_count = step + 1
+    scheduler._last_lr = [*rates]
+
+
+# ---- who wants to see every operation: modes and transforms; without them a short cut may be taken ----
 
 
 def private(name: str) -> Callable[[], Any]:

@@ -13,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import rarefy
 from helpers import assert_exact_zeros, batch, small_model, train_step
-from rarefy.algorithms.keep_pruned import finalize, keepers
+from rarefy.algorithms.attachment.keep_pruned import finalize, keepers
 from rarefy.errors import RarefyError
 
 EVERY_STEP = {"algorithm": "rigl", "sparsity": 0.75, "drop_fraction": 0.5, "update": {"freq": 1}, "seed": 0}

@@ -88,3 +88,10 @@ def test_path_is_the_callers():
 def test_loading_is_the_same_each_time():
     first, second = (build_dataloader({**CORPUS, "shuffle": True}, default_seed=4) for _ in range(2))
     assert torch.equal(next(iter(first))["input_ids"], next(iter(second))["input_ids"])
+
+
+@pytest.mark.parametrize("key", ["seed", "shuffle_seed"])
+def test_a_broken_seed_of_ones_own_function_is_refused_before_the_first_batch(key):
+    config = {"data_processor": "builtins:dict", key: 1.5}
+    with pytest.raises(ConfigError, match=rf"data\.{key}: 1\.5 is not allowed; give a whole number"):
+        build_dataloader(config, path="data")

@@ -204,6 +204,23 @@ def test_a_bias_that_gpt2_does_not_have(tmp_path: Path) -> None:
         export(path, "hf", tmp_path / "folder")
 
 
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"norm_type": "rmsnorm"},
+        {"embeddings_scale": 2.0},
+        {"attention_logits_alpha": 2.0},
+        {"moe": {"num_experts": 2}},
+        {"name": "gptj", "position_embedding_type": "learned"},
+    ],
+)
+def test_what_gpt2_cannot_express(keys: dict[str, Any]) -> None:
+    model = build_model({**GPT, **keys})
+    assert isinstance(model, GPTModel)
+    with pytest.raises(RarefyError, match=r"--to hf: .* is not allowed; give a model without it"):
+        gpt2_of(model)
+
+
 def test_models_of_transformers(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     path, sparse = checkpoint(tmp_path / "gpt2", GPT2)

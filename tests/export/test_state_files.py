@@ -14,7 +14,7 @@ import rarefy
 from rarefy.checkpoint.error import CheckpointError
 from rarefy.export import SavedModel, export, load_csr
 from rarefy.models import GPTConfig, GPTModel
-from rarefy.run.yaml_file import load_file as load_yaml
+from rarefy.yaml_files.yaml_file import load_file as load_yaml
 from saved_models import GPT, checkpoint, tokens
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "gpt_stdlib_rigl.yaml"

@@ -87,8 +87,8 @@ def test_class_from_a_file_beside_the_configuration(tmp_path):
         ({"name": "gpt2", "dropout_rate": 1.5}, "trainer.init.model.dropout_rate: 1.5 is not allowed"),
         ({"name": "gpt2", "layer_norm_epsilon": float("nan")}, "layer_norm_epsilon: nan is not allowed"),
         (
-            {"name": "gpt2", "position_embedding_type": "rotary"},
-            "position_embedding_type: 'rotary' is not allowed",
+            {"name": "gpt2", "position_embedding_type": "relative"},
+            "position_embedding_type: 'relative' is not allowed; give learned, fixed, rotary, alibi or null",
         ),
         (
             {"name": "gpt2", "initializer": {"std": -1}},

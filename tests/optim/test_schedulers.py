@@ -186,8 +186,8 @@ def test_first_learning_rate() -> None:
         ([{"LinearLR": {**LINEAR, "total_iters": 2.5}}], "schedulers[0].LinearLR.total_iters: 2.5"),
         ([{"LinearLR": {**LINEAR, "initial_learning_rate": -1.0}}], "LinearLR.initial_learning_rate: -1.0"),
         (
-            [{"LinearLR": {**LINEAR, "initial_learning_rate": "1e-3"}}],
-            "LinearLR.initial_learning_rate: '1e-3'",
+            [{"LinearLR": {**LINEAR, "initial_learning_rate": "fast"}}],
+            "LinearLR.initial_learning_rate: 'fast'",
         ),
         ([{"LinearLR": {**LINEAR, "end_learning_rat": 0.0}}], "did you mean end_learning_rate?"),
         ([{"ConstantLR": {"learning_rate": 1.0}}, {"LinearLR": LINEAR}], "more than one schedule"),

@@ -10,7 +10,7 @@ import pytest
 
 from rarefy.errors import ConfigError
 from rarefy.run.schema import OVERLAY_BLOCKS, json_schema, parse
-from rarefy.run.yaml_file import load_text
+from rarefy.yaml_files.yaml_file import load_text
 
 MINIMAL = "trainer: {init: {model: {name: gpt2}}}"
 

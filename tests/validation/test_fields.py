@@ -34,7 +34,7 @@ def test_build_takes_whole_and_broken_numbers():
     assert build(Example, {"rate": 0.5, "freq": 3}).freq == 3
 
 
-@pytest.mark.parametrize("value", ["0.5", True, None, [0.5]])
+@pytest.mark.parametrize("value", ["half", True, None, [0.5]])
 def test_numbers_are_strict(value):
     assert refusal(rate=value) == f"here.rate: {value!r} is not allowed; give a number (example: rate: 0.3)"
 
@@ -44,7 +44,7 @@ def test_numbers_are_finite(value):
     assert refusal(rate=value).startswith(f"here.rate: {value} is not allowed; give a number")
 
 
-@pytest.mark.parametrize("value", [0, -1, 1.0, 2.5, "3", True])
+@pytest.mark.parametrize("value", [0, -1, 1.0, 2.5, "three", True])
 def test_step_counts_are_whole_and_positive(value):
     expected = f"here.freq: {value!r} is not allowed; give a whole number of steps ≥ 1 (example: freq: 100)"
     assert refusal(rate=0.1, freq=value) == expected

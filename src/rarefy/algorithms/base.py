@@ -1,43 +1,108 @@
-"""What every algorithm shares: masks on a model, a step counter behind the optimizer, hooks, state.
-
-The only file of rarefy that registers hooks with torch.
-"""
+"""What every algorithm is: a policy that says when, which and how many connections of a model are active."""
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
-from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
 
 from rarefy import filters
-from rarefy.algorithms.few_connections import few_connections, warn_of_few
-from rarefy.algorithms.keep_pruned import KeepPruned, reclaim
+from rarefy.algorithms.attachment import Attachment, check_state
+from rarefy.algorithms.hooks import SparsityHook, TopologyHook, UserHooks
 from rarefy.algorithms.options import check_compute, check_reach, check_seed, parse_fraction
-from rarefy.algorithms.state import check_state, gradient_state, refuse_taken, register
+from rarefy.algorithms.view import NEEDS, Needs, StepView, is_replaced
 from rarefy.distributed import agreed_seed
 from rarefy.distributions import check_distribution, share_out
 from rarefy.errors import ConfigError, RarefyError
 from rarefy.filters import Candidate
 from rarefy.initializers import generator_for, parse_initializer
-from rarefy.patterns import Pattern, parse_pattern
-from rarefy.schedules import AtSteps, Schedule, UpdateSchedule, next_update
-from rarefy.storage.choice import check_compact, choose_storage, restore_storage, storage_state
-from rarefy.storage.optimizer_traits import preserves_zeros, skipped_its_step, trained_by
+from rarefy.patterns import parse_pattern
+from rarefy.schedules import AtSteps, EveryNSteps, Schedule, UpdateSchedule, update_steps
+from rarefy.storage.choice import check_compact
+from rarefy.storage.growth import GrowthRequest
 from rarefy.storage.parameter import SparseParameter
-from rarefy.storage.saved_state import load_entries, save_entries
 
-SparsityHook = Callable[["SparsityAlgorithm", str, float], None]
-TopologyHook = Callable[["SparsityAlgorithm", str, Tensor, Tensor], None]
+_Algorithm = TypeVar("_Algorithm", bound="SparsityAlgorithm")
 
 
-class SparsityAlgorithm(ABC):
+class Sparsifier(ABC):
+    """What makes a model sparse: an algorithm, or a group of them, which are used alike."""
+
+    name: ClassVar[str] = ""
+
+    @property
+    @abstractmethod
+    def algorithms(self) -> list[SparsityAlgorithm]:
+        """The algorithms behind it, in order of precedence."""
+
+    @abstractmethod
+    def apply(self, target: nn.Module | Optimizer) -> None:
+        """Makes a model sparse, or follows an optimizer; in either order, and several of each.
+
+        Args:
+            target: a module (its chosen weights get masks and exact zeros at once) or an optimizer (topology
+                updates run after its steps).
+
+        Raises:
+            ConfigError: the filter matches nothing, or the pattern does not divide a weight.
+            RarefyError: a parameter already has an algorithm, or `target` is something else.
+        """
+
+    @abstractmethod
+    def update(self) -> None:
+        """Recomputes the topology now."""
+
+    @property
+    def autoupdate(self) -> bool:
+        """Whether updates run by themselves after optimizer steps."""
+        return all(algorithm.autoupdate for algorithm in self.algorithms)
+
+    @autoupdate.setter
+    def autoupdate(self, value: bool) -> None:
+        for algorithm in self.algorithms:
+            algorithm.autoupdate = value
+
+    @property
+    def accumulates(self) -> bool:
+        """Whether several backward passes may come before one optimizer step; False saves RigL memory."""
+        return any(algorithm.accumulates for algorithm in self.algorithms)
+
+    @accumulates.setter
+    def accumulates(self, value: bool) -> None:
+        for algorithm in self.algorithms:
+            algorithm.accumulates = value
+
+    @abstractmethod
+    def register_target_sparsity_hook(self, hook: SparsityHook) -> Any:
+        """Calls `hook(algorithm, parameter_name, sparsity)` with what the schedule asks for, at updates."""
+
+    @abstractmethod
+    def register_computed_sparsity_hook(self, hook: SparsityHook) -> Any:
+        """Calls `hook(algorithm, parameter_name, sparsity)` with what was measured, after every update."""
+
+    @abstractmethod
+    def register_topology_hook(self, hook: TopologyHook) -> Any:
+        """Calls `hook(algorithm, parameter_name, old_mask, new_mask)` after every update."""
+
+    @abstractmethod
+    def state_dict(self) -> Any:
+        """Everything that evolves, as plain values and tensors; masks are in the model's own state dict."""
+
+    @abstractmethod
+    def load_state_dict(self, state: Any) -> None:
+        """Goes on from a state; the caller's object stays as it is.
+
+        Raises:
+            RarefyError: the state belongs to another algorithm or to other parameters.
+        """
+
+
+class SparsityAlgorithm(UserHooks, Sparsifier):
     """Decides which connections of a model are active.
 
     Args:
@@ -52,15 +117,42 @@ class SparsityAlgorithm(ABC):
         seed: for everything random; None takes torch's seed when the algorithm is applied.
 
     Attributes:
+        needs: the gradient that an update ranks by: `none`, that of `active` connections, which costs nothing more, or
+            the `dense` one.
+        connection_state: numbers of its own that the algorithm keeps for each connection, by name, each with what a new
+            connection starts with. They move with the topology, and are part of the state dict.
         accumulates: False promises one backward pass per optimizer step; RigL then saves memory in compact storage.
 
     Raises:
         ConfigError: a value that is not allowed, with the name of its option.
+        RarefyError: a class without the method that makes the masks.
     """
 
-    name: ClassVar[str] = ""
     dynamic: ClassVar[bool] = False
+    needs: ClassVar[Needs] = "none"
     needs_dense_grad: ClassVar[bool] = False
+    connection_state: ClassVar[Mapping[str, float]] = {}
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        # `needs_dense_grad = True` is how a class says `needs = "dense"` since before there was `active`.
+        own = cls.__dict__
+        if "needs" not in own and "needs_dense_grad" in own:
+            cls.needs = "dense" if cls.needs_dense_grad else "none"
+        if cls.needs not in NEEDS:
+            raise RarefyError(
+                f"{cls.__name__}.needs: {cls.needs!r} is not allowed; give one of {', '.join(NEEDS)}"
+            )
+        cls.needs_dense_grad = cls.needs == "dense"
+
+    def __new__(cls: type[_Algorithm], *_: Any, **__: Any) -> _Algorithm:
+        """Refuses a class that lacks the method which makes the masks, in words that say so."""
+        if inspect.isabstract(cls):
+            missing = ", ".join(sorted(cls.__abstractmethods__))
+            raise RarefyError(
+                f"{cls.__name__} cannot make masks: it lacks {missing}; write it, or subclass an algorithm that has it"
+            )
+        return object.__new__(cls)
 
     def __init__(
         self,
@@ -85,20 +177,31 @@ class SparsityAlgorithm(ABC):
         self.seed = check_seed(seed)
         self.update_schedule: UpdateSchedule = AtSteps([0])
         self.paths: Mapping[str, str] = {}
-        self.parameters: dict[str, SparseParameter] = {}
-        self._patterns: dict[str, Pattern] = {}
-        self.step, self.updates, self.target_sparsity = 0, 0, 0.0
-        self._autoupdate, self.accumulates = True, True
-        self._optimizers: list[Optimizer] = []
-        self._gradient_handles: dict[str, tuple[nn.Parameter, list[RemovableHandle]]] = {}
-        self._target_hooks: OrderedDict[int, SparsityHook] = OrderedDict()
-        self._computed_hooks: OrderedDict[int, SparsityHook] = OrderedDict()
-        self._topology_hooks: OrderedDict[int, TopologyHook] = OrderedDict()
+        self.updates = 0
+        self.target_sparsity = 0.0
+        self._autoupdate = True
+        self._accumulates = True
+        self._attachment = Attachment(self)
+        UserHooks.__init__(self)
 
     @property
     def algorithms(self) -> list[SparsityAlgorithm]:
-        """Itself alone; the members of a group."""
+        """Itself alone."""
         return [self]
+
+    @property
+    def parameters(self) -> dict[str, SparseParameter]:
+        """The sparse weights by name."""
+        return self._attachment.parameters
+
+    @property
+    def step(self) -> int:
+        """How many optimizer steps the sparse weights have taken."""
+        return self._attachment.step
+
+    @step.setter
+    def step(self, value: int) -> None:
+        self._attachment.step = value
 
     @property
     def autoupdate(self) -> bool:
@@ -108,27 +211,25 @@ class SparsityAlgorithm(ABC):
     @autoupdate.setter
     def autoupdate(self, value: bool) -> None:
         self._autoupdate = value
-        self._prepare()
+        self._attachment.prepare()
+
+    @property
+    def accumulates(self) -> bool:
+        """Whether several backward passes may come before one optimizer step."""
+        return self._accumulates
+
+    @accumulates.setter
+    def accumulates(self, value: bool) -> None:
+        self._accumulates = value
 
     # ---- applying ----
 
     def apply(self, target: nn.Module | Optimizer) -> None:
-        """Makes a model sparse, or follows an optimizer; in either order, and several of each.
-
-        Args:
-            target: a module (its chosen weights get masks and exact zeros at once) or an optimizer (topology
-                updates run after its steps).
-
-        Raises:
-            ConfigError: the filter matches nothing, or the pattern does not divide a weight.
-            RarefyError: a parameter already has an algorithm, or `target` is something else.
-        """
+        """Makes a model sparse, or follows an optimizer; see `Sparsifier.apply`."""
         if isinstance(target, nn.Module):
-            chosen = self.select(target)
-            self.apply_to(chosen)
-            warn_of_few(target, few_connections(self, chosen), chosen)
+            self.apply_to(self.select(target))
         elif isinstance(target, Optimizer):
-            self._follow(target)
+            self._attachment.follow(target)
         else:
             raise RarefyError(f"apply takes a torch module or a torch optimizer, not {type(target).__name__}")
 
@@ -152,12 +253,12 @@ class SparsityAlgorithm(ABC):
         """
         for name, candidate in chosen.items():
             try:
-                self.pattern.on(candidate.axes).check(name, candidate.shape)
+                self.pattern.check(name, candidate.shape)
                 if self.compute == "compact":
                     check_compact(candidate)
             except ConfigError as error:
                 raise error.under(self.paths.get(error.path, "")) from None
-            refuse_taken(candidate, self.parameters)
+            self._attachment.refuse_taken(name, candidate)
 
     def apply_to(self, chosen: Mapping[str, Candidate]) -> None:
         """Makes exactly these parameters sparse; a group shares a model out with it.
@@ -172,14 +273,15 @@ class SparsityAlgorithm(ABC):
         self.check(chosen)
         if self.seed is None:
             self.seed = agreed_seed(torch.initial_seed())
-        for candidate in chosen.values():
-            reclaim(candidate)
-        self._patterns |= {name: self.pattern.on(candidate.axes) for name, candidate in chosen.items()}
+        self._attachment.reclaim(chosen)
         first = self.first_masks({name: candidate.parameter for name, candidate in chosen.items()})
         for name, candidate in chosen.items():
-            self.parameters[name] = self._adopt(candidate)
-            self._set_mask(self.parameters[name], first[name])
-        self._choose_storage()
+            self._set_mask(self._adopt(candidate), first[name])
+        self._attachment.choose_storage()
+
+    def _adopt(self, candidate: Candidate) -> SparseParameter:
+        """Takes a weight on; its first mask follows."""
+        return self._attachment.adopt(candidate, self.pattern)
 
     @torch.no_grad()
     def first_masks(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -196,123 +298,8 @@ class SparsityAlgorithm(ABC):
 
     def _first_mask(self, name: str, weight: Tensor, sparsity: float) -> Tensor:
         options = sparsity, generator_for(self.seed or 0, name, 0), self.pattern.structure
-        pattern = self._patterns[name]
-        pieces = pattern.split(weight.detach())
-        return pattern.merge([self.init_method(piece, *options) for piece in pieces])
-
-    def _adopt(self, candidate: Candidate) -> SparseParameter:
-        first, parameter = candidate.places[0], SparseParameter(candidate, self.pattern)
-        parameter.steps = self.step
-        self._watch_gradient(parameter)
-        hooks = partial(self._after_load, parameter), partial(self._release, parameter)
-        keeper = KeepPruned(first.module, first.leaf, parameter.observe, *hooks)
-        for module in dict.fromkeys(place.module for place in candidate.places):
-            module.register_forward_pre_hook(keeper.before_forward, with_kwargs=True)
-            module.register_state_dict_pre_hook(keeper.before_use)
-            module.register_load_state_dict_post_hook(keeper.after_load)
-        return parameter
-
-    def _choose_storage(self) -> None:
-        """Gives parameters the storage that `compute` asks for at their present sparsity."""
-        choose_storage(self.parameters, self.compute, self._optimizers)
-        self._prepare()
-
-    def _release(self, parameter: SparseParameter) -> None:
-        """Forgets a parameter of a model that is finalized; its optimizers may go on with the dense weight."""
-        parameter.become("masked", self._optimizers)
-        self.parameters.pop(parameter.name, None)
-        for handle in self._gradient_handles.pop(parameter.name)[1]:
-            handle.remove()
-
-    def _after_load(self, parameter: SparseParameter) -> None:
-        """Follows a parameter whose module loaded a state dict, by copy or by assignment."""
-        if self._gradient_handles[parameter.name][0] is not parameter.weight:
-            self._watch_gradient(parameter)
-        parameter.storage.after_load(self._optimizers)
-
-    # ---- gradients ----
-
-    def _watch_gradient(self, parameter: SparseParameter) -> None:
-        weight = parameter.weight
-        trainable = weight.requires_grad
-        weight.requires_grad_(True)
-        handles = [weight.register_post_accumulate_grad_hook(partial(self._after_accumulation, parameter))]
-        if self.needs_dense_grad:
-            handles.append(weight.register_hook(partial(self._before_accumulation, parameter)))
-        weight.requires_grad_(trainable)
-        self._gradient_handles[parameter.name] = (weight, handles)
-
-    def _collects_dense_grad(self) -> bool:
-        """Whether the optimizer step that comes next may be an update step that wants dense gradients."""
-        return self.needs_dense_grad and (not self.autoupdate or self.update_schedule(self.step + 1))
-
-    def _prepare(self) -> None:
-        """Asks for the dense gradients that the coming update needs, from storage that has to know before."""
-        wanted = self._collects_dense_grad()
-        for parameter in self.parameters.values():
-            probe = parameter.request_dense_gradient(wanted)
-            if probe is not None:
-                probe.register_post_accumulate_grad_hook(parameter.after_probe)
-
-    def _before_accumulation(self, parameter: SparseParameter, grad: Tensor) -> None:
-        if self._collects_dense_grad():
-            parameter.before_accumulation()
-
-    def _after_accumulation(self, parameter: SparseParameter, weight: Tensor) -> None:
-        grad = weight.grad
-        if grad is None:
-            return
-        if grad.layout is not torch.strided:
-            raise RarefyError(f"{parameter.name} has a sparse gradient; build its module with sparse=False")
-        parameter.after_accumulation(grad, self._collects_dense_grad())
-
-    # ---- optimizers ----
-
-    def _follow(self, optimizer: Optimizer) -> None:
-        if any(optimizer is other for other in self._optimizers):
-            return
-        self._optimizers.append(optimizer)
-        optimizer.register_step_pre_hook(self._before_step)
-        optimizer.register_step_post_hook(self._after_step)
-        optimizer.register_state_dict_post_hook(partial(save_entries, self.parameters))
-        optimizer.register_load_state_dict_pre_hook(partial(load_entries, self.parameters))
-        optimizer.register_load_state_dict_post_hook(self._prune_all)
-        self._prune_all(optimizer)
-        self._choose_storage()
-
-    def _prune_all(self, optimizer: Optimizer) -> None:
-        for parameter in self.parameters.values():
-            parameter.prune([optimizer])
-
-    def _before_step(self, *_: Any) -> None:
-        """Selects again the gradients that somebody changed after they were accumulated."""
-        for parameter in self.parameters.values():
-            parameter.storage.select_gradient()
-
-    def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
-        if skipped_its_step(optimizer):
-            return
-        for parameter in self.parameters.values():
-            if not (preserves_zeros(optimizer) and parameter.storage.gradient_is_selected):
-                parameter.prune([optimizer])
-        self._count(optimizer)
-
-    def _count(self, optimizer: Optimizer) -> None:
-        """Step k is over when every sparse parameter that is trained at all has taken its k-th step."""
-        now, ever = trained_by(optimizer), set[nn.Parameter]().union(*map(trained_by, self._optimizers))
-        for parameter in self.parameters.values():
-            trained = parameter.weight in ever
-            parameter.steps = parameter.steps + (parameter.weight in now) if trained else self.step + 1
-        involved = [p.steps for p in self.parameters.values() if p.weight in ever]
-        if not involved or min(involved) <= self.step:
-            return
-        self.step += 1
-        is_update = self.autoupdate and self.update_schedule(self.step)
-        if is_update:
-            self.update()
-        if is_update or self.step == 1:
-            self._choose_storage()
-        self._prepare()
+        pieces = self.pattern.split(weight.detach())
+        return self.pattern.merge([self.init_method(piece, *options) for piece in pieces])
 
     # ---- updates ----
 
@@ -320,9 +307,35 @@ class SparsityAlgorithm(ABC):
     def update(self) -> None:
         """Recomputes the topology now."""
 
+    def observe(self, view: StepView) -> None:
+        """Called before each optimizer step for each weight that it changes, where a class overrides it.
+
+        Args:
+            view: the weight, its gradient and the algorithm's `connection_state`, one entry a connection.
+        """
+
+    @property
+    def observes(self) -> bool:
+        """Whether `observe` does anything."""
+        return is_replaced(self, SparsityAlgorithm, "observe")
+
+    @property
+    def restricts_forward(self) -> bool:
+        """Whether forward passes may use fewer connections than are active."""
+        return False
+
+    def gradient_request(self) -> GrowthRequest | None:
+        """Which part of the dense gradient the coming update can need; None for all of it."""
+        return None
+
     def next_update_step(self, after: int) -> int | None:
-        """The first update step later than `after`; None if there is none for long."""
-        return next_update(self.update_schedule, after)
+        """The first update step later than `after`; None if there is none within a million steps.
+
+        A function is asked about the next ten thousand steps only, as it has to be called for each of them.
+        """
+        is_listed = isinstance(self.update_schedule, EveryNSteps | AtSteps)
+        last = after + (1_000_000 if is_listed else 10_000)
+        return next(iter(update_steps(self.update_schedule, after + 1, last)), None)
 
     def current(self, schedule: Schedule, ahead: int = 0) -> float:
         """The value of a schedule at this step, or `ahead` steps later, clamped to [0, 1]."""
@@ -332,42 +345,26 @@ class SparsityAlgorithm(ABC):
         """The sparsity that the schedule asks for at a step, clamped to what the pattern allows."""
         return min(max(self.sparsity(step, updates), 0.0), self.pattern.structure.highest)
 
-    def within_reach(
-        self, shares: Mapping[str, float], shapes: Mapping[str, Sequence[int]]
-    ) -> dict[str, float]:
-        """The sparsity of each weight, lowered where none of its connections would be left."""
-        return {
-            name: self._patterns[name].within_reach(shapes[name], share) for name, share in shares.items()
-        }
-
     def _targets(self, shapes: Mapping[str, torch.Size]) -> dict[str, float]:
         """The sparsity that each parameter shall have now."""
         self.target_sparsity = self.target_at(self.step, self.updates)
         targets = share_out(self.distribution, self.target_sparsity, shapes)
         for name, target in targets.items():
-            for hook in self._target_hooks.values():
-                hook(self, name, target)
-        return self.within_reach(targets, shapes)
+            self._target_hooks(self, name, target)
+        return targets
+
+    def shares(self, target: float) -> dict[str, float]:
+        """The sparsity of each parameter where that of the network is `target`."""
+        shapes = {name: parameter.shape for name, parameter in self.parameters.items()}
+        return share_out(self.distribution, target, shapes)
 
     def _set_mask(self, parameter: SparseParameter, mask: Tensor) -> None:
         before = parameter.mask.clone() if self._topology_hooks else mask
-        parameter.set_mask(mask, self._optimizers)
-        for hook in self._topology_hooks.values():
-            hook(self, parameter.name, before, parameter.mask)
-        for computed in self._computed_hooks.values():
-            computed(self, parameter.name, parameter.actual_sparsity)
-
-    def register_target_sparsity_hook(self, hook: SparsityHook) -> RemovableHandle:
-        """Calls `hook(algorithm, parameter_name, sparsity)` with what the schedule asks for, at updates."""
-        return register(self._target_hooks, hook)
-
-    def register_computed_sparsity_hook(self, hook: SparsityHook) -> RemovableHandle:
-        """Calls `hook(algorithm, parameter_name, sparsity)` with what was measured, after every update."""
-        return register(self._computed_hooks, hook)
-
-    def register_topology_hook(self, hook: TopologyHook) -> RemovableHandle:
-        """Calls `hook(algorithm, parameter_name, old_mask, new_mask)` after every update."""
-        return register(self._topology_hooks, hook)
+        self._attachment.set_mask(parameter, mask)
+        if self._topology_hooks:
+            self._topology_hooks(self, parameter.name, before, parameter.mask)
+        if self._computed_hooks:
+            self._computed_hooks(self, parameter.name, parameter.actual_sparsity)
 
     # ---- state ----
 
@@ -379,8 +376,7 @@ class SparsityAlgorithm(ABC):
             "updates": self.updates,
             "target_sparsity": self.target_sparsity,
             "seed": self.seed,
-            **storage_state(self.parameters),
-            "dense_gradients": gradient_state(self.parameters),
+            **self._attachment.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -390,11 +386,7 @@ class SparsityAlgorithm(ABC):
             RarefyError: the state belongs to another algorithm or to other parameters.
         """
         check_state(state, self.name or type(self).__name__, self.parameters)
-        self.step, self.updates, self.seed = state["step"], state["updates"], state["seed"]
+        self.updates = state["updates"]
+        self.seed = state["seed"]
         self.target_sparsity = state["target_sparsity"]
-        if self.compute == "auto":
-            restore_storage(self.parameters, state, self._optimizers)
-        self._prepare()
-        for name, parameter in self.parameters.items():
-            parameter.steps = self.step
-            parameter.dense_gradient.load(state["dense_gradients"].get(name), parameter.weight.device)
+        self._attachment.load_state_dict(state)

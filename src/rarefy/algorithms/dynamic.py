@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from rarefy.algorithms.base import SparsityAlgorithm
+from rarefy.algorithms.view import WeightView, arguments_of, call_update_mask, is_replaced
 from rarefy.distributed import mean_over_ranks, ranks
 from rarefy.errors import RarefyError
+from rarefy.filters import Candidate
 from rarefy.initializers import check_mask, generator_for
 from rarefy.schedules import parse_update_schedule
 from rarefy.storage.gradients import Shortlist
 from rarefy.storage.parameter import SparseParameter
-from rarefy.ties import TieOrder
 
 
 class DynamicSparsityAlgorithm(SparsityAlgorithm):
@@ -27,14 +29,16 @@ class DynamicSparsityAlgorithm(SparsityAlgorithm):
         **options: the options of `SparsityAlgorithm`.
 
     Attributes:
-        needs_dense_grad: set it to True in a subclass that ranks by the dense gradient.
         generator: a CPU generator, fresh for every parameter and update; the source of all randomness.
+
+    Raises:
+        RarefyError: `update_mask` takes other arguments than a view, or those of the older forms.
 
     Example:
         >>> class KeepLarge(DynamicSparsityAlgorithm):
         ...     '''Keeps the largest weights.'''
-        ...     def update_mask(self, weight, mask, sparsity, dense_grad):
-        ...         return self.keep_top(weight.abs(), sparsity)
+        ...     def update_mask(self, view):
+        ...         return self.keep_top(view.weight.abs(), view.sparsity)
         >>> layer = torch.nn.Linear(10, 10)
         >>> KeepLarge(0.9).apply(layer)
         >>> int(layer.weight_mask.sum())
@@ -45,27 +49,43 @@ class DynamicSparsityAlgorithm(SparsityAlgorithm):
 
     def __init__(self, sparsity: Any, *, update: Any = None, **options: Any) -> None:
         super().__init__(sparsity, **options)
+        arguments_of(self.update_mask)
         self.update_schedule = parse_update_schedule(update)
         self.generator = torch.Generator()
 
     @abstractmethod
-    def update_mask(self, weight: Tensor, mask: Tensor, sparsity: float, dense_grad: Tensor | None) -> Tensor:
+    def update_mask(self, view: WeightView) -> Tensor:
         """The new mask of one weight, or of one of its balanced groups.
 
+        Subclasses may as well take (weight, mask, sparsity, dense_grad), or (weight, mask, sparsity).
+
         Args:
-            weight: dense, with exact zeros; any shape. Do not change it.
-            mask: bool, the shape of `weight`, True = active.
-            sparsity: target for this weight, in [0, 1].
-            dense_grad: mean gradient at every position, if `needs_dense_grad`; else None.
+            view: the weight, its mask, the target, and what the class asked for.
 
         Returns:
-            Bool tensor of the shape of `weight`.
+            Bool tensor of the shape of the weight.
         """
+
+    def forward_mask(self, view: WeightView) -> Tensor | None:
+        """The connections that forward passes use until the next update, where they are fewer than the active ones.
+
+        The others count as zeros in forward passes; they get gradients, and the optimizer trains them.
+
+        Args:
+            view: as `update_mask` gets it, with the new mask; without gradient.
+
+        Returns:
+            Bool tensor of the shape of the weight, no connection of which is inactive; None for all active ones.
+        """
+        return None
+
+    @property
+    def restricts_forward(self) -> bool:
+        """Whether `forward_mask` does anything."""
+        return is_replaced(self, DynamicSparsityAlgorithm, "forward_mask")
 
     def keep_top(self, scores: Tensor, sparsity: float) -> Tensor:
         """The mask of the highest scores at a sparsity, which obeys the `pattern` of this algorithm.
-
-        Equal scores are told apart by an order that belongs to the seed, the parameter and the update.
 
         Args:
             scores: the shape of the weight that `update_mask` was given; higher = keep.
@@ -74,7 +94,15 @@ class DynamicSparsityAlgorithm(SparsityAlgorithm):
         Returns:
             Bool tensor of the shape of `scores`.
         """
-        return self.pattern.structure.keep_top(scores, sparsity, TieOrder.of(self.generator))
+        return self.pattern.structure.keep_top(scores, sparsity)
+
+    def apply_to(self, chosen: Mapping[str, Candidate]) -> None:
+        """Makes exactly these parameters sparse; see `SparsityAlgorithm.apply_to`."""
+        super().apply_to(chosen)
+        if self.restricts_forward and self.update_schedule(0):
+            targets = self.shares(self.target_sparsity)
+            for name in chosen:
+                self._restrict_forward(self.parameters[name], targets[name], 0)
 
     @torch.no_grad()
     def update(self) -> None:
@@ -89,43 +117,82 @@ class DynamicSparsityAlgorithm(SparsityAlgorithm):
         self.updates += 1
 
     def _update_parameter(self, parameter: SparseParameter, sparsity: float) -> None:
+        parameter.show()
         self.generator = generator_for(self.seed or 0, parameter.name, self.updates)
         mask = self._next_mask(parameter, sparsity)
         if mask is not None:
             self._set_mask(parameter, mask)
+            if self.restricts_forward:
+                self._restrict_forward(parameter, sparsity, self.updates)
+        parameter.hide()
 
     def _next_mask(self, parameter: SparseParameter, sparsity: float) -> Tensor | None:
         """The new mask of a parameter, by `update_mask`; None where the gradient for it is missing."""
-        weight, dense_grad = parameter.dense_weight(), self._dense_gradient(parameter)
-        if self.needs_dense_grad and dense_grad is None:
+        gradient = self._gradient(parameter)
+        if self.needs != "none" and gradient is None:
             return None
-        if isinstance(dense_grad, Shortlist):
-            dense_grad = dense_grad.dense(parameter.shape)
-        split = parameter.pattern.split
-        weights, old_masks = split(weight), split(parameter.mask)
-        grads = split(dense_grad) if dense_grad is not None else [None] * len(weights)
-        pieces = [
-            self._checked(self.update_mask(w, mask, sparsity, grad), w, sparsity)
-            for w, mask, grad in zip(weights, old_masks, grads, strict=True)
-        ]
+        if isinstance(gradient, Shortlist):
+            gradient = gradient.dense(parameter.shape)
+        state = parameter.dense_state()
+        views = self._views(parameter, sparsity, gradient, state)
+        pieces = [self._checked(call_update_mask(self.update_mask, view), view) for view in views]
+        # Pieces of the state are views of it, so what `update_mask` wrote is there.
+        parameter.store_state(state)
         return parameter.pattern.merge(pieces)
 
-    def _checked(self, mask: Tensor, weight: Tensor, sparsity: float) -> Tensor:
+    def _views(
+        self,
+        parameter: SparseParameter,
+        sparsity: float,
+        gradient: Tensor | None,
+        state: Mapping[str, Tensor],
+    ) -> Sequence[WeightView]:
+        """One view for each balanced group."""
+        split = parameter.pattern.split
+        weights = split(parameter.dense_weight())
+        old_masks = split(parameter.mask)
+        gradients = [None] * len(weights) if gradient is None else split(gradient)
+        states = {name: split(numbers) for name, numbers in state.items()}
+        facts = (sparsity, self.step, self.generator)
+        return [
+            WeightView(
+                parameter.name, weight, mask, *facts, grad, {name: states[name][index] for name in states}
+            )
+            for index, (weight, mask, grad) in enumerate(zip(weights, old_masks, gradients, strict=True))
+        ]
+
+    def _checked(self, mask: Tensor, view: WeightView) -> Tensor:
         """What `update_mask` returned, if it is a mask that obeys the pattern."""
-        source, advice = f"{type(self).__name__}.update_mask", "choose with self.keep_top(scores, sparsity)"
-        mask = check_mask(mask, weight, source)
-        return self.pattern.structure.require(mask, sparsity, source, advice)
+        source = f"{type(self).__name__}.update_mask"
+        advice = "choose with self.keep_top(scores, sparsity)"
+        mask = check_mask(mask, view.weight, source)
+        return self.pattern.structure.require(mask, view.sparsity, source, advice)
+
+    def _restrict_forward(self, parameter: SparseParameter, sparsity: float, update: int) -> None:
+        """Asks for the forward mask of a topology that has just begun."""
+        self.generator = generator_for(self.seed or 0, parameter.name, update)
+        source = f"{type(self).__name__}.forward_mask"
+        pieces = []
+        for view in self._views(parameter, sparsity, None, parameter.dense_state()):
+            piece = self.forward_mask(view)
+            pieces.append(view.mask if piece is None else check_mask(piece, view.weight, source))
+        mask = parameter.pattern.merge(pieces)
+        if bool((mask > parameter.mask).any()):
+            raise RarefyError(f"{source} returned inactive connections; return a part of view.mask")
+        parameter.set_forward_mask(mask)
+
+    def _gradient(self, parameter: SparseParameter) -> Tensor | Shortlist | None:
+        """The gradient that the algorithm asked for; None without one (a frozen weight keeps its topology)."""
+        if self.needs == "active":
+            return parameter.take_active_gradient()
+        return self._dense_gradient(parameter) if self.needs == "dense" else None
 
     def _dense_gradient(self, parameter: SparseParameter) -> Tensor | Shortlist | None:
-        """The mean dense gradient of this step; None without one (a frozen weight keeps its topology).
-
-        A shortlist is only made in a single process.
+        """The mean dense gradient of this step; a shortlist of it is only made in a single process.
 
         Raises:
             RarefyError: a backward pass left it out.
         """
-        if not self.needs_dense_grad:
-            return None
         if parameter.dense_gradient.is_missing:
             raise RarefyError(
                 f"{parameter.name} has a gradient but no dense gradient, by which {self.name or type(self).__name__} "

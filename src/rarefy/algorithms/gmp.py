@@ -8,6 +8,7 @@ from torch import Tensor
 
 from rarefy.algorithms.dynamic import DynamicSparsityAlgorithm
 from rarefy.algorithms.options import refuse_constant
+from rarefy.algorithms.view import WeightView, also_by_parts
 
 
 class GMP(DynamicSparsityAlgorithm):
@@ -36,6 +37,7 @@ class GMP(DynamicSparsityAlgorithm):
         super().__init__(sparsity, **options)
         refuse_constant(self.sparsity)
 
-    def update_mask(self, weight: Tensor, mask: Tensor, sparsity: float, dense_grad: Tensor | None) -> Tensor:
+    @also_by_parts
+    def update_mask(self, view: WeightView) -> Tensor:
         """The largest weights at the target sparsity."""
-        return self.keep_top(weight.abs(), sparsity)
+        return self.keep_top(view.weight.abs(), view.sparsity)

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from rarefy.algorithms.base import SparsityAlgorithm, SparsityHook, TopologyHook
-from rarefy.algorithms.few_connections import few_connections, warn_of_few
+from rarefy.algorithms.base import Sparsifier, SparsityAlgorithm
+from rarefy.algorithms.hooks import SparsityHook, TopologyHook
 from rarefy.errors import RarefyError
 from rarefy.filters import Candidate
 
 
-class Group:
+class Group(Sparsifier):
     """Algorithms in order of precedence; used like one.
 
     Args:
@@ -32,17 +32,20 @@ class Group:
         [70, 10]
     """
 
-    name = "group"
+    name: ClassVar[str] = "group"
 
-    def __init__(self, algorithms: Sequence[SparsityAlgorithm | Group]) -> None:
-        self.algorithms: list[SparsityAlgorithm] = [
-            leaf for member in algorithms for leaf in member.algorithms
-        ]
-        if not self.algorithms:
+    def __init__(self, algorithms: Sequence[Sparsifier]) -> None:
+        self._algorithms = [leaf for member in algorithms for leaf in member.algorithms]
+        if not self._algorithms:
             raise RarefyError("Group([]) is empty; give at least one algorithm")
 
+    @property
+    def algorithms(self) -> list[SparsityAlgorithm]:
+        """The members in order of precedence, those of inner groups in their place."""
+        return self._algorithms
+
     def apply(self, target: nn.Module | Optimizer) -> None:
-        """Makes a model sparse, or follows an optimizer; see `SparsityAlgorithm.apply`."""
+        """Makes a model sparse, or follows an optimizer; see `Sparsifier.apply`."""
         if not isinstance(target, nn.Module):
             for algorithm in self.algorithms:
                 algorithm.apply(target)
@@ -52,12 +55,6 @@ class Group:
             algorithm.check(share)
         for algorithm, share in shares:
             algorithm.apply_to(share)
-        few = {
-            name: said
-            for algorithm, share in shares
-            for name, said in few_connections(algorithm, share).items()
-        }
-        warn_of_few(target, few, [name for _, share in shares for name in share])
 
     def _shares(self, model: nn.Module) -> list[dict[str, Candidate]]:
         taken: set[str] = set()
@@ -72,26 +69,6 @@ class Group:
         """Recomputes every topology now."""
         for algorithm in self.algorithms:
             algorithm.update()
-
-    @property
-    def autoupdate(self) -> bool:
-        """Whether updates run by themselves after optimizer steps."""
-        return all(algorithm.autoupdate for algorithm in self.algorithms)
-
-    @autoupdate.setter
-    def autoupdate(self, value: bool) -> None:
-        for algorithm in self.algorithms:
-            algorithm.autoupdate = value
-
-    @property
-    def accumulates(self) -> bool:
-        """Whether several backward passes may come before one optimizer step."""
-        return any(algorithm.accumulates for algorithm in self.algorithms)
-
-    @accumulates.setter
-    def accumulates(self, value: bool) -> None:
-        for algorithm in self.algorithms:
-            algorithm.accumulates = value
 
     def register_target_sparsity_hook(self, hook: SparsityHook) -> list[RemovableHandle]:
         """Registers the hook with every member."""

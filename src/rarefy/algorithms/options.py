@@ -9,6 +9,7 @@ from rarefy.errors import ConfigError, join_path
 from rarefy.patterns.structures import TOLERANCE, NOfM, Structure
 from rarefy.schedules import Constant, Cycling, Schedule, parse_schedule
 from rarefy.validation import shorten
+from rarefy.validation.numerals import read_number
 
 _FRACTION_FIELDS = {"value", "init", "final", "minimum"}
 
@@ -34,16 +35,6 @@ def parse_fraction(value: Any, path: str, *, below_one: bool = False) -> Schedul
         if not 0 <= number <= 1 or (literal and number == 1):
             raise _out_of_range(join_path(path, name), number, literal)
     return schedule
-
-
-def highest_number(schedule: Schedule) -> float:
-    """The highest fraction that is written in a schedule; 0 for a function, which does not tell.
-
-    Example:
-        >>> highest_number(Cycling([0.5, 0.9]))
-        0.9
-    """
-    return max((number for _, number in _written_numbers(schedule)), default=0.0)
 
 
 def _written_numbers(schedule: Schedule) -> list[tuple[str, float]]:
@@ -117,6 +108,7 @@ def check_seed(value: Any) -> int | None:
         >>> check_seed(7)
         7
     """
+    value = read_number(value, "seed")
     if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
         raise ConfigError("seed", shorten(value), "a whole number", "seed: 1")
     return value

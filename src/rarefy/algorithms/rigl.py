@@ -7,6 +7,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from rarefy.algorithms.drop_and_grow import DropAndGrow
+from rarefy.algorithms.view import Needs
 
 
 class RigL(DropAndGrow):
@@ -33,10 +34,8 @@ class RigL(DropAndGrow):
     """
 
     name: ClassVar[str] = "rigl"
-    needs_dense_grad: ClassVar[bool] = True
-    grows_by_gradient_alone: ClassVar[bool] = True
+    needs: ClassVar[Needs] = "dense"
 
-    def grow_score(self, weight: Tensor, dense_grad: Tensor | None) -> Tensor:
+    def gradient_score(self, gradient: Tensor) -> Tensor:
         """The size of the dense gradient."""
-        assert dense_grad is not None
-        return dense_grad.abs()
+        return gradient.abs()

@@ -9,9 +9,7 @@ from io import StringIO
 from rich.console import Console
 from rich.table import Table
 
-from rarefy.algorithms.base import SparsityAlgorithm
-from rarefy.algorithms.group import Group
-from rarefy.distributions import share_out
+from rarefy.algorithms.base import Sparsifier, SparsityAlgorithm
 
 
 @dataclass(frozen=True)
@@ -68,7 +66,7 @@ class Summary:
         return text.getvalue()
 
 
-def summary(sparsity: SparsityAlgorithm | Group) -> Summary:
+def summary(sparsity: Sparsifier) -> Summary:
     """What is sparse by now, per parameter.
 
     Args:
@@ -90,8 +88,7 @@ def summary(sparsity: SparsityAlgorithm | Group) -> Summary:
 def _rows(algorithms: Iterable[SparsityAlgorithm]) -> Iterable[SummaryRow]:
     for algorithm in algorithms:
         kind, pattern = algorithm.name or type(algorithm).__name__, str(algorithm.pattern)
-        shapes = {name: parameter.shape for name, parameter in algorithm.parameters.items()}
-        targets = share_out(algorithm.distribution, algorithm.target_sparsity, shapes)
+        targets = algorithm.shares(algorithm.target_sparsity)
         for name, parameter in algorithm.parameters.items():
             shape, actual = tuple(parameter.shape), parameter.actual_sparsity
             kept = round((1.0 - actual) * _numel(shape))

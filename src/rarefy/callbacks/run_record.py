@@ -23,6 +23,7 @@ from rarefy.distributed import is_first
 from rarefy.errors import RarefyError
 from rarefy.filters import candidates
 from rarefy.models.call import count
+from rarefy.torch_private import compiles_its_calls
 
 FILE_NAME = "run.json"
 FORMAT = 1
@@ -162,4 +163,4 @@ def _forward_facts(flops: ForwardFlops, sparse: Mapping[str, Any], batch: Any) -
 def _is_compiled(model: nn.Module) -> bool:
     """Whether `torch.compile` has to do with a model; counting would make it compile twice."""
     kinds = (type(module).__name__ for module in model.modules())
-    return model._compiled_call_impl is not None or "OptimizedModule" in kinds
+    return compiles_its_calls(model) or "OptimizedModule" in kinds

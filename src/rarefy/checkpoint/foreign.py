@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from rarefy.checkpoint.error import CheckpointError
+from rarefy.torch_private import COMPILED_PREFIX
 
 CONTAINERS = ("model", "state_dict", "model_state_dict")
-WRAPPERS = ("module.", "_orig_mod.")
+WRAPPERS = ("module.", COMPILED_PREFIX)
 HDF5_MAGIC = b"\x89HDF"
 
 

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import logging
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from rarefy.cli import messages
-from rarefy.errors import ConfigError, RarefyError
+from rarefy.cli.overrides import Flags, apply_flags
+from rarefy.errors import ConfigError, RarefyError, join_path
 from rarefy.trainer.signals import Interrupted
+from rarefy.yaml_files.yaml_file import load_file
+from rarefy.yaml_files.yaml_lines import line_of
 
 log = logging.getLogger("rarefy")
 
@@ -44,6 +50,48 @@ def guarded(action: Callable[[], None], has_begun: Callable[[], bool] = lambda: 
             log.debug("%s", traceback.format_exc())
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             return _fail(f"unexpected {reason} (--logging DEBUG shows where)", FAILED)
+
+
+@contextmanager
+def located(file: Path, flags: Flags) -> Iterator[dict[str, Any]]:
+    """A configuration with its flags; what is wrong with it inside is said with the file's line.
+
+    A value that a flag gave has no line.
+
+    Args:
+        file: the YAML file.
+        flags: what changes it.
+
+    Yields:
+        The changed file as plain data.
+
+    Raises:
+        ConfigError: as raised inside, with its place.
+    """
+    content = load_file(file)
+    changed = apply_flags(content, flags)
+    try:
+        yield changed
+    except ConfigError as error:
+        line = None
+        if _reached(content, error) == _reached(changed, error):
+            line = line_of(file.read_text(encoding="utf-8-sig"), error.path, error.key)
+        raise (error if line is None else error.at(f"{file}, line {line}")) from error
+
+
+def _reached(content: Any, error: ConfigError) -> list[Any]:
+    """The value that an error is about, and how far its path leads to it."""
+    values, rest = [], join_path(error.path, error.key)
+    while rest and isinstance(content, dict | list):
+        keys = range(len(content)) if isinstance(content, list) else content
+        names = {(f"[{key}]" if isinstance(content, list) else str(key)): key for key in keys}
+        fitting = [name for name in names if rest == name or rest.startswith((f"{name}.", f"{name}["))]
+        if not fitting:
+            break
+        name = max(fitting, key=len)
+        content, rest = content[names[name]], rest[len(name) :].removeprefix(".")
+        values.append(name)
+    return [values, content if not rest else None]
 
 
 def _fail(problem: str, code: int) -> int:

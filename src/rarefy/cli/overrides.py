@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from rarefy.errors import ConfigError
-from rarefy.run.overlay import assign, overlay
 from rarefy.run.schema import OVERLAY_BLOCKS, trainers_of
+from rarefy.run.short_paths import whole_assignment
 from rarefy.trainer.state import States
+from rarefy.yaml_files.overlay import assign, overlay
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,10 @@ def apply_flags(content: Mapping[str, Any], flags: Flags) -> dict[str, Any]:
         flags: what was given.
 
     Raises:
-        ConfigError: an assignment to a path that does not exist.
+        ConfigError: an assignment to a path that does not exist, or to a short one that fits several keys.
     """
-    changed = overlay(dict(content), flags.assignments, OVERLAY_BLOCKS)
+    assignments = [whole_assignment(content, one) for one in flags.assignments]
+    changed = overlay(dict(content), assignments, OVERLAY_BLOCKS)
     trainers = trainers_of(changed) if "trainer" in changed else []
     for path, trainer in trainers:
         if isinstance(trainer, dict) and isinstance(trainer.get("init"), dict):

@@ -5,21 +5,20 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from typer import Argument, Exit, Option
 
 from rarefy.algorithms.base import SparsityAlgorithm
 from rarefy.cli import messages, options
-from rarefy.cli.guard import guarded
-from rarefy.cli.overrides import Flags, apply_flags
+from rarefy.cli.guard import guarded, located
+from rarefy.cli.overrides import Flags
 from rarefy.errors import ConfigError
 from rarefy.report.chart import LineChart
 from rarefy.report.png import save_png
 from rarefy.report.schedule_chart import schedule_charts
 from rarefy.run.builder import Builder
 from rarefy.run.schema import parse
-from rarefy.run.yaml_file import load_file
 from rarefy.trainer.plan import LoopConfig
 
 _OUT = "The PNG file; <PARAMS>_schedules.png beside PARAMS.yaml where not given."
@@ -51,20 +50,23 @@ def plot(params: Path, out: Path | None, assignments: tuple[str, ...], imports: 
         ConfigError: anything in the file that is not allowed, or a file without sparsity.
         RarefyError: matplotlib is not installed, or the picture cannot be written.
     """
-    configs = parse(apply_flags(load_file(params), Flags(assignments=assignments)))
-    charts = [
-        chart
-        for config in configs
-        for chart in charts_of(Builder(config, params.parent, imports), len(configs) > 1)
-    ]
+    with located(params, Flags(assignments=assignments)) as content:
+        charts = _charts_in(content, params.parent, imports)
+    path = out or params.with_name(f"{params.stem}_schedules.png")
+    save_png(charts, path)
+    messages.say(f"{len(charts)} chart{'s' * (len(charts) != 1)} in {path}")
+
+
+def _charts_in(content: dict[str, Any], folder: Path, imports: bool) -> list[LineChart]:
+    configs = parse(content)
+    builders = [Builder(config, folder, imports) for config in configs]
+    charts = [chart for builder in builders for chart in charts_of(builder, len(configs) > 1)]
     if not charts:
         where = f"{configs[0].path}.init.sparsity"
         raise ConfigError(
             where, "a missing value", "a sparsity, there is no schedule to draw", "sparsity: 0.9"
         )
-    path = out or params.with_name(f"{params.stem}_schedules.png")
-    save_png(charts, path)
-    messages.say(f"{len(charts)} chart{'s' * (len(charts) != 1)} in {path}")
+    return charts
 
 
 def charts_of(builder: Builder, with_path: bool = False) -> Iterator[LineChart]:

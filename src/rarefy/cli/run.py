@@ -15,8 +15,8 @@ from rarefy.callbacks.events import Callback
 from rarefy.callbacks.trainer_view import TrainerView
 from rarefy.checkpoint.chosen import UNSET
 from rarefy.cli import messages
-from rarefy.cli.guard import guarded
-from rarefy.cli.overrides import Flags, apply_flags, states_to_load
+from rarefy.cli.guard import guarded, located
+from rarefy.cli.overrides import Flags, states_to_load
 from rarefy.cli.tables import plan_table, preview_tables, result_table
 from rarefy.distributed import is_first
 from rarefy.errors import ConfigError
@@ -25,7 +25,6 @@ from rarefy.run.launch import Launch, Mode, run_all
 from rarefy.run.preview import plan_parameters, plan_updates, preview
 from rarefy.run.schema import parse
 from rarefy.run.speed import speed_up
-from rarefy.run.yaml_file import load_file
 from rarefy.trainer.trainer import Trainer
 
 _WIDEST = 400
@@ -99,10 +98,15 @@ def run(request: Request) -> int:
 def _run(request: Request, watch: Watch) -> None:
     if request.params is None:
         raise ConfigError("", "a command without a file", "the path of a YAML file", "rarefy run params.yaml")
-    configs = parse(apply_flags(load_file(request.params), request.flags))
+    with located(request.params, request.flags) as content:
+        _run_file(request.params, content, request, watch)
+
+
+def _run_file(params: Path, content: dict[str, Any], request: Request, watch: Watch) -> None:
+    configs = parse(content)
     messages.set_level(configs[0].init.logging.log_level)
     launch = Launch(
-        request.params.parent,
+        params.parent,
         request.mode,
         UNSET if request.flags.checkpoint_path is None else request.flags.checkpoint_path,
         states_to_load(request.flags),

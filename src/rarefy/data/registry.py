@@ -91,8 +91,16 @@ def _find(name: str, path: str) -> type[DataProcessor]:
     raise ConfigError(path, repr(name), allowed)
 
 
+def _check_seeds(arguments: Mapping[str, Any], path: str) -> None:
+    """Torch takes whole seeds only, and says so when the first batch is read, long after the file was checked."""
+    for key, value in arguments.items():
+        if isinstance(value, float) and (key == "seed" or key.endswith("_seed")):
+            raise ConfigError(join_path(path, key), shorten(value), "a whole number ≥ 0", f"{key}: 1")
+
+
 def _call(function: Any, name: str, arguments: dict[str, Any], path: str) -> Iterable[Any]:
     where = join_path(path, "data_processor")
+    _check_seeds(arguments, path)
     if not callable(function):
         raise ConfigError(where, f"{name} ({shorten(function)})", "a function that returns an iterable")
     try:

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from rarefy.decoder.decoder_config import GPTConfig
 from rarefy.errors import RarefyError
 from rarefy.export.job import Fill, Job
-from rarefy.models.gpt import GPTConfig, GPTModel
+from rarefy.models.gpt import GPTModel
 from rarefy.models.hugging_face import HuggingFaceCausalModel, HuggingFaceModel
 
 GPT2_VOCABULARY = 50257
 GPT2_LAST_TOKEN = 50256
+
+
+class ExportError(RarefyError):
+    """A model without a counterpart in Transformers."""
+
+    def __init__(self, given: str) -> None:
+        super().__init__(f"--to hf: {given} is not allowed; give a model without it, or use --to safetensors")
 
 
 def hugging_face(job: Job) -> Fill:
@@ -83,12 +93,34 @@ def gpt2_of(model: GPTModel) -> nn.Module:
     return converted.eval()
 
 
+# What GPT-2 has of the keys that change what is computed.
+_OF_GPT2: Mapping[str, Any] = MappingProxyType(
+    {
+        "position_embedding_type": "learned",
+        "norm_type": "layernorm",
+        "nonlinearity": "gelu",
+        "embedding_layer_norm": False,
+        "norm_first_sandwich": False,
+        "attention_logit_softcapping": None,
+        "final_logit_softcapping": None,
+        "attention_sliding_window_length": None,
+        "attention_inner_dim": None,
+        "embeddings_scale": 1.0,
+        "scale_qk_dot_by_layer_idx": False,
+    }
+)
+
+
 def _check_counterpart(config: GPTConfig) -> None:
+    for key, value in _OF_GPT2.items():
+        given = getattr(config, key)
+        if given != value:
+            raise ExportError(f"{key}: {given}")
+    is_plain = config.logits_scale == 1.0 and math.isclose(config.score_scale, config.head_size**-0.5)
+    if not is_plain or config.is_parallel or config.moe.is_on or config.key_heads != config.num_heads:
+        raise ExportError("a decoder that GPT-2 cannot express")
     if config.use_bias_in_output:
-        given = "use_bias_in_output: true (the output layer of GPT-2 has no bias)"
-        raise RarefyError(
-            f"--to hf: {given} is not allowed; give a model without it, or use --to safetensors"
-        )
+        raise ExportError("use_bias_in_output: true (the output layer of GPT-2 has no bias)")
 
 
 def _gpt2_options(config: GPTConfig) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from rarefy.checkpoint.saved_model import SavedModel
 from rarefy.errors import ConfigError, RarefyError
 from rarefy.run.builder import Builder
 from rarefy.run.schema import parse
-from rarefy.run.yaml_file import load_file
+from rarefy.yaml_files.yaml_file import load_file
 
 Fill = Callable[[Path], object]
 

@@ -7,17 +7,14 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from rarefy.algorithms.base import SparsityAlgorithm
-from rarefy.algorithms.group import Group
+from rarefy.algorithms.base import Sparsifier
 from rarefy.config import configure
 from rarefy.integrations.requirements import require
 
 AcceleratedOptimizer: Any = require("accelerate", "accelerate.optimizer").AcceleratedOptimizer
 
 
-def sparsify(
-    accelerator: Any, config: Any, model: nn.Module, *optimizers: Optimizer
-) -> SparsityAlgorithm | Group:
+def sparsify(accelerator: Any, config: Any, model: nn.Module, *optimizers: Optimizer) -> Sparsifier:
     """Makes a model sparse, follows its optimizers, and keeps the state in the accelerator's checkpoints.
 
     Call it before `accelerator.prepare` where several processes train; else before or after. `accelerator.save_state`

@@ -6,8 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from rarefy.algorithms.base import SparsityAlgorithm
-from rarefy.algorithms.group import Group
+from rarefy.algorithms.base import Sparsifier
 from rarefy.config import configure
 from rarefy.errors import RarefyError
 from rarefy.integrations.metrics import sparsity_metrics
@@ -40,12 +39,12 @@ class SparsityCallback(Callback):
 
     def __init__(self, config: Any, *, num_steps: int | None = None, log_parameters: bool = False) -> None:
         self.config, self.num_steps, self.log_parameters = config, num_steps, log_parameters
-        self._sparsity: SparsityAlgorithm | Group | None = None
+        self._sparsity: Sparsifier | None = None
         self._module: nn.Module | None = None
         self._logged = 0
 
     @property
-    def sparsity(self) -> SparsityAlgorithm | Group:
+    def sparsity(self) -> Sparsifier:
         """The algorithms, for `rarefy.summary` and hooks.
 
         Raises:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from rarefy.algorithms.base import SparsityAlgorithm
-from rarefy.algorithms.group import Group
+from rarefy.algorithms.base import Sparsifier
 from rarefy.callbacks.log_sparsity import actual_of, targets_of
 
 
-def sparsity_metrics(sparsity: SparsityAlgorithm | Group, every_parameter: bool) -> dict[str, float]:
+def sparsity_metrics(sparsity: Sparsifier, every_parameter: bool) -> dict[str, float]:
     """Target sparsity of each algorithm and measured sparsity of the model, by the names that `LogSparsity` uses.
 
     Args:

@@ -10,8 +10,7 @@ import safetensors.torch
 from torch import nn
 from torch.optim import Optimizer
 
-from rarefy.algorithms.base import SparsityAlgorithm
-from rarefy.algorithms.group import Group
+from rarefy.algorithms.base import Sparsifier
 from rarefy.checkpoint import nested
 from rarefy.checkpoint.matching import MASK_SUFFIX
 from rarefy.checkpoint.tensor_file import encode_tensors, snapshot
@@ -56,13 +55,13 @@ class SparsityCallback(TrainerCallback):
 
     def __init__(self, config: Any, *, num_steps: int | None = None, log_parameters: bool = False) -> None:
         self.config, self.num_steps, self.log_parameters = config, num_steps, log_parameters
-        self._sparsity: SparsityAlgorithm | Group | None = None
+        self._sparsity: Sparsifier | None = None
         self._model: nn.Module | None = None
         self._optimizer: Optimizer | None = None
         self._untrained: dict[str, float] = {}
 
     @property
-    def sparsity(self) -> SparsityAlgorithm | Group:
+    def sparsity(self) -> Sparsifier:
         """The algorithms, for `rarefy.summary` and hooks.
 
         Raises:
@@ -128,7 +127,7 @@ class SparsityCallback(TrainerCallback):
 
     def _begin_anew(self, args: Any, model: nn.Module, is_resumed: bool) -> None:
         """Makes sparse what `model_init` made; weights that the Trainer loaded already keep their topology."""
-        if isinstance(self.config, SparsityAlgorithm | Group):
+        if isinstance(self.config, Sparsifier):
             raise RarefyError(
                 "model_init makes a model per training; give SparsityCallback a dict, not an algorithm"
             )

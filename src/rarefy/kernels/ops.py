@@ -19,9 +19,10 @@ from rarefy.kernels import native, reference
 from rarefy.kernels.instruction_sets import instruction_set
 from rarefy.kernels.native import Layout
 from rarefy.kernels.panels import Panels
+from rarefy.torch_private import onednn_product
 
 _PANELS = "Tensor starts, Tensor offsets, Tensor back_starts, Tensor back_offsets, Tensor order, int[] sizes"
-_ONEDNN: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+_ONEDNN = onednn_product()
 _LARGE = 1 << 23  # multiply-adds
 
 
@@ -304,15 +305,18 @@ def _backward_flops(
 
 def _dense_gradient(grad: Tensor, x: Tensor) -> Tensor:
     """gradᵀ · x, both with any number of batch dimensions."""
-    grad, x = grad.reshape(_tokens(grad), grad.shape[-1]), x.reshape(_tokens(x), x.shape[-1])
-    return _ONEDNN(grad.t(), x.t(), None, "none", [], "") if _onednn_is_faster(grad, x) else grad.t() @ x
+    grad = grad.reshape(_tokens(grad), grad.shape[-1])
+    x = x.reshape(_tokens(x), x.shape[-1])
+    if _ONEDNN is not None and _onednn_is_faster(grad, x):
+        return _ONEDNN(grad.t(), x.t())
+    return grad.t() @ x
 
 
 def _onednn_is_faster(grad: Tensor, x: Tensor) -> bool:
     """For float32 on processors with AVX-512 torch multiplies with MKL, which uses it on some makes only."""
     is_large = grad.numel() * x.shape[1] >= _LARGE and x.is_contiguous()  # other strides take it long
     fits = grad.dtype == x.dtype == torch.float32 and native.serves(grad, x) and native.unwatched(grad, x)
-    return is_large and fits and instruction_set() == "v4" and _ONEDNN is not None
+    return is_large and fits and instruction_set() == "v4"
 
 
 def _tokens(x: Tensor) -> int:

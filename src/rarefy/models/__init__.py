@@ -18,7 +18,9 @@ Everything else is optional:
 `isinstance(model, ReportsMetrics)` and `isinstance(model, ChecksBatch)` tell who offers what.
 """
 
-from rarefy.models.gpt import GPTConfig, GPTModel, InitializerConfig
+from rarefy.decoder.decoder_config import GPTConfig
+from rarefy.decoder.weight_initializer import InitializerConfig
+from rarefy.models.gpt import GPTModel
 from rarefy.models.language_modeling import LanguageModelLoss, LanguageModelMetrics, LanguageModelOutput
 from rarefy.models.protocol import ChecksBatch, Metrics, ReportsMetrics
 from rarefy.models.registry import MODELS, build_model

@@ -5,15 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from rarefy.decoder.decoder_config import LossScaling
 from rarefy.errors import ConfigError
-
-LossScaling = Literal["num_tokens", "batch_size"]
 
 BYTE_VOCABULARY = 256
 

@@ -9,14 +9,31 @@ from typing import Any
 
 from torch import nn
 
+from rarefy.decoder.decoder_config import GPTConfig, ParallelConfig
 from rarefy.errors import ConfigError, did_you_mean, join_path
 from rarefy.imports import import_object, is_import_path
-from rarefy.models.gpt import GPTConfig, GPTModel
+from rarefy.models.gpt import GPTModel
 from rarefy.models.hugging_face import is_hugging_face, wrap
+from rarefy.models.zoo_keys import read_zoo_keys
 from rarefy.validation import build, shorten
 
+_SEQUENTIAL = (
+    "gpt2",
+    "gpt3",
+    "llama",
+    "mistral",
+    "mixtral",
+    "bloom",
+    "btlm",
+    "gemma2",
+    "jais",
+    "santacoder",
+    "starcoder",
+)
+_PARALLEL = ("gptj", "falcon")
 MODELS: Mapping[str, tuple[type[GPTConfig], Callable[[GPTConfig], nn.Module]]] = MappingProxyType(
-    {"gpt2": (GPTConfig, GPTModel), "gpt3": (GPTConfig, GPTModel)}
+    {name: (GPTConfig, GPTModel) for name in _SEQUENTIAL}
+    | {name: (ParallelConfig, GPTModel) for name in _PARALLEL}
 )
 
 
@@ -58,9 +75,8 @@ def build_model(
         allowed = f"a model name or package.module:Class ({did_you_mean(name, MODELS)})"
         raise ConfigError(join_path(path, "name"), repr(name), allowed, "name: gpt3")
     kind, factory = MODELS[name.lower()]
-    options = build(kind, arguments, path=path)
     try:
-        return factory(options)
+        return factory(build(kind, read_zoo_keys(arguments)))
     except ConfigError as error:
         raise error.under(path) from None
 

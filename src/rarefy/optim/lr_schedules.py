@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from rarefy.torch_private import set_progress
 from rarefy.validation import Number, StepCount
 
 Rate = Annotated[
@@ -46,8 +47,7 @@ class ScheduledLR(LRScheduler):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continues at the step of a checkpoint, with the rate that the schedule has there."""
         self.last_epoch = state_dict["last_epoch"]
-        self._step_count = self.last_epoch + 1
-        self._last_lr = [*self.get_lr()]
+        set_progress(self, self.last_epoch, self.get_lr())
         rate = self.schedule.rate(self.last_epoch)
         for group in self.optimizer.param_groups:
             if isinstance(group["lr"], Tensor):

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from rarefy.errors import ConfigError, did_you_mean, join_path
 from rarefy.imports import import_object, is_import_path
 from rarefy.validation import shorten
+from rarefy.validation.numerals import read_number, share_hint
 
 _NEEDS_MORE = {"Optimizer", "LBFGS", "SparseAdam"}
 _FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
@@ -141,7 +142,23 @@ def _torch_options(kind: Any, options: dict[str, Any], path: str) -> dict[str, A
     if is_foreign and options.pop("correct_bias") is not True:
         where = join_path(path, "correct_bias")
         raise ConfigError(where, "false", "true, as torch always corrects the bias", "correct_bias: true")
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+    return {key: _as_torch_takes_it(kind, key, value, path) for key, value in options.items()}
+
+
+def _as_torch_takes_it(kind: Any, key: str, value: Any, path: str) -> Any:
+    """A list as a tuple; where the class has a number by default, text that spells one as that number."""
+    where = join_path(path, key)
+    if isinstance(value, list):
+        return tuple(read_number(item, join_path(where, f"[{index}]")) for index, item in enumerate(value))
+    parameter = inspect.signature(kind).parameters.get(key)
+    if parameter is None or type(parameter.default) not in (int, float) or not isinstance(value, str):
+        return value
+    number = read_number(value, where)
+    if isinstance(number, str):
+        raise ConfigError(
+            where, shorten(value), f"a number{share_hint(value)}", f"{key}: {parameter.default}"
+        )
+    return number
 
 
 def _implementation(kind: Any, model: nn.Module, options: Mapping[str, Any]) -> dict[str, Any]:

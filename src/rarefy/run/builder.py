@@ -15,8 +15,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from rarefy import filters
-from rarefy.algorithms.base import SparsityAlgorithm
-from rarefy.algorithms.group import Group
+from rarefy.algorithms.base import Sparsifier
 from rarefy.callbacks.events import Callback
 from rarefy.callbacks.registry import DEFAULTS, Kind, build_callbacks
 from rarefy.config import configure
@@ -128,7 +127,7 @@ class Builder:
             raise error.under(self.path) from None
 
     @cached_property
-    def sparsity(self) -> SparsityAlgorithm | Group | None:
+    def sparsity(self) -> Sparsifier | None:
         """The sparsity of the run, to be applied to one model; None for a dense run.
 
         Raises:
@@ -241,7 +240,7 @@ class Builder:
         return trainer
 
 
-def tell_filter(model: nn.Module, sparsity: SparsityAlgorithm | Group | None) -> None:
+def tell_filter(model: nn.Module, sparsity: Sparsifier | None) -> None:
     """Says for every parameter, at level VERBOSE, whether it became sparse."""
     algorithms = sparsity.algorithms if sparsity is not None else []
     sparse = {name for algorithm in algorithms for name in algorithm.parameters}

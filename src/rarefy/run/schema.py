@@ -15,6 +15,7 @@ from rarefy.run.file_keys import File, FitBlock, InitBlock, TrainerBlock, Valida
 from rarefy.run.model_zoo import drop_ignored, is_legacy, new_form
 from rarefy.validation import shorten
 from rarefy.validation.findings import as_config_error
+from rarefy.validation.numerals import validated
 
 log = logging.getLogger("rarefy")
 
@@ -75,7 +76,7 @@ def parse(content: Mapping[str, Any]) -> list[TrainerConfig]:
     """Checks a whole file.
 
     Args:
-        content: the file as plain data (`rarefy.run.yaml_file.load_file`).
+        content: the file as plain data (`rarefy.yaml_files.yaml_file.load_file`).
 
     Returns:
         Its trainers in order; one for the plain form.
@@ -153,7 +154,7 @@ def _parse_one(given: Any, path: str) -> TrainerConfig:
     if isinstance(given.get("init"), dict):
         cleaned["init"], dropped = drop_ignored(given["init"], f"{path}.init")
     try:
-        blocks = TrainerBlock.model_validate(cleaned)
+        blocks = validated(TrainerBlock.model_validate, cleaned, path)
     except ValidationError as error:
         raise as_config_error(error, TrainerBlock, cleaned).under(path) from None
     if dropped:

@@ -12,7 +12,6 @@ from rarefy import masks
 from rarefy.storage.gradients import DenseGradient, LastSelected
 from rarefy.storage.optimizer_state import same_shaped
 from rarefy.storage.ranking import Score
-from rarefy.ties import TieOrder
 
 
 class MaskedStorage:
@@ -59,9 +58,17 @@ class MaskedStorage:
         """The weight itself."""
         return self.weight.detach()
 
-    def keep_top(self, score: Score, count: int, order: TieOrder) -> Tensor:
+    def spread(self, entries: Tensor) -> Tensor:
+        """As it is."""
+        return entries
+
+    def collect(self, dense: Tensor) -> Tensor:
+        """As it is."""
+        return dense
+
+    def keep_top(self, score: Score, count: int) -> Tensor:
         """By the score of the whole weight."""
-        return masks.drop_lowest(self.mask, score(self.dense_weight()), self.active - count, order)
+        return masks.drop_lowest(self.mask, score(self.dense_weight()), self.active - count)
 
     def set_mask(self, mask: Tensor, optimizers: Iterable[Optimizer]) -> None:
         """Replaces the mask and zeroes what it drops."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Literal
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +13,13 @@ from rarefy.filters import Candidate
 from rarefy.nn import SparseConv1D, SparseLinear
 from rarefy.patterns import Pattern
 from rarefy.storage.compact import CompactStorage
+from rarefy.storage.connection_state import ConnectionState, check_topology
+from rarefy.storage.forward_set import ForwardSet
 from rarefy.storage.gradients import DenseGradient
 from rarefy.storage.masked import MaskedStorage
 from rarefy.storage.optimizer_state import change_state
-from rarefy.storage.protocol import Storage
+from rarefy.storage.protocol import Storage, checksum
 from rarefy.storage.ranking import Score
-from rarefy.ties import DEFAULT_ORDER, TieOrder
 
 Kind = Literal["masked", "compact"]
 
@@ -34,18 +35,24 @@ class SparseParameter:
         steps: how many optimizer steps the weight has taken since the algorithm's step 0.
         tokens: rows of activations in one forward pass of its module, once that was seen; else None.
         dtype: of these activations.
+        state: numbers of the algorithm's own, one a connection.
+        forward: the connections that forward passes use.
+        active_gradient: the gradient of the step in progress without its loss scale, in the form of `weight`, where
+            the optimizer's own gradient still has it; else None.
 
     Raises:
         ConfigError: the pattern does not fit the weight's shape.
     """
 
     def __init__(self, candidate: Candidate, pattern: Pattern) -> None:
-        pattern = pattern.on(candidate.axes)
         pattern.check(candidate.name, candidate.shape)
         self.name, self.places, self.pattern = candidate.name, candidate.places, pattern
         first = candidate.places[0]
         self.storage: Storage = MaskedStorage(first.module, first.leaf)
         self.dense_gradient = DenseGradient()
+        self.active_gradient: Tensor | None = None
+        self.state = ConnectionState({})
+        self.forward = ForwardSet()
         self.steps = 0
         self.tokens: int | None = None
         self.dtype = torch.float32
@@ -91,26 +98,30 @@ class SparseParameter:
         """The dense weight with exact zeros, without gradient; do not write to it."""
         return self.storage.dense_weight()
 
-    def keep_top(self, score: Score, count: int, order: TieOrder = DEFAULT_ORDER) -> Tensor:
+    def keep_top(self, score: Score, count: int) -> Tensor:
         """The mask of the active connections with the highest scores, in the shape of the dense weight.
 
         Args:
             score: ranks weights, each by itself; given the dense weight, or the active ones in any order.
             count: how many to keep; clamped to the number of active ones.
-            order: decides among equal scores.
         """
-        return self.storage.keep_top(score, count, order)
+        return self.storage.keep_top(score, count)
 
     def set_mask(self, mask: Tensor, optimizers: Iterable[Optimizer]) -> None:
-        """Gives the weight a new topology.
+        """Gives the weight a new topology, all of which forward passes use.
 
-        Connections that stay keep weight and optimizer state; dropped ones lose both; new ones start at zero.
+        Connections that stay keep weight, optimizer state and connection state; dropped ones lose them; new ones start
+        at zero, and with the initial numbers.
 
         Args:
             mask: bool, shape of the dense weight.
             optimizers: those whose state follows the connections.
         """
+        self.show()
+        self.forward.forget()
+        state = self.dense_state()
         self.storage.set_mask(mask, optimizers)
+        self.store_state(state)
 
     def prune(self, optimizers: Iterable[Optimizer]) -> None:
         """Makes weight, gradient and same-shaped optimizer state of inactive connections exact zeros."""
@@ -125,6 +136,16 @@ class SparseParameter:
         """
         if kind == self.storage.kind:
             return
+        self.show()
+        state = self.dense_state()
+        hidden = None if self.forward.hidden is None else self.storage.spread(self.forward.hidden)
+        self._convert(kind, optimizers)
+        self.store_state(state)
+        self.forward.hidden = None if hidden is None else self.storage.collect(hidden)
+        self.hide()
+
+    def _convert(self, kind: Kind, optimizers: Iterable[Optimizer]) -> None:
+        """Changes the storage of weight, mask and optimizer state."""
         mask, shape = self.mask, self.weight.shape
         if kind == "compact":
             layer_class = SparseLinear if type(self.module) is nn.Linear else SparseConv1D
@@ -136,6 +157,90 @@ class SparseParameter:
             self.module.give_back()
             self.storage = MaskedStorage(self.module, self.places[0].leaf)
             self.storage.set_mask(mask, optimizers)
+
+    def after_load(self, optimizers: Iterable[Optimizer]) -> None:
+        """Called after a state dict was loaded into the module; it holds true values."""
+        self.storage.after_load(optimizers)
+        self.state.after_load(self.storage)
+        hidden = self.forward.hidden
+        self.forward.forget()
+        if hidden is not None and hidden.shape == self.weight.shape:
+            self.forward.hidden = hidden
+            self.hide()
+
+    # ---- what an algorithm keeps for each connection ----
+
+    def start_state(self, initial: Mapping[str, float]) -> None:
+        """Keeps numbers for each connection from now on.
+
+        Args:
+            initial: what a new connection starts with, by name.
+        """
+        self.state = ConnectionState(initial)
+        self.state.start(self.storage)
+
+    def dense_state(self) -> dict[str, Tensor]:
+        """The numbers of each connection in the shape of the dense weight, initial ones at inactive positions."""
+        return self.state.dense(self.storage)
+
+    def store_state(self, dense: Mapping[str, Tensor]) -> None:
+        """Takes over what `dense_state` returned, as it was changed, for the connections that are active by now."""
+        self.state.store(self.storage, dense)
+
+    def saved_connections(self) -> dict[str, Any]:
+        """What is kept for each connection, for a state dict: in row-major order, independent of the storage."""
+        saved: dict[str, Any] = {}
+        if self.state:
+            saved["state"] = self.state.saved(self.storage)
+        if self.forward.hidden is not None:
+            saved["forward"] = ~self.storage.spread(self.forward.hidden)[self.mask]
+        return {**saved, "topology": checksum(self.mask)} if saved else {}
+
+    def load_connections(self, saved: Mapping[str, Any]) -> None:
+        """Goes on from what `saved_connections` returned.
+
+        Raises:
+            RarefyError: it belongs to another topology.
+        """
+        self.show()
+        mask = self.mask
+        if saved:
+            check_topology(self.name, mask, saved["topology"])
+        self.state.load(self.storage, saved.get("state", {}))
+        self.forward.forget()
+        if "forward" in saved:
+            used = torch.zeros_like(mask)
+            used[mask] = saved["forward"].to(mask.device)
+            self.set_forward_mask(used)
+
+    # ---- forward passes ----
+
+    def set_forward_mask(self, mask: Tensor) -> None:
+        """Lets forward passes use only these connections; the others are trained on as if their weight were used.
+
+        Args:
+            mask: bool, shape of the dense weight, a part of the active ones.
+        """
+        self.show()
+        self.forward.forget()
+        hidden = self.mask & ~mask
+        if bool(hidden.any()):
+            self.forward.hidden = self.storage.collect(hidden)
+            self.hide()
+
+    def show(self) -> None:
+        """Puts the true values into the weight, for the optimizer or an update."""
+        if self.forward.is_hiding:
+            self.forward.show(self.weight)
+
+    def hide(self) -> None:
+        """Takes the values aside that forward passes shall not see."""
+        if self.forward.hidden is not None:
+            self.forward.hide(self.weight)
+
+    def true_weight(self) -> Tensor:
+        """A copy of the dense weight as the optimizer sees it, whatever forward passes use of it."""
+        return self.storage.spread(self.forward.true_values(self.weight)).clone()
 
     def observe(self, x: Tensor) -> None:
         """Remembers what the module computes with, from the first input that it trains on."""
@@ -153,6 +258,12 @@ class SparseParameter:
     def after_accumulation(self, grad: Tensor, collects: bool) -> None:
         """Called once a micro-batch was added to the gradient `grad`."""
         self.storage.after_accumulation(grad, self.dense_gradient if collects else None)
+
+    def take_active_gradient(self) -> Tensor | None:
+        """The gradient of active connections in the shape of the dense weight, zeros elsewhere; None without one."""
+        entries = self.weight.grad if self.active_gradient is None else self.active_gradient
+        self.active_gradient = None
+        return None if entries is None else self.storage.spread(entries.detach())
 
     def request_dense_gradient(self, wanted: bool) -> Tensor | None:
         """Makes the next forward passes compute the dense gradient, or no longer, where that must be said before.

@@ -12,7 +12,6 @@ from torch.optim import Optimizer
 
 from rarefy.storage.gradients import DenseGradient
 from rarefy.storage.ranking import Score
-from rarefy.ties import TieOrder
 
 
 class Storage(Protocol):
@@ -52,7 +51,15 @@ class Storage(Protocol):
         """The dense weight with exact zeros, without gradient; not to be written to."""
         ...
 
-    def keep_top(self, score: Score, count: int, order: TieOrder) -> Tensor:
+    def spread(self, entries: Tensor) -> Tensor:
+        """A tensor of the form of `weight`, one entry a connection, in the shape of the dense weight."""
+        ...
+
+    def collect(self, dense: Tensor) -> Tensor:
+        """The reverse: the entries at the active connections, in the form of `weight`."""
+        ...
+
+    def keep_top(self, score: Score, count: int) -> Tensor:
         """The mask of the best active connections; see `SparseParameter.keep_top`."""
         ...
 

@@ -13,6 +13,7 @@ from torch.nn.utils import clip_grad_value_, clip_grads_with_norm_
 from torch.optim import Optimizer
 
 from rarefy.errors import ConfigError
+from rarefy.torch_private import multiply_
 
 _POSITIVE = Field(gt=0, allow_inf_nan=False, description="a number above 0", examples=[1.0])
 _Switch = Annotated[bool, Field(strict=True, description="true or false", examples=["true"])]
@@ -112,7 +113,7 @@ class Precision:
             self.scaler.unscale_(optimizer)
         elif self._constant != 1.0:
             gradients = [p.grad for p in parameters_of(optimizer) if p.grad is not None]
-            torch._foreach_mul_(gradients, 1.0 / self._constant)
+            multiply_(gradients, 1.0 / self._constant)
 
     def clip(self, optimizer: Optimizer, norm: Tensor) -> None:
         """Clips the gradients, whose norm over all parameters is `norm`."""

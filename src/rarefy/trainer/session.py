@@ -15,8 +15,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from rarefy.algorithms.base import SparsityAlgorithm
-from rarefy.algorithms.group import Group
+from rarefy.algorithms.base import Sparsifier
 from rarefy.callbacks.dispatch import Dispatcher
 from rarefy.checkpoint.directory import CheckpointConfig, CheckpointWriter
 from rarefy.errors import RarefyError
@@ -26,7 +25,7 @@ from rarefy.trainer.plan import LoggingConfig, LoopConfig
 from rarefy.trainer.precision import Precision
 from rarefy.trainer.skipped_steps import SkippedSteps
 
-Sparsity = SparsityAlgorithm | Group
+Sparsity = Sparsifier
 
 
 @dataclass

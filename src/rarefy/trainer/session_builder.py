@@ -16,8 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from rarefy import distributed
-from rarefy.algorithms.base import SparsityAlgorithm
-from rarefy.algorithms.group import Group
+from rarefy.algorithms.base import Sparsifier
 from rarefy.callbacks.dispatch import Dispatcher
 from rarefy.checkpoint.directory import CheckpointConfig, CheckpointWriter
 from rarefy.config import configure
@@ -174,7 +173,7 @@ def make_sparsity(given: Any, num_steps: int | None, seed: int | None) -> Sparsi
     Raises:
         ConfigError: a block that is not allowed.
     """
-    if given is None or isinstance(given, SparsityAlgorithm | Group):
+    if given is None or isinstance(given, Sparsifier):
         return given
     return configure(given() if callable(given) else given, num_steps=num_steps, seed=seed)
 

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 from rarefy.errors import ConfigError
 from rarefy.validation.fields import shorten
 from rarefy.validation.findings import as_config_error
+from rarefy.validation.numerals import validated
 
 Block = TypeVar("Block", bound=BaseModel)
 
@@ -38,6 +39,6 @@ def read_block(kind: type[Block], given: Block | Mapping[str, object] | None, pa
     if given is not None and not isinstance(given, Mapping):
         raise ConfigError(path, shorten(given), f"a mapping, or {kind.__name__}(...)")
     try:
-        return kind.model_validate(dict(given or {}))
+        return validated(kind.model_validate, given or {}, path)
     except ValidationError as error:
         raise as_config_error(error, kind, dict(given or {})).under(path) from None

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
 
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
-from rarefy.errors import ConfigError, did_you_mean, join_path
+from rarefy.errors import ConfigError, did_you_mean
+from rarefy.validation.locations import dotted
+from rarefy.validation.numerals import share_hint, validated
 
 T = TypeVar("T")
 
@@ -36,7 +38,7 @@ def build(kind: type[T], options: Mapping[str, Any], *, path: str = "") -> T:
         if key not in fields:
             raise ConfigError(path, f"the key {key!r}", f"a known key ({did_you_mean(str(key), fields)})")
     try:
-        return TypeAdapter(kind).validate_python(dict(options))
+        return validated(TypeAdapter(kind).validate_python, options, path)
     except ValidationError as error:
         raise as_config_error(error, fields).under(path) from None
 
@@ -50,20 +52,8 @@ def as_config_error(error: ValidationError, fields: Mapping[str, FieldInfo]) -> 
     example = f"{found['loc'][0]}: {field.examples[0]}" if field and field.examples else ""
     if kind in ("missing", "missing_argument"):
         return ConfigError(location, "a missing value", allowed, example)
-    return ConfigError(location, shorten(found["input"]), allowed, example)
-
-
-def dotted(location: Iterable[int | str]) -> str:
-    """A pydantic location as a YAML path.
-
-    Example:
-        >>> dotted(("loop", "schedulers", 1, "init"))
-        'loop.schedulers[1].init'
-    """
-    path = ""
-    for part in location:
-        path = join_path(path, f"[{part}]" if isinstance(part, int) else part)
-    return path
+    hint = share_hint(found["input"]) if kind in ("float_type", "float_parsing") else ""
+    return ConfigError(location, shorten(found["input"]), f"{allowed}{hint}", example)
 
 
 def shorten(value: object, limit: int = 60) -> str:

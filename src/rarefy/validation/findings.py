@@ -10,7 +10,9 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from rarefy.errors import ConfigError, did_you_mean
-from rarefy.validation.fields import dotted, shorten
+from rarefy.validation.fields import shorten
+from rarefy.validation.locations import dotted, location_in
+from rarefy.validation.numerals import share_hint
 
 _UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
 _MAPPING = ("dict_type", "model_type", "model_attributes_type", "dataclass_type", "mapping_type")
@@ -30,7 +32,7 @@ def as_config_error(error: ValidationError, model: type[BaseModel], given: Mappi
     """
     found = error.errors(include_url=False)
     first = next((one for one in found if one["type"] in _UNKNOWN), found[0])
-    location = _location_in(first["loc"], given)
+    location = location_in(first["loc"], given)
     if first["type"] in _UNKNOWN:
         hint = did_you_mean(str(location[-1]), [name for name, _ in _fields(model, location[:-1])])
         return ConfigError(dotted(location[:-1]), f"the key {location[-1]!r}", f"a known key ({hint})")
@@ -48,7 +50,8 @@ def _worded(found: Any, location: Sequence[str | int], model: type[BaseModel]) -
     example = f"{keys[-1]}: {hint.examples[0]}" if hint and hint.examples else ""
     missing = found["type"] in _MISSING
     given = "a missing value" if missing else shorten(found["input"])
-    return ConfigError(dotted(location), given, allowed, example)
+    share = share_hint(found["input"]) if found["type"] in ("float_type", "float_parsing") else ""
+    return ConfigError(dotted(location), given, f"{allowed}{share}", example)
 
 
 def _hint(field: FieldInfo) -> FieldInfo | None:
@@ -72,21 +75,6 @@ def _plain(found: Any) -> str:
 
 def _last_key(location: Sequence[str | int]) -> int:
     return max(index for index, part in enumerate(location) if isinstance(part, str))
-
-
-def _location_in(location: Sequence[str | int], given: Any) -> list[str | int]:
-    """`location` without the parts that pydantic adds for unions and for single values read as lists."""
-    path: list[str | int] = []
-    for index, part in enumerate(location):
-        is_last = index == len(location) - 1
-        if isinstance(part, int) and isinstance(given, list):
-            given = given[part] if part < len(given) else None
-        elif isinstance(part, str) and isinstance(given, dict) and (part in given or is_last):
-            given = given.get(part)
-        else:
-            continue
-        path.append(part)
-    return path
 
 
 def _fields(model: Any, location: Sequence[str | int]) -> Iterator[tuple[str, FieldInfo]]:

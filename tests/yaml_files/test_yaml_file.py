@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rarefy.run.yaml_file import MAX_BYTES, YamlError, load_file, load_text, parse_value
+from rarefy.yaml_files.yaml_file import MAX_BYTES, YamlError, load_file, load_text, parse_value
 
 BOMB = "a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
     f"a{i + 1}: &a{i + 1} [{', '.join([f'*a{i}'] * 9)}]\n" for i in range(9)
@@ -54,7 +54,16 @@ def test_anchors_merge_and_do_not_share() -> None:
         ("a:\n  b: {c: 1, c: 2}", "line 2: the key c is given twice"),
         ("a: 1\nb: [1", "line 2: while parsing a flow sequence, expected ',' or ']'"),
         ("a:\n\t- b", "line 2: is indented with a tab; use spaces"),
-        ("a: 1\n  b: 2", "line 2: mapping values are not allowed here"),
+        ("a: 1\n  b: 2", "line 2: is indented by 2 spaces, deeper than line 1, which has a value already"),
+        ("a:\n  b: 1\n c: 2", "line 3: is indented by 1 space, which fits no line above it (0 or 2 fit)"),
+        ("a:\n  - x\n b: 1", "line 3: is indented by 1 space, which fits no line above it (0, 2 or 4 fit)"),
+        ("  a: 1\n# note\nb: 2", "line 3: is indented by 0 spaces, which fits no line above it (0 or 2 fit)"),
+        ("a: 1\n- b", "line 2: is a key beside list items, or a list item beside keys"),
+        ("a: b: c", "line 1: has a second `: ` in its value"),
+        ("a:\n  b:1\n  c: 2", "line 3: the line before it, line 2, needs a space after `b:`"),
+        ("a: *attn*", 'line 1: a value that starts with * is an alias to YAML; put it in quotes: "*attn*"'),
+        ("a: [*.weight]", 'put it in quotes: "*.weight"'),
+        ("a: @x", 'line 1: a value cannot start with @; put it in quotes: "@x"'),
         ("a: 1\nb: *nope", "line 2: found undefined alias 'nope'"),
         ("a: &x 1\nb: &x 2", "line 2: found duplicate anchor 'x'"),
         ("a: &a [*a]", "line 1: the anchor &a contains itself"),

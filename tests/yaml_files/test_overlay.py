@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from rarefy.errors import ConfigError
-from rarefy.run.overlay import overlay
+from rarefy.yaml_files.overlay import overlay
 
 CONFIG: dict[str, Any] = {
     "trainer": {

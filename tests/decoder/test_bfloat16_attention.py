@@ -6,8 +6,8 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
-from rarefy.models import attention, bfloat16_attention
-from rarefy.models.attention import causal_attention
+from rarefy.decoder import attention, bfloat16_attention
+from rarefy.decoder.attention import causal_attention
 
 
 def heads_of(length: int, size: float = 1.0, samples: int = 2) -> list[Tensor]:

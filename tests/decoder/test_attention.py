@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from rarefy.models.attention import causal_attention, prefixes
+from rarefy.decoder.attention import causal_attention, prefixes
 
 
 @pytest.mark.parametrize("length", [0, 1, 256, 257, 300, 384, 767, 768])

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rarefy.torch_private import softmax_backward
+
 
 @cache
 def is_fast() -> bool:
@@ -75,7 +77,7 @@ class _Attention(torch.autograd.Function):
         of_weights = mixed @ value.transpose(1, 2)
         if grads[1] is not None:  # by second derivatives
             of_weights = of_weights + grads[1]
-        of_scores = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype)
+        of_scores = softmax_backward(of_weights, weights)
         unused, scale = query.new_empty(1, 1, 1), query.shape[2] ** -0.5
         of_query = torch.baddbmm(unused, of_scores, key, beta=0, alpha=scale)
         of_key = torch.baddbmm(unused, of_scores.transpose(1, 2), query, beta=0, alpha=scale)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from rarefy.models import bfloat16_attention
+from rarefy.decoder import bfloat16_attention
 from rarefy.torch_private import has_transform
 
 _QUERY_BLOCK = 128

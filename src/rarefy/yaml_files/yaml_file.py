@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from rarefy.errors import RarefyError
+from rarefy.yaml_files.yaml_faults import plain_words
 
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 50
@@ -97,7 +98,7 @@ def _construct(text: str, name: str) -> Any:
         return _unshared(yaml.load(text, Loader=_Loader))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        raise YamlError(name, _problem(error, text), mark.line + 1 if mark else None) from error
+        raise YamlError(name, plain_words(error, text), mark.line + 1 if mark else None) from error
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         problem = f"holds the character {error.character:#06x}, which no YAML text has; is this a YAML file?"
@@ -116,15 +117,6 @@ def _decode(raw: bytes, name: str) -> str:
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise YamlError(name, "is not UTF-8 text; save the file in UTF-8", line) from error
-
-
-def _problem(error: yaml.MarkedYAMLError, text: str) -> str:
-    mark = error.problem_mark
-    line = text.splitlines()[mark.line] if mark and mark.line < len(text.splitlines()) else ""
-    if "\t" in line[: len(line) - len(line.lstrip())]:
-        return "is indented with a tab; use spaces"
-    parts = [part for part in (error.context, error.problem) if part]
-    return ", ".join(parts).replace("\n", " ") or "is not YAML"
 
 
 def _kind(value: object) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from rarefy.errors import ConfigError, did_you_mean, join_path
-from rarefy.run.yaml_file import parse_value
+from rarefy.yaml_files.yaml_file import parse_value
 
 _EXAMPLE = "--set trainer.init.optimizer.AdamW.lr=1e-3"
 

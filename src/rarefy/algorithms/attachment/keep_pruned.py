@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from rarefy import masks
 from rarefy.errors import RarefyError
 from rarefy.filters import Candidate
 from rarefy.nn import SparseLinear
+from rarefy.torch_private import forward_pre_hooks, remove_hooks
 
 
 class KeepPruned:
@@ -28,6 +29,9 @@ class KeepPruned:
         observe: called with the inputs that the trained model learns from.
         on_load: called after a state dict was loaded into the trained model.
         on_release: called when the model is finalized.
+
+    Attributes:
+        true_weight: the dense weight for state dicts, where forward passes use only a part of it; else None.
     """
 
     def __init__(
@@ -41,6 +45,7 @@ class KeepPruned:
         self.module, self.leaf, self.observe = module, leaf, observe
         self.on_load: Callable[[], None] | None = on_load
         self.on_release: Callable[[], None] | None = on_release
+        self.true_weight: Callable[[], Tensor] | None = None
         self._topology: tuple[int, Any] = (0, None)
 
     @property
@@ -51,7 +56,16 @@ class KeepPruned:
     def __getstate__(self) -> dict[str, Any]:
         checksum = self.module.topology_checksum() if isinstance(self.module, SparseLinear) else 0
         own = {"module": self.module, "leaf": self.leaf, "_topology": (checksum, None)}
-        return {**own, "observe": None, "on_load": None, "on_release": None}
+        return {**own, "observe": None, "on_load": None, "on_release": None, "true_weight": None}
+
+    def register(self, modules: Iterable[nn.Module]) -> None:
+        """Registers itself with every module that holds the weight."""
+        for module in modules:
+            module.register_forward_pre_hook(self.before_forward, with_kwargs=True)
+            module.register_state_dict_pre_hook(self.before_use)
+            module.register_load_state_dict_post_hook(self.after_load)
+            if self.true_weight is not None:
+                module.register_state_dict_post_hook(StateDictHook(self))
 
     def prune(self) -> None:
         """Makes inactive weights exact zeros, unless the weight is swapped for another tensor."""
@@ -108,9 +122,22 @@ class KeepPruned:
             self.on_release = None
         if isinstance(self.module, SparseLinear):
             self.module.give_back()
-        elif f"{self.leaf}_mask" in self.module._buffers:
+        elif f"{self.leaf}_mask" in dict(self.module.named_buffers(recurse=False, remove_duplicate=False)):
             self.prune()
             delattr(self.module, f"{self.leaf}_mask")
+
+
+class StateDictHook:
+    """The hook that a module calls with its state dict; torch marks it by an attribute, which a method cannot have."""
+
+    def __init__(self, keeper: KeepPruned) -> None:
+        self.__self__ = keeper
+
+    def __call__(self, module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+        """Puts the true weight in the place of what forward passes use."""
+        keeper = self.__self__
+        if keeper.true_weight is not None and prefix + keeper.leaf in state:
+            state[prefix + keeper.leaf] = keeper.true_weight()
 
 
 def keepers(module: nn.Module) -> Iterator[KeepPruned]:
@@ -120,7 +147,7 @@ def keepers(module: nn.Module) -> Iterator[KeepPruned]:
         >>> list(keepers(nn.Linear(2, 2)))
         []
     """
-    for hook in module._forward_pre_hooks.values():
+    for hook in forward_pre_hooks(module).values():
         owner = getattr(hook, "__self__", None)
         if isinstance(owner, KeepPruned):
             yield owner
@@ -128,14 +155,7 @@ def keepers(module: nn.Module) -> Iterator[KeepPruned]:
 
 def release(module: nn.Module, keeper: KeepPruned) -> None:
     """Removes every hook of `keeper` from `module`."""
-    for hooks in (
-        module._forward_pre_hooks,
-        module._state_dict_pre_hooks,
-        module._load_state_dict_post_hooks,
-    ):
-        for key in [key for key, hook in hooks.items() if getattr(hook, "__self__", None) is keeper]:
-            del hooks[key]
-            module._forward_pre_hooks_with_kwargs.pop(key, None)
+    remove_hooks(module, keeper)
 
 
 def reclaim(candidate: Candidate) -> None:

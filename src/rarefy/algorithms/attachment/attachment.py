@@ -1,0 +1,253 @@
+"""What holds a policy and the weights of a model together: hooks on modules and gradients, and when updates come."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from rarefy.algorithms.attachment.following import Following
+from rarefy.algorithms.attachment.keep_pruned import KeepPruned, reclaim
+from rarefy.algorithms.attachment.saving import load_weights_state, weights_state
+from rarefy.algorithms.view import Needs, StepView
+from rarefy.errors import RarefyError
+from rarefy.filters import Candidate
+from rarefy.patterns import Pattern
+from rarefy.storage.choice import choose_storage, restore_storage, storage_state
+from rarefy.storage.gradients import Shortlist
+from rarefy.storage.growth import GrowthRequest
+from rarefy.storage.parameter import SparseParameter
+from rarefy.torch_private import accumulation_hooks, scale_in_gradients
+
+
+class Policy(Protocol):
+    """What an attachment asks of the algorithm that it serves."""
+
+    needs: ClassVar[Needs]
+    connection_state: ClassVar[Mapping[str, float]]
+    compute: str
+
+    @property
+    def autoupdate(self) -> bool:
+        """Whether updates run by themselves."""
+        ...
+
+    @property
+    def update_schedule(self) -> Callable[[int], bool]:
+        """On which steps."""
+        ...
+
+    @property
+    def observes(self) -> bool:
+        """Whether `observe` wants to be called."""
+        ...
+
+    @property
+    def restricts_forward(self) -> bool:
+        """Whether forward passes may use fewer connections than are active."""
+        ...
+
+    def update(self) -> None:
+        """Called after an optimizer step that is an update step."""
+        ...
+
+    def observe(self, view: StepView) -> None:
+        """Called before an optimizer step, for each weight that it changes."""
+        ...
+
+    def gradient_request(self) -> GrowthRequest | None:
+        """Which part of the dense gradient the coming update can need; None for all of it."""
+        ...
+
+
+class Attachment:
+    """The sparse weights of one policy, and everything that is registered with torch on its behalf.
+
+    Args:
+        policy: the algorithm that decides.
+
+    Attributes:
+        parameters: the sparse weights by name.
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        self.parameters: dict[str, SparseParameter] = {}
+        self._policy = policy
+        self._following = Following(self.parameters, self._before_step, self._step_is_over)
+        self._gradient_handles: dict[str, tuple[nn.Parameter, list[RemovableHandle]]] = {}
+
+    @property
+    def step(self) -> int:
+        """How many optimizer steps the sparse weights have taken."""
+        return self._following.step
+
+    @step.setter
+    def step(self, value: int) -> None:
+        self._following.step = value
+
+    def follow(self, optimizer: Optimizer) -> None:
+        """Counts an optimizer's steps from now on, and keeps its state in order."""
+        if self._following.follow(optimizer):
+            self.choose_storage()
+
+    # ---- weights ----
+
+    def refuse_taken(self, name: str, candidate: Candidate) -> None:
+        """Refuses a weight that an algorithm has already, this one or another.
+
+        Raises:
+            RarefyError: it has.
+        """
+        if name in self.parameters:
+            raise RarefyError(f"a second parameter is called {name}; apply to the module that holds both")
+        if _is_watched(candidate.parameter):
+            raise RarefyError(
+                f"{name} has a sparsity algorithm already; use one algorithm, or a Group of several"
+            )
+
+    @staticmethod
+    def reclaim(chosen: Mapping[str, Candidate]) -> None:
+        """Takes weights over from algorithms that no longer live."""
+        for candidate in chosen.values():
+            reclaim(candidate)
+
+    def adopt(self, candidate: Candidate, pattern: Pattern) -> SparseParameter:
+        """Takes a weight on; all of its connections are active until its first mask comes."""
+        first = candidate.places[0]
+        parameter = SparseParameter(candidate, pattern)
+        parameter.steps = self.step
+        parameter.start_state(self._policy.connection_state)
+        parameter.dense_gradient.shorten = partial(self._shorten, parameter)
+        self._watch_gradient(parameter)
+        keeper = KeepPruned(
+            first.module,
+            first.leaf,
+            parameter.observe,
+            partial(self._after_load, parameter),
+            partial(self._release, parameter),
+        )
+        if self._policy.restricts_forward:
+            keeper.true_weight = parameter.true_weight
+        keeper.register(dict.fromkeys(place.module for place in candidate.places))
+        self.parameters[candidate.name] = parameter
+        return parameter
+
+    def set_mask(self, parameter: SparseParameter, mask: Tensor) -> None:
+        """Gives a weight a new topology, and its optimizers' state with it."""
+        parameter.set_mask(mask, self._following.optimizers)
+
+    def choose_storage(self) -> None:
+        """Gives parameters the storage that `compute` asks for at their present sparsity."""
+        choose_storage(self.parameters, self._policy.compute, self._following.optimizers)
+        self.prepare()
+
+    def _release(self, parameter: SparseParameter) -> None:
+        """Forgets a parameter of a model that is finalized; its optimizers may go on with the dense weight."""
+        parameter.become("masked", self._following.optimizers)
+        self.parameters.pop(parameter.name, None)
+        for handle in self._gradient_handles.pop(parameter.name)[1]:
+            handle.remove()
+
+    def _after_load(self, parameter: SparseParameter) -> None:
+        """Follows a parameter whose module loaded a state dict, by copy or by assignment."""
+        if self._gradient_handles[parameter.name][0] is not parameter.weight:
+            self._watch_gradient(parameter)
+        parameter.after_load(self._following.optimizers)
+
+    # ---- gradients ----
+
+    def _watch_gradient(self, parameter: SparseParameter) -> None:
+        weight = parameter.weight
+        trainable = weight.requires_grad
+        weight.requires_grad_(True)
+        handles = [weight.register_post_accumulate_grad_hook(partial(self._after_accumulation, parameter))]
+        if self._policy.needs == "dense":
+            handles.append(weight.register_hook(partial(self._before_accumulation, parameter)))
+        weight.requires_grad_(trainable)
+        self._gradient_handles[parameter.name] = (weight, handles)
+
+    def _is_update_step(self, step: int) -> bool:
+        return self._policy.autoupdate and self._policy.update_schedule(step)
+
+    def _collects_dense_grad(self) -> bool:
+        """Whether the optimizer step that comes next may be an update step that wants dense gradients."""
+        policy = self._policy
+        return policy.needs == "dense" and (not policy.autoupdate or policy.update_schedule(self.step + 1))
+
+    def prepare(self) -> None:
+        """Asks for the dense gradients that the coming update needs, from storage that has to know before."""
+        wanted = self._collects_dense_grad()
+        for parameter in self.parameters.values():
+            probe = parameter.request_dense_gradient(wanted)
+            if probe is not None:
+                probe.register_post_accumulate_grad_hook(parameter.after_probe)
+
+    def _before_accumulation(self, parameter: SparseParameter, grad: Tensor) -> None:
+        if self._collects_dense_grad():
+            parameter.before_accumulation()
+
+    def _after_accumulation(self, parameter: SparseParameter, weight: Tensor) -> None:
+        grad = weight.grad
+        if grad is None:
+            return
+        if grad.layout is not torch.strided:
+            raise RarefyError(f"{parameter.name} has a sparse gradient; build its module with sparse=False")
+        parameter.after_accumulation(grad, self._collects_dense_grad())
+
+    def _shorten(self, parameter: SparseParameter, grad: Tensor) -> Tensor | Shortlist:
+        """What has to be held of a dense gradient that arrived in whole."""
+        request = self._policy.gradient_request()
+        return grad if request is None else request.shorten(parameter, grad)
+
+    # ---- steps ----
+
+    def _before_step(self, parameter: SparseParameter, optimizer: Optimizer) -> None:
+        """Called when the gradient is what the optimizer is about to use."""
+        grad = parameter.weight.grad
+        if grad is None:
+            return
+        scale = scale_in_gradients(optimizer)
+        policy = self._policy
+        if policy.needs == "active" and scale is not None and self._is_update_step(self.step + 1):
+            parameter.active_gradient = grad / scale
+        if policy.observes:
+            unscaled = grad if scale is None else grad / scale
+            weight = parameter.weight.detach()
+            state = parameter.state.entries_on(weight.device)
+            policy.observe(StepView(parameter.name, weight, unscaled.detach(), state, self.step + 1))
+
+    def _step_is_over(self) -> None:
+        """Called when every sparse weight has taken one more step."""
+        is_update = self._is_update_step(self.step)
+        if is_update:
+            self._policy.update()
+        if is_update or self.step == 1:
+            self.choose_storage()
+        self.prepare()
+
+    # ---- state ----
+
+    def state_dict(self) -> dict[str, Any]:
+        """What belongs to weights: storage, dense gradients, connection state."""
+        return {**storage_state(self.parameters), **weights_state(self.parameters)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from an algorithm's state, which was checked."""
+        self.step = state["step"]
+        if self._policy.compute == "auto":
+            restore_storage(self.parameters, state, self._following.optimizers)
+        self.prepare()
+        for parameter in self.parameters.values():
+            parameter.steps = self.step
+        load_weights_state(self.parameters, state)
+
+
+def _is_watched(weight: nn.Parameter) -> bool:
+    """Whether an algorithm selects this weight's gradient, through whichever module it was reached."""
+    hooks = accumulation_hooks(weight).values()
+    return any(isinstance(hook, partial) and isinstance(hook.args[0], SparseParameter) for hook in hooks)

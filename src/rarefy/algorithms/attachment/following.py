@@ -1,0 +1,112 @@
+"""The optimizers that train sparse weights: their steps are counted, their gradients and states kept in order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from rarefy.storage.optimizer_traits import preserves_zeros, skipped_its_step, trained_by
+from rarefy.storage.parameter import SparseParameter
+from rarefy.storage.saved_state import load_entries, save_entries
+
+
+class Following:
+    """The optimizers of one algorithm, and the count of their steps.
+
+    Args:
+        parameters: the sparse weights by name; the caller adds to it.
+        before_step: called with a weight and an optimizer when the weight's gradient is what the optimizer will use.
+        after_step: called when every sparse weight has taken one more step.
+
+    Attributes:
+        optimizers: those that are followed.
+        step: how many steps the sparse weights have taken.
+    """
+
+    def __init__(
+        self,
+        parameters: Mapping[str, SparseParameter],
+        before_step: Callable[[SparseParameter, Optimizer], None],
+        after_step: Callable[[], None],
+    ) -> None:
+        self.optimizers: list[Optimizer] = []
+        self.step = 0
+        self._parameters = parameters
+        self._before = before_step
+        self._after = after_step
+
+    def follow(self, optimizer: Optimizer) -> bool:
+        """Follows an optimizer from now on; False if it is followed already."""
+        if any(optimizer is other for other in self.optimizers):
+            return False
+        self.optimizers.append(optimizer)
+        optimizer.register_step_pre_hook(self._before_step)
+        optimizer.register_step_post_hook(self._after_step)
+        optimizer.register_state_dict_post_hook(partial(save_entries, self._parameters))
+        optimizer.register_load_state_dict_pre_hook(partial(load_entries, self._parameters))
+        optimizer.register_load_state_dict_post_hook(self._prune_all)
+        self._prune_all(optimizer)
+        return True
+
+    def _prune_all(self, optimizer: Optimizer) -> None:
+        for parameter in self._parameters.values():
+            parameter.prune([optimizer])
+
+    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
+        """Gets gradients and weights ready, after the closure where it is one that makes the gradients."""
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if not callable(closure):
+            self._get_ready(optimizer)
+            return None
+        wrapped = partial(self._call, optimizer, closure)
+        return (
+            ((args[0], wrapped, *args[2:]), kwargs)
+            if len(args) > 1
+            else (args, {**kwargs, "closure": wrapped})
+        )
+
+    def _call(self, optimizer: Optimizer, closure: Callable[[], Any]) -> Any:
+        for parameter in self._parameters.values():
+            parameter.hide()
+        loss = closure()
+        self._get_ready(optimizer)
+        return loss
+
+    @torch.no_grad()
+    def _get_ready(self, optimizer: Optimizer) -> None:
+        """Selects again the gradients that somebody changed after they were accumulated."""
+        own = trained_by(optimizer)
+        skips = skipped_its_step(optimizer)
+        for parameter in self._parameters.values():
+            parameter.storage.select_gradient()
+            if parameter.weight in own and not skips:
+                parameter.show()
+                self._before(parameter, optimizer)
+
+    def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
+        if skipped_its_step(optimizer):
+            return
+        for parameter in self._parameters.values():
+            if not (preserves_zeros(optimizer) and parameter.storage.gradient_is_selected):
+                parameter.prune([optimizer])
+        self._count(optimizer)
+        for parameter in self._parameters.values():
+            parameter.hide()
+
+    def _count(self, optimizer: Optimizer) -> None:
+        """Step k is over when every sparse parameter that is trained at all has taken its k-th step."""
+        now = trained_by(optimizer)
+        ever = set[nn.Parameter]().union(*map(trained_by, self.optimizers))
+        for parameter in self._parameters.values():
+            trained = parameter.weight in ever
+            parameter.steps = parameter.steps + (parameter.weight in now) if trained else self.step + 1
+        involved = [p.steps for p in self._parameters.values() if p.weight in ever]
+        if not involved or min(involved) <= self.step:
+            return
+        self.step += 1
+        self._after()

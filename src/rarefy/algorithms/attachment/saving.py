@@ -1,0 +1,63 @@
+"""The part of an algorithm's state that belongs to weights, and the check of a state before it is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping
+from typing import Any
+
+from rarefy.errors import RarefyError
+from rarefy.storage.parameter import SparseParameter
+
+_REQUIRED = {"step", "updates", "seed", "target_sparsity", "dense_gradients"}
+
+
+def weights_state(parameters: Mapping[str, SparseParameter]) -> dict[str, Any]:
+    """Dense gradients of a step that is not over and what is kept for each connection, by parameter name."""
+    sums = {name: parameter.dense_gradient.saved() for name, parameter in parameters.items()}
+    gradients = {name: value for name, value in sums.items() if value is not None}
+    kept = {name: parameter.saved_connections() for name, parameter in parameters.items()}
+    connections = {name: value for name, value in kept.items() if value}
+    return {"dense_gradients": gradients, **({"connections": connections} if connections else {})}
+
+
+def load_weights_state(parameters: Mapping[str, SparseParameter], state: Mapping[str, Any]) -> None:
+    """Goes on from what `weights_state` returned, which stays as it is.
+
+    Raises:
+        RarefyError: it belongs to another topology.
+    """
+    connections = state.get("connections", {})
+    for name, parameter in parameters.items():
+        parameter.dense_gradient.load(state["dense_gradients"].get(name), parameter.weight.device)
+        parameter.load_connections(connections.get(name, {}))
+
+
+def check_state(state: Any, name: str, parameters: Container[str]) -> None:
+    """Refuses a state that an algorithm cannot take.
+
+    Args:
+        state: what `load_state_dict` was given.
+        name: of the algorithm.
+        parameters: names of its sparse weights.
+
+    Raises:
+        RarefyError: the state belongs to another algorithm or to other parameters.
+
+    Example:
+        >>> check_state({"algorithm": "set"}, "rigl", {})
+        Traceback (most recent call last):
+        rarefy.errors.RarefyError: this sparsity state is of set, not of rigl; load it into the same algorithm
+    """
+    if not isinstance(state, Mapping) or state.get("algorithm") != name:
+        found = state.get("algorithm") if isinstance(state, Mapping) else f"{type(state).__name__}"
+        raise RarefyError(
+            f"this sparsity state is of {found}, not of {name}; load it into the same algorithm"
+        )
+    missing = _REQUIRED - set(state)
+    if missing:
+        raise RarefyError(
+            f"this sparsity state lacks {', '.join(sorted(missing))}; was it saved by state_dict()?"
+        )
+    unknown = [key for key in state["dense_gradients"] if key not in parameters]
+    if unknown:
+        raise RarefyError(f"this sparsity state has gradients of {min(unknown)}, which is not sparse here")

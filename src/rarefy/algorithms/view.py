@@ -1,0 +1,160 @@
+"""What an algorithm is shown of one weight: on update steps all of it, before optimizer steps what exists of it."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar, cast
+
+import torch
+from torch import Tensor
+
+from rarefy.errors import RarefyError
+
+Needs = Literal["none", "active", "dense"]
+NEEDS: tuple[Needs, ...] = ("none", "active", "dense")
+UpdateMask = Callable[..., Tensor]
+_Method = TypeVar("_Method", bound=UpdateMask)
+_FORMS: Mapping[int, str] = {1: "view", 3: "weight, mask, sparsity", 4: "weight, mask, sparsity, dense_grad"}
+
+
+@dataclass(frozen=True)
+class WeightView:
+    """One weight on an update step, or one of its balanced groups; every tensor has the shape of `weight`.
+
+    Args:
+        name: of the parameter, as in `model.named_parameters()`.
+        weight: dense, with exact zeros. Not to be changed.
+        mask: bool, True = active. Not to be changed.
+        sparsity: target for this weight, in [0, 1].
+        step: the optimizer step after which the topology is updated.
+        generator: a CPU generator, fresh for every parameter and update; the source of all randomness.
+        gradient: what the algorithm asked for by `needs`: None, the gradient of active connections with zeros
+            elsewhere, or the mean gradient at every position.
+        state: the algorithm's `connection_state` by name, a new connection's number at inactive positions. What is
+            written to it stays.
+
+    Example:
+        >>> view = WeightView.of(torch.ones(2), torch.tensor([True, False]), 0.5)
+        >>> view.mask.tolist(), view.gradient, dict(view.state)
+        ([True, False], None, {})
+    """
+
+    name: str
+    weight: Tensor
+    mask: Tensor
+    sparsity: float
+    step: int
+    generator: torch.Generator
+    gradient: Tensor | None
+    state: Mapping[str, Tensor]
+
+    @classmethod
+    def of(cls, weight: Tensor, mask: Tensor, sparsity: float, gradient: Tensor | None = None) -> WeightView:
+        """A view of four tensors that somebody has in hand, outside of an update."""
+        return cls("", weight, mask, sparsity, 0, torch.Generator(), gradient, {})
+
+
+@dataclass(frozen=True)
+class StepView:
+    """What exists of one weight just before an optimizer step: one entry a connection.
+
+    Every tensor has the same shape: that of the weight in masked storage, with zeros at inactive positions, and one row
+    of values in compact storage. Code that treats entries one by one is therefore right in both.
+
+    Args:
+        name: of the parameter.
+        weight: what the step is about to change. Not to be changed.
+        gradient: that the optimizer is about to use, without the factor of a gradient scaler. Not to be changed.
+        state: the algorithm's `connection_state` by name, to be written in place.
+        step: number of the optimizer step that comes.
+    """
+
+    name: str
+    weight: Tensor
+    gradient: Tensor
+    state: Mapping[str, Tensor]
+    step: int
+
+
+def is_replaced(algorithm: object, base: type, method: str) -> bool:
+    """Whether something else than the method of `base` answers to its name, by a subclass or by an assignment.
+
+    Example:
+        >>> class Base:
+        ...     def act(self): ...
+        >>> class Derived(Base):
+        ...     def act(self): ...
+        >>> is_replaced(Base(), Base, "act"), is_replaced(Derived(), Base, "act")
+        (False, True)
+    """
+    own = getattr(algorithm, method)
+    return getattr(own, "__func__", None) is not getattr(base, method)
+
+
+def also_by_parts(update_mask: _Method) -> _Method:
+    """Lets an `update_mask` of a view be called with the four arguments that preceded it, as subclasses may do.
+
+    Example:
+        >>> class Keeps:
+        ...     @also_by_parts
+        ...     def update_mask(self, view):
+        ...         return view.mask
+        >>> Keeps().update_mask(torch.ones(1), torch.tensor([True]), 0.0, None)
+        tensor([True])
+    """
+
+    @functools.wraps(update_mask)
+    def of_any_form(self: Any, view: WeightView | Tensor, *older: Any) -> Tensor:
+        return update_mask(self, view if isinstance(view, WeightView) else WeightView.of(view, *older))
+
+    return cast(_Method, of_any_form)
+
+
+def call_update_mask(update_mask: UpdateMask, view: WeightView) -> Tensor:
+    """Calls an `update_mask` of any form with a view.
+
+    Args:
+        update_mask: bound; of a view, of (weight, mask, sparsity), or of these and dense_grad.
+        view: of the weight.
+
+    Example:
+        >>> view = WeightView.of(torch.ones(2), torch.tensor([True, False]), 0.5)
+        >>> call_update_mask(lambda p, mask, sparsity: ~mask, view).tolist()
+        [False, True]
+    """
+    count = arguments_of(update_mask)
+    if count == 1:
+        return update_mask(view)
+    if count == 4:
+        return update_mask(view.weight, view.mask, view.sparsity, view.gradient)
+    # The three-argument form gets at gradients through the parameter.
+    weight = view.weight.detach()
+    weight.grad = view.gradient
+    return update_mask(weight, view.mask, view.sparsity)
+
+
+def arguments_of(update_mask: UpdateMask) -> int:
+    """How many arguments an `update_mask` is called with.
+
+    Raises:
+        RarefyError: it takes neither a view, nor three, nor four arguments.
+
+    Example:
+        >>> arguments_of(lambda view: view.mask), arguments_of(lambda weight, mask, sparsity, dense_grad=None: mask)
+        (1, 4)
+    """
+    parameters = inspect.signature(update_mask).parameters.values()
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    required = sum(p.default is p.empty for p in positional)
+    takes_any = any(p.kind is p.VAR_POSITIONAL for p in parameters)
+    needs_keywords = any(p.kind is p.KEYWORD_ONLY and p.default is p.empty for p in parameters)
+    most = max(_FORMS) if takes_any and required != 1 else len(positional)
+    for count in sorted(_FORMS, reverse=True):
+        if required <= count <= most and not needs_keywords:
+            return count
+    owner = getattr(update_mask, "__qualname__", "update_mask")
+    forms = " or ".join(f"update_mask(self, {form})" for form in _FORMS.values())
+    raise RarefyError(f"{owner}{inspect.signature(update_mask)} cannot be called; write {forms}")

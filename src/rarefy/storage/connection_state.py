@@ -1,0 +1,104 @@
+"""Numbers that an algorithm keeps for each connection of a weight; they move with the topology."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rarefy.errors import RarefyError
+from rarefy.storage.protocol import Storage, checksum
+
+
+class ConnectionState:
+    """Named tensors with one number a connection, in the form of the storage that the weight has.
+
+    Args:
+        initial: what a new connection starts with, by name; without names there is nothing to keep.
+
+    Attributes:
+        entries: by name, float32 or wider.
+    """
+
+    def __init__(self, initial: Mapping[str, float]) -> None:
+        self.initial = dict(initial)
+        self.entries: dict[str, Tensor] = {}
+        self._topology = 0
+
+    def __bool__(self) -> bool:
+        return bool(self.initial)
+
+    def start(self, storage: Storage) -> None:
+        """Gives every connection the initial numbers."""
+        weight = storage.weight
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        dense = {
+            name: torch.full(storage.shape, value, dtype=dtype, device=weight.device)
+            for name, value in self.initial.items()
+        }
+        self.store(storage, dense)
+
+    def entries_on(self, device: torch.device) -> dict[str, Tensor]:
+        """The entries, on the device that the weight has by now."""
+        for name, tensor in self.entries.items():
+            if tensor.device != device:
+                self.entries[name] = tensor.to(device)
+        return self.entries
+
+    def dense(self, storage: Storage) -> dict[str, Tensor]:
+        """In the shape of the dense weight, with the initial numbers at inactive positions."""
+        if not self:
+            return {}
+        mask = storage.mask
+        entries = self.entries_on(mask.device)
+        return {
+            name: storage.spread(tensor).masked_fill(~mask, self.initial[name])
+            for name, tensor in entries.items()
+        }
+
+    def store(self, storage: Storage, dense: Mapping[str, Tensor]) -> None:
+        """Takes dense tensors over, as far as their connections are active."""
+        if not self:
+            return
+        mask = storage.mask
+        for name, tensor in dense.items():
+            self.entries[name] = storage.collect(tensor.masked_fill(~mask, self.initial[name]))
+        self._topology = checksum(mask)
+
+    def after_load(self, storage: Storage) -> None:
+        """Starts afresh where a state dict brought another topology: that is another model."""
+        if self and checksum(storage.mask) != self._topology:
+            self.start(storage)
+
+    def saved(self, storage: Storage) -> dict[str, Any]:
+        """The numbers in row-major order of the active connections, with a checksum of the mask; empty if none."""
+        mask = storage.mask
+        return {name: tensor[mask] for name, tensor in self.dense(storage).items()}
+
+    def load(self, storage: Storage, saved: Mapping[str, Tensor]) -> None:
+        """Goes on from what `saved` returned; without it from the beginning."""
+        self.start(storage)
+        mask = storage.mask
+        dense = self.dense(storage)
+        for name in dense.keys() & saved.keys():
+            dense[name][mask] = saved[name].to(dense[name])
+        self.store(storage, dense)
+
+
+def check_topology(name: str, mask: Tensor, topology: int) -> None:
+    """Refuses what was saved for other connections.
+
+    Raises:
+        RarefyError: `topology` is not the checksum of the mask.
+
+    Example:
+        >>> mask = torch.tensor([True, False])
+        >>> check_topology("weight", mask, checksum(mask))
+    """
+    if checksum(mask) != topology:
+        raise RarefyError(
+            f"the sparsity state of {name} belongs to another topology; load the model's state dict first, and the "
+            "sparsity's of the same moment after it"
+        )

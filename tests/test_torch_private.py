@@ -1,0 +1,195 @@
+"""The private names of torch: each test fails when torch renames one or changes what it means."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from torch import nn, optim
+
+from rarefy import torch_private
+from rarefy.torch_private import (
+    COMPILED_PREFIX,
+    accumulation_hooks,
+    compiles_its_calls,
+    forward_pre_hooks,
+    multiply_,
+    onednn_product,
+    remove_hooks,
+    scale_in_gradients,
+    set_progress,
+    softmax_backward,
+    times_written,
+    was_told_to_skip,
+)
+
+
+class Owner:
+    """Counts how often its hooks were called."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def before_forward(self, *_: object) -> None:
+        self.calls.append("forward")
+
+    def before_forward_with_keywords(self, *_: object) -> None:
+        self.calls.append("keywords")
+
+    def before_saving(self, *_: object) -> None:
+        self.calls.append("saving")
+
+    def after_saving(self, module: nn.Module, state: dict[str, object], *_: object) -> None:
+        self.calls.append("saved")
+
+    def after_loading(self, *_: object) -> None:
+        self.calls.append("loading")
+
+    def attach(self, module: nn.Module) -> None:
+        module.register_forward_pre_hook(self.before_forward)
+        module.register_forward_pre_hook(self.before_forward_with_keywords, with_kwargs=True)
+        module.register_state_dict_pre_hook(self.before_saving)
+        module._register_state_dict_hook(self.after_saving)  # the public one refuses methods
+        module.register_load_state_dict_post_hook(self.after_loading)
+
+
+def use(layer: nn.Module) -> None:
+    """Everything that calls a hook."""
+    layer(torch.ones(2))
+    layer.load_state_dict(layer.state_dict())
+
+
+def test_forward_pre_hooks_are_those_that_were_registered():
+    layer = nn.Linear(2, 2)
+    owner = Owner()
+    owner.attach(layer)
+    assert list(forward_pre_hooks(layer).values()) == [
+        owner.before_forward,
+        owner.before_forward_with_keywords,
+    ]
+
+
+def test_only_the_hooks_of_their_owner_are_removed():
+    layer = nn.Linear(2, 2)
+    gone = Owner()
+    stays = Owner()
+    gone.attach(layer)
+    stays.attach(layer)
+    remove_hooks(layer, gone)
+    use(layer)
+    assert gone.calls == []
+    assert stays.calls == ["forward", "keywords", "saving", "saved", "loading"]
+    assert len(layer._forward_pre_hooks_with_kwargs) == 1
+
+
+def test_a_module_that_compiles_its_calls_is_known():
+    layer = nn.Linear(2, 2)
+    assert not compiles_its_calls(layer)
+    layer.compile(backend="eager")
+    assert compiles_its_calls(layer)
+
+
+def test_a_compiled_model_saves_names_with_the_prefix():
+    compiled = torch.compile(nn.Linear(2, 2), backend="eager")
+    assert list(compiled.state_dict()) == [f"{COMPILED_PREFIX}weight", f"{COMPILED_PREFIX}bias"]
+
+
+def test_writes_in_place_are_counted_through_every_view():
+    tensor = torch.zeros(4)
+    before = times_written(tensor)
+    tensor.add_(1)
+    tensor[:2].mul_(3)
+    assert times_written(tensor) == before + 2
+    _ = tensor + 1
+    assert times_written(tensor) == before + 2
+
+
+def test_an_inference_tensor_counts_no_writes():
+    with torch.inference_mode():
+        tensor = torch.zeros(2)
+        tensor.add_(1)
+    assert times_written(tensor) == 0
+
+
+def test_hooks_after_accumulation_are_those_that_were_registered():
+    weight = nn.Linear(2, 2).weight
+    assert len(accumulation_hooks(weight)) == 0
+    handle = weight.register_post_accumulate_grad_hook(print)
+    assert list(accumulation_hooks(weight).values()) == [print]
+    handle.remove()
+    assert len(accumulation_hooks(weight)) == 0
+
+
+def test_many_tensors_are_multiplied_in_place():
+    tensors = [torch.tensor([1.0, -2.0]), torch.tensor([[4.0]], dtype=torch.bfloat16)]
+    multiply_(tensors, 0.5)
+    assert [tensor.tolist() for tensor in tensors] == [[0.5, -1.0], [[2.0]]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_gradient_of_softmax_is_that_of_autograd(dtype: torch.dtype):
+    torch.manual_seed(0)
+    scores = torch.randn(3, 5, dtype=dtype, requires_grad=True)
+    grad = torch.randn(3, 5, dtype=dtype)
+    output = scores.softmax(-1)
+    (wanted,) = torch.autograd.grad(output, scores, grad)
+    torch.testing.assert_close(softmax_backward(grad, output.detach()), wanted)
+
+
+def test_onednn_multiplies_with_the_transpose():
+    if not torch.backends.mkldnn.is_available():
+        pytest.skip("torch was built without oneDNN")
+    product = onednn_product()
+    assert product is not None
+    torch.manual_seed(0)
+    x = torch.randn(7, 5)
+    y = torch.randn(3, 5)
+    torch.testing.assert_close(product(x, y), x @ y.t())
+
+
+@pytest.mark.parametrize(("gradient", "skipped"), [(float("inf"), True), (1.0, False)])
+def test_a_fused_optimizer_learns_from_its_scaler_whether_to_step_and_how_gradients_are_scaled(
+    gradient: float, skipped: bool
+):
+    weight = nn.Parameter(torch.ones(2))
+    optimizer = optim.SGD([weight], lr=0.1, fused=True)
+    seen: list[tuple[bool, float]] = []
+
+    def look(*_: object) -> None:
+        scale = scale_in_gradients(optimizer)
+        seen.append((was_told_to_skip(optimizer), float("nan") if scale is None else scale.item()))
+
+    optimizer.register_step_post_hook(look)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+    scaler.scale(weight.sum() * gradient).backward()
+    scaler.step(optimizer)
+    assert seen == [(skipped, 2.0)]
+    assert not was_told_to_skip(optimizer) and scale_in_gradients(optimizer) is None
+
+
+def test_a_scheduler_goes_on_from_a_step_without_a_warning():
+    optimizer = optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1)
+    scheduler = optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0 / (1 + step))
+    set_progress(scheduler, 4, [0.02])
+    assert scheduler.get_last_lr() == [0.02]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        scheduler.step()  # before any optimizer.step(), which a scheduler at its beginning warns of
+    assert scheduler.last_epoch == 5
+
+
+def test_modes_and_transforms_are_noticed():
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    assert not torch_private.has_mode()
+    with TorchDispatchMode():
+        assert torch_private.has_mode()
+    assert not torch_private.has_transform()
+    seen: list[bool] = []
+    torch.func.vmap(lambda x: (seen.append(bool(torch_private.has_transform())), x)[1])(torch.ones(2))
+    assert seen == [True]
+
+
+def test_a_private_function_that_torch_lacks_answers_that_everything_is_watched():
+    assert torch_private.private("_removed_from_torch")() is True
