@@ -1,18 +1,12 @@
 // Python bindings. Tensors come as addresses: an ndarray argument costs microseconds and may be a silent copy.
 // The Python side checks shapes, types and contiguity; what a swapped or missing number would break is checked here.
-#include <nanobind/nanobind.h>
+#include "bindings.h"
+
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
-#include <new>
-#include <stdexcept>
 #include <string>
 #include <vector>
-
-#include "kernels.h"
-
-namespace nb = nanobind;
-using Address = uintptr_t;
 
 namespace rarefy {
 #define RAREFY_DECLARE(isa) \
@@ -51,13 +45,6 @@ std::vector<InstructionSet> instruction_sets() {
 #endif
 }
 
-const KernelTable& table(int index) {
-  static const std::vector<InstructionSet> all = instruction_sets();
-  if (index < 0 || index >= static_cast<int>(all.size()) || !all[index].available)
-    throw std::invalid_argument("no such instruction set on this machine");
-  return *all[index].kernels;
-}
-
 std::vector<std::string> available() {
   std::vector<std::string> names;
   for (const auto& isa : instruction_sets())
@@ -65,20 +52,9 @@ std::vector<std::string> available() {
   return names;
 }
 
-template <class T>
-T* at(Address address) {
-  return reinterpret_cast<T*>(address);
-}
-void require(bool ok, const char* what) {
-  if (!ok) throw std::invalid_argument(what);
-}
 void require_width(int width) {
   require(width >= 1 && width <= 1 << 16, "width: give a whole number from 1 to 65536, which 16 bits can count");
 }
-void finish(bool ok) {
-  if (!ok) throw std::bad_alloc();
-}
-
 // Starts and offsets disagree when they belong to different matrices or widths; the kernels would then read past the end.
 Layout layout(int rows, int columns, int width, Address starts, Address offsets, int64_t connections) {
   require(rows >= 0 && columns >= 0, "rows, columns: give whole numbers >= 0");
@@ -94,11 +70,6 @@ Layout layout(int rows, int columns, int width, Address starts, Address offsets,
   };
   require(made.nonzeros() == connections, "starts, offsets: they do not belong to one matrix of this width");
   return made;
-}
-
-Element element_of(int number) {
-  require(number == 0 || number == 1, "element: give 0 (float32) or 1 (bfloat16)");
-  return static_cast<Element>(number);
 }
 
 void forward(int isa, int64_t tokens, const Layout& weight, Address values, Address x, Address bias, Address y,
@@ -241,6 +212,14 @@ void gather(const Layout& panels, Address matrix, Address values, int threads) {
 }
 
 }  // namespace
+
+const KernelTable& table(int index) {
+  static const std::vector<InstructionSet> all = instruction_sets();
+  if (index < 0 || index >= static_cast<int>(all.size()) || !all[index].available)
+    throw std::invalid_argument("no such instruction set on this machine");
+  return *all[index].kernels;
+}
+
 }  // namespace rarefy
 
 // Every argument is given by its name: nanobind refuses a name that is missing, unknown or given twice, where a swap of
@@ -274,4 +253,5 @@ NB_MODULE(_C, m) {
   m.def("panels_scatter", &rarefy::scatter, release, named, "panels"_a, "values"_a, "matrix"_a, "element_bytes"_a,
         "threads"_a);
   m.def("panels_gather", &rarefy::gather, release, named, "panels"_a, "matrix"_a, "values"_a, "threads"_a);
+  rarefy::bind_blocks(m);
 }

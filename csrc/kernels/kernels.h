@@ -91,6 +91,9 @@ struct BlockSumsCall {
   int threads;
 };
 
+struct BlocksForwardCall;  // these two: blocks.h
+struct BlocksBackwardCall;
+
 // The kernels of one instruction set. A call returns false when memory ran out, and has then done nothing lasting.
 struct KernelTable {
   bool (*forward)(const ForwardCall&);
@@ -99,6 +102,8 @@ struct KernelTable {
   void (*select)(const SelectCall&);
   void (*keep_n_of_m)(const KeepNOfMCall&);
   void (*block_sums)(const BlockSumsCall&);
+  bool (*blocks_forward)(const BlocksForwardCall&);
+  bool (*blocks_backward)(const BlocksBackwardCall&);
 };
 
 // ---- compiled once, for the baseline instruction set ---------------------------------------------------------

@@ -11,5 +11,7 @@ bool keep_top(const KeepTopCall&);
 void select(const SelectCall&);
 void keep_n_of_m(const KeepNOfMCall&);
 void block_sums(const BlockSumsCall&);
+bool blocks_forward(const BlocksForwardCall&);
+bool blocks_backward(const BlocksBackwardCall&);
 
 }  // namespace rarefy::RAREFY_ISA

@@ -10,6 +10,8 @@ const KernelTable kernels{
     .select = select,
     .keep_n_of_m = keep_n_of_m,
     .block_sums = block_sums,
+    .blocks_forward = blocks_forward,
+    .blocks_backward = blocks_backward,
 };
 
 }  // namespace rarefy::RAREFY_ISA

@@ -1,5 +1,7 @@
 """Kernels that skip the zeros of a weight, and exact selections; README.md in this directory explains them."""
 
+from rarefy.kernels.block_ops import block_linear
+from rarefy.kernels.blocks import BlockTopology
 from rarefy.kernels.instruction_sets import available, instruction_set
 from rarefy.kernels.native import Layout
 from rarefy.kernels.ops import infer, select_gradient_, sparse_linear
@@ -7,9 +9,11 @@ from rarefy.kernels.panels import Panels
 from rarefy.kernels.selection import block_sums, keep_n_of_m, keep_top, keep_top_blocks
 
 __all__ = [
+    "BlockTopology",
     "Layout",
     "Panels",
     "available",
+    "block_linear",
     "block_sums",
     "infer",
     "instruction_set",

@@ -1,0 +1,246 @@
+"""The linear layer of blocks as `torch.library` operations, with shapes for tracing and gradients.
+
+`rarefy::block_linear` and `rarefy::block_linear_backward` take the parts of a `BlockTopology` as separate arguments,
+because operations take tensors and numbers only.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from rarefy.errors import RarefyError
+from rarefy.kernels import block_native, blocks, reference
+from rarefy.kernels.blocks import BlockTopology
+
+_TOPOLOGY = (
+    "Tensor starts, Tensor indices, Tensor back_starts, Tensor back_indices, Tensor order, int[] sizes"
+)
+
+
+def block_linear(
+    x: Tensor, values: Tensor, bias: Tensor | None, topology: BlockTopology, probe: Tensor | None = None
+) -> Tensor:
+    """Y = x · Wᵀ + bias with W of blocks; differentiable in x, values and bias.
+
+    Args:
+        x: [..., columns]; dtype of values, or bfloat16 or float16 with float32 values.
+        values: [blocks, height, width], in the order of `topology`.
+        bias: [rows] or None.
+        topology: that of W [rows, columns].
+        probe: tensor [rows, columns] whose content is never read; its gradient is the dense gradient of W.
+
+    Returns:
+        [..., rows] in the dtype of x.
+
+    Raises:
+        RarefyError: sizes, dtypes or devices do not fit together.
+
+    Example:
+        >>> topology = BlockTopology.from_blocks(torch.tensor([[True, False]]), (1, 2))
+        >>> block_linear(torch.tensor([[1.0, 10.0, 5.0, 5.0]]), torch.tensor([[[1.0, 2.0]]]), None, topology)
+        tensor([[21.]])
+    """
+    if x.dim() == 0 or x.shape[-1] != topology.columns:
+        raise RarefyError(
+            f"x: shape {tuple(x.shape)} is not allowed; its last dimension must be {topology.columns}"
+        )
+    half = x.dtype in (torch.bfloat16, torch.float16) and values.dtype == torch.float32
+    if x.dtype != values.dtype and not half:
+        raise RarefyError(
+            f"x: {x.dtype} is not allowed with {values.dtype} values; convert one, for example x.to({values.dtype})"
+        )
+    for name, tensor, shape in (("values", values, topology.values_shape), ("bias", bias, (topology.rows,))):
+        if tensor is not None:
+            _check(name, tensor, shape, x.device)
+    differentiates = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    apply = _BlockLinear.apply if differentiates else torch.ops.rarefy.block_linear.default
+    return apply(x, values, bias, probe, *topology.tensors, topology.sizes)
+
+
+def _check(name: str, tensor: Tensor, shape: tuple[int, ...], device: torch.device) -> None:
+    if tensor.shape != shape:
+        raise RarefyError(f"{name}: shape {tuple(tensor.shape)} is not allowed; give {shape}")
+    if tensor.device != device:
+        raise RarefyError(f"{name}: {tensor.device} is not allowed with x on {device}; move one of them")
+
+
+torch.library.define(
+    "rarefy::block_linear", f"(Tensor x, Tensor values, Tensor? bias, Tensor? probe, {_TOPOLOGY}) -> Tensor"
+)
+torch.library.define(
+    "rarefy::block_linear_backward",
+    f"(Tensor grad, Tensor x, Tensor values, {_TOPOLOGY}, bool[] needs) -> (Tensor, Tensor, Tensor)",
+)
+
+
+@torch.library.impl("rarefy::block_linear", "default")
+def _linear(
+    x: Tensor, values: Tensor, bias: Tensor | None, probe: Tensor | None,
+    starts: Tensor, indices: Tensor, back_starts: Tensor, back_indices: Tensor, order: Tensor, sizes: list[int],
+) -> Tensor:  # fmt: skip
+    if block_native.serves(sizes, x, values):
+        full_bias = None if bias is None else bias.float().contiguous()
+        full = values.float().contiguous()
+        return block_native.forward(x.contiguous(), full, full_bias, starts, indices, sizes)
+    flat = x.reshape(_tokens(x), sizes[1])
+    y = reference.forward(flat, blocks.dense(values, starts, indices, sizes), bias)
+    return y.view(*x.shape[:-1], sizes[0])
+
+
+@torch.library.register_fake("rarefy::block_linear")
+def _forward_shape(
+    x: Tensor, values: Tensor, bias: Tensor | None, probe: Tensor | None,
+    starts: Tensor, indices: Tensor, back_starts: Tensor, back_indices: Tensor, order: Tensor, sizes: list[int],
+) -> Tensor:  # fmt: skip
+    return x.new_empty(*x.shape[:-1], sizes[0])
+
+
+@torch.library.impl("rarefy::block_linear_backward", "default")
+def _backward(
+    grad: Tensor, x: Tensor, values: Tensor,
+    starts: Tensor, indices: Tensor, back_starts: Tensor, back_indices: Tensor, order: Tensor, sizes: list[int],
+    needs: list[bool],
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    rows, columns, _, _ = sizes
+    tokens = _tokens(x)
+    flat_x = x.reshape(tokens, columns)
+    flat_grad = grad.to(x.dtype).reshape(tokens, rows)
+    if block_native.serves(sizes, x, values):
+        transpose = (back_starts, back_indices, order)
+        full = values.float().contiguous()
+        grads = block_native.backward(
+            flat_grad.contiguous(), flat_x.contiguous(), full, transpose, sizes, needs
+        )
+    else:
+        grads = _reference_backward(flat_grad, flat_x, values, starts, indices, sizes)
+    grad_x = grads[0].view(x.shape) if needs[0] else x.new_empty(0)
+    grad_values = grads[1].to(values.dtype) if needs[1] else values.new_empty(0)
+    grad_bias = grads[2].to(values.dtype) if needs[2] else values.new_empty(0)
+    return grad_x, grad_values, grad_bias
+
+
+def _reference_backward(
+    grad: Tensor, x: Tensor, values: Tensor, starts: Tensor, indices: Tensor, sizes: list[int]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The three gradients from dense products in plain torch."""
+    weight = blocks.dense(values, starts, indices, sizes)
+    every = torch.arange(weight.numel(), device=weight.device)
+    grad_x, grad_weight, grad_bias = reference.backward(grad, x, weight, every)
+    return grad_x, blocks.gather(grad_weight.view(weight.shape), starts, indices, sizes), grad_bias
+
+
+@torch.library.register_fake("rarefy::block_linear_backward")
+def _backward_shape(
+    grad: Tensor, x: Tensor, values: Tensor,
+    starts: Tensor, indices: Tensor, back_starts: Tensor, back_indices: Tensor, order: Tensor, sizes: list[int],
+    needs: list[bool],
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    return (
+        x.new_empty(x.shape if needs[0] else (0,)),
+        values.new_empty(values.shape if needs[1] else (0,)),
+        values.new_empty((sizes[0] if needs[2] else 0,)),
+    )
+
+
+_BACKWARD = torch.ops.rarefy.block_linear_backward.default
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, values, bias, probe, *topology, sizes = inputs
+    ctx.save_for_backward(x, values, probe, *topology)
+    ctx.sizes = sizes
+    ctx.bias_dtype = None if bias is None else bias.dtype
+    ctx.probe_dtype = None if probe is None else probe.dtype
+
+
+def _gradients(ctx: Any, grad: Tensor, once_more: bool = False) -> tuple[Tensor | None, ...]:
+    """The gradients; `once_more`: as functions that can be differentiated in their turn."""
+    x, values, probe, *topology = ctx.saved_tensors
+    needs = list(ctx.needs_input_grad[:3])
+    apply = partial(_BlockLinearBackward.apply, probe) if once_more else _BACKWARD
+    found = apply(grad, x, values, *topology, ctx.sizes, needs)
+    grad_x, grad_values, grad_bias = (g if needed else None for g, needed in zip(found, needs, strict=True))
+    if grad_bias is not None:
+        grad_bias = grad_bias.to(ctx.bias_dtype)
+    grad_probe = None
+    if ctx.needs_input_grad[3]:
+        grad_probe = _dense_gradient(grad, x).to(ctx.probe_dtype)
+    return grad_x, grad_values, grad_bias, grad_probe, *(None,) * (len(topology) + 1)
+
+
+torch.library.register_autograd("rarefy::block_linear", _gradients, setup_context=_setup)
+
+
+class _BlockLinear(torch.autograd.Function):
+    """The same gradients for `torch.func` transforms, which do not look into operations."""
+
+    @staticmethod
+    def forward(*inputs: Any) -> Tensor:
+        return torch.ops.rarefy.block_linear(*inputs)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _setup(ctx, inputs, output)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        return _gradients(ctx, *grad_outputs, once_more=torch.is_grad_enabled())
+
+
+class _BlockLinearBackward(torch.autograd.Function):
+    """The gradients, to be differentiated once more; they consist of the same products again."""
+
+    @staticmethod
+    def forward(probe: Tensor | None, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+        return torch.ops.rarefy.block_linear_backward(*inputs)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        *tensors, ctx.sizes, ctx.needs = inputs
+        ctx.save_for_backward(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        probe, grad, x, values, *parts = ctx.saved_tensors
+        topology = (*parts, ctx.sizes)
+        of_x = grad_outputs[0] if ctx.needs[0] else torch.zeros_like(x)
+        of_values = grad_outputs[1] if ctx.needs[1] else torch.zeros_like(values)
+        of_bias = grad_outputs[2] if ctx.needs[2] else None
+        through_x = _BlockLinear.apply(of_x, values, of_bias, probe, *topology)
+        through_values = _BlockLinear.apply(x, of_values, None, None, *topology)
+        only_x = [True, False, False]
+        only_values = [False, True, False]
+        grad_x = _BlockLinearBackward.apply(None, grad, x, of_values, *topology, only_x)[0]
+        grad_values = _BlockLinearBackward.apply(None, grad, of_x, values, *topology, only_values)[1]
+        grad_probe = _dense_gradient(grad, of_x).to(probe.dtype) if ctx.needs_input_grad[0] else None
+        return grad_probe, through_x + through_values, grad_x, grad_values, *(None,) * (len(topology) + 1)
+
+
+@register_flop_formula(torch.ops.rarefy.block_linear)
+def _forward_flops(x: tuple[int, ...], values: tuple[int, ...], *_: Any, **__: Any) -> int:
+    """A multiplication and an addition for each connection and token."""
+    return 2 * math.prod(values) * math.prod(x[:-1])
+
+
+@register_flop_formula(torch.ops.rarefy.block_linear_backward)
+def _backward_flops(
+    grad: tuple[int, ...], x: tuple[int, ...], values: tuple[int, ...], *rest: Any, **__: Any
+) -> int:
+    """The same for the gradient of x and for that of the values."""
+    return sum(rest[-1][:2]) * 2 * math.prod(values) * math.prod(x[:-1])
+
+
+def _dense_gradient(grad: Tensor, x: Tensor) -> Tensor:
+    """gradᵀ · x, both with any number of batch dimensions."""
+    flat_grad = grad.reshape(_tokens(grad), grad.shape[-1])
+    return flat_grad.t() @ x.reshape(_tokens(x), x.shape[-1])
+
+
+def _tokens(x: Tensor) -> int:
+    return x.shape[:-1].numel()
