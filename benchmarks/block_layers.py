@@ -1,4 +1,4 @@
-"""Forward + dX + dW of one layer of blocks against torch's dense matrix products, in float32 and bfloat16 in the same run.
+"""Forward + dX + dW of one layer of blocks against torch's dense products, in float32 and bfloat16 in one run.
 
 Each line names the blocks and the dtype; its cells are how many times faster than dense, at each sparsity. With one
 thread the clock counts CPU time, which neighbours disturb least; with more it is the wall's.

@@ -63,7 +63,8 @@ def backward(
     """Gradients of x, values and bias (empty where not needed), for contiguous grad and x of one dtype.
 
     Args:
-        grad, x: [tokens, rows] and [tokens, columns].
+        grad: [tokens, rows].
+        x: [tokens, columns].
         values: float32, contiguous.
         transpose: starts and indices by block column, and the order.
         sizes: those of the `BlockTopology`.
@@ -98,7 +99,7 @@ def _shape(module: ModuleType, sizes: list[int]) -> Any:
 
 
 def _lines(module: ModuleType, starts: Tensor, indices: Tensor) -> Any:
-    """The lines as the extension takes them. They hold addresses, so they must not outlive the call they are made for."""
+    """The lines as the extension takes them. They hold addresses: they must not outlive the call."""
     return module.BlockLines(
         lines=starts.numel() - 1,
         starts=starts.data_ptr(),

@@ -46,7 +46,7 @@ class BlockTopology:
             block: height and width of a block.
 
         Raises:
-            RarefyError: the mask has another dtype or number of dimensions, blocks do not divide it, or one is active in part.
+            RarefyError: no bool matrix, blocks that do not divide it, or one that is active in part.
 
         Example:
             >>> mask = torch.tensor([[True, True, False, False], [True, True, False, False]])
@@ -140,7 +140,7 @@ class BlockTopology:
         return self.active().repeat_interleave(self.height, 0).repeat_interleave(self.width, 1)
 
     def positions(self) -> Tensor:
-        """int64 [blocks, height, width]: position row · columns + column of each connection, in the order of the values.
+        """int64 [blocks, height, width]: row · columns + column of each connection, in the order of the values.
 
         Example:
             >>> BlockTopology.from_blocks(torch.tensor([[False, True]]), (2, 2)).positions()
