@@ -28,6 +28,7 @@ FLOORS = {
     "checkpoint": 2,
     "optim": 2,
     "masks": 3,
+    "schedule_schema": 3,
     "filters": 5,
     "nn": 4,
     "patterns": 4,

@@ -13,19 +13,19 @@ from typing import Any
 
 from rarefy.algorithms.base import Sparsifier, SparsityAlgorithm
 from rarefy.algorithms.group import Group
-from rarefy.algorithms.options import parse_fraction
+from rarefy.algorithms.options import options_of, parse_fraction
 from rarefy.algorithms.registry import ALGORITHMS
 from rarefy.errors import ConfigError, did_you_mean, join_path
 from rarefy.filters import check_filter
 from rarefy.imports import import_object
 from rarefy.patterns import Pattern, parse_pattern
 from rarefy.patterns.structures import NOfM
+from rarefy.schedule_schema import step_keys
 from rarefy.schedules import Constant, Cycling, update_steps
-from rarefy.validation import shorten
+from rarefy.validation import StepMark, shorten
 from rarefy.validation.numerals import read_number, share_hint
 
 _ALIASES = {"type": "algorithm", "schedule": "sparsity"}
-_STEP_KEYS = {"freq", "start", "stop", "steps", "half_period"}
 _PERCENT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*%\s*")
 
 
@@ -209,8 +209,11 @@ def _build(entry: _Entry | Sparsifier, context: _Context) -> Sparsifier:
     options = dict(entry.options)
     kind = _algorithm_class(options.pop("algorithm", "static"), entry, context)
     _check_keys(kind, options, entry)
+    declared = options_of(kind)
+    steps = {**step_keys(), **{name: one.steps for name, one in declared.items() if one.steps is not None}}
     options = {
-        key: _resolved(value, key, entry.where(key), context.num_steps) for key, value in options.items()
+        key: _resolved(value, key, entry.where(key), context.num_steps, steps)
+        for key, value in options.items()
     }
     if isinstance(options.get("init_method"), str) and ":" in options["init_method"]:
         options["init_method"] = _import(options["init_method"], "init_method", entry, context)
@@ -248,15 +251,7 @@ def accepted_options(kind: type[SparsityAlgorithm]) -> list[str]:
         >>> ["update" in accepted_options(ALGORITHMS[name]) for name in ("rigl", "static")]
         [True, False]
     """
-    names: dict[str, None] = {}
-    for base in inspect.getmro(kind):
-        if "__init__" not in vars(base):
-            continue
-        parameters = list(inspect.signature(vars(base)["__init__"]).parameters.values())[1:]
-        names |= dict.fromkeys(p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL))
-        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-            break
-    return list(names)
+    return list(options_of(kind))
 
 
 def _check_keys(kind: type[SparsityAlgorithm], options: Mapping[str, Any], entry: _Entry) -> None:
@@ -285,6 +280,9 @@ def _check_keys(kind: type[SparsityAlgorithm], options: Mapping[str, Any], entry
 
 def _construct(kind: type[SparsityAlgorithm], options: Mapping[str, Any], entry: _Entry) -> SparsityAlgorithm:
     try:
+        for name, option in options_of(kind).items():
+            if name in options:
+                option.check(options[name])
         return kind(**options)
     except ConfigError as error:
         raise error.under(entry.where(re.split(r"[.\[]", error.path)[0])) from None
@@ -294,17 +292,19 @@ def _construct(kind: type[SparsityAlgorithm], options: Mapping[str, Any], entry:
         ) from error
 
 
-def _resolved(value: Any, key: str, path: str, num_steps: int | None) -> Any:
-    """A value with every `"75%"` that stands for a step replaced by that step."""
+def _resolved(value: Any, key: str, path: str, num_steps: int | None, steps: Mapping[str, StepMark]) -> Any:
+    """A value with every `"75%"` that stands for a step, under a key of `steps`, replaced by that step."""
+    here = join_path(path, key)
     if isinstance(value, Mapping):
-        here = join_path(path, key)
-        return {inner: _resolved(item, inner, here, num_steps) for inner, item in value.items()}
-    if key == "steps" and isinstance(value, Sequence) and not isinstance(value, str):
-        return [_step(item, join_path(path, f"steps[{i}]"), num_steps) for i, item in enumerate(value)]
-    return _step(value, join_path(path, key), num_steps) if key in _STEP_KEYS else value
+        return {inner: _resolved(item, inner, here, num_steps, steps) for inner, item in value.items()}
+    if key not in steps:
+        return value
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_step(item, f"{here}[{i}]", num_steps, steps[key]) for i, item in enumerate(value)]
+    return _step(value, here, num_steps, steps[key])
 
 
-def _step(value: Any, path: str, num_steps: int | None) -> Any:
+def _step(value: Any, path: str, num_steps: int | None, mark: StepMark) -> Any:
     percent = _PERCENT.fullmatch(value) if isinstance(value, str) else None
     if percent is None:
         return value
@@ -312,8 +312,7 @@ def _step(value: Any, path: str, num_steps: int | None) -> Any:
         raise ConfigError(path, shorten(value), "a whole number of steps; a percentage needs num_steps", "75")
     if float(percent[1]) > 100:
         raise ConfigError(path, shorten(value), 'at most "100%"', '"75%"')
-    steps = round(float(percent[1]) / 100 * num_steps)
-    return max(steps, 1) if path.endswith(("freq", "half_period")) else steps
+    return max(round(float(percent[1]) / 100 * num_steps), mark.least)
 
 
 def _warn_of_implied_freq(update: Any, entry: _Entry) -> None:

@@ -15,7 +15,7 @@ from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from rarefy.errors import ConfigError, RarefyError, did_you_mean, join_path
-from rarefy.validation import Number, Step, StepCount, build, shorten
+from rarefy.validation import Level, Number, Step, StepCount, StepMark, build, shorten
 from rarefy.validation.numerals import read_number, share_hint
 
 _CONFIG = ConfigDict(extra="forbid")
@@ -38,7 +38,7 @@ class Constant:
         0.9
     """
 
-    value: Number
+    value: Level
 
     def __call__(self, step: int, update: int = 0) -> float:
         """The value at `step`."""
@@ -54,7 +54,7 @@ class Linear:
         0.75
     """
 
-    init: Number
+    init: Level
     slope: Number
 
     def __call__(self, step: int, update: int = 0) -> float:
@@ -71,9 +71,9 @@ class Exp:
         0.2
     """
 
-    init: Number
+    init: Level
     gamma: Number
-    final: Number = 1.0
+    final: Level = 1.0
 
     def __call__(self, step: int, update: int = 0) -> float:
         """The value at `step`."""
@@ -92,7 +92,7 @@ class Power:
         0.25
     """
 
-    init: Number
+    init: Level
     beta: Annotated[Number, Field(gt=0, description="a number > 0", examples=[0.99])]
 
     def __call__(self, step: int, update: int = 0) -> float:
@@ -114,9 +114,9 @@ class Cosine:
         0.15
     """
 
-    init: Number
+    init: Level
     half_period: StepCount
-    minimum: Number = 0.0
+    minimum: Level = 0.0
 
     def __call__(self, step: int, update: int = 0) -> float:
         """The value at `step`."""
@@ -135,8 +135,8 @@ class Polynomial:
         0.7
     """
 
-    init: Number
-    final: Number
+    init: Level
+    final: Level
     start: Step
     stop: Step
     power: Annotated[Number, Field(gt=0, description="a number > 0", examples=[3])] = 3.0
@@ -162,7 +162,7 @@ class Cycling:
     """
 
     values: Annotated[
-        list[Number], Field(min_length=1, description="a list of numbers", examples=[[0.5, 0.9]])
+        list[Level], Field(min_length=1, description="a list of numbers", examples=[[0.5, 0.9]])
     ]
 
     def __call__(self, step: int, update: int = 0) -> float:
@@ -281,7 +281,9 @@ class EveryNSteps:
     freq: StepCount = 1
     start: Step = 0
     stop: Annotated[
-        int | None, Field(strict=True, description="a step number after start", examples=[7500])
+        int | None,
+        StepMark(0),
+        Field(strict=True, description="a step number after start", examples=[7500]),
     ] = None
 
     @model_validator(mode="after")

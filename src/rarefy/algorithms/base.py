@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from rarefy import filters
+from rarefy.algorithms import options
 from rarefy.algorithms.attachment import Attachment, check_state
 from rarefy.algorithms.hooks import SparsityHook, TopologyHook, UserHooks
-from rarefy.algorithms.options import check_compute, check_reach, check_seed, parse_fraction
 from rarefy.algorithms.view import NEEDS, Needs, StepView, is_replaced
 from rarefy.distributed import agreed_seed
 from rarefy.distributions import check_distribution, share_out
@@ -156,25 +156,25 @@ class SparsityAlgorithm(UserHooks, Sparsifier):
 
     def __init__(
         self,
-        sparsity: Any,
+        sparsity: options.Sparsity,
         *,
-        init_method: Any = "random",
-        param_filter: Any = None,
-        balance_in_groups: int | None = None,
-        balance_out_groups: int | None = None,
-        distribution: str = "uniform",
-        pattern: Any = "unstructured",
-        compute: str = "auto",
-        seed: int | None = None,
+        init_method: options.InitMethod = "random",
+        param_filter: options.ParamFilter = None,
+        balance_in_groups: options.Groups = None,
+        balance_out_groups: options.Groups = None,
+        distribution: options.Distribution = "uniform",
+        pattern: options.PatternForm = "unstructured",
+        compute: options.Compute = "auto",
+        seed: options.Seed = None,
     ) -> None:
-        self.sparsity: Schedule = parse_fraction(sparsity, "sparsity", below_one=True)
+        self.sparsity: Schedule = options.parse_fraction(sparsity, "sparsity", below_one=True)
         self.init_method = parse_initializer(init_method)
         self.globs = filters.check_filter(param_filter)
         self.pattern = parse_pattern(pattern, balance_in_groups, balance_out_groups)
         self.distribution = check_distribution(distribution)
-        check_reach(self.sparsity, self.pattern.structure, self.distribution)
-        self.compute = check_compute(compute)
-        self.seed = check_seed(seed)
+        options.check_reach(self.sparsity, self.pattern.structure, self.distribution)
+        self.compute = options.check_compute(compute)
+        self.seed = options.check_seed(seed)
         self.update_schedule: UpdateSchedule = AtSteps([0])
         self.paths: Mapping[str, str] = {}
         self.updates = 0

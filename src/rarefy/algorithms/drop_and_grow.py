@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rarefy.algorithms.dynamic import DynamicSparsityAlgorithm
-from rarefy.algorithms.options import parse_fraction
+from rarefy.algorithms.options import FractionSchedule, Sparsity, parse_fraction
 from rarefy.algorithms.view import WeightView, also_by_parts, is_replaced
 from rarefy.errors import RarefyError
 from rarefy.masks import grow_highest, kept_count
@@ -40,7 +40,7 @@ class DropAndGrow(DynamicSparsityAlgorithm):
         RarefyError: a class without a grow score, or one that ranks by a gradient that it does not ask for.
     """
 
-    def __init__(self, sparsity: Any, *, drop_fraction: Any = 0.3, **options: Any) -> None:
+    def __init__(self, sparsity: Sparsity, *, drop_fraction: FractionSchedule = 0.3, **options: Any) -> None:
         super().__init__(sparsity, **options)
         self.drop_fraction = parse_fraction(drop_fraction, "drop_fraction")
         name = type(self).__name__

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rarefy.algorithms.base import SparsityAlgorithm
+from rarefy.algorithms.options import Sparsity, Update
 from rarefy.algorithms.view import WeightView, arguments_of, call_update_mask, is_replaced
 from rarefy.distributed import mean_over_ranks, ranks
 from rarefy.errors import RarefyError
@@ -47,7 +48,7 @@ class DynamicSparsityAlgorithm(SparsityAlgorithm):
 
     dynamic: ClassVar[bool] = True
 
-    def __init__(self, sparsity: Any, *, update: Any = None, **options: Any) -> None:
+    def __init__(self, sparsity: Sparsity, *, update: Update = None, **options: Any) -> None:
         super().__init__(sparsity, **options)
         arguments_of(self.update_mask)
         self.update_schedule = parse_update_schedule(update)

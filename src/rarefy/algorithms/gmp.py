@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from rarefy.algorithms.dynamic import DynamicSparsityAlgorithm
-from rarefy.algorithms.options import refuse_constant
+from rarefy.algorithms.options import Sparsity, refuse_constant
 from rarefy.algorithms.view import WeightView, also_by_parts
 
 
@@ -33,7 +33,7 @@ class GMP(DynamicSparsityAlgorithm):
 
     name: ClassVar[str] = "gmp"
 
-    def __init__(self, sparsity: Any, **options: Any) -> None:
+    def __init__(self, sparsity: Sparsity, **options: Any) -> None:
         super().__init__(sparsity, **options)
         refuse_constant(self.sparsity)
 

@@ -1,17 +1,31 @@
-"""The values of an algorithm's options, checked one by one."""
+"""What an algorithm's options may be: the type of each stands in its constructor, and everything else follows from it.
+
+    def __init__(self, sparsity: Sparsity, *, drop_fraction: FractionSchedule = 0.3, ...)
+
+The checks of a `sparsity:` block, its JSON schema and the guide read these types with `options_of`, so an option of
+a new algorithm is described where it is taken and nowhere else.
+"""
 
 from __future__ import annotations
 
-from dataclasses import fields, is_dataclass
-from typing import Any
+import inspect
+import re
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, get_type_hints
 
+from rarefy.distributions import DISTRIBUTIONS
 from rarefy.errors import ConfigError, join_path
+from rarefy.initializers import INITIALIZERS
 from rarefy.patterns.structures import TOLERANCE, NOfM, Structure
-from rarefy.schedules import Constant, Cycling, Schedule, parse_schedule
-from rarefy.validation import shorten
+from rarefy.schedule_schema import Json, schedule_schema, update_schema
+from rarefy.schedules import Constant, Cycling, Schedule, parse_schedule, parse_update_schedule
+from rarefy.validation import LevelMark, StepMark, marked_fields, marks_in, shorten
 from rarefy.validation.numerals import read_number
 
-_FRACTION_FIELDS = {"value", "init", "final", "minimum"}
+COMPUTE = ("auto", "masked", "compact")
+IMPORT_PATH: Json = {"type": "string", "pattern": ":", "description": "package.module:Name or ./file.py:Name"}
 
 
 def parse_fraction(value: Any, path: str, *, below_one: bool = False) -> Schedule:
@@ -38,12 +52,11 @@ def parse_fraction(value: Any, path: str, *, below_one: bool = False) -> Schedul
 
 
 def _written_numbers(schedule: Schedule) -> list[tuple[str, float]]:
-    if not is_dataclass(schedule):
-        return []
+    """The numbers of a schedule that stand on its own scale, by the path of each."""
     if isinstance(schedule, Cycling):
         return [(f"[{index}]", number) for index, number in enumerate(schedule.values)]
-    names = [field.name for field in fields(schedule) if field.name in _FRACTION_FIELDS]
-    return [("" if name == "value" else name, getattr(schedule, name)) for name in names]
+    names = marked_fields(type(schedule), LevelMark)
+    return [("" if isinstance(schedule, Constant) else name, getattr(schedule, name)) for name in names]
 
 
 def _out_of_range(path: str, number: float, literal: bool) -> ConfigError:
@@ -93,7 +106,7 @@ def check_compute(value: Any) -> str:
         >>> check_compute("masked")
         'masked'
     """
-    if value not in ("auto", "masked", "compact"):
+    if value not in COMPUTE:
         raise ConfigError("compute", shorten(value), "auto, masked or compact", "compute: auto")
     return value
 
@@ -146,3 +159,156 @@ def refuse_constant(schedule: Schedule) -> None:
             "a schedule for gmp, or algorithm: static",
             example,
         )
+
+
+def check_fraction(value: Any, path: str) -> float:
+    """A number in [0, 1].
+
+    Raises:
+        ConfigError: anything else.
+
+    Example:
+        >>> check_fraction(0.5, "dampening")
+        0.5
+    """
+    schedule = parse_fraction(value, path)
+    if not isinstance(schedule, Constant):
+        raise ConfigError(path, shorten(value), "a number in [0, 1]", f"{path}: 0.5")
+    return schedule(0)
+
+
+@dataclass(frozen=True)
+class OptionType:
+    """What an option may be.
+
+    Args:
+        schema: its JSON schema.
+        check: refuses a value that is not allowed, given the name of the option; None where the option can only be
+            checked together with others, which its algorithm then does.
+    """
+
+    schema: Callable[[], Json]
+    check: Callable[[Any, str], object] | None = None
+
+
+def _pattern_schema() -> Json:
+    size: Json = {"type": "integer", "minimum": 1}
+    pair = {"type": "array", "items": size, "minItems": 2, "maxItems": 2}
+    forms = ({"n": size, "m": size}, {"block": pair})
+    objects = [
+        {"type": "object", "properties": form, "required": list(form), "additionalProperties": False}
+        for form in forms
+    ]
+    return {"anyOf": [{"const": "unstructured"}, *objects]}
+
+
+def _filter_schema() -> Json:
+    globs = {"type": "array", "items": {"type": "string"}, "minItems": 1}
+    return {"anyOf": [{"type": "string"}, globs]}
+
+
+Fraction = Annotated[
+    float, OptionType(lambda: {"type": "number", "minimum": 0, "maximum": 1}, check_fraction)
+]
+"""A number in [0, 1]."""
+FractionSchedule = Annotated[Any, OptionType(schedule_schema, parse_fraction)]
+"""A number in [0, 1], or a schedule of such numbers."""
+Sparsity = Annotated[
+    Any, OptionType(schedule_schema, lambda value, path: parse_fraction(value, path, below_one=True))
+]
+"""A number in [0, 1), or a schedule of fractions."""
+Update = Annotated[
+    Any, OptionType(update_schema, lambda value, path: parse_update_schedule(value, path=path))
+]
+"""When masks may change: `{freq, start, stop}`, `{steps: [...]}` or None for every step."""
+InitMethod = Annotated[Any, OptionType(lambda: {"anyOf": [{"enum": list(INITIALIZERS)}, IMPORT_PATH]})]
+"""How the first mask is made: a name, a function, or its import path."""
+ParamFilter = Annotated[Any, OptionType(_filter_schema)]
+"""Which parameters become sparse: a glob or a list of globs."""
+Groups = Annotated[
+    int | None,
+    OptionType(lambda: {"type": "integer", "minimum": 1, "description": "equal counts in this many groups"}),
+]
+"""Into how many groups a dimension is divided."""
+Distribution = Annotated[str, OptionType(lambda: {"enum": list(DISTRIBUTIONS)})]
+"""How the sparsity is shared out among the parameters."""
+PatternForm = Annotated[Any, OptionType(_pattern_schema)]
+"""`unstructured`, `{n, m}` or `{block: [rows, columns]}`."""
+Compute = Annotated[str, OptionType(lambda: {"enum": list(COMPUTE)})]
+"""How the weights are stored."""
+Seed = Annotated[int | None, OptionType(lambda: {"type": "integer", "minimum": 0})]
+"""A whole number; None takes the seed of the run."""
+
+
+@dataclass(frozen=True)
+class OptionField:
+    """One option of an algorithm.
+
+    Args:
+        name: as it is written in YAML.
+        default: `inspect.Parameter.empty` where the option has to be given.
+        type: what it may be; None where its constructor does not say, so anything is passed on.
+        steps: the mark of an option that is itself a number of steps.
+        description: its line in the docstring of the class that takes it.
+    """
+
+    name: str
+    default: Any
+    type: OptionType | None
+    steps: StepMark | None
+    description: str
+
+    def check(self, value: Any) -> None:
+        """Refuses a value that the type of the option rules out.
+
+        Raises:
+            ConfigError: such a value, with the name of the option.
+        """
+        if self.type is None or self.type.check is None:
+            return
+        # What is only worth a remark, the constructor remarks once more.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self.type.check(value, self.name)
+
+
+def options_of(kind: type) -> dict[str, OptionField]:
+    """The options that an algorithm's constructor takes, its bases' included, its own first.
+
+    Args:
+        kind: the class; `**options` in its constructor are those of its base.
+
+    Example:
+        >>> from rarefy import RigL
+        >>> options_of(RigL)["drop_fraction"].default, options_of(RigL)["seed"].description
+        (0.3, "for everything random; None takes torch's seed when the algorithm is applied.")
+    """
+    found: dict[str, OptionField] = {}
+    for base in inspect.getmro(kind):
+        if "__init__" not in vars(base):
+            continue
+        parameters = list(inspect.signature(vars(base)["__init__"]).parameters.values())[1:]
+        hints, words = _hints_of(vars(base)["__init__"]), _descriptions_of(base)
+        for one in parameters:
+            if one.kind not in (one.VAR_KEYWORD, one.VAR_POSITIONAL) and one.name not in found:
+                hint, description = hints.get(one.name), words.get(one.name, "")
+                types = next(marks_in(hint, OptionType), None), next(marks_in(hint, StepMark), None)
+                found[one.name] = OptionField(one.name, one.default, *types, description)
+        if not any(one.kind is one.VAR_KEYWORD for one in parameters):
+            break
+    return found
+
+
+def _hints_of(constructor: Any) -> Mapping[str, Any]:
+    """The types of a constructor's parameters; none where one of them is imported for type checkers only."""
+    try:
+        return get_type_hints(constructor, include_extras=True)
+    except NameError:
+        return {}
+
+
+def _descriptions_of(kind: type) -> dict[str, str]:
+    """The entries of `Args:` in the docstring of a class."""
+    _, _, section = (inspect.getdoc(kind) or "").partition("Args:\n")
+    entries = re.findall(r"^    (\w+): (.+(?:\n {8}.+)*)", re.split(r"\n(?=\S)", section)[0], re.MULTILINE)
+    return {name: re.sub(r"\s+", " ", text) for name, text in entries}

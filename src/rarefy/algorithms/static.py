@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from rarefy.algorithms.base import SparsityAlgorithm
-from rarefy.algorithms.options import require_constant
+from rarefy.algorithms.options import Sparsity, require_constant
 
 
 class Static(SparsityAlgorithm):
@@ -30,7 +30,7 @@ class Static(SparsityAlgorithm):
 
     name: ClassVar[str] = "static"
 
-    def __init__(self, sparsity: Any, **options: Any) -> None:
+    def __init__(self, sparsity: Sparsity, **options: Any) -> None:
         super().__init__(sparsity, **options)
         require_constant(self.sparsity)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, TypeVar
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
@@ -14,11 +15,50 @@ from rarefy.validation.numerals import share_hint, validated
 
 T = TypeVar("T")
 
+
+@dataclass(frozen=True)
+class StepMark:
+    """Marks a type that is a number of optimizer steps: a file may give it as a part of the run, `"75%"`.
+
+    Args:
+        least: the smallest such number.
+    """
+
+    least: int
+
+
+@dataclass(frozen=True)
+class LevelMark:
+    """Marks a number on the scale of what its schedule gives: in a schedule of fractions, a fraction."""
+
+
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False, description="a number", examples=[0.3])]
+Level = Annotated[Number, LevelMark()]
 StepCount = Annotated[
-    int, Field(strict=True, ge=1, description="a whole number of steps ≥ 1", examples=[100])
+    int, StepMark(1), Field(strict=True, ge=1, description="a whole number of steps ≥ 1", examples=[100])
 ]
-Step = Annotated[int, Field(strict=True, ge=0, description="a step number, whole and ≥ 0", examples=[1000])]
+Step = Annotated[
+    int, StepMark(0), Field(strict=True, ge=0, description="a step number, whole and ≥ 0", examples=[1000])
+]
+
+
+def marks_in(annotation: Any, kind: type[T]) -> Iterator[T]:
+    """The marks of a kind in a type, wherever in it they stand.
+
+    Example:
+        >>> list(marks_in(list[Step] | None, StepMark))
+        [StepMark(least=0)]
+    """
+    yield from (mark for mark in getattr(annotation, "__metadata__", ()) if isinstance(mark, kind))
+    for part in get_args(annotation):
+        yield from marks_in(part, kind)
+
+
+def marked_fields(owner: type, kind: type[T]) -> dict[str, T]:
+    """The fields of a dataclass whose type has a mark, with the mark."""
+    hints = get_type_hints(owner, include_extras=True)
+    found = {name: next(marks_in(hint, kind), None) for name, hint in hints.items()}
+    return {name: mark for name, mark in found.items() if mark is not None}
 
 
 def build(kind: type[T], options: Mapping[str, Any], *, path: str = "") -> T:
