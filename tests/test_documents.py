@@ -109,7 +109,9 @@ def test_yaml_block(block: Block, folder: Path) -> None:
     result = rarefy_command(["run", "params.yaml", "-o", "run", *length])
     assert result.exit_code == 0, result.output
     assert "sparsity" not in block.text or "actual sparsity" in result.output
-    assert not is_part or "Warning" not in result.output
+    # The model of the pages is so small that a high sparsity leaves few connections, which is said.
+    said = result.output.replace("Warning: fewer than 4 connections an output", "")
+    assert not is_part or "Warning" not in said
 
 
 @pytest.mark.parametrize("block", blocks_of("bash"))

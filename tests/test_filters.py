@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 from rarefy.errors import ConfigError
 from rarefy.filters import candidates, check_filter, decide, default_reason, select
@@ -117,7 +120,7 @@ def test_a_part_of_a_name_or_another_case_matches_nothing(glob):
 def test_decisions_carry_their_reason():
     weight, bias = candidates(nn.Linear(2, 2))
     assert [(d.sparse, d.reason) for d in (decide(weight, None), decide(bias, None))] == [
-        (True, "default filter"),
+        (True, "default filter: weight of a Linear"),
         (False, "fewer than two dimensions"),
     ]
     assert decide(weight, ("b*", "w*")).reason == "w*"
@@ -194,3 +197,145 @@ def test_globs_that_match_protected_parameters_only():
         ConfigError, match=r"^param_filter: \* \(only dense parameters match\) is not allowed; "
     ):
         select(layer, ("*",))
+
+
+# ---- what multiplies activations ----
+
+
+class Vit(nn.Module):
+    """Everything that a vision model holds beside its matrices."""
+
+    def __init__(self):
+        super().__init__()
+        self.cls_token = nn.Parameter(torch.randn(1, 1, 8))
+        self.register_tokens = nn.Parameter(torch.randn(1, 4, 8))
+        self.pos_embed = nn.Parameter(torch.randn(1, 17, 8))
+        self.layer_scale = nn.Parameter(torch.ones(8, 1, 1))
+        self.relative_position_bias_table = nn.Parameter(torch.randn(49, 4))
+        self.query_latents = nn.Parameter(torch.randn(4, 8))
+        self.A_log = nn.Parameter(torch.randn(8, 4))
+        self.gamma = nn.Parameter(torch.ones(2, 8))
+        self.patch = nn.Conv2d(3, 8, 4, 4)
+        self.head = nn.Linear(8, 10)
+
+
+class Experts(nn.Module):
+    """Mixture of experts as transformers packs them, with a router of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate_up_proj = nn.Parameter(torch.randn(4, 16, 8))
+        self.down_proj = nn.Parameter(torch.randn(4, 8, 8))
+        self.w1 = nn.Parameter(torch.randn(4, 8, 8))
+        self.W_q = nn.Parameter(torch.randn(8, 8))
+        self.weight = nn.Parameter(torch.randn(4, 8))
+        self.proj_bias = nn.Parameter(torch.randn(4, 8))
+
+
+def chosen_of(model):
+    return [name for name, reason in reasons(model).items() if not reason]
+
+
+def test_tokens_positions_scales_and_tables_stay_dense():
+    found = reasons(Vit())
+    assert chosen_of(Vit()) == ["patch.weight", "head.weight"]
+    assert found["cls_token"] == "cls_token of a Vit is a vector"
+    assert found["pos_embed"] == "pos_embed of a Vit multiplies no activations by its name"
+    assert found["A_log"] == "A_log of a Vit multiplies no activations by its name"
+
+
+def test_experts_and_matrices_of_unknown_modules_are_taken():
+    assert chosen_of(Experts()) == ["gate_up_proj", "down_proj", "w1", "W_q", "weight"]
+
+
+def test_a_name_that_says_nothing_stays_dense_and_is_told_so():
+    module = nn.Module()
+    module.thing = nn.Parameter(torch.randn(4, 4))
+    (found,) = reasons(module).values()
+    assert found == "thing of a Module is not known to multiply activations; name it in param_filter"
+    assert list(select(module, ("thing",))) == ["thing"]
+
+
+@pytest.mark.parametrize(
+    ("module", "expected"),
+    [
+        (nn.LSTM(4, 6, proj_size=3), ["weight_ih_l0", "weight_hh_l0", "weight_hr_l0"]),
+        (nn.GRUCell(4, 6), ["weight_ih", "weight_hh"]),
+        (nn.MultiheadAttention(8, 2, add_bias_kv=True), ["in_proj_weight", "out_proj.weight"]),
+        (
+            nn.MultiheadAttention(8, 2, kdim=4, vdim=6),
+            ["q_proj_weight", "k_proj_weight", "v_proj_weight", "out_proj.weight"],
+        ),
+        (nn.ConvTranspose2d(4, 2, 3), ["weight"]),
+        (nn.Bilinear(3, 4, 5), ["weight"]),
+        (nn.Linear(8, 1), ["weight"]),
+        (nn.PReLU(4), []),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
+)
+def test_modules_of_torch(module, expected):
+    assert chosen_of(module) == expected
+
+
+def test_adapters_stay_dense():
+    model = nn.ModuleDict(
+        {
+            "lora_A": nn.ModuleDict({"default": nn.Linear(4, 2)}),
+            "adapter": nn.Linear(4, 2),
+            "base_layer": nn.Linear(4, 4),
+            "explorer": nn.Linear(4, 4),
+        }
+    )
+    found = reasons(model)
+    assert found["lora_A.default.weight"] == found["adapter.weight"] == "belongs to an adapter"
+    assert chosen_of(model) == ["base_layer.weight", "explorer.weight"]
+
+
+# ---- parametrizations ----
+
+
+def test_of_weight_norm_the_direction_is_taken_and_the_gain_is_not():
+    new = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 6)))
+    assert chosen_of(new) == ["0.parametrizations.weight.original1"]
+    assert reasons(new)["0.parametrizations.weight.original0"] == "a part of the parametrization of weight"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        old = nn.Sequential(nn.utils.weight_norm(nn.Linear(4, 6)))
+    assert chosen_of(old) == ["0.weight_v"]
+    assert reasons(old)["0.weight_g"] == "weight_g is no weight of a Linear"
+
+
+def test_parametrizations_that_keep_zeros_are_followed():
+    assert chosen_of(nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(4, 6)))) == [
+        "0.parametrizations.weight.original"
+    ]
+    pruned = nn.Linear(4, 6)
+    prune.l1_unstructured(pruned, "weight", 0.5)
+    assert chosen_of(pruned) == ["weight_orig"]
+
+
+class Doubled(nn.Module):
+    def forward(self, weight):
+        return 2 * weight
+
+
+class Shifted(nn.Module):
+    def forward(self, weight):
+        return weight + 1
+
+
+@pytest.mark.parametrize("glob", [None, "*original"])
+def test_parametrizations_that_lose_zeros_are_left_or_refused(glob):
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4))
+    nn.utils.parametrize.register_parametrization(model[0], "weight", Doubled())
+    nn.utils.parametrize.register_parametrization(model[1], "weight", Shifted())
+    before = model[1].weight.clone()
+    if glob is None:
+        assert chosen_of(model) == ["0.parametrizations.weight.original", "2.weight"]
+        assert reasons(model)["1.parametrizations.weight.original"] == (
+            "its parametrization Shifted does not keep zeros"
+        )
+    else:
+        with pytest.raises(ConfigError, match=r"Shifted does not keep zeros.*remove the parametrization"):
+            select(model, (glob,))
+    assert torch.equal(model[1].weight, before)

@@ -29,6 +29,8 @@ FLOORS = {
     "optim": 2,
     "masks": 3,
     "schedule_schema": 3,
+    "ties": 2,
+    "roles": 3,
     "filters": 5,
     "nn": 4,
     "patterns": 4,

@@ -1,4 +1,4 @@
-"""Scores to masks: exact counts, ties to the lowest index, NaN below everything."""
+"""Scores to masks: exact counts, ties by a seeded order, NaN below everything."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rarefy import masks
+from rarefy.ties import TieOrder
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float64, torch.float16]
+ORDER = TieOrder(5)
 NAN, INF = float("nan"), float("inf")
 VALUES = st.sampled_from([0.0, -0.0, 1.0, -1.0, 0.5, 2.0, 1e-3, INF, -INF, NAN])
 SCORES = st.lists(VALUES, min_size=1, max_size=40)
@@ -31,39 +33,51 @@ def kernels(request):
         os.environ["RAREFY_KERNELS"] = before
 
 
-def naive_top(scores: list[float], among: list[int], count: int) -> list[bool]:
-    """A sort: valid before NaN, large before small, low index before high."""
+def naive_top(scores: list[float], among: list[int], count: int, order: TieOrder = ORDER) -> list[bool]:
+    """A sort: valid before NaN, large before small, low key before high."""
+    keys = order.keys(torch.arange(len(scores))).tolist()
     ranked = sorted(
-        among, key=lambda i: (scores[i] != scores[i], -scores[i] if scores[i] == scores[i] else 0, i)
+        among, key=lambda i: (scores[i] != scores[i], -scores[i] if scores[i] == scores[i] else 0, keys[i])
     )
     chosen = set(ranked[: max(count, 0)])
     return [index in chosen for index in range(len(scores))]
 
 
 @given(SCORES, st.integers(-2, 45), dtypes)
-def test_keep_top_is_the_head_of_a_stable_sort(values, count, dtype):
+def test_keep_top_is_the_head_of_a_sort(values, count, dtype):
     scores = torch.tensor(values, dtype=dtype)
     everything = list(range(len(values)))
-    assert masks.keep_top(scores, count).tolist() == naive_top(scores.tolist(), everything, count)
+    assert masks.keep_top(scores, count, ORDER).tolist() == naive_top(scores.tolist(), everything, count)
 
 
 @given(st.integers(1, 5), st.integers(1, 40), st.integers(-2, 45), st.integers(0, 99), dtypes)
 def test_keep_top_in_rows_is_keep_top_of_each_row(rows, columns, count, seed, dtype):
     scores = some_scores(rows, columns, seed).to(dtype)
-    expected = torch.stack([masks.keep_top(row, count) for row in scores])
-    assert torch.equal(masks.keep_top_in_rows(scores, count), expected)
+    expected = torch.stack(
+        [
+            masks.keep_top(row, count, ORDER.among(places))
+            for row, places in zip(scores, places_of(scores), strict=True)
+        ]
+    )
+    assert torch.equal(masks.keep_top_in_rows(scores, count, ORDER), expected)
 
 
 @given(st.integers(1, 5), st.integers(1, 40), st.integers(0, 40), st.floats(0, 1), st.integers(0, 99), dtypes)
 def test_drop_and_grow_is_dropping_then_growing_in_each_row(rows, columns, count, fraction, seed, dtype):
     mask, drop, grow = (some_scores(rows, columns, seed + i) for i in range(3))
     mask, drop, grow = mask > 0.5, drop.to(dtype), grow.to(dtype)
-    found = masks.drop_and_grow(mask, drop, grow, count, fraction)
-    for row, before, low, high in zip(found, mask, drop, grow, strict=True):
+    found = masks.drop_and_grow(mask, drop, grow, count, fraction, ORDER)
+    for row, before, low, high, places in zip(found, mask, drop, grow, places_of(mask), strict=True):
+        order = ORDER.among(places)
         active = int(before.sum())
         stay = count if active == columns else min(active - round(fraction * active), count)
-        kept = masks.drop_lowest(before, low, active - stay)
-        assert torch.equal(row, masks.grow_highest(kept, high, count - stay))
+        kept = masks.drop_lowest(before, low, active - stay, order)
+        assert torch.equal(row, masks.grow_highest(kept, high, count - stay, order.other()))
+
+
+def places_of(rows):
+    """The index of every entry in the flattened rows."""
+    return torch.arange(rows.numel()).view(rows.shape)
 
 
 def some_scores(rows, columns, seed):
@@ -86,7 +100,7 @@ def test_drop_lowest(values, data, count, dtype):
     mask = torch.tensor(data.draw(st.lists(st.booleans(), min_size=len(values), max_size=len(values))))
     before, active = mask.clone(), mask.nonzero().flatten().tolist()
     expected = naive_top(scores.tolist(), active, len(active) - max(count, 0))
-    assert masks.drop_lowest(mask, scores, count).tolist() == expected
+    assert masks.drop_lowest(mask, scores, count, ORDER).tolist() == expected
     assert torch.equal(mask, before)
 
 
@@ -96,7 +110,7 @@ def test_grow_highest(values, data, count, dtype):
     mask = torch.tensor(data.draw(st.lists(st.booleans(), min_size=len(values), max_size=len(values))))
     before, inactive = mask.clone(), (~mask).nonzero().flatten().tolist()
     grown = torch.tensor(naive_top(scores.tolist(), inactive, count))
-    assert torch.equal(masks.grow_highest(mask, scores, count), before | grown)
+    assert torch.equal(masks.grow_highest(mask, scores, count, ORDER), before | grown)
     assert torch.equal(mask, before)
 
 
@@ -125,30 +139,34 @@ KINDS = [
 ]  # fmt: skip
 
 
+def ranking_of(scores, order):
+    """Places from the best to the worst: by key first, then a stable sort by score."""
+    by_key = order.keys(torch.arange(len(scores))).argsort()
+    wide = scores.float().nan_to_num(nan=-INF, posinf=INF, neginf=-3e38)
+    return by_key[wide[by_key].sort(descending=True, stable=True).indices]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("size", [65_536, 70_001])
 def test_keep_top_is_exact_on_large_tensors(kind, size):
     scores = large(kind, size)
-    order = scores.float().nan_to_num(nan=-INF, posinf=INF, neginf=-3e38).sort(descending=True, stable=True)
+    ordered = ranking_of(scores, ORDER)
     for count in (0, 1, 2, 3, 4, size // 1000, size // 10, size // 2, size - 3, size - 1, size):
-        expected = torch.zeros(size, dtype=torch.bool).index_fill(0, order.indices[:count], True)
-        assert torch.equal(masks.keep_top(scores, count), expected), count
+        expected = torch.zeros(size, dtype=torch.bool).index_fill(0, ordered[:count], True)
+        assert torch.equal(masks.keep_top(scores, count, ORDER), expected), count
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_drop_and_grow_are_exact_on_large_tensors(kind):
     size, scores = 200_000, large(kind, 200_000)
-    ordered = (
-        scores.float()
-        .nan_to_num(nan=-INF, posinf=INF, neginf=-3e38)
-        .sort(descending=True, stable=True)
-        .indices
-    )
+    ordered = ranking_of(scores, ORDER)
     mask = torch.rand(size, generator=torch.Generator().manual_seed(2)) < 0.5
     active, inactive = ordered[mask[ordered]], ordered[~mask[ordered]]
     dropped = torch.zeros(size, dtype=torch.bool).index_fill(0, active[: len(active) - 30_000], True)
-    assert torch.equal(masks.drop_lowest(mask, scores, 30_000), dropped)
-    assert torch.equal(masks.grow_highest(mask, scores, 30_000), mask.index_fill(0, inactive[:30_000], True))
+    assert torch.equal(masks.drop_lowest(mask, scores, 30_000, ORDER), dropped)
+    assert torch.equal(
+        masks.grow_highest(mask, scores, 30_000, ORDER), mask.index_fill(0, inactive[:30_000], True)
+    )
 
 
 @given(st.floats(0.0, 1.0), st.lists(st.integers(1, 6), min_size=1, max_size=4), dtypes, st.integers(0, 9))
@@ -160,9 +178,27 @@ def test_counts_and_shapes_are_exact(sparsity, shape, dtype, seed):
     assert masks.sparsity_of(mask) == 1 - count / scores.numel()
 
 
-def test_ties_follow_rows_whatever_the_memory_format():
-    scores = torch.ones(2, 3, 4, 5).contiguous(memory_format=torch.channels_last)
-    assert masks.keep_top(scores, 7).flatten().tolist() == [True] * 7 + [False] * 113
+def test_ties_do_not_depend_on_the_memory_format():
+    scores = torch.ones(2, 3, 4, 5)
+    other = masks.keep_top(scores.contiguous(memory_format=torch.channels_last), 7)
+    assert torch.equal(masks.keep_top(scores, 7), other) and int(other.sum()) == 7
+
+
+def test_ties_are_spread_over_the_rows_and_differ_with_the_seed():
+    scores = torch.zeros(64, 64)
+    first, second = (masks.keep_top(scores, 1024, TieOrder(seed)) for seed in (1, 2))
+    for mask in (first, second):
+        quarters = mask.view(4, -1).sum(1)
+        assert quarters.sum() == 1024 and (quarters - 256).abs().max() < 60
+        assert mask.sum(1).min() > 4 and mask.sum(0).min() > 4
+    assert 150 < int((first & second).sum()) < 370
+
+
+def test_what_is_dropped_among_equals_is_not_what_grows_again():
+    mask, equal = torch.arange(4000).view(1, -1) < 2000, torch.ones(1, 4000)
+    found = masks.drop_and_grow(mask, equal, equal, 2000, 0.5)
+    dropped = mask & ~masks.drop_lowest(mask, equal, 1000)
+    assert 200 < int((found & dropped).sum()) < 500
 
 
 @given(st.integers(0, 10**6), st.floats(0.0, 1.0))

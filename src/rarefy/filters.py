@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
 from rarefy.errors import ConfigError, join_path
 from rarefy.nn import SparseLinear
+from rarefy.roles import Axes, Place, axes_of, parametrization_problem, why_dense
 from rarefy.validation import shorten
 
 _DENSE_NAMES = ("embedding", "norm", "lm_head", "pe_helper")
-
-
-@dataclass(frozen=True)
-class Place:
-    """One module attribute that holds a parameter."""
-
-    module: nn.Module
-    leaf: str
+_ADAPTER = re.compile(r"(^|[._])(lora|dora|loha|lokr|hada|oft|boft|vera|ia3|adapters?)([._]|$)")
 
 
 @dataclass(frozen=True)
@@ -41,6 +37,11 @@ class Candidate:
     parameter: nn.Parameter
     places: tuple[Place, ...]
     requires_dense: bool
+
+    @property
+    def axes(self) -> Axes:
+        """Which of its dimensions is which."""
+        return axes_of(self.places[0], len(self.shape)) if self.places else Axes()
 
     @property
     def shape(self) -> torch.Size:
@@ -73,15 +74,25 @@ def candidates(model: nn.Module) -> Iterator[Candidate]:
     names: dict[nn.Parameter, str] = {}
     dense: set[nn.Parameter] = set()
     dense_modules = {inner for module in model.modules() if _asks_dense(module) for inner in module.modules()}
-    for name, module in model.named_modules():
+    modules = dict(model.named_modules())
+    for name, module in modules.items():
+        owner, target = _parametrized(name, modules)
         for own_leaf, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
             leaf = "weight" if own_leaf == "values" and isinstance(module, SparseLinear) else own_leaf
             names.setdefault(parameter, join_path(name, leaf))
-            places.setdefault(parameter, []).append(Place(module, leaf))
+            places.setdefault(parameter, []).append(Place(module, leaf, owner, target))
             if module in dense_modules or _asks_dense(parameter):
                 dense.add(parameter)
     for parameter, name in names.items():
         yield Candidate(name, parameter, tuple(places[parameter]), parameter in dense)
+
+
+def _parametrized(name: str, modules: Mapping[str, nn.Module]) -> tuple[nn.Module | None, str]:
+    """The module whose weight the chain of parametrizations of a name computes, and the name of that weight."""
+    if not isinstance(modules[name], parametrize.ParametrizationList):
+        return None, ""
+    above, _, target = name.rpartition(".")
+    return modules.get(above.removesuffix("parametrizations").removesuffix(".")), target
 
 
 def _asks_dense(owner: nn.Module | nn.Parameter) -> bool:
@@ -100,8 +111,14 @@ def default_reason(candidate: Candidate) -> str:
     word = next((word for word in _DENSE_NAMES if word in candidate.name.lower()), None)
     if word:
         return f"{word} in its name"
+    if _ADAPTER.search(candidate.name.lower()):
+        return "belongs to an adapter"
     owner = next((place.module for place in candidate.places if _stays_dense(place.module)), None)
-    return f"belongs to {type(owner).__name__}" if owner is not None else ""
+    if owner is not None:
+        return f"belongs to {type(owner).__name__}"
+    # A tied weight that anything looks up or adds is not a matrix alone.
+    reasons = (why_dense(place, candidate.shape) for place in candidate.places)
+    return next(filter(None, reasons), "")
 
 
 def _stays_dense(module: nn.Module) -> bool:
@@ -162,9 +179,15 @@ def decide(candidate: Candidate, globs: tuple[str, ...] | None) -> Decision:
         return Decision(False, "requires_dense")
     if globs is None:
         reason = default_reason(candidate)
-        return Decision(not reason, reason or "default filter")
+        return Decision(not reason, reason or f"default filter: {_role(candidate)}")
     match = next((glob for glob in globs if fnmatch.fnmatchcase(candidate.name, glob)), None)
     return Decision(match is not None, match or "no glob matches")
+
+
+def _role(candidate: Candidate) -> str:
+    """What the default filter takes a parameter for."""
+    place = candidate.places[0]
+    return f"weight of a {type(place.owner or place.module).__name__.removeprefix('Parametrized')}"
 
 
 def select(model: nn.Module, globs: tuple[str, ...] | None) -> dict[str, Candidate]:
@@ -182,6 +205,8 @@ def select(model: nn.Module, globs: tuple[str, ...] | None) -> dict[str, Candida
         if not any(fnmatch.fnmatchcase(candidate.name, glob) for candidate in everything):
             raise ConfigError("param_filter", f"{glob!r} (it matches no parameter)", _near(glob, everything))
     chosen = {c.name: c for c in everything if decide(c, globs).sparse}
+    for candidate in chosen.values():
+        _check_parametrization(candidate)
     if not chosen:
         what = (
             "the default filter (it matches no parameter)"
@@ -190,6 +215,14 @@ def select(model: nn.Module, globs: tuple[str, ...] | None) -> dict[str, Candida
         )
         raise ConfigError("param_filter", what, _near("weight", everything))
     return chosen
+
+
+def _check_parametrization(candidate: Candidate) -> None:
+    for place in candidate.places:
+        problem = parametrization_problem(place)
+        if problem:
+            fix = "weights whose zeros stay zeros; remove the parametrization, or leave the weight out"
+            raise ConfigError("param_filter", f"{candidate.name} ({problem})", fix)
 
 
 def _near(glob: str, everything: Sequence[Candidate]) -> str:

@@ -13,6 +13,7 @@ from torch import Tensor
 from rarefy import masks
 from rarefy.errors import ConfigError, RarefyError, did_you_mean
 from rarefy.patterns.structures import FREE, Structure
+from rarefy.ties import TieOrder
 from rarefy.validation import shorten
 
 _ADVICE = "use init_method: topk"
@@ -65,17 +66,17 @@ def random(
         >>> int(random(torch.ones(10, 10), 0.9, torch.Generator().manual_seed(0)).sum())
         10
     """
-    return structure.keep_top(random_scores(weight, generator), sparsity)
+    return structure.keep_top(random_scores(weight, generator), sparsity, TieOrder.of(generator))
 
 
 def topk(weight: Tensor, sparsity: float, generator: torch.Generator, structure: Structure = FREE) -> Tensor:
-    """The connections of largest magnitude are active.
+    """The connections of largest magnitude are active; among equal ones the generator's seed decides.
 
     Example:
         >>> topk(torch.tensor([1.0, -3.0, 2.0, 0.5]), 0.5, torch.Generator()).tolist()
         [False, True, True, False]
     """
-    return structure.keep_top(weight.abs(), sparsity)
+    return structure.keep_top(weight.abs(), sparsity, TieOrder.of(generator))
 
 
 def from_zeros(
@@ -87,6 +88,11 @@ def from_zeros(
         >>> from_zeros(torch.tensor([1.0, 0.0]), 0.9, torch.Generator()).tolist()
         [True, False]
     """
+    if weight.numel() and not weight.any():
+        raise RarefyError(
+            "init_method from_zeros found a weight that is zero everywhere, which would leave it without a connection; "
+            f"{_ADVICE} or leave the weight out of param_filter"
+        )
     mask = structure.unfold(structure.fold_mask(weight != 0), weight.shape)
     return structure.require(mask, sparsity, "init_method from_zeros", _ADVICE)
 

@@ -1,7 +1,8 @@
 """From scores to masks: pure functions of tensors, exact and deterministic.
 
-A mask is a bool tensor, True = active. A score ranks connections: higher = keep or grow. Ties go to the lowest
-index (row-major), NaN ranks below everything.
+A mask is a bool tensor, True = active. A score ranks connections: higher = keep or grow, NaN ranks below everything.
+Equal scores are told apart by a seeded order of their places, so that a layer of equal weights is not left with its
+first rows alone.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from rarefy import kernels
 from rarefy.kernels.native import serves
+from rarefy.ties import DEFAULT_ORDER, TieOrder, settle
 
 _SAMPLED_FROM = 1 << 16
 _SAMPLES = 1 << 14
@@ -32,12 +34,13 @@ def kept_count(total: int, sparsity: float) -> int:
     return round((1.0 - sparsity) * total)
 
 
-def keep_top(scores: Tensor, count: int) -> Tensor:
+def keep_top(scores: Tensor, count: int, order: TieOrder = DEFAULT_ORDER) -> Tensor:
     """Mask of the `count` highest scores.
 
     Args:
         scores: any shape, floating point.
         count: how many to keep; clamped to [0, scores.numel()].
+        order: decides among equal scores.
 
     Returns:
         Bool tensor of the shape of `scores` with exactly `count` active connections.
@@ -46,16 +49,17 @@ def keep_top(scores: Tensor, count: int) -> Tensor:
         >>> keep_top(torch.tensor([0.2, 0.9, float("nan"), 0.9, 0.1]), 2).int()
         tensor([0, 1, 0, 1, 0], dtype=torch.int32)
     """
-    return _top(scores, torch.ones_like(scores, dtype=torch.bool), count)
+    return _top(scores, torch.ones_like(scores, dtype=torch.bool), count, order)
 
 
-def drop_lowest(mask: Tensor, scores: Tensor, count: int) -> Tensor:
+def drop_lowest(mask: Tensor, scores: Tensor, count: int, order: TieOrder = DEFAULT_ORDER) -> Tensor:
     """Drops the `count` active connections with the lowest scores.
 
     Args:
         mask: bool, the active connections.
         scores: shape of `mask`; those of inactive connections are ignored.
         count: how many to drop; clamped to the number of active ones.
+        order: decides among equal scores.
 
     Returns:
         A new mask, a subset of `mask`.
@@ -64,16 +68,17 @@ def drop_lowest(mask: Tensor, scores: Tensor, count: int) -> Tensor:
         >>> drop_lowest(torch.tensor([True, True, False]), torch.tensor([3.0, 1.0, 9.0]), 1).tolist()
         [True, False, False]
     """
-    return _top(scores, mask, int(mask.count_nonzero()) - count)
+    return _top(scores, mask, int(mask.count_nonzero()) - count, order)
 
 
-def grow_highest(mask: Tensor, scores: Tensor, count: int) -> Tensor:
+def grow_highest(mask: Tensor, scores: Tensor, count: int, order: TieOrder = DEFAULT_ORDER) -> Tensor:
     """Adds the `count` inactive connections with the highest scores.
 
     Args:
         mask: bool, the active connections.
         scores: shape of `mask`; those of active connections are ignored.
         count: how many to grow; clamped to the number of inactive ones.
+        order: decides among equal scores.
 
     Returns:
         A new mask, a superset of `mask`.
@@ -82,11 +87,11 @@ def grow_highest(mask: Tensor, scores: Tensor, count: int) -> Tensor:
         >>> grow_highest(torch.tensor([True, False, False]), torch.tensor([9.0, 1.0, 2.0]), 1).tolist()
         [True, False, True]
     """
-    return mask | _top(scores, ~mask, count)
+    return mask | _top(scores, ~mask, count, order)
 
 
 def is_unique(kept: Tensor, scores: Tensor) -> bool:
-    """Whether every mask of as many highest scores is `kept`: no tie, or NaN, was told apart by its index.
+    """Whether every mask of as many highest scores is `kept`: no tie, or NaN, was told apart by its place.
 
     Example:
         >>> scores = torch.tensor([3.0, 1.0, 1.0])
@@ -99,26 +104,32 @@ def is_unique(kept: Tensor, scores: Tensor) -> bool:
     return int((scores >= lowest).count_nonzero()) == int(kept.count_nonzero())
 
 
-def keep_top_in_rows(scores: Tensor, count: int) -> Tensor:
+def keep_top_in_rows(scores: Tensor, count: int, order: TieOrder = DEFAULT_ORDER) -> Tensor:
     """Mask of the `count` highest scores of every row.
 
     Args:
         scores: [rows, columns], floating point.
         count: how many to keep in each row; clamped to [0, columns].
+        order: decides among equal scores.
 
     Returns:
         Bool tensor of the shape of `scores`.
 
     Example:
-        >>> keep_top_in_rows(torch.tensor([[3.0, 1.0, 2.0], [1.0, 1.0, 5.0]]), 2).int().tolist()
-        [[1, 0, 1], [1, 0, 1]]
+        >>> keep_top_in_rows(torch.tensor([[3.0, 1.0, 2.0], [1.0, 4.0, 5.0]]), 2).int().tolist()
+        [[1, 0, 1], [0, 1, 1]]
     """
     counts = torch.full((len(scores), 1), count, device=scores.device)
-    return _top_in_rows(scores, torch.ones_like(scores, dtype=torch.bool), counts)
+    return _top_in_rows(scores, torch.ones_like(scores, dtype=torch.bool), counts, order)
 
 
 def drop_and_grow(
-    mask: Tensor, drop_scores: Tensor, grow_scores: Tensor, count: int, fraction: float
+    mask: Tensor,
+    drop_scores: Tensor,
+    grow_scores: Tensor,
+    count: int,
+    fraction: float,
+    order: TieOrder = DEFAULT_ORDER,
 ) -> Tensor:
     """Drops a share of the active connections of every row, then grows others until `count` are active.
 
@@ -131,6 +142,7 @@ def drop_and_grow(
         grow_scores: shape of `mask`; those of connections that stay are ignored.
         count: active connections of each row afterwards; clamped to [0, columns].
         fraction: share that is dropped, in [0, 1].
+        order: decides among equal drop scores; among equal grow scores `order.other()`.
 
     Returns:
         A new mask.
@@ -143,8 +155,8 @@ def drop_and_grow(
     active = _active_in_rows(mask)
     stay = (active - (fraction * active.double()).round().long()).clamp(max=count)
     stay = stay.masked_fill(active == mask.shape[1], count)
-    kept = _top_in_rows(drop_scores, mask, stay)
-    return kept | _top_in_rows(grow_scores, ~kept, count - stay)
+    kept = _top_in_rows(drop_scores, mask, stay, order)
+    return kept | _top_in_rows(grow_scores, ~kept, count - stay, order.other())
 
 
 def sparsity_of(mask: Tensor) -> float:
@@ -180,18 +192,18 @@ def _active_in_rows(mask: Tensor) -> Tensor:
     return mask.count_nonzero().view(1, 1) if len(mask) == 1 else mask.sum(1, keepdim=True, dtype=torch.int32)
 
 
-def _top_in_rows(scores: Tensor, candidates: Tensor, counts: Tensor) -> Tensor:
+def _top_in_rows(scores: Tensor, candidates: Tensor, counts: Tensor, order: TieOrder) -> Tensor:
     """The mask of the highest scores among the candidates of each row; `counts` is [rows, 1]."""
     if not scores.numel():
         return candidates
     if len(scores) == 1:
-        return _top(scores, candidates, int(counts))
+        return _top(scores, candidates, int(counts), order)
     ranked = candidates & ~scores.isnan()
     top = ranked & _high_in_rows(scores.masked_fill(~ranked, torch.nan), counts)
     rest = candidates & ~ranked
-    if not rest.any():
-        return top
-    return top | (rest & (rest.cumsum(1) <= counts - _active_in_rows(ranked)))
+    if rest.any():
+        top = top | (rest & (rest.cumsum(1) <= counts - _active_in_rows(ranked)))
+    return settle(top, scores, candidates, order)
 
 
 def _high_in_rows(scores: Tensor, counts: Tensor) -> Tensor:
@@ -204,23 +216,27 @@ def _high_in_rows(scores: Tensor, counts: Tensor) -> Tensor:
     return torch.empty_like(places).scatter_(1, places, ranks) < counts
 
 
-def _top(scores: Tensor, candidates: Tensor, count: int) -> Tensor:
+def _top(scores: Tensor, candidates: Tensor, count: int, order: TieOrder) -> Tensor:
     """The mask of the `count` highest scores among the candidates."""
     if scores.dtype in (torch.float16, torch.bfloat16):
         scores = scores.float()
-    if serves(scores):
-        return kernels.keep_top(scores, count, candidates)
     flat, among = scores.detach().reshape(-1), candidates.reshape(-1)
+    kept = kernels.keep_top(flat, count, among) if serves(scores) else _by_threshold(flat, among, count)
+    return settle(kept, flat, among, order).view(scores.shape)
+
+
+def _by_threshold(flat: Tensor, among: Tensor, count: int) -> Tensor:
+    """The same as the compiled kernel, ties to the lowest index."""
     ranked = among & ~flat.isnan()
     total = int(ranked.count_nonzero())
     if count >= total:
-        return (ranked | _first(among & ~ranked, count - total)).view(scores.shape)
+        return ranked | _first(among & ~ranked, count - total)
     if count <= 0:
-        return torch.zeros_like(candidates)
+        return torch.zeros_like(among)
     threshold = _kth_largest(flat, ranked, count, total)
     mask = (flat > threshold) & ranked
     ties = (flat == threshold) & ranked
-    return (mask | _first(ties, count - int(mask.count_nonzero()))).view(scores.shape)
+    return mask | _first(ties, count - int(mask.count_nonzero()))
 
 
 def _kth_largest(scores: Tensor, ranked: Tensor, k: int, total: int) -> Tensor:

@@ -380,3 +380,16 @@ def update_steps(schedule: UpdateSchedule, first: int, last: int) -> Iterable[in
             begin, last + 1 if schedule.stop is None else min(schedule.stop, last + 1), schedule.freq
         )
     return (step for step in range(first, last + 1) if schedule(step))
+
+
+def next_update(schedule: UpdateSchedule, after: int) -> int | None:
+    """The first update step later than `after`; None if there is none within a million steps.
+
+    A function is asked about the next ten thousand steps only, as it has to be called for each of them.
+
+    Example:
+        >>> next_update(EveryNSteps(freq=100), after=100)
+        200
+    """
+    last = after + (1_000_000 if isinstance(schedule, EveryNSteps | AtSteps) else 10_000)
+    return next(iter(update_steps(schedule, after + 1, last)), None)

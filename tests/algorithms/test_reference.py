@@ -9,44 +9,49 @@ from torch import nn
 
 import rarefy
 from rarefy.initializers import generator_for
+from rarefy.ties import TieOrder
 
 UPDATES, SHAPE = 50, (10, 14)
 
 
-def largest(scores: np.ndarray, among: list[int], count: int) -> list[int]:
-    """Indices of the `count` largest scores; the lower index wins a tie."""
-    return sorted(among, key=lambda index: (-scores[index], index))[:count]
+def largest(scores: np.ndarray, among: list[int], count: int, order: TieOrder) -> list[int]:
+    """Indices of the `count` largest scores; the lower key wins a tie."""
+    keys = order.keys(torch.arange(scores.size)).tolist()
+    return sorted(among, key=lambda index: (-scores[index], keys[index]))[:count]
 
 
-def naive_magnitude(weight: np.ndarray, sparsity: float) -> np.ndarray:
+def naive_magnitude(weight: np.ndarray, sparsity: float, order: TieOrder) -> np.ndarray:
     mask = np.zeros(weight.size, bool)
-    mask[largest(np.abs(weight).ravel(), list(range(weight.size)), round((1 - sparsity) * weight.size))] = (
-        True
-    )
+    count = round((1 - sparsity) * weight.size)
+    mask[largest(np.abs(weight).ravel(), list(range(weight.size)), count, order)] = True
     return mask.reshape(weight.shape)
 
 
-def naive_drop_and_grow(weight, mask, sparsity, drop_fraction, grow_scores):
+def naive_drop_and_grow(weight, mask, sparsity, drop_fraction, grow_scores, order):
     magnitude, before = np.abs(weight).ravel(), np.flatnonzero(mask.ravel()).tolist()
     target = round((1 - sparsity) * weight.size)
     stay = min(len(before) - round(drop_fraction * len(before)), target)
-    kept = largest(magnitude, before, stay)
+    kept = largest(magnitude, before, stay, order)
     others = [index for index in range(weight.size) if index not in set(kept)]
     new = np.zeros(weight.size, bool)
-    new[kept + largest(grow_scores.ravel(), others, target - stay)] = True
+    new[kept + largest(grow_scores.ravel(), others, target - stay, order.other())] = True
     return new.reshape(weight.shape)
 
 
 def expected_mask(name, algorithm, weight, mask, dense_grad, update):
-    sparsity = algorithm.sparsity(algorithm.step, update)
+    sparsity, order = (
+        algorithm.sparsity(algorithm.step, update),
+        TieOrder.of(generator_for(3, "weight", update)),
+    )
     if name == "static":
         return mask
     if name == "gmp":
-        return naive_magnitude(weight, sparsity)
+        return naive_magnitude(weight, sparsity, order)
     grow = np.abs(dense_grad)
     if name == "set":
         grow = torch.rand(SHAPE, generator=generator_for(3, "weight", update)).numpy()
-    return naive_drop_and_grow(weight, mask, sparsity, algorithm.drop_fraction(algorithm.step, update), grow)
+    fraction = algorithm.drop_fraction(algorithm.step, update)
+    return naive_drop_and_grow(weight, mask, sparsity, fraction, grow, order)
 
 
 @pytest.mark.parametrize("name", ["static", "gmp", "set", "rigl"])

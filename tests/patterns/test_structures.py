@@ -14,6 +14,7 @@ from rarefy.initializers import checkerboard, from_zeros, parse_initializer, ran
 from rarefy.masks import drop_lowest, grow_highest, keep_top, kept_count, sparsity_of
 from rarefy.patterns import Pattern
 from rarefy.patterns.structures import FREE, Blocks, NOfM
+from rarefy.ties import TieOrder
 
 DTYPES = st.sampled_from([torch.float32, torch.bfloat16, torch.float64])
 NAN, INF = float("nan"), float("inf")
@@ -70,26 +71,34 @@ def sums(row, scores):
     return torch.stack([wide[unit].sum() for unit in row])
 
 
-def naive_update(row, mask, drop, grow, sparsity, fraction):
+def order_of(structure, shape, row):
+    """The order of the units of a row among all units."""
+    rows = units_of(structure, shape)
+    return TieOrder(9).among(torch.arange(len(row)) + rows.index(row) * len(row))
+
+
+def naive_update(row, mask, drop, grow, sparsity, fraction, order):
     """Spec §3 for one group: keep the highest active ones, grow to the target among all that were not kept."""
     flat = mask.flatten()
     active = torch.tensor([bool(flat[unit].any()) for unit in row])
     target, before = kept_count(len(row), sparsity), int(active.sum())
     if before == len(row):
-        return keep_top(sums(row, drop), target)
+        return keep_top(sums(row, drop), target, order)
     stay = min(before - round(fraction * before), target)
-    kept = drop_lowest(active, sums(row, drop), before - stay)
-    return grow_highest(kept, sums(row, grow), target - stay)
+    kept = drop_lowest(active, sums(row, drop), before - stay, order)
+    return grow_highest(kept, sums(row, grow), target - stay, order.other())
 
 
 @given(structured(), st.floats(0, 1), st.integers(0, 99), DTYPES)
 def test_keep_top_is_naive_selection_in_every_group(case, sparsity, seed, dtype):
     structure, shape = case
     scores = scores_of(shape, seed, dtype)
-    mask = structure.keep_top(scores, sparsity)
-    expected = naive(
-        structure, shape, lambda row: keep_top(sums(row, scores), kept_count(len(row), sparsity))
-    )
+    mask = structure.keep_top(scores, sparsity, TieOrder(9))
+
+    def best(row):
+        return keep_top(sums(row, scores), kept_count(len(row), sparsity), order_of(structure, shape, row))
+
+    expected = naive(structure, shape, best)
     assert torch.equal(mask, expected)
     assert int(mask.sum()) == structure.kept(shape, sparsity)
     assert structure.holds(mask, sparsity)
@@ -102,8 +111,12 @@ def test_drop_and_grow_is_the_naive_rule_in_every_group(case, sparsity, fraction
     drop, grow = scores_of(shape, seed, dtype), scores_of(shape, seed + 1, dtype)
     mask = structure.keep_top(scores_of(shape, seed + 2), sparsity) if regular else drop > 0.5
     before = mask.clone()
-    found = structure.drop_and_grow(mask, drop, grow, sparsity, fraction)
-    expected = naive(structure, shape, lambda row: naive_update(row, mask, drop, grow, sparsity, fraction))
+    found = structure.drop_and_grow(mask, drop, grow, sparsity, fraction, TieOrder(9))
+
+    def updated(row):
+        return naive_update(row, mask, drop, grow, sparsity, fraction, order_of(structure, shape, row))
+
+    expected = naive(structure, shape, updated)
     assert torch.equal(found, expected) and torch.equal(mask, before)
     assert int(found.sum()) == structure.kept(shape, sparsity)
 

@@ -34,7 +34,11 @@ def test_static(tmp_path: Path) -> None:
     assert [plan.name for plan in shown.parameters][:2] == ["body.weight", "body.bias"]
     weight, bias = of(shown, "middle.weight"), of(shown, "middle.bias")
     assert stages(weight) == [(0, 0.75, 64)] * 3
-    assert (weight.shape, weight.reason, weight.algorithm) == ((16, 16), "default filter", "static")
+    assert (weight.shape, weight.reason, weight.algorithm) == (
+        (16, 16),
+        "default filter: weight of a Linear",
+        "static",
+    )
     assert (weight.structure, weight.storage) == ("unstructured", "masked")
     assert (bias.reason, bias.stages, bias.storage) == ("fewer than two dimensions", (), "dense")
     assert [(plan.first, plan.last, plan.count) for plan in shown.updates] == [(None, None, 0)]

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from rarefy import filters
 from rarefy.algorithms import options
 from rarefy.algorithms.attachment import Attachment, check_state
+from rarefy.algorithms.few_connections import few_connections, warn_of_few
 from rarefy.algorithms.hooks import SparsityHook, TopologyHook, UserHooks
 from rarefy.algorithms.view import NEEDS, Needs, StepView, is_replaced
 from rarefy.distributed import agreed_seed
@@ -21,8 +22,8 @@ from rarefy.distributions import check_distribution, share_out
 from rarefy.errors import ConfigError, RarefyError
 from rarefy.filters import Candidate
 from rarefy.initializers import generator_for, parse_initializer
-from rarefy.patterns import parse_pattern
-from rarefy.schedules import AtSteps, EveryNSteps, Schedule, UpdateSchedule, update_steps
+from rarefy.patterns import Pattern, parse_pattern
+from rarefy.schedules import AtSteps, Schedule, UpdateSchedule, next_update
 from rarefy.storage.choice import check_compact
 from rarefy.storage.growth import GrowthRequest
 from rarefy.storage.parameter import SparseParameter
@@ -181,6 +182,7 @@ class SparsityAlgorithm(UserHooks, Sparsifier):
         self.target_sparsity = 0.0
         self._autoupdate = True
         self._accumulates = True
+        self._patterns: dict[str, Pattern] = {}
         self._attachment = Attachment(self)
         UserHooks.__init__(self)
 
@@ -227,7 +229,9 @@ class SparsityAlgorithm(UserHooks, Sparsifier):
     def apply(self, target: nn.Module | Optimizer) -> None:
         """Makes a model sparse, or follows an optimizer; see `Sparsifier.apply`."""
         if isinstance(target, nn.Module):
-            self.apply_to(self.select(target))
+            chosen = self.select(target)
+            self.apply_to(chosen)
+            warn_of_few(target, few_connections(self, chosen), chosen)
         elif isinstance(target, Optimizer):
             self._attachment.follow(target)
         else:
@@ -253,7 +257,7 @@ class SparsityAlgorithm(UserHooks, Sparsifier):
         """
         for name, candidate in chosen.items():
             try:
-                self.pattern.check(name, candidate.shape)
+                self.pattern.on(candidate.axes).check(name, candidate.shape)
                 if self.compute == "compact":
                     check_compact(candidate)
             except ConfigError as error:
@@ -274,6 +278,7 @@ class SparsityAlgorithm(UserHooks, Sparsifier):
         if self.seed is None:
             self.seed = agreed_seed(torch.initial_seed())
         self._attachment.reclaim(chosen)
+        self._patterns |= {name: self.pattern.on(candidate.axes) for name, candidate in chosen.items()}
         first = self.first_masks({name: candidate.parameter for name, candidate in chosen.items()})
         for name, candidate in chosen.items():
             self._set_mask(self._adopt(candidate), first[name])
@@ -298,8 +303,9 @@ class SparsityAlgorithm(UserHooks, Sparsifier):
 
     def _first_mask(self, name: str, weight: Tensor, sparsity: float) -> Tensor:
         options = sparsity, generator_for(self.seed or 0, name, 0), self.pattern.structure
-        pieces = self.pattern.split(weight.detach())
-        return self.pattern.merge([self.init_method(piece, *options) for piece in pieces])
+        pattern = self._patterns[name]
+        pieces = pattern.split(weight.detach())
+        return pattern.merge([self.init_method(piece, *options) for piece in pieces])
 
     # ---- updates ----
 
@@ -329,13 +335,8 @@ class SparsityAlgorithm(UserHooks, Sparsifier):
         return None
 
     def next_update_step(self, after: int) -> int | None:
-        """The first update step later than `after`; None if there is none within a million steps.
-
-        A function is asked about the next ten thousand steps only, as it has to be called for each of them.
-        """
-        is_listed = isinstance(self.update_schedule, EveryNSteps | AtSteps)
-        last = after + (1_000_000 if is_listed else 10_000)
-        return next(iter(update_steps(self.update_schedule, after + 1, last)), None)
+        """The first update step later than `after`; None if there is none for long."""
+        return next_update(self.update_schedule, after)
 
     def current(self, schedule: Schedule, ahead: int = 0) -> float:
         """The value of a schedule at this step, or `ahead` steps later, clamped to [0, 1]."""
@@ -351,7 +352,9 @@ class SparsityAlgorithm(UserHooks, Sparsifier):
         targets = share_out(self.distribution, self.target_sparsity, shapes)
         for name, target in targets.items():
             self._target_hooks(self, name, target)
-        return targets
+        return {
+            name: self._patterns[name].within_reach(shapes[name], share) for name, share in targets.items()
+        }
 
     def shares(self, target: float) -> dict[str, float]:
         """The sparsity of each parameter where that of the network is `target`."""

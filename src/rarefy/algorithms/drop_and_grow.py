@@ -18,6 +18,7 @@ from rarefy.storage.gradients import Shortlist
 from rarefy.storage.growth import GrowthRequest
 from rarefy.storage.parameter import SparseParameter
 from rarefy.storage.ranking import ranked_in_place
+from rarefy.ties import TieOrder
 
 
 class DropAndGrow(DynamicSparsityAlgorithm):
@@ -80,7 +81,8 @@ class DropAndGrow(DynamicSparsityAlgorithm):
             return self.keep_top(score, view.sparsity)
         grow = self.grow_score(view.weight, view.gradient)
         fraction = self.current(self.drop_fraction)
-        return self.pattern.structure.drop_and_grow(view.mask, score, grow, view.sparsity, fraction)
+        order = TieOrder.of(self.generator)
+        return self.pattern.structure.drop_and_grow(view.mask, score, grow, view.sparsity, fraction, order)
 
     # ---- connections that are ranked one by one ----
 
@@ -121,16 +123,18 @@ class DropAndGrow(DynamicSparsityAlgorithm):
 
     def _drop_and_grow(self, parameter: SparseParameter, sparsity: float, grad: Tensor | Shortlist) -> Tensor:
         (count,) = self._grow_counts(parameter, sparsity)
-        kept = parameter.keep_top(torch.abs, kept_count(parameter.shape.numel(), sparsity) - count)
+        order = TieOrder.of(self.generator)
+        kept = parameter.keep_top(torch.abs, kept_count(parameter.shape.numel(), sparsity) - count, order)
         if isinstance(grad, Shortlist):
-            return grad.grow(kept, count, self.gradient_score)
-        return grow_highest(kept, ranked_in_place(grad, self.gradient_score), count)
+            return grad.grow(kept, count, self.gradient_score, order.other())
+        return grow_highest(kept, ranked_in_place(grad, self.gradient_score), count, order.other())
 
     def _most_grown(self, parameter: SparseParameter) -> list[int]:
         """The most that an update now or after this step adds in each piece."""
         counts = []
         for ahead in (0, 1):
-            sparsity = self.shares(self.target_at(self.step + ahead, self.updates))[parameter.name]
+            share = self.shares(self.target_at(self.step + ahead, self.updates))[parameter.name]
+            sparsity = parameter.pattern.within_reach(parameter.shape, share)
             counts.append(self._grow_counts(parameter, sparsity, ahead))
         return [max(both) for both in zip(*counts, strict=True)]
 

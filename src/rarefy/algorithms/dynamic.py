@@ -19,6 +19,7 @@ from rarefy.initializers import check_mask, generator_for
 from rarefy.schedules import parse_update_schedule
 from rarefy.storage.gradients import Shortlist
 from rarefy.storage.parameter import SparseParameter
+from rarefy.ties import TieOrder
 
 
 class DynamicSparsityAlgorithm(SparsityAlgorithm):
@@ -88,6 +89,8 @@ class DynamicSparsityAlgorithm(SparsityAlgorithm):
     def keep_top(self, scores: Tensor, sparsity: float) -> Tensor:
         """The mask of the highest scores at a sparsity, which obeys the `pattern` of this algorithm.
 
+        Equal scores are told apart by an order that belongs to the seed, the parameter and the update.
+
         Args:
             scores: the shape of the weight that `update_mask` was given; higher = keep.
             sparsity: fraction of inactive connections, in [0, 1].
@@ -95,7 +98,7 @@ class DynamicSparsityAlgorithm(SparsityAlgorithm):
         Returns:
             Bool tensor of the shape of `scores`.
         """
-        return self.pattern.structure.keep_top(scores, sparsity)
+        return self.pattern.structure.keep_top(scores, sparsity, TieOrder.of(self.generator))
 
     def apply_to(self, chosen: Mapping[str, Candidate]) -> None:
         """Makes exactly these parameters sparse; see `SparsityAlgorithm.apply_to`."""

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from rarefy.algorithms.base import Sparsifier, SparsityAlgorithm
+from rarefy.algorithms.few_connections import few_connections, warn_of_few
 from rarefy.algorithms.hooks import SparsityHook, TopologyHook
 from rarefy.errors import RarefyError
 from rarefy.filters import Candidate
@@ -55,6 +56,12 @@ class Group(Sparsifier):
             algorithm.check(share)
         for algorithm, share in shares:
             algorithm.apply_to(share)
+        few = {
+            name: said
+            for algorithm, share in shares
+            for name, said in few_connections(algorithm, share).items()
+        }
+        warn_of_few(target, few, [name for _, share in shares for name in share])
 
     def _shares(self, model: nn.Module) -> list[dict[str, Candidate]]:
         taken: set[str] = set()

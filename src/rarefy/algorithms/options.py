@@ -51,6 +51,16 @@ def parse_fraction(value: Any, path: str, *, below_one: bool = False) -> Schedul
     return schedule
 
 
+def highest_number(schedule: Schedule) -> float:
+    """The highest fraction that is written in a schedule; 0 for a function, which does not tell.
+
+    Example:
+        >>> highest_number(Cycling([0.5, 0.9]))
+        0.9
+    """
+    return max((number for _, number in _written_numbers(schedule)), default=0.0)
+
+
 def _written_numbers(schedule: Schedule) -> list[tuple[str, float]]:
     """The numbers of a schedule that stand on its own scale, by the path of each."""
     if isinstance(schedule, Cycling):

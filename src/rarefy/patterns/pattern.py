@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from rarefy.errors import ConfigError
+from rarefy.masks import kept_count
 from rarefy.patterns.structures import FREE, Blocks, NOfM, Structure
+from rarefy.roles import OUT_IN, Axes
 from rarefy.validation import shorten
 
 
@@ -17,12 +19,14 @@ from rarefy.validation import shorten
 class Pattern:
     """Independent pieces of a weight, each of which keeps its own count of connections in a structure.
 
-    A weight is [out, in, …]; `axis` 0 makes groups of output rows, 1 groups of input columns.
+    A weight is [out, in, …]; `axis` 0 makes groups of output rows, 1 groups of input columns. The pieces of a weight
+    that its module holds as [in, out, …] are turned around, so that a structure finds the outputs in dimension 0.
 
     Args:
         axis: the dimension that is cut in groups; None leaves the weight whole.
         groups: how many equal groups; ≥ 1.
         structure: how connections are chosen inside a piece.
+        axes: how the module reads the weight's dimensions.
 
     Example:
         >>> [piece.shape for piece in Pattern(axis=0, groups=2).split(torch.zeros(4, 3))]
@@ -34,6 +38,7 @@ class Pattern:
     axis: int | None = None
     groups: int = 1
     structure: Structure = FREE
+    axes: Axes = OUT_IN
 
     def __str__(self) -> str:
         balance = f"{self.key}: {self.groups}" if self.key else ""
@@ -42,20 +47,56 @@ class Pattern:
 
     def split(self, tensor: Tensor) -> Sequence[Tensor]:
         """The pieces of `tensor`, as views, in order."""
-        return (tensor,) if self.axis is None else tensor.chunk(self.groups, dim=self.axis)
+        turned = self._turned(tensor)
+        return (turned,) if self.axis is None else turned.chunk(self.groups, dim=self.axis)
 
     def merge(self, pieces: Sequence[Tensor]) -> Tensor:
         """The inverse of `split`."""
-        return pieces[0] if self.axis is None else torch.cat(list(pieces), dim=self.axis)
+        whole = pieces[0] if self.axis is None else torch.cat(list(pieces), dim=self.axis)
+        return self._turned(whole).contiguous()
+
+    def on(self, axes: Axes) -> Pattern:
+        """The same pattern for a weight whose module reads its dimensions in this way.
+
+        Example:
+            >>> turned = Pattern(axis=0, groups=2).on(Axes(transposed=True))
+            >>> [piece.shape for piece in turned.split(torch.zeros(3, 4))]
+            [torch.Size([2, 3]), torch.Size([2, 3])]
+        """
+        return replace(self, axes=axes)
+
+    @property
+    def _is_turned(self) -> bool:
+        return self.axes.transposed and (self.axis is not None or self.structure != FREE)
+
+    def _turned(self, tensor: Tensor) -> Tensor:
+        """[out, in, …] from a weight [in, out, …], and the reverse."""
+        return tensor.transpose(0, 1) if self._is_turned else tensor
 
     def kept(self, shape: Sequence[int], sparsity: float) -> int:
-        """How many connections of a weight are active at a sparsity, exactly.
+        """How many connections of a weight are active at a sparsity, exactly; at least one of each piece.
 
         Example:
             >>> Pattern(axis=0, groups=2).kept((4, 5), 0.75)
             4
         """
-        return self.groups * self.structure.kept(self._piece(shape), sparsity)
+        piece = self._piece(self._oriented(shape))
+        return self.groups * self.structure.kept(piece, self.within_reach(shape, sparsity))
+
+    def within_reach(self, shape: Sequence[int], sparsity: float) -> float:
+        """The sparsity, lowered where rounding would leave a weight, or a group of it, without any connection.
+
+        Args:
+            shape: of the weight.
+            sparsity: that is asked for; 1 means no connections and stays.
+
+        Example:
+            >>> Pattern().within_reach((1, 16), 0.98), Pattern().within_reach((16, 16), 0.98)
+            (0.9375, 0.98)
+        """
+        units = self.structure.layout(self._piece(self._oriented(shape)))[1]
+        is_empty = units > 0 and kept_count(units, sparsity) == 0
+        return 1.0 - 1.0 / units if is_empty and sparsity < 1.0 else sparsity
 
     @property
     def key(self) -> str:
@@ -68,19 +109,46 @@ class Pattern:
         Raises:
             ConfigError: a dimension is missing, or not a multiple of groups, m or block.
         """
+        if self.axis is not None or self.structure != FREE:
+            self._check_axes(name, shape)
         if self.axis is None:
-            self.structure.check(name, shape)
+            self.structure.check(name, self._oriented(shape))
             return
+        shape = self._oriented(shape)
         if len(shape) <= self.axis or shape[self.axis] % self.groups:
             size = shape[self.axis] if len(shape) > self.axis else 0
             side = "output" if self.axis == 0 else "input"
             raise ConfigError(
                 self.key, self.groups, f"a divisor of the {size} {side} features of {name} {list(shape)}"
             )
-        self.structure.check(f"each group of {name}", self._piece(shape))
+        self.structure.check(f"each group of {name}", self._piece(self._oriented(shape)))
+
+    def _check_axes(self, name: str, shape: Sequence[int]) -> None:
+        """Refuses a weight in whose dimensions outputs and inputs cannot be told apart."""
+        given, allowed = (
+            str(self),
+            "unstructured connections for this weight, or a param_filter that leaves it out",
+        )
+        if self.axes.unknown:
+            raise ConfigError(self.key or "pattern", f"{given} for {name} ({self.axes.unknown})", allowed)
+        convolution_groups = self.axes.groups
+        if convolution_groups == 1:
+            return
+        # A convolution with groups has several sets of inputs (of outputs, where it is transposed) in one dimension.
+        split_axis = 0 if self.axes.transposed else 1
+        if self.axis == split_axis:
+            side = "outputs" if self.axes.transposed else "inputs"
+            problem = f"its {convolution_groups} groups see different {side}"
+            raise ConfigError(self.key, f"{given} for {name} ({problem})", allowed)
+        share = [size // convolution_groups if axis == 0 else size for axis, size in enumerate(shape)]
+        if self.structure != FREE:
+            self.structure.check(f"each of the {convolution_groups} groups of {name}", self._oriented(share))
+
+    def _oriented(self, shape: Sequence[int]) -> list[int]:
+        return [shape[1], shape[0], *shape[2:]] if self._is_turned and len(shape) > 1 else list(shape)
 
     def _piece(self, shape: Sequence[int]) -> list[int]:
-        """The shape of a piece."""
+        """The shape of a piece of an oriented shape."""
         return [size // self.groups if axis == self.axis else size for axis, size in enumerate(shape)]
 
 

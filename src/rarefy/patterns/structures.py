@@ -16,6 +16,7 @@ from torch import Tensor
 
 from rarefy import kernels, masks
 from rarefy.errors import ConfigError, RarefyError
+from rarefy.ties import DEFAULT_ORDER, TieOrder
 
 TOLERANCE = 5e-4
 
@@ -66,24 +67,30 @@ class Structure(ABC):
         rows, units = self.layout(shape)
         return rows * masks.kept_count(units, sparsity) * (math.prod(shape) // max(rows * units, 1))
 
-    def keep_top(self, scores: Tensor, sparsity: float) -> Tensor:
+    def keep_top(self, scores: Tensor, sparsity: float, order: TieOrder = DEFAULT_ORDER) -> Tensor:
         """The mask of the highest scores of a piece.
 
         Args:
             scores: of every connection; higher = keep.
             sparsity: fraction of inactive connections, in [0, 1].
+            order: decides among units of equal scores.
 
         Example:
             >>> NOfM(1, 2).keep_top(torch.tensor([[1.0, 2.0, 9.0, 8.0]]), 0.5).int()
             tensor([[0, 1, 1, 0]], dtype=torch.int32)
         """
         rows = self.fold(scores)
-        return self.unfold(
-            masks.keep_top_in_rows(rows, masks.kept_count(rows.shape[1], sparsity)), scores.shape
-        )
+        count = masks.kept_count(rows.shape[1], sparsity)
+        return self.unfold(masks.keep_top_in_rows(rows, count, order), scores.shape)
 
     def drop_and_grow(
-        self, mask: Tensor, drop_scores: Tensor, grow_scores: Tensor, sparsity: float, fraction: float
+        self,
+        mask: Tensor,
+        drop_scores: Tensor,
+        grow_scores: Tensor,
+        sparsity: float,
+        fraction: float,
+        order: TieOrder = DEFAULT_ORDER,
     ) -> Tensor:
         """The mask of a piece after one update; see `masks.drop_and_grow`.
 
@@ -95,7 +102,7 @@ class Structure(ABC):
         units = self.fold_mask(mask)
         count = masks.kept_count(units.shape[1], sparsity)
         folded = self.fold(drop_scores), self.fold(grow_scores)
-        return self.unfold(masks.drop_and_grow(units, *folded, count, fraction), mask.shape)
+        return self.unfold(masks.drop_and_grow(units, *folded, count, fraction, order), mask.shape)
 
     def require(self, mask: Tensor, sparsity: float, source: str, advice: str) -> Tensor:
         """The mask of a piece, if it has this structure.

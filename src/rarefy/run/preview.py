@@ -182,7 +182,7 @@ def _stages(algorithm: SparsityAlgorithm, total_steps: int) -> dict[str, tuple[S
     shares = [share_out(algorithm.distribution, target, shapes) for target in targets]
     return {
         name: tuple(
-            Stage(step, share[name], algorithm.pattern.kept(shape, share[name]))
+            Stage(step, share[name], algorithm.parameters[name].pattern.kept(shape, share[name]))
             for (step, _), share in zip(chosen, shares, strict=True)
         )
         for name, shape in shapes.items()

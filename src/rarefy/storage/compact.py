@@ -13,6 +13,7 @@ from rarefy.nn import SparseLinear, move_entries
 from rarefy.storage.gradients import DenseGradient
 from rarefy.storage.optimizer_state import change_state
 from rarefy.storage.ranking import Score
+from rarefy.ties import TieOrder
 
 
 class CompactStorage:
@@ -60,13 +61,13 @@ class CompactStorage:
         """Gathered."""
         return self.layer.gather(dense)
 
-    def keep_top(self, score: Score, count: int) -> Tensor:
+    def keep_top(self, score: Score, count: int, order: TieOrder) -> Tensor:
         """By the scores of the values alone, unless ties are to be told apart by their places in the weight."""
         scores = score(self.weight.detach())
         kept = masks.keep_top(scores, count)
         if masks.is_unique(kept, scores):
             return self.layer.scatter(kept)
-        return masks.drop_lowest(self.mask, self.layer.scatter(scores), self.active - count)
+        return masks.drop_lowest(self.mask, self.layer.scatter(scores), self.active - count, order)
 
     def set_mask(self, mask: Tensor, optimizers: Iterable[Optimizer]) -> None:
         """Moves values, gradient and optimizer state to the new connections."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from rarefy import masks
 from rarefy.errors import RarefyError
 from rarefy.storage.ranking import Score
+from rarefy.ties import DEFAULT_ORDER, TieOrder
 
 
 @dataclass(frozen=True)
@@ -60,16 +61,17 @@ class Shortlist:
         """Whether these numbers of connections can be grown from it."""
         return all(needed <= listed for needed, listed in zip(counts, self.counts, strict=True))
 
-    def grow(self, kept: Tensor, count: int, score: Score) -> Tensor:
+    def grow(self, kept: Tensor, count: int, score: Score, order: TieOrder = DEFAULT_ORDER) -> Tensor:
         """What `masks.grow_highest` makes of `kept` by the scores of the gradient; for a weight without groups.
 
         Args:
             kept: bool, the active connections; those that were dropped before are not.
             count: how many to grow; covered by the list.
             score: ranks every entry by itself.
+            order: decides among equal scores.
         """
         grown, places = kept.flatten().clone(), self.places.long()
-        grown[places] = masks.grow_highest(grown[places], score(self.entries), count)
+        grown[places] = masks.grow_highest(grown[places], score(self.entries), count, order.among(places))
         return grown.view(kept.shape)
 
     def dense(self, shape: torch.Size) -> Tensor:

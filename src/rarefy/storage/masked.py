@@ -12,6 +12,7 @@ from rarefy import masks
 from rarefy.storage.gradients import DenseGradient, LastSelected
 from rarefy.storage.optimizer_state import same_shaped
 from rarefy.storage.ranking import Score
+from rarefy.ties import TieOrder
 
 
 class MaskedStorage:
@@ -66,9 +67,9 @@ class MaskedStorage:
         """As it is."""
         return dense
 
-    def keep_top(self, score: Score, count: int) -> Tensor:
+    def keep_top(self, score: Score, count: int, order: TieOrder) -> Tensor:
         """By the score of the whole weight."""
-        return masks.drop_lowest(self.mask, score(self.dense_weight()), self.active - count)
+        return masks.drop_lowest(self.mask, score(self.dense_weight()), self.active - count, order)
 
     def set_mask(self, mask: Tensor, optimizers: Iterable[Optimizer]) -> None:
         """Replaces the mask and zeroes what it drops."""

@@ -20,6 +20,7 @@ from rarefy.storage.masked import MaskedStorage
 from rarefy.storage.optimizer_state import change_state
 from rarefy.storage.protocol import Storage, checksum
 from rarefy.storage.ranking import Score
+from rarefy.ties import DEFAULT_ORDER, TieOrder
 
 Kind = Literal["masked", "compact"]
 
@@ -45,6 +46,7 @@ class SparseParameter:
     """
 
     def __init__(self, candidate: Candidate, pattern: Pattern) -> None:
+        pattern = pattern.on(candidate.axes)
         pattern.check(candidate.name, candidate.shape)
         self.name, self.places, self.pattern = candidate.name, candidate.places, pattern
         first = candidate.places[0]
@@ -98,14 +100,15 @@ class SparseParameter:
         """The dense weight with exact zeros, without gradient; do not write to it."""
         return self.storage.dense_weight()
 
-    def keep_top(self, score: Score, count: int) -> Tensor:
+    def keep_top(self, score: Score, count: int, order: TieOrder = DEFAULT_ORDER) -> Tensor:
         """The mask of the active connections with the highest scores, in the shape of the dense weight.
 
         Args:
             score: ranks weights, each by itself; given the dense weight, or the active ones in any order.
             count: how many to keep; clamped to the number of active ones.
+            order: decides among equal scores.
         """
-        return self.storage.keep_top(score, count)
+        return self.storage.keep_top(score, count, order)
 
     def set_mask(self, mask: Tensor, optimizers: Iterable[Optimizer]) -> None:
         """Gives the weight a new topology, all of which forward passes use.

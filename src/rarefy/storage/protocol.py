@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from rarefy.storage.gradients import DenseGradient
 from rarefy.storage.ranking import Score
+from rarefy.ties import TieOrder
 
 
 class Storage(Protocol):
@@ -59,7 +60,7 @@ class Storage(Protocol):
         """The reverse: the entries at the active connections, in the form of `weight`."""
         ...
 
-    def keep_top(self, score: Score, count: int) -> Tensor:
+    def keep_top(self, score: Score, count: int, order: TieOrder) -> Tensor:
         """The mask of the best active connections; see `SparseParameter.keep_top`."""
         ...
 

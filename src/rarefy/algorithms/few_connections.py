@@ -1,0 +1,77 @@
+"""One warning about weights that would keep hardly a connection for each output, with the filter that spares them."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import Protocol
+
+from torch import nn
+
+from rarefy.algorithms.options import highest_number
+from rarefy.distributions import share_out
+from rarefy.filters import Candidate, candidates
+from rarefy.patterns import Pattern
+from rarefy.schedules import Schedule
+
+
+class SharesOut(Protocol):
+    """What is asked of an algorithm."""
+
+    sparsity: Schedule
+    pattern: Pattern
+    distribution: str
+
+
+ENOUGH = 4
+_MOST_NAMED, _MOST_GLOBS = 3, 4
+
+
+def few_connections(algorithm: SharesOut, chosen: Mapping[str, Candidate]) -> dict[str, str]:
+    """The weights that keep fewer than about four connections an output, and how many.
+
+    Args:
+        algorithm: that makes them sparse.
+        chosen: weights by name.
+    """
+    shapes = {name: candidate.shape for name, candidate in chosen.items()}
+    highest = min(highest_number(algorithm.sparsity), algorithm.pattern.structure.highest)
+    shares = share_out(algorithm.distribution, highest, shapes)
+    found = {}
+    for name, candidate in chosen.items():
+        shape = candidate.shape
+        outputs = shape[1 if candidate.axes.transposed else 0]
+        kept = algorithm.pattern.on(candidate.axes).kept(shape, shares[name])
+        if kept < min(ENOUGH * outputs, shape.numel()):
+            found[name] = f"{name} {list(shape)} keeps {kept} of {shape.numel()} connections"
+    return found
+
+
+def warn_of_few(model: nn.Module, few: Mapping[str, str], chosen: Iterable[str]) -> None:
+    """Warns once, of all of them.
+
+    Args:
+        model: that becomes sparse.
+        few: what to say of each weight.
+        chosen: names of all weights that become sparse.
+    """
+    if not few:
+        return
+    named = list(few.values())[:_MOST_NAMED]
+    more = f" and {len(few) - len(named)} more" if len(few) > len(named) else ""
+    warnings.warn(
+        f"fewer than {ENOUGH} connections an output: {'; '.join(named)}{more}; to leave them dense, "
+        f"{_remedy(model, few, chosen)}",
+        stacklevel=4,
+    )
+
+
+def _remedy(model: nn.Module, few: Mapping[str, str], chosen: Iterable[str]) -> str:
+    others = [name for name in chosen if name not in few]
+    globs = list(dict.fromkeys(re.sub(r"(^|\.)\d+(?=\.|$)", r"\1*", name) for name in others))
+    matched = [c.name for c in candidates(model) if any(fnmatch.fnmatchcase(c.name, glob) for glob in globs)]
+    if others and len(globs) <= _MOST_GLOBS and sorted(matched) == sorted(others):
+        return f"give param_filter: {globs if len(globs) > 1 else globs[0]}"
+    return "set requires_dense = True on their modules or parameters before apply, or name the others in param_filter"
