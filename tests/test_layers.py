@@ -32,6 +32,7 @@ FLOORS = {
     "ties": 2,
     "roles": 3,
     "filters": 5,
+    "tensors": 3,
     "nn": 4,
     "patterns": 4,
     "cost": 5,
@@ -157,6 +158,7 @@ REGISTRARS = {
     "algorithms.attachment.following",  # optimizers, and the gradients of sparse weights
     "algorithms.attachment.keep_pruned",  # files and copies of sparse weights
     "integrations.signed_zeros",  # files of Transformers
+    "tensors.gradient",  # the gradient of a sparse weight, to be gathered
     "trainer.state",  # an optimizer's state, before it is loaded
 }
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+import weakref
+from typing import ClassVar
 
 import pytest
 import torch
@@ -193,3 +195,98 @@ def test_modes_and_transforms_are_noticed():
 
 def test_a_private_function_that_torch_lacks_answers_that_everything_is_watched():
     assert torch_private.private("_removed_from_torch")() is True
+
+
+# ---- tensor subclasses ----
+
+
+def test_forward_gradients_are_seen():
+    assert not torch_private.has_forward_gradients()
+    with torch.autograd.forward_ad.dual_level():
+        assert torch_private.has_forward_gradients()
+
+
+class Watched(torch.Tensor):
+    """Notes what it is asked."""
+
+    asked: ClassVar[list[object]] = []
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        cls.asked.append(func)
+        return super().__torch_function__(func, types, args, kwargs)
+
+
+def test_subclass_functions_are_left_out():
+    tensor = torch.ones(2).as_subclass(Watched)
+    Watched.asked.clear()
+    with torch_private.without_subclass_functions():
+        torch.neg(tensor)
+    assert not Watched.asked
+    torch.neg(tensor)
+    assert Watched.asked
+
+
+def test_a_wrapper_has_a_shape_and_no_memory():
+    class Wrapper(torch.Tensor):
+        @classmethod
+        def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+            return torch.tensor(3.0)
+
+    wrapper = torch_private.make_wrapper(Wrapper, (3, 2), dtype=torch.float64)
+    assert wrapper.shape == (3, 2) and wrapper.dtype == torch.float64 and torch.ops.aten.neg(wrapper) == 3
+
+
+def test_modes_are_left():
+    with torch.utils.flop_counter.FlopCounterMode(display=False) as counter:
+        with torch_private.without_modes():
+            torch.ones(2, 2) @ torch.ones(2, 2)
+            assert not torch_private.has_mode()
+        assert counter.get_total_flops() == 0
+
+
+def test_nested_containers():
+    assert torch_private.leaves([1, {"a": (2, 3)}]) == [1, 2, 3]
+    assert torch_private.mapped(lambda x: x + 1, [1, {"a": (2,)}]) == [2, {"a": (3,)}]
+
+
+def test_a_function_that_is_not_compiled_may_be_traced_through():
+    calls = []
+
+    @torch_private.not_compiled
+    def double(x):
+        return x * 2
+
+    def backend(graph, examples):
+        calls.append(graph)
+        return graph
+
+    x = torch.ones(2)
+    assert torch.equal(torch.compile(double, backend=backend)(x), 2 * x) and not calls
+    assert torch.equal(torch.compile(lambda y: double(y) + 1, backend=backend, fullgraph=True)(x), 2 * x + 1)
+    assert len(calls) == 1
+    torch.compiler.reset()
+
+
+def test_content_is_replaced_whoever_knows_the_tensor():
+    layer, fired = nn.Linear(3, 2), []
+    weight = layer.weight
+    weight.note = "kept"
+    handle = weight.register_hook(lambda grad: fired.append("gradient"))
+    weight.register_post_accumulate_grad_hook(lambda parameter: fired.append(parameter.shape))
+    reference, loss = weakref.ref(weight), layer(torch.ones(1, 3)).sum()
+    torch_private.replace_content(weight, nn.Parameter(torch.ones(4, 3, dtype=torch.float64)))
+    assert layer.weight is weight is reference() and weight.shape == (4, 3) and weight.note == "kept"
+    (weight * 2).sum().backward()
+    assert fired == ["gradient", torch.Size([4, 3])] and torch.equal(weight.grad, torch.full_like(weight, 2))
+    handle.remove()
+    weight.sum().backward()
+    assert fired[2:] == [torch.Size([4, 3])]
+    with pytest.raises(RuntimeError, match="changed its storage, dtype or device after the forward pass"):
+        loss.backward()
+
+
+def test_content_of_a_frozen_tensor_is_replaced():
+    weight = nn.Parameter(torch.ones(2), requires_grad=False)
+    torch_private.replace_content(weight, nn.Parameter(torch.zeros(3), requires_grad=False))
+    assert weight.shape == (3,) and not weight.requires_grad

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn, optim
+from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._pytree import tree_leaves, tree_map
 
 # ---- modules and their hooks ----
 
@@ -207,3 +209,105 @@ def private(name: str) -> Callable[[], Any]:
 
 has_mode = private("_len_torch_dispatch_stack")
 has_transform = private("_are_functorch_transforms_active")
+
+
+# ---- tensor subclasses ----
+
+without_subclass_functions: Any = torch._C.DisableTorchFunctionSubclass
+"""A context in which a subclass's `__torch_function__` is not asked; its `__torch_dispatch__` still is."""
+
+make_wrapper: Any = torch.Tensor._make_wrapper_subclass  # pyright: ignore[reportAttributeAccessIssue]
+"""Makes a tensor of a subclass that has a shape, but no memory of its own."""
+
+
+def not_compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Keeps the compiler from compiling a function by itself; what calls it may still be traced through it.
+
+    Between two graphs, a compiled `__torch_function__` would be called by what it calls.
+
+    Args:
+        function: to be decorated; it stays as it is.
+
+    Example:
+        >>> not_compiled(not_compiled) is not_compiled
+        True
+    """
+    frames: Any = torch._C._dynamo.eval_frame
+    code: Any = function.__code__
+    if hasattr(frames, "skip_code"):  # torch 2.6
+        frames.skip_code(code)
+    else:
+        skipped, traced = frames._FrameAction.SKIP, frames._FrameAction.DEFAULT
+        frames.set_code_exec_strategy(code, frames._FrameExecStrategy(skipped, traced))
+    return function
+
+
+without_modes: Any = _disable_current_modes
+"""A context in which real tensors are computed with, also while a compiler or an exporter traces."""
+
+leaves: Any = tree_leaves
+"""What is found in nested lists, tuples and dicts."""
+
+mapped: Any = tree_map
+"""The same nested containers with every leaf replaced by what a function makes of it."""
+
+
+def has_forward_gradients() -> bool:
+    """Whether forward-mode differentiation is going on.
+
+    Example:
+        >>> has_forward_gradients()
+        False
+    """
+    return torch.autograd.forward_ad._current_level >= 0
+
+
+def replace_content(tensor: Tensor, new: Tensor) -> None:
+    """Makes a leaf what `new` is, of whichever class, shape and dtype; it stays the same Python object.
+
+    `torch.utils.swap_tensors` does the same, but refuses a tensor that a weak reference or a graph knows, and loses
+    hooks. Here references go on, hooks are connected again, and a backward pass through an older graph is refused.
+
+    Args:
+        tensor: a leaf; its gradient is dropped.
+        new: nobody else needs it.
+
+    Example:
+        >>> weight = torch.nn.Parameter(torch.ones(2, 2))
+        >>> replace_content(weight, torch.nn.Parameter(torch.zeros(3)))
+        >>> weight.shape
+        torch.Size([3])
+    """
+    with without_subclass_functions():
+        tensor.grad = None
+        _refuse_older_graphs(tensor)
+        hooks = tensor._backward_hooks
+        later = getattr(tensor, "_post_accumulate_grad_hooks", None)
+        tensor.__class__, new.__class__ = new.__class__, tensor.__class__
+        vars(tensor).update(vars(new))
+        vars(new).clear()
+        torch._C._swap_tensor_impl(tensor, new)
+        # the dicts of hooks stayed with the Python object, but the content inside does not know them yet
+        requires_grad = tensor.requires_grad
+        tensor.requires_grad_(True)
+        if hooks is not None:
+            tensor._backward_hooks = hooks
+        if later is not None:
+            tensor._post_accumulate_grad_hooks = later  # pyright: ignore[reportAttributeAccessIssue]
+        tensor.requires_grad_(requires_grad)
+
+
+def _refuse_older_graphs(tensor: Tensor) -> None:
+    """Makes every backward pass through a graph that was built with this leaf an error."""
+    torch.autograd.graph.increment_version(tensor)
+    if tensor.requires_grad:
+        with torch.enable_grad():
+            node = torch.autograd.graph.get_gradient_edge(tensor).node
+        node.register_prehook(_refuse)
+
+
+def _refuse(_: Any) -> None:
+    raise RuntimeError(
+        "one of the variables needed for gradient computation has been modified by an inplace operation: a weight "
+        "changed its storage, dtype or device after the forward pass; compute the loss again"
+    )

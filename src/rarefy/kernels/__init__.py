@@ -4,7 +4,7 @@ from rarefy.kernels.block_ops import block_linear
 from rarefy.kernels.blocks import BlockTopology
 from rarefy.kernels.instruction_sets import available, instruction_set
 from rarefy.kernels.native import Layout
-from rarefy.kernels.ops import infer, select_gradient_, sparse_linear
+from rarefy.kernels.ops import dense_gradient, infer, select_gradient_, sparse_linear
 from rarefy.kernels.panels import Panels
 from rarefy.kernels.selection import block_sums, keep_n_of_m, keep_top, keep_top_blocks
 
@@ -15,6 +15,7 @@ __all__ = [
     "available",
     "block_linear",
     "block_sums",
+    "dense_gradient",
     "infer",
     "instruction_set",
     "keep_n_of_m",

@@ -225,7 +225,7 @@ def _gradients(ctx: Any, grad: Tensor, once_more: bool = False) -> tuple[Tensor 
         grad_bias = grad_bias.to(ctx.bias_dtype)
     grad_probe = None
     if ctx.needs_input_grad[3]:
-        grad_probe = _dense_gradient(grad, x).to(ctx.probe_dtype)
+        grad_probe = dense_gradient(grad, x).to(ctx.probe_dtype)
     return grad_x, grad_values, grad_bias, grad_probe, *(None,) * (len(structure) + 1)
 
 
@@ -271,7 +271,7 @@ class _SparseLinearBackward(torch.autograd.Function):
         through_values = _SparseLinear.apply(x, of_values, None, None, *panels)
         grad_x = _SparseLinearBackward.apply(None, grad, x, of_values, *panels, [True, False, False])[0]
         grad_values = _SparseLinearBackward.apply(None, grad, of_x, values, *panels, [False, True, False])[1]
-        grad_probe = _dense_gradient(grad, of_x).to(probe.dtype) if ctx.needs_input_grad[0] else None
+        grad_probe = dense_gradient(grad, of_x).to(probe.dtype) if ctx.needs_input_grad[0] else None
         return grad_probe, through_x + through_values, grad_x, grad_values, *(None,) * (len(panels) + 1)
 
 
@@ -303,7 +303,7 @@ def _backward_flops(
     return sum(rest[-1][:2]) * 2 * values[0] * math.prod(x[:-1])
 
 
-def _dense_gradient(grad: Tensor, x: Tensor) -> Tensor:
+def dense_gradient(grad: Tensor, x: Tensor) -> Tensor:
     """gradᵀ · x, both with any number of batch dimensions."""
     grad = grad.reshape(_tokens(grad), grad.shape[-1])
     x = x.reshape(_tokens(x), x.shape[-1])

@@ -1,0 +1,166 @@
+"""Element-wise operations: on the values, wherever that is what the dense weight would do at its active connections.
+
+Whether an operation leaves zeros zero, it is asked itself, with single zeros in the place of sparse tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rarefy.tensors.cell import Role
+from rarefy.tensors.stored import StoredWeight
+from rarefy.tensors.topology import Topology
+from rarefy.tensors.views import written_arguments
+from rarefy.tensors.writes import make_room_for, on_topology
+from rarefy.torch_private import leaves, mapped, without_modes
+
+_ANNIHILATING = (torch.ops.aten.mul, torch.ops.aten.mul_)
+_DIVIDING = (torch.ops.aten.div, torch.ops.aten.div_, torch.ops.aten.addcdiv, torch.ops.aten.addcdiv_)
+_ADDING_PRODUCTS = (torch.ops.aten.addcmul, torch.ops.aten.addcmul_)
+
+
+def elementwise(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """The result by the values alone; NotImplemented where zeros would not stay zero."""
+    if any(isinstance(one, StoredWeight) for one in kwargs.values()):
+        return NotImplemented
+    if func._schema.is_mutable:
+        return _in_place(func, args, kwargs) if isinstance(args[0], StoredWeight) else NotImplemented
+    return _new(func, args, kwargs)
+
+
+def _in_place(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    target = args[0]
+    if target.role is Role.FREE and not _zeros_stay(func, args, kwargs):
+        return NotImplemented
+    # a product is zero where the target has no connection, so it needs no room for those of the other factor
+    if not annihilates(func, args) or func.overloadpacket._qualified_op_name.startswith("aten::addc"):
+        for other in args[1:]:
+            if isinstance(other, StoredWeight) and not target.topology.equals(other.topology):
+                make_room_for(target, other)
+    func(*(at_connections(one, target.topology) for one in args), **kwargs)
+    target._cell.written()
+    return target
+
+
+def _new(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    sparse = [one for one in args if isinstance(one, StoredWeight)]
+    if not sparse:
+        return NotImplemented
+    first = next((one for one in sparse if one.role is Role.COMPANION), sparse[0])
+    if not all(first.topology.equals(one.topology) for one in sparse):
+        return NotImplemented
+    if any(isinstance(one, Tensor) and one.dim() > 2 for one in args) or not _zeros_stay(func, args, kwargs):
+        return NotImplemented
+    result = func(*(at_connections(one, first.topology) for one in args), **kwargs)
+    return first.like(result)
+
+
+def _zeros_stay(func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
+    if annihilates(func, args):
+        return True
+    has_dense = any(
+        isinstance(one, Tensor) and not isinstance(one, StoredWeight) and one.dim() for one in args
+    )
+    return not has_dense and keeps_zeros(func, args, kwargs)
+
+
+def at_connections(operand: Any, topology: Topology) -> Any:
+    """An operand's values at connections; numbers and tensors without dimension as they are."""
+    if isinstance(operand, StoredWeight):
+        return on_topology(operand, topology)
+    if isinstance(operand, Tensor) and operand.dim():
+        return topology.gather(operand.expand(topology.shape))
+    return operand
+
+
+# ---- zeros ----
+
+
+def annihilates(func: Any, args: Any) -> bool:
+    """Whether a zero of the first sparse argument makes the result zero, whatever the other arguments are.
+
+    Where they are infinite or NaN it would not; that is read as the zero of a connection that does not exist.
+
+    Example:
+        >>> annihilates(torch.ops.aten.mul.Tensor, (torch.ones(2), torch.ones(2)))
+        False
+    """
+    packet = func.overloadpacket
+    if packet in _ANNIHILATING:
+        return any(isinstance(one, StoredWeight) for one in args)
+    if not args or not isinstance(args[0], StoredWeight):
+        return False
+    if packet in (torch.ops.aten.addcdiv, torch.ops.aten.addcdiv_):
+        return isinstance(args[1], StoredWeight)
+    if packet in _ADDING_PRODUCTS:
+        return any(isinstance(one, StoredWeight) for one in args[1:3])
+    return packet in _DIVIDING
+
+
+def keeps_zeros(func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
+    """Whether the operation gives zero wherever every sparse argument is zero.
+
+    Args:
+        func: an element-wise operation, in place or not.
+        args: its arguments; dense ones among them have no dimension.
+        kwargs: its keyword arguments.
+    """
+    asked = mapped(_placeholder, list(args))
+    words = tuple(sorted(kwargs.items()))
+    if any(isinstance(one, Tensor) for one in leaves([asked, kwargs])) or not _is_hashable((asked, words)):
+        return _ask(func, asked, kwargs)
+    return _remembered(func, _frozen(asked), words)
+
+
+class _Zero:
+    """Stands for a sparse argument of a dtype."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Zero) and other.dtype == self.dtype
+
+    def __hash__(self) -> int:
+        return hash(self.dtype)
+
+
+def _placeholder(value: Any) -> Any:
+    return _Zero(value.dtype) if isinstance(value, StoredWeight) else value
+
+
+def _frozen(value: Any) -> Hashable:
+    return tuple(_frozen(one) for one in value) if isinstance(value, list | tuple) else value
+
+
+def _is_hashable(value: Any) -> bool:
+    try:
+        hash(_frozen(value))
+    except TypeError:
+        return False
+    return True
+
+
+@lru_cache(maxsize=1024)
+def _remembered(func: Any, args: tuple[Any, ...], words: tuple[tuple[str, Any], ...]) -> bool:
+    return _ask(func, args, dict(words))
+
+
+def _ask(func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
+    with without_modes(), torch.no_grad():  # while a compiler traces, too, the question is put to real zeros
+        given = mapped(_zero, args)
+        answers = func(*given, **mapped(_zero, kwargs))
+        if func._schema.is_mutable:
+            answers = written_arguments(func, given, {})
+        return not any(bool(answer) for answer in leaves(answers) if isinstance(answer, Tensor))
+
+
+def _zero(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.clone()  # an operation in place must not change it
+    return torch.zeros((), dtype=value.dtype, device="cpu") if isinstance(value, _Zero) else value

@@ -1,0 +1,186 @@
+"""Operations on lists, as `foreach` and fused optimizers use them: each place of the lists by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rarefy.tensors.cell import Role
+from rarefy.tensors.dense import computed_densely
+from rarefy.tensors.elementwise import at_connections, keeps_zeros
+from rarefy.tensors.stored import StoredWeight
+from rarefy.tensors.views import written_arguments
+from rarefy.tensors.writes import make_room_for, write_dense
+
+_PREFIXES = ("aten::_foreach_", "aten::_fused_", "aten::_amp_foreach")
+_OF_OPTIMIZERS = _PREFIXES[1:]
+
+
+def takes_lists(name: str) -> bool:
+    """Whether an operation works on lists of tensors.
+
+    Example:
+        >>> takes_lists("aten::_foreach_add_"), takes_lists("aten::cat")
+        (True, False)
+    """
+    return name.startswith(_PREFIXES)
+
+
+def listwise(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """Calls an operation with the values of the sparse weights among its lists."""
+    if func.overloadpacket is torch.ops.aten._foreach_copy_:
+        for target, source in zip(*args[:2], strict=True):
+            target.copy_(source)
+        return None
+    return _in_place(func, args, kwargs) if func._schema.is_mutable else _new(func, args, kwargs)
+
+
+def _is_list(given: Any, length: int) -> bool:
+    return isinstance(given, list | tuple) and len(given) == length and length > 0
+
+
+def _at(place: int, given: Any, length: int) -> Any:
+    """One place of a list, as a list of one; what is no list as it is."""
+    return [given[place]] if _is_list(given, length) else given
+
+
+# ---- in place ----
+
+
+def _in_place(func: Any, args: Any, kwargs: dict[str, Any]) -> None:
+    length = len(args[0])
+    places = [_Place(func, place, length, args, kwargs) for place in range(length)]
+
+    def unwrapped(given: Any) -> Any:
+        if not _is_list(given, length):
+            return given
+        return [place.of(one) for place, one in zip(places, given, strict=True)]
+
+    func(*(unwrapped(given) for given in args), **{key: unwrapped(given) for key, given in kwargs.items()})
+    for place in places:
+        place.finish()
+
+
+class _Place:
+    """One place of the lists of an operation that writes: on the values of the first tensor that is written to.
+
+    Args:
+        func: the operation.
+        place: which one.
+        length: of the lists.
+        args: of the operation.
+        kwargs: of the operation.
+    """
+
+    def __init__(self, func: Any, place: int, length: int, args: Any, kwargs: dict[str, Any]) -> None:
+        lists = [given for given in (*args, *kwargs.values()) if _is_list(given, length)]
+        written = written_arguments(func, args, kwargs)
+        self._written = [given[place] for given in written if _is_list(given, length)]
+        self._given: list[tuple[Any, Any]] = []
+        self._owner: StoredWeight | None = None
+        first = self._written[0]
+        if isinstance(first, StoredWeight):
+            alone = [_at(place, given, length) for given in args]
+            if first.role is not Role.FREE or _zeros_stay(func, alone, kwargs):
+                self._owner = first
+                self._make_room([given[place] for given in lists])
+
+    def _make_room(self, tensors: Sequence[Any]) -> None:
+        assert self._owner is not None
+        for other in tensors:
+            if isinstance(other, StoredWeight) and not self._owner.topology.equals(other.topology):
+                make_room_for(self._owner, other)
+
+    def of(self, tensor: Any) -> Any:
+        """What the operation gets in place of a tensor, the same for the same one."""
+        for original, given in self._given:
+            if original is tensor:
+                return given
+        if self._owner is not None:
+            given = at_connections(tensor, self._owner.topology)
+        else:
+            given = tensor.dense() if isinstance(tensor, StoredWeight) else tensor
+        self._given.append((tensor, given))
+        return given
+
+    def finish(self) -> None:
+        """Takes over what was written to copies."""
+        for tensor in self._written:
+            given = self.of(tensor)
+            if isinstance(tensor, StoredWeight) and given is tensor._cell.values:
+                tensor._cell.written()
+            elif given is not tensor:
+                dense = given if self._owner is None else self._owner.topology.dense(given)
+                _take_over(tensor, dense)
+
+
+def _take_over(tensor: Tensor, dense: Tensor) -> None:
+    if isinstance(tensor, StoredWeight):
+        write_dense(tensor, dense)
+    else:
+        tensor.copy_(dense)
+
+
+def _zeros_stay(func: Any, alone: Any, kwargs: dict[str, Any]) -> bool:
+    """Whether an operation on lists of one leaves zeros zero; those of optimizers do, whose states start at zero."""
+    if func._schema.name.startswith(_OF_OPTIMIZERS):
+        return True
+    return _is_uniform(alone) and keeps_zeros(func, alone, kwargs)
+
+
+def _is_uniform(alone: Sequence[Any]) -> bool:
+    """Whether all tensors of a place are sparse, but for those without dimension."""
+    tensors = [given[0] for given in alone if _is_list(given, 1) and isinstance(given[0], Tensor)]
+    return all(isinstance(one, StoredWeight) for one in tensors if one.dim())
+
+
+# ---- new tensors ----
+
+
+def _new(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    length = len(args[0])
+    alone = [[_at(place, given, length) for given in args] for place in range(length)]
+    owners = [_owner_of(place) for place in alone]
+    if not all(_keeps(func, place, owner, kwargs) for place, owner in zip(alone, owners, strict=True)):
+        return computed_densely(func, args, kwargs)
+
+    def unwrapped(given: Any) -> Any:
+        if not _is_list(given, length):
+            return given
+        pairs = zip(given, owners, strict=True)
+        return [one if owner is None else at_connections(one, owner.topology) for one, owner in pairs]
+
+    results = func(*(unwrapped(given) for given in args), **kwargs)
+    if _is_norm(func):
+        return results
+    return [one if owner is None else owner.like(one) for one, owner in zip(results, owners, strict=True)]
+
+
+def _owner_of(alone: Sequence[Any]) -> StoredWeight | None:
+    tensors = [given[0] for given in alone if _is_list(given, 1)]
+    sparse = [one for one in tensors if isinstance(one, StoredWeight)]
+    companions = [one for one in sparse if one.role is Role.COMPANION]
+    return next(iter([*companions, *sparse]), None)
+
+
+def _keeps(func: Any, alone: Any, owner: StoredWeight | None, kwargs: dict[str, Any]) -> bool:
+    """Whether the result at one place is known from the values."""
+    if owner is None:
+        return True
+    if _is_norm(func):
+        order = alone[1] if len(alone) > 1 else kwargs.get("ord", 2)
+        return order >= 0 and owner.connections > 0
+    if func.overloadpacket is torch.ops.aten._foreach_max or not _is_uniform(alone):
+        return False
+    sparse = [given[0] for given in alone if _is_list(given, 1) and isinstance(given[0], StoredWeight)]
+    if not all(owner.topology.equals(one.topology) for one in sparse):
+        return False
+    # zero divided by zero is a connection that does not exist
+    return func.overloadpacket is torch.ops.aten._foreach_div or keeps_zeros(func, alone, kwargs)
+
+
+def _is_norm(func: Any) -> bool:
+    return func.overloadpacket is torch.ops.aten._foreach_norm

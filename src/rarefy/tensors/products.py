@@ -1,0 +1,153 @@
+"""Products with a sparse weight: `F.linear`, and for a transposed one `addmm` and `matmul`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rarefy.errors import RarefyError
+from rarefy.kernels import infer
+from rarefy.tensors.gradient import ToDense, connect
+from rarefy.tensors.operation import LINEAR, gradients, in_layout
+from rarefy.tensors.stored import StoredWeight
+from rarefy.torch_private import has_forward_gradients, has_mode, has_transform, without_subclass_functions
+
+
+def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`torch.nn.functional.linear` where an argument is a sparse weight."""
+    if not isinstance(weight, StoredWeight) or weight._cell.topology.is_transposed or _is_sparse(input):
+        with without_subclass_functions():
+            return F.linear(input, weight, bias)
+    return product(input, weight, bias)
+
+
+def _is_sparse(x: Any) -> bool:
+    return isinstance(x, StoredWeight)
+
+
+def product(x: Tensor, weight: StoredWeight, bias: Tensor | None) -> Tensor:
+    """X · Mᵀ + bias by the kernels, M [out, in] being the weight, or its transpose if that is stored transposed."""
+    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
+        x = x.to(torch.get_autocast_dtype(x.device.type))
+    is_transposed = weight._cell.topology.is_transposed
+    if torch.compiler.is_compiling():
+        return LINEAR(x, weight, bias, is_transposed)
+    if has_transform() or has_forward_gradients():
+        return _by_dense(x, weight, bias, is_transposed)
+    if torch.jit.is_tracing():
+        raise RarefyError(
+            "torch.jit.trace is not supported with sparse weights; trace rarefy.finalize(copy.deepcopy(model)), or "
+            "take torch.export"
+        )
+    _check(x, weight, bias)
+    if has_mode():
+        return LINEAR(x, weight, bias, is_transposed)
+    if torch.is_grad_enabled():
+        if weight.requires_grad and "_is_param" in vars(weight):
+            connect(weight)
+        return _Product.apply(x, weight, bias)  # pyright: ignore[reportReturnType]
+    return _forward(x, weight, bias)
+
+
+def _check(x: Tensor, weight: StoredWeight, bias: Tensor | None) -> None:
+    """The kernels read memory by these sizes."""
+    panels = weight._cell.topology.panels
+    if x.dim() == 0 or x.shape[-1] != panels.columns:
+        raise RarefyError(
+            f"x: shape {tuple(x.shape)} is not allowed; its last dimension must be {panels.columns}"
+        )
+    dtype = weight.dtype
+    if x.dtype is not dtype and not (dtype is torch.float32 and x.dtype in (torch.bfloat16, torch.float16)):
+        raise RarefyError(
+            f"x: {x.dtype} is not allowed with {dtype} values; convert one, for example x.to({dtype})"
+        )
+    if bias is not None and bias.shape != (panels.rows,):
+        raise RarefyError(f"bias: shape {tuple(bias.shape)} is not allowed; give ({panels.rows},)")
+
+
+def _forward(x: Tensor, weight: StoredWeight, bias: Tensor | None) -> Tensor:
+    cell = weight._cell
+    if cell.has_snapshot:
+        cell.forget_snapshot()
+    panels = cell.topology.panels
+    y = infer(x, cell.values, bias, panels.layout)
+    if y is None:
+        y = torch.ops.rarefy.sparse_linear(x, cell.values, bias, None, *panels.tensors, panels.sizes)
+    return y
+
+
+def _by_dense(x: Tensor, weight: StoredWeight, bias: Tensor | None, is_transposed: bool) -> Tensor:
+    """For transforms and forward-mode gradients, which look into every operation: exact, and dense."""
+    with without_subclass_functions():
+        # an addition that torch knows, where the method would hide the weight from the transform
+        whole = weight + torch.zeros((), dtype=weight.dtype, device=weight.device).expand(weight.shape)
+        matrix = in_layout(whole, is_transposed)
+        return F.linear(x, matrix.to(x.dtype), bias if bias is None else bias.to(x.dtype))
+
+
+class _Product(torch.autograd.Function):
+    """The product outside of compilers and transforms."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: StoredWeight, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.bias_dtype = None if bias is None else bias.dtype
+        return _forward(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        [grad] = grads
+        x, weight = ctx.saved_tensors
+        needs = list(ctx.needs_input_grad)
+        find = _differentiable_gradients if torch.is_grad_enabled() else gradients
+        found = find(grad, x, weight, needs)
+        of_x, of_weight, of_bias = (one if needed else None for one, needed in zip(found, needs, strict=True))
+        return of_x, of_weight, None if of_bias is None else of_bias.to(ctx.bias_dtype)
+
+
+def _differentiable_gradients(
+    grad: Tensor, x: Tensor, weight: StoredWeight, needs: list[bool]
+) -> tuple[Tensor | None, ...]:
+    """The same, to be differentiated once more: dense, by operations that torch knows."""
+    is_transposed = weight.topology.is_transposed
+    of_x = of_weight = of_bias = None
+    flat = grad.reshape(-1, grad.shape[-1])
+    if needs[0]:
+        whole: Any = ToDense.apply(weight)
+        of_x = grad @ in_layout(whole, is_transposed).to(grad.dtype)
+    if needs[1]:
+        of_weight = in_layout(flat.t() @ x.reshape(-1, x.shape[-1]), is_transposed).to(weight.dtype)
+    if needs[2]:
+        of_bias = flat.sum(0)
+    return of_x, of_weight, of_bias
+
+
+# ---- a transposed weight, as Hugging Face's Conv1D has it ----
+
+
+def added_product(bias: Tensor, x: Tensor, weight: Tensor, *, beta: Any = 1, alpha: Any = 1) -> Any:
+    """`torch.addmm` with a transposed weight; NotImplemented where the kernels do not compute that."""
+    is_vector = isinstance(bias, Tensor) and bias.dim() == 1
+    if beta != 1 or alpha != 1 or not is_vector or not _multiplies(x, weight) or x.dim() != 2:
+        return NotImplemented
+    return product(x, weight, bias)  # pyright: ignore[reportArgumentType]
+
+
+def matrix_product(x: Tensor, weight: Tensor) -> Any:
+    """`x @ weight` with a transposed weight; NotImplemented where the kernels do not compute that."""
+    return product(x, weight, None) if _multiplies(x, weight) else NotImplemented  # pyright: ignore
+
+
+def _multiplies(x: Any, weight: Any) -> bool:
+    is_stored = isinstance(weight, StoredWeight) and weight._cell.topology.is_transposed
+    return is_stored and isinstance(x, Tensor) and not _is_sparse(x) and x.dim() > 0
+
+
+PRODUCTS = {
+    torch.addmm: added_product,
+    Tensor.addmm: added_product,
+    **dict.fromkeys((torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.mm, Tensor.mm), matrix_product),
+}

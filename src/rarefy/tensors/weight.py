@@ -1,0 +1,274 @@
+"""`SparseWeight`: a weight that stores its active connections alone, and answers as the dense weight would."""
+
+from __future__ import annotations
+
+import copy
+from multiprocessing.reduction import ForkingPickler
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rarefy.errors import RarefyError
+from rarefy.tensors.by_operation import dispatch
+from rarefy.tensors.cell import Cell, Role
+from rarefy.tensors.gradient import connect
+from rarefy.tensors.products import PRODUCTS, linear
+from rarefy.tensors.stored import PARTS, StoredWeight
+from rarefy.tensors.topology import Topology
+from rarefy.torch_private import has_mode, not_compiled, replace_content, without_subclass_functions
+
+_LINEAR = F.linear
+_CONVERSIONS = frozenset(
+    (
+        Tensor.to,
+        Tensor.double,
+        Tensor.float,
+        Tensor.half,
+        Tensor.bfloat16,
+        Tensor.cpu,
+        Tensor.cuda,
+        Tensor.type,
+    )
+)
+_OWN = ("_cell", "_connection", "_is_param", "_replaces_data")
+
+
+class SparseWeight(StoredWeight):
+    """A weight matrix of which only the active connections are stored and computed with.
+
+    Shape, dtype, place and arithmetic are those of the dense weight with zeros at inactive connections. `F.linear`
+    takes the kernels, element-wise operations act on the values, everything else is computed with a dense copy. What is
+    written reaches the active connections; in a copy that no algorithm manages, all of them.
+
+    Args:
+        cell: values and topology.
+        requires_grad: as of any tensor.
+
+    Example:
+        >>> mask = torch.tensor([[True, False], [True, True]])
+        >>> weight = SparseWeight.from_dense(torch.tensor([[1.0, 5.0], [2.0, 3.0]]), mask)
+        >>> weight.shape, weight.connections, weight.sum()
+        (torch.Size([2, 2]), 3, tensor(6.))
+    """
+
+    @classmethod
+    def from_dense(
+        cls, dense: Tensor, mask: Tensor, role: Role = Role.FREE, is_transposed: bool = False
+    ) -> SparseWeight:
+        """The weight with only the connections of a mask.
+
+        Args:
+            dense: a matrix; copied.
+            mask: bool, its shape.
+            role: who decides on the connections.
+            is_transposed: whether it multiplies as [in, out].
+
+        Raises:
+            RarefyError: the mask has another shape, or is no bool matrix.
+        """
+        if mask.shape != dense.shape:
+            raise RarefyError(
+                f"mask: shape {tuple(mask.shape)} is not allowed; give the weight's, {tuple(dense.shape)}"
+            )
+        topology = Topology.from_mask(mask.to(dense.device), is_transposed)
+        return cls(Cell(topology.gather(dense.detach()), topology, role))
+
+    @classmethod
+    @not_compiled
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is _LINEAR:
+            return linear(*args, **(kwargs or {}))
+        if torch.compiler.is_compiling():
+            return _while_tracing(func, args, kwargs or {})
+        product = PRODUCTS.get(func)
+        if product is not None:
+            result = product(*args, **(kwargs or {}))
+            if result is not NotImplemented:
+                return result
+        for one in args:
+            if type(one) is cls and "_is_param" in vars(one) and "_connection" not in vars(one):
+                connect(one)
+        with without_subclass_functions():
+            result = func(*args, **(kwargs or {}))
+        return _in_place_of(args[0], result) if func in _CONVERSIONS else result
+
+    @classmethod
+    @not_compiled
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return dispatch(func, args, kwargs or {})
+
+    def __repr__(self, **_: Any) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
+        kind = "Parameter of " if "_is_param" in vars(self) else ""
+        facts = f"shape={tuple(self.shape)}, connections={self.connections}, dtype={self.dtype}"
+        return f"{kind}SparseWeight({facts}, requires_grad={self.requires_grad})"
+
+    # ---- the same object with other content ----
+
+    @property
+    def data(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """An alias without gradient, as of any tensor."""
+        return self.alias()
+
+    @data.setter
+    def data(self, new: Tensor) -> None:
+        if new.shape != self.shape:
+            raise RarefyError(
+                f".data: shape {tuple(new.shape)} is not allowed; a sparse weight keeps its shape {tuple(self.shape)}"
+            )
+        if new.dtype == self.dtype and new.device == self.device:
+            with torch.no_grad():
+                self.alias().copy_(new)
+        else:
+            _convert(self, new)
+
+    # ---- copies and files ----
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SparseWeight:
+        copied = SparseWeight(copy.deepcopy(self._cell, memo), self.requires_grad)
+        # the gradient of a leaf and the attributes that somebody put on the parameter
+        vars(copied).update({k: copy.deepcopy(v, memo) for k, v in vars(self).items() if k not in _OWN})
+        if "_is_param" in vars(self):
+            connect(copied)
+        if self.is_leaf and self.grad is not None:
+            copied.grad = copy.deepcopy(self.grad, memo)
+        return copied
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Files hold dense tensors."""
+        dense = self._cell.dense().detach()
+        is_parameter = "_is_param" in vars(self)
+        return (nn.Parameter(dense, self.requires_grad) if is_parameter else dense).__reduce_ex__(protocol)
+
+    def share_memory_(self) -> SparseWeight:
+        """Moves values and indices to shared memory."""
+        for name in PARTS:
+            getattr(self, name).share_memory_()
+        return _in_place_of(self, self)
+
+    def is_shared(self) -> bool:
+        """Whether other processes see what is written."""
+        return self.entries.is_shared()
+
+    # ---- for code that reads memory ----
+
+    def data_ptr(self) -> int:
+        """The address of a dense snapshot, which holds until the next write or forward pass."""
+        return self.untyped_storage().data_ptr()
+
+    def untyped_storage(self) -> Any:
+        """The memory of a dense snapshot, which is right until the next write."""
+        if has_mode() or torch.compiler.is_compiling():
+            return super().untyped_storage()
+        return self._cell.snapshot().untyped_storage()
+
+    def numpy(self, **options: Any) -> Any:
+        """A copy as a dense array."""
+        if self.requires_grad:
+            return super().numpy(**options)  # torch's own refusal
+        return self.dense().numpy(**options)
+
+    def tolist(self) -> Any:
+        """Dense, as nested lists."""
+        return self.dense().tolist()
+
+    def __dlpack__(self, **_: Any) -> Any:
+        raise RarefyError(
+            "a sparse weight has no dense memory to be shared through dlpack; give its .dense()"
+        )
+
+    def __dlpack_device__(self) -> Any:
+        return self.__dlpack__()
+
+
+def _while_tracing(func: Any, args: Any, kwargs: Any) -> Any:
+    if func is torch.addmm or func is torch.matmul or func is Tensor.matmul or func is Tensor.__matmul__:
+        result = PRODUCTS[func](*args, **kwargs)
+        if result is not NotImplemented:
+            return result
+    with without_subclass_functions():
+        return func(*args, **kwargs)
+
+
+def _in_place_of(weight: Any, result: Any) -> Any:
+    """What a conversion of a parameter gives: a tensor that its module assigns to `.data`; see `_Flatten`."""
+    if torch.is_grad_enabled() or type(result) is not SparseWeight or "_is_param" not in vars(weight):
+        return result
+    given = result.alias() if result is weight else result
+    vars(given)["_replaces_data"] = True
+    return given
+
+
+def _convert(weight: SparseWeight, new: Tensor) -> None:
+    """Another dtype or device; the weight stays the same object, as managed as it was."""
+    old = weight._cell
+    topology = old.topology if new.device == weight.device else old.topology.to(new.device)
+    entries = new._cell.values if isinstance(new, StoredWeight) else topology.gather(new)
+    cell = Cell(entries.detach(), topology, old.role)
+    cell.collect = old.collect
+    become(weight, SparseWeight(cell, weight.requires_grad))
+
+
+def become(parameter: Tensor, new: Tensor) -> None:
+    """Makes a parameter dense or sparse, or gives it another dtype; it stays the same object, with its hooks.
+
+    The gradient follows where it can.
+
+    Args:
+        parameter: a leaf.
+        new: nobody else needs it.
+
+    Example:
+        >>> weight = nn.Parameter(torch.ones(2, 2))
+        >>> become(weight, SparseWeight.from_dense(weight, torch.eye(2, dtype=torch.bool)).requires_grad_())
+        >>> isinstance(weight, SparseWeight), isinstance(weight, nn.Parameter), weight.sum().item()
+        (True, True, 2.0)
+    """
+    gradient = parameter.grad
+    connection = vars(parameter).pop("_connection", None)
+    replace_content(parameter, new)
+    if isinstance(parameter, StoredWeight):
+        if connection is not None:
+            connection.cell = parameter._cell
+            vars(parameter)["_connection"] = connection
+        connect(parameter)
+    else:
+        for name in _OWN:
+            vars(parameter).pop(name, None)
+        if connection is not None and connection.handle is not None:
+            connection.handle.remove()
+    if gradient is not None:
+        parameter.grad = _gradient_for(parameter, gradient)
+
+
+def _gradient_for(parameter: Tensor, gradient: Tensor) -> Tensor:
+    if not isinstance(parameter, StoredWeight):
+        dense = gradient.dense() if isinstance(gradient, StoredWeight) else gradient
+        return dense.to(parameter.dtype).to(parameter.device)
+    if isinstance(gradient, StoredWeight):
+        return gradient.to(parameter.dtype).to(parameter.device)
+    return parameter.companion(parameter.topology.gather(gradient.to(parameter.device)).to(parameter.dtype))
+
+
+# ---- other processes: memory is shared, the parameter stays sparse ----
+
+
+def _send(weight: SparseWeight) -> Any:
+    topology = weight.topology
+    structure = (topology.panels.sizes, topology.panels.tensors, topology.is_transposed)
+    return _receive, (weight.entries, *structure, weight.requires_grad, "_is_param" in vars(weight))
+
+
+def _receive(
+    entries: Tensor, sizes: Any, tensors: Any, is_transposed: bool, requires_grad: bool, is_parameter: bool
+) -> SparseWeight:
+    topology = Topology.of_parts(sizes, tensors, is_transposed)
+    # the memory is that of the weight in the other process, whose topology must stay
+    weight = SparseWeight(Cell(entries, topology, Role.MANAGED), requires_grad)
+    if is_parameter:
+        connect(weight)
+    return weight
+
+
+ForkingPickler.register(SparseWeight, _send)

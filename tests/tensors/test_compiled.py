@@ -1,0 +1,156 @@
+"""Compiled and exported models with sparse weights."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from rarefy.errors import RarefyError
+from rarefy.tensors import Role, SparseWeight
+from sparse_weights import Pair, inputs, masks_of, move, whole
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+class Counter:
+    """A backend that counts the graphs that it is given."""
+
+    def __init__(self):
+        self.graphs = 0
+
+    def __call__(self, graph, examples):
+        self.graphs += 1
+        return torch._dynamo.backends.debugging.aot_eager(graph, examples)
+
+
+def learn(network, optimizer, step):
+    optimizer.zero_grad()
+    network(inputs(step)).square().mean().backward()
+    optimizer.step()
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_training_a_compiled_model(backend):
+    pair = Pair()
+    for model in (pair.dense, pair.sparse):
+        network = torch.compile(model, fullgraph=True, backend=backend) if model is pair.sparse else model
+        optimizer = torch.optim.AdamW(model.parameters(), 1e-2, fused=True)
+        for step in range(3):
+            learn(network, optimizer, step)
+    pair.assert_equal(rtol=1e-4, atol=1e-5)
+    gradient = pair.sparse[0].weight.grad
+    assert type(gradient) is SparseWeight and gradient.topology.equals(pair.sparse[0].weight.topology)
+
+
+def test_nothing_is_compiled_again_while_the_number_of_connections_stays():
+    model, counter = Pair().sparse, Counter()
+    network = torch.compile(model, fullgraph=True, backend=counter)
+    for step in range(4):
+        torch.testing.assert_close(network(inputs(step)), model(inputs(step)))
+        network(inputs(step)).sum().backward()
+        for parameter in model.parameters():
+            if isinstance(parameter, SparseWeight):
+                move(parameter, parameter.topology.mask().roll(step + 1, 0))
+    assert counter.graphs == 1
+
+
+def test_the_dense_gradient_is_one_more_graph():
+    model, counter, collected = Pair().sparse, Counter(), []
+    network = torch.compile(model, fullgraph=True, backend=counter)
+    for wanted in (False, True, False, True):
+        model[2].weight._cell.collect = collected.append if wanted else None
+        network(inputs(0)).square().mean().backward()
+    assert counter.graphs == 2 and torch.equal(*collected)
+    model.zero_grad()
+    model(inputs(0)).square().mean().backward()
+    torch.testing.assert_close(collected[0], collected[2])
+
+
+def test_other_uses_inside_the_graph():
+    x = inputs(0)
+
+    def loss(model):
+        penalty = 0.1 * model[0].weight.square().sum() + (model[4].weight @ model[2].weight).square().mean()
+        return model(x).square().mean() + penalty
+
+    pair = Pair()
+    torch.compile(lambda: loss(pair.sparse), fullgraph=True, backend="aot_eager")().backward()
+    loss(pair.dense).backward()
+    for one, other in zip(pair.dense.parameters(), pair.sparse.parameters(), strict=True):
+        torch.testing.assert_close(whole(other.grad), one.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_autocast_inside_and_outside():
+    model = Pair().sparse
+    with torch.autocast("cpu", torch.bfloat16):
+        y = torch.compile(model, fullgraph=True, backend="aot_eager")(inputs(0))
+    y.float().square().mean().backward()
+    assert y.dtype == torch.bfloat16 and model[0].weight.grad.dtype == torch.float32
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
+def test_a_compiled_optimizer_step_writes_to_the_values():
+    pair = Pair()
+    for model in (pair.dense, pair.sparse):
+        optimizer = torch.optim.AdamW(model.parameters(), 1e-2, foreach=True)
+        step = torch.compile(optimizer.step, backend="aot_eager") if model is pair.sparse else optimizer.step
+        for number in range(3):
+            optimizer.zero_grad()
+            model(inputs(number)).square().mean().backward()
+            if isinstance(model[0].weight, SparseWeight):
+                model[0].weight.data_ptr()
+            step()
+    pair.assert_equal(rtol=1e-4, atol=1e-5)
+    weight = pair.sparse[0].weight.detach()
+    shown = torch.empty(0).set_(weight.untyped_storage(), 0, weight.shape)
+    assert torch.equal(shown, weight.dense())
+
+
+def test_a_free_weight_takes_no_dense_write_in_a_compiled_function():
+    weight = SparseWeight.from_dense(torch.ones(4, 4), torch.eye(4, dtype=torch.bool), Role.FREE)
+    write = torch.compile(lambda one: one.copy_(torch.ones(4, 4)), backend="aot_eager")
+    with pytest.raises(
+        Exception, match="is not allowed in a compiled function; write before it is called"
+    ) as caught:
+        write(weight)
+    assert RarefyError.__name__ in str(caught.value) or "RarefyError" in repr(caught.getrepr())
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("strict", [True, False])
+def test_export(strict):
+    model = Pair().sparse.requires_grad_(False).eval()
+    exported = torch.export.export(model, (inputs(0),), strict=strict)
+    assert "rarefy.linear" in str(exported.graph)
+    torch.testing.assert_close(exported.module()(inputs(1)), model(inputs(1)))
+    decomposed = exported.run_decompositions()
+    assert "rarefy.sparse_linear" in str(decomposed.graph)
+    torch.testing.assert_close(decomposed.module()(inputs(1)), model(inputs(1)))
+
+
+def test_a_compiled_layer_in_the_layout_of_conv1d():
+    class Product(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(24, 8, generator=torch.Generator().manual_seed(0)))
+
+        def forward(self, x):
+            return torch.addmm(torch.ones(8), x, self.weight) + x @ self.weight
+
+    from sparse_weights import make_sparse
+
+    dense, sparse = Product(), Product()
+    mask = masks_of(dense)["weight"]
+    dense.weight.data.mul_(mask)
+    make_sparse(sparse.weight, mask, is_transposed=True)
+    compiled = torch.compile(sparse, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(inputs(0)), dense(inputs(0)))
+    compiled(inputs(0)).square().mean().backward()
+    dense(inputs(0)).square().mean().backward()
+    torch.testing.assert_close(whole(sparse.weight.grad), dense.weight.grad * mask)
