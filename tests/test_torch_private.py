@@ -227,6 +227,13 @@ def test_subclass_functions_are_left_out():
     assert Watched.asked
 
 
+def test_a_subclass_without_functions_gives_plain_results():
+    class Quiet(torch.Tensor):
+        __torch_function__ = torch_private.no_subclass_functions
+
+    assert type(torch.neg(torch.ones(2).as_subclass(Quiet))) is torch.Tensor
+
+
 def test_a_wrapper_has_a_shape_and_no_memory():
     class Wrapper(torch.Tensor):
         @classmethod

@@ -216,6 +216,9 @@ has_transform = private("_are_functorch_transforms_active")
 without_subclass_functions: Any = torch._C.DisableTorchFunctionSubclass
 """A context in which a subclass's `__torch_function__` is not asked; its `__torch_dispatch__` still is."""
 
+no_subclass_functions: Any = torch._C._disabled_torch_function_impl
+"""The `__torch_function__` of a subclass that has none of its own, and does not want to be asked."""
+
 make_wrapper: Any = torch.Tensor._make_wrapper_subclass  # pyright: ignore[reportAttributeAccessIssue]
 """Makes a tensor of a subclass that has a shape, but no memory of its own."""
 
@@ -232,7 +235,7 @@ def not_compiled(function: Callable[..., Any]) -> Callable[..., Any]:
         >>> not_compiled(not_compiled) is not_compiled
         True
     """
-    frames: Any = torch._C._dynamo.eval_frame
+    frames: Any = torch._C._dynamo.eval_frame  # pyright: ignore[reportAttributeAccessIssue]
     code: Any = function.__code__
     if hasattr(frames, "skip_code"):  # torch 2.6
         frames.skip_code(code)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rarefy.tensors.topology import Topology, move_entries
+from rarefy.torch_private import times_written
 
 
 class Role(Enum):
@@ -76,7 +77,7 @@ class Cell:
     def snapshot(self) -> Tensor:
         """The dense weight for code that reads memory; the same one until the next write or forward pass."""
         # a compiled graph writes past the dispatcher, but raises the version
-        version = -1 if self.values.is_inference() else self.values._version
+        version = times_written(self.values)
         if self._snapshot is None or self._seen != version:
             with torch.no_grad():
                 self._snapshot = self.dense()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from rarefy.tensors.cell import Role
@@ -31,7 +30,7 @@ def takes_lists(name: str) -> bool:
 
 def listwise(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """Calls an operation with the values of the sparse weights among its lists."""
-    if func.overloadpacket is torch.ops.aten._foreach_copy_:
+    if func._schema.name == "aten::_foreach_copy_":
         for target, source in zip(*args[:2], strict=True):
             target.copy_(source)
         return None
@@ -173,14 +172,14 @@ def _keeps(func: Any, alone: Any, owner: StoredWeight | None, kwargs: dict[str, 
     if _is_norm(func):
         order = alone[1] if len(alone) > 1 else kwargs.get("ord", 2)
         return order >= 0 and owner.connections > 0
-    if func.overloadpacket is torch.ops.aten._foreach_max or not _is_uniform(alone):
+    if func._schema.name == "aten::_foreach_max" or not _is_uniform(alone):
         return False
     sparse = [given[0] for given in alone if _is_list(given, 1) and isinstance(given[0], StoredWeight)]
     if not all(owner.topology.equals(one.topology) for one in sparse):
         return False
     # zero divided by zero is a connection that does not exist
-    return func.overloadpacket is torch.ops.aten._foreach_div or keeps_zeros(func, alone, kwargs)
+    return func._schema.name == "aten::_foreach_div" or keeps_zeros(func, alone, kwargs)
 
 
 def _is_norm(func: Any) -> bool:
-    return func.overloadpacket is torch.ops.aten._foreach_norm
+    return func._schema.name == "aten::_foreach_norm"

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rarefy.tensors.stored import StoredWeight
 from rarefy.tensors.writes import write_dense
-from rarefy.torch_private import make_wrapper, mapped
+from rarefy.torch_private import make_wrapper, mapped, no_subclass_functions
 
 Step = tuple[Callable[..., Any], Sequence[Any], dict[str, Any]]
 
@@ -26,7 +26,7 @@ class WeightView(Tensor):
 
     _weight: StoredWeight
     _steps: list[Step]
-    __torch_function__ = torch._C._disabled_torch_function_impl  # pyright: ignore
+    __torch_function__ = no_subclass_functions
 
     @staticmethod
     def __new__(cls: type[WeightView], base: StoredWeight, steps: list[Step], shown: Tensor) -> WeightView:
