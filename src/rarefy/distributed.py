@@ -20,6 +20,21 @@ def ranks() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def place() -> tuple[int, int]:
+    """The rank of this process and how many there are; torchrun's processes know it before they have joined.
+
+    Example:
+        >>> place()
+        (0, 1)
+    """
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    # Job schedulers set WORLD_SIZE too; only together with RANK does it mean processes that train one model.
+    if "RANK" not in os.environ:
+        return 0, 1
+    return int(os.environ["RANK"]), int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def mean_over_ranks(tensor: Tensor) -> Tensor:
     """The mean of `tensor` over all ranks, in place.
 
@@ -74,9 +89,7 @@ def is_first() -> bool:
         >>> is_first()
         True
     """
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank() == 0
-    return os.environ.get("RANK", "0") == "0"
+    return place()[0] == 0
 
 
 def wait_for_all() -> None:

@@ -10,6 +10,8 @@ also start at any position:
 The order depends on the seed, the epoch and the batch index alone: not on the number of workers, and not on
 what was read before. Torch's global generator is neither read nor advanced. Every data processor here returns
 such a loader; the position in any other iterable is reached by reading it.
+
+Of several processes each reads its share (`shard`): `batch_size` is what one process takes in a step.
 """
 
 from rarefy.data.digits import DigitsConfig, DigitsDataProcessor
@@ -24,6 +26,7 @@ from rarefy.data.loader import (
 )
 from rarefy.data.registry import DATA_PROCESSORS, build_dataloader
 from rarefy.data.sampler import ResumableBatchSampler, epoch_order
+from rarefy.data.sharding import shard
 from rarefy.data.text_corpus import TextCorpusConfig, TextCorpusDataProcessor
 
 __all__ = [
@@ -42,5 +45,6 @@ __all__ = [
     "build_dataloader",
     "epoch_order",
     "make_loader",
+    "shard",
     "write_hdf5",
 ]

@@ -92,6 +92,15 @@ class ResumableDataLoader(DataLoader[Any]):
         """
         self.order.set_position(epoch, batch)
 
+    @property
+    def processes(self) -> int:
+        """How many processes share an epoch."""
+        return self.order.processes
+
+    def shard(self, rank: int, processes: int) -> None:
+        """Leaves this process its share of every epoch; see `ResumableBatchSampler.shard`."""
+        self.order.shard(rank, processes)
+
 
 def make_loader(
     dataset: Dataset[Any],

@@ -20,6 +20,8 @@ from rarefy.callbacks.events import Callback
 from rarefy.callbacks.registry import DEFAULTS, Kind, build_callbacks
 from rarefy.config import configure
 from rarefy.data.registry import build_dataloader
+from rarefy.data.sharding import shard
+from rarefy.distributed import place
 from rarefy.errors import ConfigError, RarefyError
 from rarefy.models.registry import build_model
 from rarefy.optim.optimizers import build_optimizer
@@ -98,16 +100,22 @@ class Builder:
 
     @cached_property
     def train_data(self) -> Iterable[Any]:
-        """The loader of `fit.train_dataloader`.
+        """The loader of `fit.train_dataloader`, of several processes the share of this one.
 
         Raises:
             ConfigError: as for `data`, or there is no `fit` block.
+            RarefyError: processes cannot share this loader.
         """
-        return self.data(self.fit_block.train_dataloader, "fit.train_dataloader")
+        path = "fit.train_dataloader"
+        whole = self.data(self.fit_block.train_dataloader, path)
+        try:
+            return shard(whole, *place(), seed=self.config.init.seed or 0)
+        except RarefyError as error:
+            raise RarefyError(f"{self.config.path}.{path}: {error}") from error
 
     @cached_property
     def fit_validations(self) -> list[Iterable[Any]]:
-        """The loaders of `fit.val_dataloader`."""
+        """The loaders of `fit.val_dataloader`; each of several processes validates on all of it."""
         return self.several_data(self.fit_block.val_dataloader, "fit.val_dataloader")
 
     @cached_property

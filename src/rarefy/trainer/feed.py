@@ -85,6 +85,11 @@ class TrainFeed:
         batches = batches_in(self.data)
         return None if batches is None else math.ceil(batches / self.accumulate)
 
+    @property
+    def _processes(self) -> int:
+        """How many processes share the data."""
+        return getattr(self.data, "processes", 1)
+
     def next_step(self) -> list[Any]:
         """The batches of the next optimizer step, at least one.
 
@@ -113,10 +118,20 @@ class TrainFeed:
 
     def state_dict(self) -> dict[str, Any]:
         """The position, and what is needed to get the same epoch again."""
-        return {"epoch": self.epoch, "batch": self.batch, "at_epoch_start": dict(self._at_epoch_start)}
+        position = {"epoch": self.epoch, "batch": self.batch, "at_epoch_start": dict(self._at_epoch_start)}
+        return {**position, "processes": self._processes}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes to a position; changes the random generators, so restore them afterwards."""
+        """Goes to a position; changes the random generators, so restore them afterwards.
+
+        Raises:
+            RarefyError: the position is one of another number of processes.
+        """
+        if state.get("processes", self._processes) != self._processes:
+            raise RarefyError(
+                f"its data is shared by {state['processes']} processes, this run's by {self._processes}; start "
+                f"{state['processes']}, or begin anew with --load_checkpoint_states model"
+            )
         self.epoch, self._iterator = state["epoch"], None
         if state["batch"]:
             self._restore(state["at_epoch_start"])

@@ -20,6 +20,7 @@ from rarefy.checkpoint.foreign import load_foreign
 from rarefy.checkpoint.matching import LOOSE_LOADING, MASK_SUFFIX, dense_state, match_masks, match_model
 from rarefy.distributed import is_first
 from rarefy.errors import RarefyError
+from rarefy.trainer.feed import TrainFeed
 from rarefy.trainer.session import Session
 
 log = logging.getLogger("rarefy")
@@ -157,9 +158,16 @@ def _load_rest(session: Session, path: Path, parts: CheckpointParts) -> None:
         _load_optimizer(session, path, parts)
         session.precision.load_state_dict(state["scaler"])
         if state["data"] is not None:
-            session.feed.load_state_dict(state["data"])
+            _load_position(session.feed, path, state["data"])
     session.emit("on_load_checkpoint", state["callbacks"])
     rng.restore(parts.rng)
+
+
+def _load_position(feed: TrainFeed, path: Path, position: Any) -> None:
+    try:
+        feed.load_state_dict(position)
+    except RarefyError as error:
+        raise CheckpointError(path, "holds a position in other data", str(error)) from error
 
 
 def _load_optimizer(session: Session, path: Path, parts: CheckpointParts) -> None:

@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from rarefy.distributed import ranks
 from rarefy.models.call import count
 
 
@@ -33,7 +34,8 @@ class Throughput:
         seconds = max(now - self.since, 1e-9)
         name, amount = ("samples", self.samples) if self.tokens is None else ("tokens", self.tokens)
         self.restart()
-        return {f"{name}_per_second": amount / seconds}
+        # Every process has as much to do as this one.
+        return {f"{name}_per_second": ranks() * amount / seconds}
 
     def restart(self) -> None:
         """Forgets what was counted, so that a validation or a checkpoint does not count as training time."""
