@@ -11,13 +11,9 @@ import torch
 from torch import Tensor
 
 from rarefy import kernels
-from rarefy.kernels.native import serves
 from rarefy.ties import DEFAULT_ORDER, TieOrder, settle
 
-_SAMPLED_FROM = 1 << 16
-_SAMPLES = 1 << 14
 _FEW_COLUMNS = 32
-_INTEGER_OF_SIZE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def kept_count(total: int, sparsity: float) -> int:
@@ -172,20 +168,13 @@ def sparsity_of(mask: Tensor) -> float:
 def zero_inactive_(tensor: Tensor, mask: Tensor) -> Tensor:
     """Replaces inactive positions by exact zeros in place; a NaN there vanishes.
 
-    Without a compiled kernel the bits are multiplied by 0 or 1 as integers: a selection, and twice as fast as
-    `masked_fill_` on a CPU.
+    Selected, not multiplied: by a compiled kernel, or by the bits.
 
     Example:
         >>> zero_inactive_(torch.tensor([1.5, float("nan")]), torch.tensor([True, False]))
         tensor([1.5000, 0.0000])
     """
-    if serves(tensor) and tensor.is_contiguous() and mask.is_contiguous():
-        return kernels.select_gradient_(tensor, mask)
-    integer = _INTEGER_OF_SIZE.get(tensor.element_size())
-    if integer is None or not tensor.is_floating_point():
-        return tensor.masked_fill_(~mask, 0)
-    tensor.detach().view(integer).mul_(mask)
-    return tensor
+    return kernels.zero_inactive_(tensor, mask)
 
 
 def _active_in_rows(mask: Tensor) -> Tensor:
@@ -221,50 +210,5 @@ def _top(scores: Tensor, candidates: Tensor, count: int, order: TieOrder) -> Ten
     if scores.dtype in (torch.float16, torch.bfloat16):
         scores = scores.float()
     flat, among = scores.detach().reshape(-1), candidates.reshape(-1)
-    kept = kernels.keep_top(flat, count, among) if serves(scores) else _by_threshold(flat, among, count)
+    kept = kernels.keep_top(flat, count, among)
     return settle(kept, flat, among, order).view(scores.shape)
-
-
-def _by_threshold(flat: Tensor, among: Tensor, count: int) -> Tensor:
-    """The same as the compiled kernel, ties to the lowest index."""
-    ranked = among & ~flat.isnan()
-    total = int(ranked.count_nonzero())
-    if count >= total:
-        return ranked | _first(among & ~ranked, count - total)
-    if count <= 0:
-        return torch.zeros_like(among)
-    threshold = _kth_largest(flat, ranked, count, total)
-    mask = (flat > threshold) & ranked
-    ties = (flat == threshold) & ranked
-    return mask | _first(ties, count - int(mask.count_nonzero()))
-
-
-def _kth_largest(scores: Tensor, ranked: Tensor, k: int, total: int) -> Tensor:
-    """The k-th largest of the ranked scores: bracketed by a sample, then searched for in the bracket only."""
-    if total >= _SAMPLED_FROM:
-        low, high = _bracket(scores, ranked, k / total)
-        above = int(((scores > high) & ranked).sum())
-        inside = scores[(scores >= low) & (scores <= high) & ranked]
-        if above < k <= above + inside.numel():
-            return inside.kthvalue(inside.numel() - (k - above) + 1).values
-    values = scores[ranked]
-    return values.kthvalue(total - k + 1).values
-
-
-def _bracket(scores: Tensor, ranked: Tensor, share: float) -> tuple[Tensor, Tensor]:
-    """Two sampled scores that most probably enclose the one with `share` of the ranked scores above it."""
-    stride = max(1, scores.numel() // _SAMPLES)
-    sample = scores[::stride][ranked[::stride]].sort(descending=True).values
-    rank, margin = share * sample.numel(), 6.0 * (sample.numel() * share * (1 - share)) ** 0.5 + 2
-    infinity = scores.new_tensor(float("inf"))
-    low = sample[round(rank + margin)] if rank + margin < sample.numel() - 1 else -infinity
-    high = sample[round(rank - margin)] if rank - margin > 0 else infinity
-    return low, high
-
-
-def _first(mask: Tensor, count: int) -> Tensor:
-    """The first `count` active positions of a 1-D mask."""
-    first = torch.zeros_like(mask)
-    if count > 0:
-        first[mask.nonzero().squeeze(1)[:count]] = True
-    return first

@@ -4,9 +4,9 @@ from rarefy.kernels.block_ops import block_linear
 from rarefy.kernels.blocks import BlockTopology
 from rarefy.kernels.instruction_sets import available, instruction_set
 from rarefy.kernels.native import Layout
-from rarefy.kernels.ops import dense_gradient, infer, select_gradient_, sparse_linear
+from rarefy.kernels.ops import dense_gradient, infer, sparse_linear, zero_inactive_
 from rarefy.kernels.panels import Panels
-from rarefy.kernels.selection import block_sums, keep_n_of_m, keep_top, keep_top_blocks
+from rarefy.kernels.selection import block_sums, keep_n_of_m, keep_top
 
 __all__ = [
     "BlockTopology",
@@ -20,7 +20,6 @@ __all__ = [
     "instruction_set",
     "keep_n_of_m",
     "keep_top",
-    "keep_top_blocks",
-    "select_gradient_",
     "sparse_linear",
+    "zero_inactive_",
 ]

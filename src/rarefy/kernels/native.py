@@ -248,14 +248,14 @@ def block_sums(scores: Tensor, block_rows: int, block_columns: int) -> Tensor:
     return sums
 
 
-def select_(data: Tensor, mask: Tensor) -> None:
+def zero_inactive_(tensor: Tensor, mask: Tensor) -> None:
     """Zeroes what the mask excludes, in place; both contiguous, elements of 2, 4 or 8 bytes."""
     _module().select(
         isa=_index(),
-        data=data.data_ptr(),
+        data=tensor.data_ptr(),
         mask=mask.data_ptr(),
-        size=data.numel(),
-        element_bytes=data.element_size(),
+        size=tensor.numel(),
+        element_bytes=tensor.element_size(),
         threads=torch.get_num_threads(),
     )
 

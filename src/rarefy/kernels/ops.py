@@ -1,7 +1,7 @@
 """The sparse linear layer as `torch.library` operations, with shapes for tracing and gradients.
 
 `rarefy::sparse_linear` and `rarefy::sparse_linear_backward` take the parts of `Panels` as separate arguments, because
-operations take tensors and numbers only. `rarefy::select_gradient_` changes its first argument.
+operations take tensors and numbers only. `rarefy::zero_inactive_` changes its first argument.
 """
 
 from __future__ import annotations
@@ -108,28 +108,31 @@ def _check(name: str, tensor: Tensor, size: int, device: torch.device) -> None:
         raise RarefyError(f"{name}: {tensor.device} is not allowed with x on {device}; move one of them")
 
 
-def select_gradient_(grad: Tensor, mask: Tensor) -> Tensor:
-    """Replaces the gradient of inactive connections by zero, in place; a NaN there vanishes.
+def zero_inactive_(tensor: Tensor, mask: Tensor) -> Tensor:
+    """Replaces inactive positions by exact zeros, in place; a NaN there vanishes.
 
     Args:
-        grad: any shape, device and floating dtype.
-        mask: bool, the shape of grad.
+        tensor: any shape, device and dtype.
+        mask: bool, the shape of the tensor.
 
     Returns:
-        grad.
+        The tensor.
 
     Raises:
         RarefyError: the mask has another shape or dtype.
 
     Example:
-        >>> select_gradient_(torch.tensor([1.0, float("nan")]), torch.tensor([True, False]))
+        >>> zero_inactive_(torch.tensor([1.0, float("nan")]), torch.tensor([True, False]))
         tensor([1., 0.])
     """
-    if mask.dtype != torch.bool or mask.shape != grad.shape:
+    if mask.dtype != torch.bool or mask.shape != tensor.shape:
         given = f"{mask.dtype} with shape {tuple(mask.shape)}"
-        raise RarefyError(f"mask: {given} is not allowed; give a bool mask with shape {tuple(grad.shape)}")
-    torch.ops.rarefy.select_gradient_(grad, mask)
-    return grad
+        raise RarefyError(f"mask: {given} is not allowed; give a bool mask with shape {tuple(tensor.shape)}")
+    if native.serves(tensor) and tensor.is_contiguous():
+        torch.ops.rarefy.zero_inactive_(tensor, mask)
+    else:
+        reference.zero_inactive_(tensor, mask)
+    return tensor
 
 
 torch.library.define(
@@ -139,7 +142,7 @@ torch.library.define(
     "rarefy::sparse_linear_backward",
     f"(Tensor grad, Tensor x, Tensor values, {_PANELS}, bool[] needs) -> (Tensor, Tensor, Tensor)",
 )
-torch.library.define("rarefy::select_gradient_", "(Tensor(a!) grad, Tensor mask) -> ()")
+torch.library.define("rarefy::zero_inactive_", "(Tensor(a!) tensor, Tensor mask) -> ()")
 
 
 @torch.library.impl("rarefy::sparse_linear", "default")
@@ -275,17 +278,17 @@ class _SparseLinearBackward(torch.autograd.Function):
         return grad_probe, through_x + through_values, grad_x, grad_values, *(None,) * (len(panels) + 1)
 
 
-@torch.library.impl("rarefy::select_gradient_", "default")
-def _select(grad: Tensor, mask: Tensor) -> None:
-    fits = grad.device.type == "cpu" and grad.element_size() in (2, 4, 8) and grad.is_floating_point()
-    if fits and grad.is_contiguous() and native.serves():
-        native.select_(grad, mask.contiguous())
+@torch.library.impl("rarefy::zero_inactive_", "default")
+def _zero(tensor: Tensor, mask: Tensor) -> None:
+    fits = tensor.device.type == "cpu" and tensor.element_size() in (2, 4, 8) and tensor.is_floating_point()
+    if fits and tensor.is_contiguous() and native.serves():
+        native.zero_inactive_(tensor, mask.contiguous())
     else:
-        reference.select_(grad, mask)
+        reference.zero_inactive_(tensor, mask)
 
 
-@torch.library.register_fake("rarefy::select_gradient_")
-def _select_shape(grad: Tensor, mask: Tensor) -> None:
+@torch.library.register_fake("rarefy::zero_inactive_")
+def _zero_shape(tensor: Tensor, mask: Tensor) -> None:
     return None
 
 

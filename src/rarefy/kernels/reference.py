@@ -9,6 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+_SAMPLED_FROM = 1 << 16
+_SAMPLES = 1 << 14
+_INTEGER_OF_SIZE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
 
 def build(
     mask: Tensor, width: int, transposed_width: int, active: int
@@ -107,15 +111,17 @@ def keep_top(scores: Tensor, count: int, candidates: Tensor | None = None) -> Te
         tensor([ True, False, False, False])
     """
     flat = scores.detach().reshape(-1)
-    allowed = torch.ones_like(flat, dtype=torch.bool) if candidates is None else candidates.reshape(-1)
-    order = flat.nan_to_num(nan=0.0, posinf=float("inf"), neginf=float("-inf")).argsort(
-        descending=True, stable=True
-    )
-    rank = torch.where(allowed, flat.isnan().to(torch.int8), 2)[order]
-    order = order[rank.argsort(stable=True)][: max(0, min(count, int(allowed.sum())))]
-    mask = torch.zeros_like(allowed)
-    mask[order] = True
-    return mask.view(scores.shape)
+    among = torch.ones_like(flat, dtype=torch.bool) if candidates is None else candidates.reshape(-1)
+    ranked = among & ~flat.isnan()
+    total = int(ranked.count_nonzero())
+    if count >= total:
+        return (ranked | _first(among & ~ranked, count - total)).view(scores.shape)
+    if count <= 0:
+        return torch.zeros_like(among).view(scores.shape)
+    threshold = _kth_largest(flat, ranked, count, total)
+    mask = (flat > threshold) & ranked
+    ties = (flat == threshold) & ranked
+    return (mask | _first(ties, count - int(mask.count_nonzero()))).view(scores.shape)
 
 
 def keep_n_of_m(scores: Tensor, n: int, m: int) -> Tensor:
@@ -147,16 +153,22 @@ def block_sums(scores: Tensor, block_rows: int, block_columns: int) -> Tensor:
     return tiles.sum((1, 3))
 
 
-def select_(data: Tensor, mask: Tensor) -> None:
+def zero_inactive_(tensor: Tensor, mask: Tensor) -> None:
     """Replaces inactive positions by zeros, in place; a NaN there vanishes.
 
+    The bits are multiplied by 0 or 1 as integers, which is a selection and twice as fast as `masked_fill_` on a CPU.
+
     Example:
-        >>> data = torch.tensor([1.0, float("nan")])
-        >>> select_(data, torch.tensor([True, False]))
-        >>> data
+        >>> tensor = torch.tensor([1.0, float("nan")])
+        >>> zero_inactive_(tensor, torch.tensor([True, False]))
+        >>> tensor
         tensor([1., 0.])
     """
-    data.masked_fill_(~mask, 0)
+    integer = _INTEGER_OF_SIZE.get(tensor.element_size())
+    if integer is None or not tensor.is_floating_point():
+        tensor.masked_fill_(~mask, 0)
+    else:
+        tensor.detach().view(integer).mul_(mask)
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
@@ -176,3 +188,34 @@ def _starts(keys: Tensor, size: int) -> Tensor:
 def _offsets(column: Tensor, width: int) -> Tensor:
     offset = column % width
     return torch.where(offset < 1 << 15, offset, offset - (1 << 16)).to(torch.int16)
+
+
+def _kth_largest(scores: Tensor, ranked: Tensor, k: int, total: int) -> Tensor:
+    """The k-th largest of the ranked scores: bracketed by a sample, then searched for in the bracket only."""
+    if total >= _SAMPLED_FROM:
+        low, high = _bracket(scores, ranked, k / total)
+        above = int(((scores > high) & ranked).sum())
+        inside = scores[(scores >= low) & (scores <= high) & ranked]
+        if above < k <= above + inside.numel():
+            return inside.kthvalue(inside.numel() - (k - above) + 1).values
+    values = scores[ranked]
+    return values.kthvalue(total - k + 1).values
+
+
+def _bracket(scores: Tensor, ranked: Tensor, share: float) -> tuple[Tensor, Tensor]:
+    """Two sampled scores that most probably enclose the one with `share` of the ranked scores above it."""
+    stride = max(1, scores.numel() // _SAMPLES)
+    sample = scores[::stride][ranked[::stride]].sort(descending=True).values
+    rank, margin = share * sample.numel(), 6.0 * (sample.numel() * share * (1 - share)) ** 0.5 + 2
+    infinity = scores.new_tensor(float("inf"))
+    low = sample[round(rank + margin)] if rank + margin < sample.numel() - 1 else -infinity
+    high = sample[round(rank - margin)] if rank - margin > 0 else infinity
+    return low, high
+
+
+def _first(mask: Tensor, count: int) -> Tensor:
+    """The first `count` active positions of a 1-D mask."""
+    first = torch.zeros_like(mask)
+    if count > 0:
+        first[mask.nonzero().squeeze(1)[:count]] = True
+    return first

@@ -67,28 +67,6 @@ def keep_n_of_m(scores: Tensor, n: int, m: int) -> Tensor:
     return native.keep_n_of_m(scores, n, m) if compiled else reference.keep_n_of_m(scores, n, m)
 
 
-def keep_top_blocks(scores: Tensor, count: int, block: tuple[int, int]) -> Tensor:
-    """The mask of the `count` blocks whose scores have the highest sum.
-
-    Args:
-        scores: floating point [rows, columns].
-        count: how many blocks to keep; clamped to their number.
-        block: rows and columns of a block; each divides its dimension.
-
-    Returns:
-        Bool, the shape of scores.
-
-    Raises:
-        RarefyError: the blocks do not divide the matrix.
-
-    Example:
-        >>> keep_top_blocks(torch.tensor([[1.0, 1.0, 3.0, 0.0]]), 1, (1, 2))
-        tensor([[False, False,  True,  True]])
-    """
-    sums = block_sums(scores, block)
-    return keep_top(sums, count).repeat_interleave(block[0], 0).repeat_interleave(block[1], 1)
-
-
 def block_sums(scores: Tensor, block: tuple[int, int]) -> Tensor:
     """The sum of the scores of each block of a matrix.
 
