@@ -6,6 +6,10 @@ import difflib
 import re
 from collections.abc import Iterable
 
+# A slip of the finger, no word of another meaning: attention_softmax_fp32 is 0.67 attention_type, gtp2 0.75 gpt2.
+_NEAR = 0.75
+_LISTED = 25
+
 
 class RarefyError(Exception):
     """A problem that the user can solve; its message is one line that says how."""
@@ -60,12 +64,16 @@ def join_path(prefix: str, path: str) -> str:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """A hint for a misspelt word, whatever its case; the known words where nothing is near.
+    """A hint for a misspelt word, whatever its case; the known words where nothing is near and they are few.
 
     Example:
         >>> did_you_mean("sparsty", ["sparsity", "seed"])
         'did you mean sparsity?'
     """
     by_lower = {name.lower(): name for name in sorted(known)}
-    near = difflib.get_close_matches(word.lower(), by_lower, n=1)
-    return f"did you mean {by_lower[near[0]]}?" if near else f"one of {', '.join(by_lower.values())}"
+    near = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=_NEAR)
+    if near:
+        return f"did you mean {by_lower[near[0]]}?"
+    if len(by_lower) > _LISTED:
+        return f"none of the {len(by_lower)} is near it"
+    return f"one of {', '.join(by_lower.values())}"

@@ -1,61 +1,15 @@
-"""What Model Zoo files hold beyond rarefy's own keys, and the older form of file."""
+"""What Model Zoo files hold beyond rarefy's own keys, and the models that are refused."""
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
-import yaml
+import pytest
 
-from rarefy.run.model_zoo import drop_ignored, is_legacy, new_form
-
-LEGACY: dict[str, Any] = {
-    "model": {"name": "gpt3"},
-    "sparsity": 0.3,
-    "optimizer": {
-        "optimizer_type": "AdamW",
-        "learning_rate": [
-            {"scheduler": "Linear", "initial_learning_rate": 0.0, "end_learning_rate": 1.0, "steps": 10},
-            {"scheduler": "CosineDecayLR", "total_iters": 20},
-        ],
-        "betas": [0.9, 0.95],
-        "max_gradient_norm": 1.0,
-    },
-    "train_input": {"data_processor": "A"},
-    "eval_input": {"data_processor": "B"},
-    "runconfig": {"num_steps": 30, "checkpoint_steps": 10, "log_steps": 5, "seed": 2, "unknown": 1},
-}
-
-
-def test_new_form_of_a_whole_file() -> None:
-    trainer = yaml.safe_load(new_form(LEGACY))["trainer"]
-    assert trainer["init"] == {
-        "model": {"name": "gpt3"},
-        "sparsity": 0.3,
-        "optimizer": {"AdamW": {"betas": [0.9, 0.95]}},
-        "schedulers": [
-            {"LinearLR": {"initial_learning_rate": 0.0, "end_learning_rate": 1.0, "total_iters": 10}},
-            {"CosineDecayLR": {"total_iters": 20}},
-        ],
-        "precision": {"max_gradient_norm": 1.0},
-        "loop": {"num_steps": 30},
-        "checkpoint": {"steps": 10},
-        "logging": {"log_steps": 5},
-        "seed": 2,
-    }
-    assert trainer["fit"] == {
-        "train_dataloader": {"data_processor": "A"},
-        "val_dataloader": {"data_processor": "B"},
-    }
-
-
-def test_new_form_of_malformed_blocks() -> None:
-    trainer = yaml.safe_load(new_form({"optimizer": 3, "runconfig": [1]}))["trainer"]
-    assert trainer == {"init": {"model": {"name": "gpt2"}}, "fit": {}}
-
-
-def test_is_legacy() -> None:
-    assert is_legacy(LEGACY)
-    assert not is_legacy({"trainr": {}})
+from rarefy.errors import ConfigError
+from rarefy.run.model_zoo import drop_ignored
+from rarefy.run.schema import parse
 
 
 def test_drop_ignored_leaves_malformed_blocks_and_the_given_mapping() -> None:
@@ -64,3 +18,49 @@ def test_drop_ignored_leaves_malformed_blocks_and_the_given_mapping() -> None:
     assert rest == {"backend": 3, "precision": {}}
     assert dropped == ["trainer.init.precision.precision_opt_level"]
     assert given["precision"] == {"precision_opt_level": 1}
+
+
+def test_defaults_of_the_model_zoo_are_taken_without_a_word(caplog: pytest.LogCaptureFixture) -> None:
+    init: dict[str, Any] = {
+        "model": {"name": "gpt2"},
+        "backend": {"backend_type": "CSX", "cluster_config": None},
+        "precision": {"min_loss_scale": None, "initial_loss_scale": None, "log_loss_scale": None},
+        "checkpoint": {"strict_version": True, "checkpoint_name": "checkpoint_{step}.mdl"},
+        "logging": {"enable_act_frequency": False, "wsc_log_level": None},
+        "autorestart": None,
+    }
+    with caplog.at_level(logging.INFO):
+        parse({"trainer": {"init": init}})
+    assert not caplog.records
+
+
+def test_what_only_their_system_has_is_named_once(caplog: pytest.LogCaptureFixture) -> None:
+    init: dict[str, Any] = {
+        "model": {"name": "gpt2"},
+        "backend": {"csx.debug.implicit_cast_cb16_to_fp32": True, "num_csx": 4},
+        "precision": {"min_loss_scale": 1.0},
+        "autorestart": {"max_num_restarts": 3},
+    }
+    parse({"trainer": {"init": init}})
+    [message] = caplog.messages
+    for key in ("autorestart", "backend.csx.debug.implicit_cast_cb16_to_fp32", "backend.num_csx"):
+        assert f"trainer.init.{key}" in message
+    assert "precision.min_loss_scale" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("bert/classifier", "an encoder"),
+        ("t5", "an encoder with a decoder"),
+        ("vision_transformer", "a vision model"),
+        ("llava", "a multimodal model"),
+        ("dpo", "preference training"),
+    ],
+)
+def test_other_kinds_of_models_are_refused_before_anything_else(name: str, kind: str) -> None:
+    init: dict[str, Any] = {"model": {"name": name, "image_model": {}}, "lop": {}, "sparsity": 7}
+    with pytest.raises(ConfigError) as error:
+        parse({"trainer": {"init": init, "fti": {}}})
+    start = f"trainer.init.model.name: {name!r}, {kind} of the Model Zoo, is not allowed; give a decoder"
+    assert str(error.value).startswith(start)

@@ -217,15 +217,19 @@ def test_faults_at_the_top(text: str, message: str) -> None:
     assert _refused(text).startswith(message)
 
 
-def test_the_older_form_is_shown_in_the_new_one() -> None:
-    older = {"model": {"name": "gpt3"}, "runconfig": {"max_steps": 7}, "train_input": {"data_processor": "A"}}
-    with pytest.raises(ConfigError) as caught:
-        parse(older)
-    shown = str(caught.value).partition("\n\n")[2].rpartition("\n")[0]
-    [one] = parse(load_text(shown))
+def test_the_older_form_is_converted_and_one_line_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    older = {
+        "model": {"name": "gpt3"},
+        "runconfig": {"max_steps": 7, "num_csx": 2},
+        "train_input": {"data_processor": "GptHDF5MapDataProcessor", "data_dir": "d", "batch_size": 2},
+    }
+    [one] = parse(older)
     assert one.init.model.name == "gpt3"
     assert one.init.loop is not None and one.init.loop.max_steps == 7
-    assert one.fit is not None and one.fit.train_dataloader.data_processor == "A"
+    assert one.fit is not None and one.fit.train_dataloader.data_processor == "GptHDF5MapDataProcessor"
+    assert len(caplog.messages) == 1
+    assert "has the older form and runs as its new one, which `rarefy convert` writes" in caplog.text
+    assert "left out, no use for runconfig.num_csx" in caplog.text
 
 
 def test_json_schema_has_every_block() -> None:

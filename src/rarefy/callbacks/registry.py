@@ -14,6 +14,7 @@ from rarefy.callbacks.compute_norm import ComputeNorm
 from rarefy.callbacks.csv_logger import CSVLogger
 from rarefy.callbacks.events import Callback, Logger
 from rarefy.callbacks.ignored import IGNORED
+from rarefy.callbacks.load_checkpoint_states import LoadCheckpointStates
 from rarefy.callbacks.log_sparsity import LogSparsity
 from rarefy.callbacks.progress_logger import ProgressLogger
 from rarefy.callbacks.run_record import RunRecord
@@ -37,6 +38,7 @@ class Registered:
 REGISTRY: Mapping[Kind, Mapping[str, Registered]] = {
     "callbacks": {
         "ComputeNorm": Registered(ComputeNorm),
+        "LoadCheckpointStates": Registered(LoadCheckpointStates, options=("load_checkpoint_states",)),
         "LogSparsity": Registered(LogSparsity),
         "RunRecord": Registered(RunRecord),
     },

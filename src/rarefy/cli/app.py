@@ -16,6 +16,7 @@ from rarefy.cli.guard import guarded
 from rarefy.cli.overrides import Flags
 from rarefy.cli.run import Request, run
 from rarefy.run.launch import Mode
+from rarefy.run.old_form import convert_file
 from rarefy.run.schema import json_schema
 
 app = typer.Typer(
@@ -116,6 +117,27 @@ app.command("report")(report.command)
 def _schema() -> None:
     """Print the JSON schema of the configuration file, for editors."""
     typer.echo(json.dumps(json_schema(), indent=2))
+
+
+@app.command("convert")
+def _convert(
+    params: Annotated[
+        Path, typer.Argument(metavar="OLD.yaml", help="A file in the older form of the Model Zoo.")
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Where to write the new form; without it, it is printed."),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that exists.")] = False,
+) -> None:
+    """Write a file of the older form (train_input, model, optimizer, runconfig) in the new one (trainer)."""
+
+    def write() -> None:
+        text = convert_file(params, output, force)
+        if output is None:
+            typer.echo(text, nl=False)
+
+    raise typer.Exit(guarded(write))
 
 
 @data_app.command("hdf5")

@@ -15,7 +15,7 @@ from rarefy.cli import messages
 from rarefy.cli.overrides import Flags, apply_flags
 from rarefy.errors import ConfigError, RarefyError, join_path
 from rarefy.trainer.signals import Interrupted
-from rarefy.yaml_files.yaml_file import load_file
+from rarefy.run.old_form import read_file
 from rarefy.yaml_files.yaml_lines import line_of
 
 log = logging.getLogger("rarefy")
@@ -68,7 +68,7 @@ def located(file: Path, flags: Flags) -> Iterator[dict[str, Any]]:
     Raises:
         ConfigError: as raised inside, with its place.
     """
-    content = load_file(file)
+    content = read_file(file)
     changed = apply_flags(content, flags)
     try:
         yield changed

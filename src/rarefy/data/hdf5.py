@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from rarefy.data.hdf5_files import HDF5Rows, find_files
 from rarefy.data.loader import Count, LoaderConfig, ResumableDataLoader, Seed, Switch, make_loader
+from rarefy.data.transforms import AddSinkTokens, Transformed
 from rarefy.errors import ConfigError
 
 _FIELDS = ("input_ids", "attention_mask", "labels")
@@ -18,6 +19,12 @@ _FIELDS = ("input_ids", "attention_mask", "labels")
 
 def _listed(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
+
+
+def _check_features(value: list[str]) -> list[str]:
+    if value != list(_FIELDS):
+        raise ConfigError("", f"{value}", f"[{', '.join(_FIELDS)}]")
+    return value
 
 
 Folders = Annotated[
@@ -30,8 +37,8 @@ Folders = Annotated[
 class GptHDF5MapConfig(LoaderConfig):
     """The keys of `GptHDF5MapDataProcessor`.
 
-    Directories are relative to the working directory. `use_worker_cache` is accepted for the sake of Model
-    Zoo files and has no effect.
+    Directories are relative to the working directory. `use_worker_cache`, `vocab_size` and `repeat` are accepted for
+    the sake of Model Zoo files and have no effect; what would have one is refused.
     """
 
     data_dir: Folders
@@ -40,7 +47,29 @@ class GptHDF5MapConfig(LoaderConfig):
     max_sequence_length: Annotated[Count | None, Field(description="a whole number ≥ 1, or null")] = None
     num_samples: Annotated[Count | None, Field(description="a whole number ≥ 1, or null")] = None
     sort_files: Annotated[Literal[True], Field(description="true")] = True
+    data_transforms: Annotated[
+        list[AddSinkTokens] | None,
+        Field(description="a list of add_sink_tokens, or null", examples=["[{name: add_sink_tokens}]"]),
+    ] = None
     use_worker_cache: Switch = False
+    vocab_size: Annotated[int | None, Field(description="a whole number; not used")] = None
+    repeat: Annotated[bool | None, Field(description="true or false; not used")] = None
+    use_vsl: Annotated[
+        Literal[False], Field(description="false (several texts in one sample see each other here)")
+    ] = False
+    pad_last: Annotated[Literal[False], Field(description="false (see drop_last)")] = False
+    mixture: Annotated[None, Field(description="null (list several directories as data_dir)")] = None
+    data_subset: Annotated[None, Field(description="null (see num_samples)")] = None
+    dataset_map_fn: Annotated[None, Field(description="null")] = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_mixture(cls, given: Any) -> Any:
+        """A mixture stands where data_dir is missing, which would be the first thing to be said."""
+        if isinstance(given, dict) and given.get("mixture") is not None:
+            allowed = "null (list the directories as data_dir; weights of data sets are not supported)"
+            raise ConfigError("mixture", "a list of weighted data sets", allowed)
+        return given
 
 
 class GptHDF5MapDataProcessor:
@@ -65,11 +94,13 @@ class GptHDF5MapDataProcessor:
     def __init__(self, config: GptHDF5MapConfig) -> None:
         self.config = config
         rows = HDF5Rows(find_files(config.data_dir))
-        self.dataset: HDF5Samples | HDF5Corpus
+        self.dataset: HDF5Samples | HDF5Corpus | Transformed
         if rows.row_shape:
             self.dataset = HDF5Samples(rows, config.max_sequence_length)
         else:
             self.dataset = HDF5Corpus(rows, config.max_sequence_length)
+        for transform in config.data_transforms or []:
+            self.dataset = Transformed(self.dataset, transform)
         if len(self.dataset):
             _check_sample(self.dataset[0], str(rows.files[0]))
 
@@ -85,9 +116,28 @@ class GptHDF5MapDataProcessor:
             len(self.dataset),
             config,
             shuffle=config.shuffle,
-            seed=config.shuffle_seed,
+            seed=config.shuffle_seed or 0,
             num_samples=config.num_samples,
         )
+
+
+class GptHDF5Config(GptHDF5MapConfig):
+    """The keys of `GptHDF5DataProcessor`, which has two more."""
+
+    shuffle_seed: Annotated[Seed | None, Field(description="a whole number ≥ 0, or null")] = 0  # type: ignore[assignment]
+    shuffle_buffer: Annotated[int | None, Field(description="a whole number; not used")] = None
+    features_list: Annotated[
+        list[str], Field(description="input_ids, attention_mask, labels"), AfterValidator(_check_features)
+    ] = Field(default_factory=lambda: list(_FIELDS))
+
+
+class GptHDF5DataProcessor(GptHDF5MapDataProcessor):
+    """`GptHDF5MapDataProcessor` by its older name.
+
+    The Model Zoo's own reads the files as a stream and shuffles a buffer of it; here any sample may come anywhere.
+    """
+
+    config_class: ClassVar[type[LoaderConfig]] = GptHDF5Config
 
 
 class HDF5Samples(Dataset[dict[str, Tensor]]):

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from rarefy.data.digits import DigitsDataProcessor
-from rarefy.data.hdf5 import GptHDF5MapDataProcessor
+from rarefy.data.hdf5 import GptHDF5DataProcessor, GptHDF5MapDataProcessor
 from rarefy.data.loader import DataProcessor
 from rarefy.data.text_corpus import TextCorpusDataProcessor
 from rarefy.errors import ConfigError, did_you_mean, join_path
@@ -19,6 +19,7 @@ DATA_PROCESSORS: Mapping[str, type[DataProcessor]] = MappingProxyType(
     {
         "TextCorpusDataProcessor": TextCorpusDataProcessor,
         "GptHDF5MapDataProcessor": GptHDF5MapDataProcessor,
+        "GptHDF5DataProcessor": GptHDF5DataProcessor,
         "DigitsDataProcessor": DigitsDataProcessor,
     }
 )
@@ -68,6 +69,17 @@ def build_dataloader(
         return processor(options).create_dataloader()
     except ConfigError as error:
         raise error.under(path) from error
+
+
+def known_keys(name: str) -> frozenset[str] | None:
+    """The keys of a registered data processor in any case; None for another name.
+
+    Example:
+        >>> "data_dir" in (known_keys("GptHDF5MapDataProcessor") or ())
+        True
+    """
+    processor = {known.lower(): kind for known, kind in DATA_PROCESSORS.items()}.get(name.lower())
+    return None if processor is None else frozenset(processor.config_class.model_fields)
 
 
 def _split(config: Mapping[str, Any], path: str) -> tuple[str, dict[str, Any]]:

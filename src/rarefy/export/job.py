@@ -15,8 +15,8 @@ from rarefy.checkpoint.matching import match_model
 from rarefy.checkpoint.saved_model import SavedModel
 from rarefy.errors import ConfigError, RarefyError
 from rarefy.run.builder import Builder
+from rarefy.run.old_form import read_file
 from rarefy.run.schema import parse
-from rarefy.yaml_files.yaml_file import load_file
 
 Fill = Callable[[Path], object]
 
@@ -43,7 +43,7 @@ class Job:
         Raises:
             RarefyError: there is no configuration, or one that is not allowed.
         """
-        content = self.saved.params if self.params is None else load_file(self.params)
+        content = self.saved.params if self.params is None else read_file(self.params)
         if not content:
             problem = "does not say how its model is built"
             raise CheckpointError(self.saved.path, problem, "give the file of its run: --params PARAMS.yaml")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,39 @@ from rarefy.models.language_modeling import (
     check_shapes,
     check_token_ids,
     loss_mask,
+)
+
+
+def _one(config: GPTConfig) -> float:
+    return 1.0
+
+
+def _by_hidden_width(config: GPTConfig) -> float:
+    return 1 / config.hidden_width
+
+
+def _by_filter_width(config: GPTConfig) -> float:
+    return 1 / config.filter_width
+
+
+# The first group that a parameter is in decides.
+_RATE_GROUPS: Mapping[str, tuple[tuple[str, ...], Callable[[GPTConfig], float]]] = MappingProxyType(
+    {
+        "embedding": (("*embedding*weight",), _one),
+        "decoder_kernel": (
+            ("*decoder*dense*weight", "*decoder*linear*weight", "*decoder*linear*expert_weights"),
+            _one,
+        ),
+        "decoder_attention": (("*decoder*attn*dense*weight",), _by_hidden_width),
+        "decoder_input_ffn": (
+            ("*decoder*ffn*.0.linear*weight", "*decoder*ffn*.0.linear*expert_weights"),
+            _by_hidden_width,
+        ),
+        "decoder_output_ffn": (
+            ("*decoder*ffn*.1.linear*weight", "*decoder*ffn*.1.linear*expert_weights"),
+            _by_filter_width,
+        ),
+    }
 )
 
 
@@ -90,6 +124,10 @@ class GPTModel(nn.Module):
         """
         check_shapes(batch, max_length=self.config.max_position_embeddings)
         check_token_ids(batch, self.config.vocab_size)
+
+    def learning_rate_groups(self) -> dict[str, tuple[tuple[str, ...], float]]:
+        """Groups of parameters by their Model Zoo names, with the factors of their learning rates under muP."""
+        return {name: (globs, scale_of(self.config)) for name, (globs, scale_of) in _RATE_GROUPS.items()}
 
     def eval_metrics(self) -> LanguageModelMetrics:
         """A fresh accumulator of `eval/loss`, `eval/lm_perplexity` and `eval/accuracy`."""

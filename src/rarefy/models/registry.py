@@ -14,7 +14,7 @@ from rarefy.errors import ConfigError, did_you_mean, join_path
 from rarefy.imports import import_object, is_import_path
 from rarefy.models.gpt import GPTModel
 from rarefy.models.hugging_face import is_hugging_face, wrap
-from rarefy.models.zoo_keys import read_zoo_keys
+from rarefy.models.zoo_keys import SILENT, SPELLINGS, read_zoo_keys
 from rarefy.validation import build, shorten
 
 _SEQUENTIAL = (
@@ -47,7 +47,7 @@ def build_model(
     """The model that a configuration describes.
 
     Args:
-        config: `name` (`gpt2`, `gpt3`, or an import path of a callable that returns a module) and the
+        config: `name` (a key of `MODELS`, or an import path of a callable that returns a module) and the
             arguments. For a class of Transformers the argument `config` is a map, from which its
             `config_class` is built.
         base_dir: where `./file.py:Class` is looked up; None is the working directory.
@@ -79,6 +79,18 @@ def build_model(
         return factory(build(kind, read_zoo_keys(arguments)))
     except ConfigError as error:
         raise error.under(path) from None
+
+
+def known_keys(name: str) -> frozenset[str] | None:
+    """The keys of a registered model in any case, other spellings included; None for another name.
+
+    Example:
+        >>> known_keys("no_such_model") is None, "hidden_size" in (known_keys("GPT3") or ())
+        (True, True)
+    """
+    if name.lower() not in MODELS:
+        return None
+    return frozenset(MODELS[name.lower()][0].model_fields) | SPELLINGS.keys() | SILENT.keys()
 
 
 def _split(config: Mapping[str, Any], path: str) -> tuple[str, dict[str, Any]]:

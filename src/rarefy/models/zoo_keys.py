@@ -118,12 +118,12 @@ def read_zoo_keys(given: Mapping[str, Any]) -> dict[str, Any]:
     options: dict[str, Any] = {}
     for key, value in given.items():
         name = SPELLINGS.get(key, key)
-        if name != key and name in given:
+        if name != key and given.get(name, value) != value:
             raise ConfigError(key, f"the key beside {name}, which is the same", "one of the two")
         if name not in SILENT:
             options[name] = value
         elif not SILENT[name].accepts(value):
             silent = SILENT[name]
             allowed = f"{silent.allowed} (rarefy's decoder does not have {silent.means})"
-            raise ConfigError(key, _yaml(value) if value is None else repr(value), allowed)
+            raise ConfigError(key, _yaml(value), allowed)
     return options

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from rarefy.optim.parameter_groups import SCALE_KEY
 from rarefy.torch_private import set_progress
 from rarefy.validation import Number, StepCount
 
@@ -26,6 +27,8 @@ Rate = Annotated[
 
 class ScheduledLR(LRScheduler):
     """Gives every parameter group of an optimizer the rate that a schedule has for the current step.
+
+    A group's `adjust_learning_rate` multiplies it.
 
     Args:
         optimizer: whose learning rate is set, at once and in every `step()`.
@@ -38,7 +41,8 @@ class ScheduledLR(LRScheduler):
 
     def get_lr(self) -> list[float]:  # type: ignore[override]
         """The rate of each parameter group at the current step."""
-        return [self.schedule.rate(self.last_epoch)] * len(self.optimizer.param_groups)
+        rate = self.schedule.rate(self.last_epoch)
+        return [rate * group.get(SCALE_KEY, 1.0) for group in self.optimizer.param_groups]
 
     def state_dict(self) -> dict[str, Any]:
         """The step; the schedule itself belongs to the configuration."""
@@ -47,9 +51,9 @@ class ScheduledLR(LRScheduler):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continues at the step of a checkpoint, with the rate that the schedule has there."""
         self.last_epoch = state_dict["last_epoch"]
-        set_progress(self, self.last_epoch, self.get_lr())
-        rate = self.schedule.rate(self.last_epoch)
-        for group in self.optimizer.param_groups:
+        rates = self.get_lr()
+        set_progress(self, self.last_epoch, rates)
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             if isinstance(group["lr"], Tensor):
                 group["lr"].fill_(rate)
             else:

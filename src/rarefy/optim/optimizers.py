@@ -13,13 +13,13 @@ from torch.optim import Optimizer
 
 from rarefy.errors import ConfigError, did_you_mean, join_path
 from rarefy.imports import import_object, is_import_path
+from rarefy.optim.parameter_groups import SCALE_KEY, learning_rate_scales, parameter_groups
 from rarefy.validation import shorten
 from rarefy.validation.numerals import read_number, share_hint
 
 _NEEDS_MORE = {"Optimizer", "LBFGS", "SparseAdam"}
 _FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
 _EXAMPLE = "AdamW: {lr: 1.0e-3, weight_decay: 0.1}"
-_NO_DECAY_KINDS = ("norm", "embedding")
 
 
 def build_optimizer(
@@ -33,7 +33,8 @@ def build_optimizer(
 ) -> Optimizer:
     """The optimizer of an `optimizer:` block.
 
-    Parameters called bias, those of normalisation layers and embeddings get no weight decay. Adam, AdamW and SGD take
+    Parameters called bias, those of normalisation layers and embeddings get no weight decay. Learning rates are scaled
+    where the model asks for it (muP) or `adjust_learning_rate` does. Adam, AdamW and SGD take
     torch's fused step unless the options name another.
 
     Args:
@@ -46,7 +47,7 @@ def build_optimizer(
         allow_imports: whether import paths may be followed.
 
     Returns:
-        The optimizer, with one group or two (with weight decay first).
+        The optimizer, with one group or two (with weight decay first), and two more for every scale of learning rates.
 
     Raises:
         ConfigError: an unknown class, an option that it does not take, or nothing to train.
@@ -60,45 +61,15 @@ def build_optimizer(
     name, options = _split(config, path)
     here = join_path(path, name)
     kind = _optimizer_class(name, path, base_dir, allow_imports)
+    scales = learning_rate_scales(model, options.pop(SCALE_KEY, None), join_path(here, SCALE_KEY))
     options = _torch_options(kind, options, here)
     if learning_rate is not None and _takes(kind, "lr"):
         options.setdefault("lr", learning_rate)
-    groups = parameter_groups(model, split=_takes(kind, "weight_decay"))
+    groups = parameter_groups(model, split=_takes(kind, "weight_decay"), scales=scales)
     if not groups:
         raise ConfigError(path, "a model without trainable parameters", "a model with some (requires_grad)")
+    _scale(groups, options, kind, here)
     return _construct(kind, groups, options, _implementation(kind, model, options), here)
-
-
-def parameter_groups(model: nn.Module, *, split: bool = True) -> list[dict[str, Any]]:
-    """A model's trainable parameters, those without weight decay in a group of their own.
-
-    Args:
-        model: the model.
-        split: False for a single group.
-
-    Returns:
-        Groups as `torch.optim` takes them; empty ones are left out.
-
-    Example:
-        >>> [len(group["params"]) for group in parameter_groups(nn.Linear(2, 2))]
-        [1, 1]
-    """
-    exempt = _without_decay(model) if split else set()
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    decayed: dict[str, Any] = {"params": [parameter for parameter in trained if parameter not in exempt]}
-    others = {"params": [parameter for parameter in trained if parameter in exempt], "weight_decay": 0.0}
-    return [group for group in (decayed, others) if group["params"]]
-
-
-def _without_decay(model: nn.Module) -> set[nn.Parameter]:
-    found = set()
-    for module in model.modules():
-        kinds = " ".join(kind.__name__.lower() for kind in type(module).__mro__)
-        exempt_module = any(word in kinds for word in _NO_DECAY_KINDS)
-        for leaf, parameter in module.named_parameters(recurse=False):
-            if exempt_module or leaf.endswith("bias") or "embedding" in leaf:
-                found.add(parameter)
-    return found
 
 
 def _split(config: Any, path: str) -> tuple[str, dict[str, Any]]:
@@ -159,6 +130,18 @@ def _as_torch_takes_it(kind: Any, key: str, value: Any, path: str) -> Any:
             where, shorten(value), f"a number{share_hint(value)}", f"{key}: {parameter.default}"
         )
     return number
+
+
+def _scale(groups: list[dict[str, Any]], options: Mapping[str, Any], kind: Any, path: str) -> None:
+    """Gives groups with a scale their learning rate; a schedule of rarefy keeps to it later."""
+    rate = options.get("lr", getattr(inspect.signature(kind).parameters.get("lr"), "default", None))
+    for group in groups:
+        if SCALE_KEY not in group:
+            continue
+        if not isinstance(rate, int | float):
+            allowed = "an optimizer with a learning rate in numbers where learning rates are scaled"
+            raise ConfigError(path, "no lr", allowed, "lr: 1.0e-3")
+        group["lr"] = rate * group[SCALE_KEY]
 
 
 def _implementation(kind: Any, model: nn.Module, options: Mapping[str, Any]) -> dict[str, Any]:

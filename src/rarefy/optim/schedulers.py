@@ -41,6 +41,7 @@ SCHEDULES: Mapping[str, type[Schedule]] = {
 TORCH_SCHEDULERS: Mapping[str, type[LRScheduler]] = {
     kind.__name__: kind for kind in (lr_scheduler.CyclicLR, lr_scheduler.OneCycleLR)
 }
+_TRANSPARENT = "ScalePerParamLR"
 _EXAMPLE = "- CosineDecayLR: {initial_learning_rate: 1.0e-3, end_learning_rate: 0.0, total_iters: 1000}"
 
 
@@ -121,15 +122,28 @@ def _read_one(given: Any, path: str, *, base_dir: Path | None, allow_imports: bo
     if is_import_path(str(name)):
         found = import_object(str(name), path=here, base_dir=base_dir, allow_imports=allow_imports)
         return partial(_construct, found, dict(options), here)
+    if str(name).lower() == _TRANSPARENT.lower():
+        return _read_wrapped(options, here, base_dir=base_dir, allow_imports=allow_imports)
     schedule = _find(SCHEDULES, str(name))
     if schedule is not None:
         nested = partial(_read_one, base_dir=base_dir, allow_imports=allow_imports)
         return read_block(schedule, _with_nested(options, here, nested), here)
     kind = _find(TORCH_SCHEDULERS, str(name))
     if kind is None:
-        hint = did_you_mean(str(name), [*SCHEDULES, *TORCH_SCHEDULERS])
+        hint = did_you_mean(str(name), [*SCHEDULES, *TORCH_SCHEDULERS, _TRANSPARENT])
         raise ConfigError(path, name, f"a known scheduler ({hint})", _EXAMPLE)
     return partial(_construct, kind, dict(options), here)
+
+
+def _read_wrapped(
+    options: Mapping[str, Any], path: str, *, base_dir: Path | None, allow_imports: bool
+) -> SchedulerFactory:
+    """The schedule inside `ScalePerParamLR`: every schedule of rarefy scales the rates of groups that ask for it."""
+    if set(options) != {"scheduler"}:
+        example = "{scheduler: {ConstantLR: {learning_rate: 1.0e-3}}}"
+        raise ConfigError(path, shorten(dict(options)), "a map with the one key scheduler", example)
+    where = join_path(path, "scheduler")
+    return _read_one(options["scheduler"], where, base_dir=base_dir, allow_imports=allow_imports)
 
 
 def _find(known: Mapping[str, Any], name: str) -> Any:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rarefy.callbacks.events import Callback
+from rarefy.callbacks.load_checkpoint_states import LoadCheckpointStates
 from rarefy.checkpoint.chosen import UNSET, CheckpointPath
 from rarefy.checkpoint.directory import CheckpointParts, load, newest_valid
 from rarefy.errors import ConfigError
@@ -126,8 +127,16 @@ def _fit(builder: Builder, validates: bool, ckpt_path: CheckpointPath, launch: L
     check_tokens(trainer.model, train_data, f"{config.path}.fit.train_dataloader")
     for data in val_data.values():
         check_tokens(trainer.model, data, f"{config.path}.fit.val_dataloader")
-    trainer.fit(train_data, val_data or None, _given(block, ckpt_path), load_states=launch.load_states)
+    start = _given(block, ckpt_path)
+    trainer.fit(train_data, val_data or None, start, load_states=_states(builder, start, launch))
     return trainer
+
+
+def _states(builder: Builder, start: CheckpointPath, launch: Launch) -> States:
+    """What of a checkpoint to take; the file's callback speaks of checkpoints that are named, not of going on."""
+    chosen = [one for one in builder.callbacks if isinstance(one, LoadCheckpointStates)]
+    is_named = isinstance(start, str | Path)
+    return "model" if is_named and chosen and chosen[-1].states == "model" else launch.load_states
 
 
 def _validate(builder: Builder, ckpt_path: CheckpointPath, launch: Launch) -> Trainer:

@@ -1,11 +1,13 @@
-"""What files written for Cerebras' Model Zoo hold and rarefy has no use for."""
+"""What files written for Cerebras' Model Zoo hold and rarefy has no use for, and the models that it does not have."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
-import yaml
+from rarefy.errors import ConfigError
+from rarefy.models.registry import MODELS
 
 _CLUSTER_KEYS = frozenset(
     [
@@ -37,27 +39,64 @@ _CLUSTER_KEYS = frozenset(
 _IGNORED_KEYS = {
     "backend": _CLUSTER_KEYS,
     "logging": frozenset({"wsc_log_level", "enable_act_frequency"}),
-    "precision": frozenset({"precision_opt_level", "precision_opt_levels"}),
-    "checkpoint": frozenset({"checkpoint_name"}),
+    "precision": frozenset(
+        {"precision_opt_level", "precision_opt_levels", "min_loss_scale", "max_loss_scale"}
+    ),
+    "checkpoint": frozenset({"checkpoint_name", "strict_version"}),
 }
-_OPTIMIZER_TO_PRECISION = ("loss_scaling_factor", "max_gradient_norm", "max_gradient_value", "log_loss_scale")
-_RUNCONFIG = {
-    "checkpoint_steps": ("checkpoint", "steps"),
-    "save_initial_checkpoint": ("checkpoint", "save_initial_checkpoint"),
-    "log_steps": ("logging", "log_steps"),
-    "logging": ("logging", "log_level"),
-} | {
-    key: ("loop", key)
-    for key in [
-        "num_steps",
-        "max_steps",
-        "num_epochs",
-        "steps_per_epoch",
-        "eval_steps",
-        "eval_frequency",
-        "grad_accum_steps",
-    ]
-}
+# Values at which the Model Zoo does nothing either; no word is needed for them.
+_SILENT: Mapping[tuple[str, str], tuple[Any, ...]] = MappingProxyType(
+    {
+        ("checkpoint", "strict_version"): (True, False),
+        ("checkpoint", "checkpoint_name"): ("checkpoint_{step}.mdl",),
+        ("logging", "enable_act_frequency"): (False,),
+        ("backend", "log_initialization"): (True, False),
+        ("backend", "lazy_initialization"): (True, False),
+        ("backend", "use_cs_grad_accum"): (True, False),
+    }
+)
+_BITS_OF_ALL = "csx."
+_OTHER_KINDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "an encoder": ("bert", "esm2", "dpr", "bertforpretraining", "robertapretraining"),
+        "an encoder with a decoder": ("t5", "transformer", "t5forconditionalgeneration"),
+        "a vision model": (
+            "vision_transformer",
+            "vit",
+            "dino",
+            "dit",
+            "fc_mnist",
+            "unet",
+            "vae",
+            "diffusion",
+        ),
+        "a multimodal model": ("llava", "multimodal_simple", "mllama", "clip"),
+        "preference training": ("dpo",),
+    }
+)
+
+
+def check_model(init: Any, path: str) -> None:
+    """Refuses the Model Zoo's models that rarefy does not have, before anything else of a file is looked at.
+
+    Args:
+        init: `trainer.init` as the user gave it.
+        path: where it stands.
+
+    Raises:
+        ConfigError: such a model.
+    """
+    model = init.get("model") if isinstance(init, dict) else None
+    name = model.get("name") if isinstance(model, dict) else None
+    if not isinstance(name, str):
+        return
+    first = name.lower().split("/")[0]
+    for kind, names in _OTHER_KINDS.items():
+        if first in names and name.lower() not in MODELS:
+            allowed = (
+                f"a decoder language model ({', '.join(sorted(MODELS))}) or your own as package.module:Class"
+            )
+            raise ConfigError(f"{path}.model.name", f"{name!r}, {kind} of the Model Zoo,", allowed)
 
 
 def drop_ignored(init: Mapping[str, Any], path: str) -> tuple[dict[str, Any], list[str]]:
@@ -68,89 +107,27 @@ def drop_ignored(init: Mapping[str, Any], path: str) -> tuple[dict[str, Any], li
         path: where it stands.
 
     Returns:
-        The rest of the block, and the paths of what was left out.
+        The rest of the block, and the paths of what was left out and would mean something there.
 
     Example:
         >>> drop_ignored({"backend": {"backend_type": "CSX", "compile_dir": "x"}}, "trainer.init")
         ({'backend': {'backend_type': 'CSX'}}, ['trainer.init.backend.compile_dir'])
     """
-    rest, dropped = dict(init), list[str]()
-    for block, keys in _IGNORED_KEYS.items():
-        if isinstance(rest.get(block), dict):
-            dropped += [f"{path}.{block}.{key}" for key in rest[block] if key in keys]
-            rest[block] = {key: value for key, value in rest[block].items() if key not in keys}
+    rest = dict(init)
+    dropped: list[str] = []
+    if "autorestart" in rest and rest.pop("autorestart"):
+        dropped.append(f"{path}.autorestart")
+    for block, ignored in _IGNORED_KEYS.items():
+        if not isinstance(rest.get(block), dict):
+            continue
+        given = rest[block]
+        gone = [key for key in given if key in ignored or str(key).startswith(_BITS_OF_ALL)]
+        dropped += [f"{path}.{block}.{key}" for key in gone if not _is_silent(block, key, given[key])]
+        rest[block] = {key: value for key, value in given.items() if key not in gone}
+    if isinstance(rest.get("precision"), dict):
+        rest["precision"] = {key: value for key, value in rest["precision"].items() if value is not None}
     return rest, dropped
 
 
-def is_legacy(content: Mapping[str, Any]) -> bool:
-    """Whether a file without `trainer` has the blocks of the older form.
-
-    Example:
-        >>> is_legacy({"model": {}, "runconfig": {}}), is_legacy({"trianer": {}})
-        (True, False)
-    """
-    return not content.keys().isdisjoint({"runconfig", "train_input", "eval_input", "model", "optimizer"})
-
-
-def new_form(content: Mapping[str, Any]) -> str:
-    """The older form of a file (`model`, `optimizer`, `train_input`, `runconfig`) rewritten with `trainer`.
-
-    Args:
-        content: the file as plain data.
-
-    Returns:
-        YAML text; keys without a place in the new form stand under `trainer.init` as they were.
-
-    Example:
-        >>> print(new_form({"model": {"name": "gpt2"}, "runconfig": {"max_steps": 5}}))
-        trainer:
-          init:
-            model:
-              name: gpt2
-            loop:
-              max_steps: 5
-          fit: {}
-    """
-    blocks = dict(content)
-    init: dict[str, Any] = {"model": blocks.pop("model", {"name": "gpt2"})}
-    fit = {}
-    for old, new in (("train_input", "train_dataloader"), ("eval_input", "val_dataloader")):
-        if old in blocks:
-            fit[new] = blocks.pop(old)
-    _move_optimizer(blocks.pop("optimizer", None), init)
-    _move_runconfig(blocks.pop("runconfig", None), init)
-    text = yaml.safe_dump({"trainer": {"init": {**init, **blocks}, "fit": fit}}, sort_keys=False)
-    return text.rstrip("\n")
-
-
-def _move_optimizer(old: Any, init: dict[str, Any]) -> None:
-    if not isinstance(old, dict):
-        return
-    options = dict(old)
-    name = options.pop("optimizer_type", "AdamW")
-    precision = {key: options.pop(key) for key in _OPTIMIZER_TO_PRECISION if key in options}
-    rate = options.get("learning_rate")
-    if isinstance(rate, dict | list):
-        stages = rate if isinstance(rate, list) else [rate]
-        init["schedulers"] = [_new_scheduler(stage) for stage in stages if isinstance(stage, dict)]
-        options.pop("learning_rate")
-    init["optimizer"] = {name: options}
-    if precision:
-        init["precision"] = precision
-
-
-def _new_scheduler(old: dict[str, Any]) -> dict[str, Any]:
-    options = dict(old)
-    name = str(options.pop("scheduler", "Constant"))
-    if "steps" in options:
-        options["total_iters"] = options.pop("steps")
-    return {f"{name.removesuffix('LR')}LR": options}
-
-
-def _move_runconfig(old: Any, init: dict[str, Any]) -> None:
-    for key, value in old.items() if isinstance(old, dict) else ():
-        if key in _RUNCONFIG:
-            block, name = _RUNCONFIG[key]
-            init.setdefault(block, {})[name] = value
-        elif key in ("seed", "model_dir"):
-            init[key] = value
+def _is_silent(block: str, key: str, value: Any) -> bool:
+    return value is None or value in _SILENT.get((block, key), ())

@@ -12,9 +12,11 @@ from pydantic import ValidationError
 
 from rarefy.errors import ConfigError, join_path
 from rarefy.run.file_keys import File, FitBlock, InitBlock, TrainerBlock, ValidateAllBlock, ValidateBlock
-from rarefy.run.model_zoo import drop_ignored, is_legacy, new_form
+from rarefy.run.model_zoo import check_model, drop_ignored
+from rarefy.run.old_form import in_new_form
+from rarefy.run.unknown_keys import UnknownKey, of_open_blocks, refuse
 from rarefy.validation import shorten
-from rarefy.validation.findings import as_config_error
+from rarefy.validation.findings import as_config_error, unknown_in
 from rarefy.validation.numerals import validated
 
 log = logging.getLogger("rarefy")
@@ -81,15 +83,17 @@ def parse(content: Mapping[str, Any]) -> list[TrainerConfig]:
     Returns:
         Its trainers in order; one for the plain form.
 
+    A file in the older form, without a `trainer` key, is converted; one line says so.
+
     Raises:
-        ConfigError: an unknown key, a missing key, a value that is not allowed, or the form of file
-            without a `trainer` key.
+        ConfigError: unknown keys, a missing key, or a value that is not allowed.
 
     Example:
         >>> [one] = parse({"trainer": {"init": {"model": {"name": "gpt2"}, "loop": {"num_steps": 10}}}})
         >>> one.path, one.init.model.name
         ('trainer', 'gpt2')
     """
+    content = in_new_form(dict(content))
     _check_top(content)
     _refuse_nan(content, "")
     return [_parse_one(trainer, path) for path, trainer in trainers_of(content)]
@@ -127,9 +131,6 @@ def json_schema() -> dict[str, Any]:
 
 def _check_top(content: Mapping[str, Any]) -> None:
     if "trainer" not in content:
-        if is_legacy(content):
-            problem = "this older form of file (no key `trainer`)"
-            raise ConfigError("", problem, f"the new form, which for this file is\n\n{new_form(content)}\n")
         given = next((f"the key {key!r}" for key in content), "a file without keys")
         raise ConfigError("", given, "the key `trainer`", "trainer: {init: {...}, fit: {...}}")
     for key in content:
@@ -150,13 +151,31 @@ def _refuse_nan(value: Any, path: str) -> None:
 def _parse_one(given: Any, path: str) -> TrainerConfig:
     if not isinstance(given, dict):
         raise ConfigError(path, shorten(given), "a mapping with `init`", "{init: {...}, fit: {...}}")
-    cleaned, dropped = dict(given), list[str]()
+    check_model(given.get("init"), f"{path}.init")
+    cleaned = dict(given)
+    dropped: list[str] = []
     if isinstance(given.get("init"), dict):
         cleaned["init"], dropped = drop_ignored(given["init"], f"{path}.init")
-    try:
-        blocks = validated(TrainerBlock.model_validate, cleaned, path)
-    except ValidationError as error:
-        raise as_config_error(error, TrainerBlock, cleaned).under(path) from None
+    blocks = _validated(cleaned, path)
     if dropped:
         log.warning("ignored, they mean something to a Cerebras system only: %s", ", ".join(dropped))
     return TrainerConfig(path, blocks, given)
+
+
+def _validated(given: dict[str, Any], path: str) -> TrainerBlock:
+    """The checked blocks; unknown keys of the whole trainer come before every other finding."""
+    blocks: TrainerBlock | None = None
+    error: ValidationError | None = None
+    try:
+        blocks = validated(TrainerBlock.model_validate, given, path)
+    except ValidationError as found:
+        error = found
+    unknown = [] if error is None else unknown_in(error, TrainerBlock, given)
+    try:
+        refuse([*(UnknownKey(where, key, known) for where, key, known in unknown), *of_open_blocks(given)])
+    except ConfigError as several:
+        raise several.under(path) from None
+    if blocks is None:
+        assert error is not None
+        raise as_config_error(error, TrainerBlock, given).under(path) from None
+    return blocks

@@ -86,6 +86,9 @@ def build(kind: type[T], options: Mapping[str, Any], *, path: str = "") -> T:
 def as_config_error(error: ValidationError, fields: Mapping[str, FieldInfo]) -> ConfigError:
     """The first finding of `error`, worded with the description and the example of its field."""
     found = error.errors(include_url=False)[0]
+    raised = found.get("ctx", {}).get("error")
+    if isinstance(raised, ConfigError):
+        return raised.under(dotted(found["loc"]))
     location, kind = dotted(found["loc"]), found["type"]
     field = fields.get(str(found["loc"][0])) if found["loc"] else None
     allowed = (field.description if field else None) or found["msg"].removeprefix("Value error, ")

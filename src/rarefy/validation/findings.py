@@ -42,6 +42,25 @@ def as_config_error(error: ValidationError, model: type[BaseModel], given: Mappi
     return _worded(first, location, model)
 
 
+def unknown_in(
+    error: ValidationError, model: type[BaseModel], given: Mapping[str, Any]
+) -> list[tuple[str, str, frozenset[str]]]:
+    """Every unknown key that pydantic found: the path of its block, the key, and the keys that the block has.
+
+    Args:
+        error: what pydantic raised.
+        model: the model that was validated.
+        given: what it was validated with.
+    """
+    unknown = []
+    for one in error.errors(include_url=False):
+        if one["type"] in _UNKNOWN:
+            location = location_in(one["loc"], given)
+            known = frozenset(name for name, _ in _fields(model, location[:-1]))
+            unknown.append((dotted(location[:-1]), str(location[-1]), known))
+    return unknown
+
+
 def _worded(found: Any, location: Sequence[str | int], model: type[BaseModel]) -> ConfigError:
     keys = [part for part in location if isinstance(part, str)]
     field = dict(_fields(model, location[: _last_key(location)])).get(keys[-1]) if keys else None

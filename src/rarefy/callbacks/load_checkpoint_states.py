@@ -1,0 +1,31 @@
+"""Which parts of a given checkpoint a run begins with."""
+
+from __future__ import annotations
+
+from rarefy.callbacks.events import Callback
+from rarefy.errors import ConfigError
+
+
+class LoadCheckpointStates(Callback):
+    """Takes only weights and masks of the checkpoint that a run is started from, as `--load_checkpoint_states` does.
+
+    A run that goes on from its own newest checkpoint takes everything.
+
+    Args:
+        load_checkpoint_states: `all` or `model`.
+
+    Raises:
+        ConfigError: anything else.
+
+    Example:
+        >>> LoadCheckpointStates("model").states
+        'model'
+    """
+
+    def __init__(self, load_checkpoint_states: str | list[str] = "all") -> None:
+        given = load_checkpoint_states
+        names = given.split(",") if isinstance(given, str) else given
+        if names not in (["all"], ["model"]):
+            allowed = "all or model (weights and masks; the rest of a checkpoint goes together)"
+            raise ConfigError("load_checkpoint_states", repr(given), allowed)
+        self.states = "all" if names == ["all"] else "model"
