@@ -95,7 +95,10 @@ def test_import_paths(user_dir):
     ("entry", "message"),
     [
         ({"LogSparsty": {}}, r"callbacks\[0\]: 'LogSparsty' is not allowed; .*did you mean LogSparsity\?"),
-        ({"zzz": {}}, r"one of ComputeNorm, LoadCheckpointStates, LogSparsity, RunRecord\) or an import path"),
+        (
+            {"zzz": {}},
+            r"one of ComputeNorm, LoadCheckpointStates, LogSparsity, RunRecord\) or an import path",
+        ),
         ({"CSVLogger": {}}, r"'CSVLogger' among the callbacks is not allowed; give it under loggers"),
         ({"LogSparsity": {"every": 3}}, r"callbacks\[0\]\.LogSparsity: the key 'every' .* no options"),
         ({"LogSparsity": 3}, r"callbacks\[0\]: .*a map of one name to its options"),

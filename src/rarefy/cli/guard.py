@@ -14,8 +14,8 @@ from rich.console import Console
 from rarefy.cli import messages
 from rarefy.cli.overrides import Flags, apply_flags
 from rarefy.errors import ConfigError, RarefyError, join_path
-from rarefy.trainer.signals import Interrupted
 from rarefy.run.old_form import read_file
+from rarefy.trainer.signals import Interrupted
 from rarefy.yaml_files.yaml_lines import line_of
 
 log = logging.getLogger("rarefy")
