@@ -417,3 +417,32 @@ def test_set_finds_the_one_key(params: Path) -> None:
     assert result.exit_code == 0, result.output
     init = load(params.parent / "out" / "checkpoint_6").params["trainer"]["init"]
     assert init["sparsity"]["sparsity"] == 0.5 and init["optimizer"]["AdamW"]["lr"] == 1e-3
+
+
+def test_a_model_dir_stands_for_its_newest_valid_checkpoint(params: Path) -> None:
+    rarefy("run", params, "--set", "checkpoint.steps=3")
+    out = params.parent / "out"
+    (out / "checkpoint_6" / "MANIFEST.json").unlink()
+    result = rarefy("run", params, "-o", params.parent / "new", "--checkpoint_path", out, "--num_steps", 1)
+    assert result.exit_code == 0, result.output
+    assert f"{out}: its newest valid checkpoint is checkpoint_3" in result.stderr
+    assert steps_saved(params.parent / "new") == [4]
+    (params.parent / "empty").mkdir()
+    result = rarefy("run", params, "--checkpoint_path", params.parent / "empty")
+    assert result.exit_code == 2 and "empty: holds no valid checkpoint" in result.stderr
+
+
+def test_a_shell_completes_commands_and_flags() -> None:
+    def completed(words: str) -> set[str]:
+        line = {"_RAREFY_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+        command = [
+            sys.executable,
+            "-c",
+            "import sys; sys.argv[0] = 'rarefy'; import rarefy.cli as c; c.main()",
+        ]
+        return set(
+            subprocess.run(command, env=os.environ | line, capture_output=True, text=True).stdout.split()
+        )
+
+    assert {"run", "export", "report"} <= completed("rarefy ")
+    assert completed("rarefy run --checkp") == {"--checkpoint_path"}

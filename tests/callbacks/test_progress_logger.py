@@ -1,6 +1,9 @@
 """Plain lines where nobody watches, a live bar on a terminal."""
 
 import io
+import re
+import sys
+import types
 
 import pytest
 from rich.console import Console
@@ -10,7 +13,7 @@ from rarefy.algorithms.group import Group
 from rarefy.algorithms.rigl import RigL
 from rarefy.algorithms.static import Static
 from rarefy.callbacks import ProgressLogger
-from rarefy.callbacks.progress_logger import final_target_of, next_update_of
+from rarefy.callbacks.progress_logger import BAR_WIDTH, final_target_of, next_update_of
 
 METRICS = {"loss": 2.34567, "lr": 3e-4, "tokens_per_second": 12345.6, "grad_norm": 1.0}
 
@@ -162,3 +165,59 @@ def test_a_validation_without_a_fit_is_printed(make_trainer):
     output = io.StringIO()
     ProgressLogger(Console(file=output)).on_validate_end(make_trainer(), {"eval/loss": 1.0})
     assert output.getvalue() == "step 0 validation · eval/loss 1.0000\n"
+
+
+def test_eighty_columns_hold_the_bar_and_break_no_fact(make_trainer):
+    trainer, output = make_trainer(RigL(0.5, update={"freq": 3}, seed=0)), io.StringIO()
+    logger = ProgressLogger(Console(file=output, force_terminal=True, width=80, color_system=None))
+    trainer.loggers = [logger]
+    logger.on_train_start(trainer)
+    trainer.log_metrics_dict(METRICS)
+    trainer.step(logger)
+    lines = logger._bar.tasks[0].description.splitlines()
+    logger.on_fit_end(trainer)
+    assert len(lines) > 1 and all(len(line) <= 80 - BAR_WIDTH - 1 for line in lines)
+    assert any("sparsity 0.5000 → 0.5000" in line for line in lines)
+    shown = [
+        re.sub(r"\x1b\[[\d;?]*\w", "", line) for line in output.getvalue().replace("\r", "\n").splitlines()
+    ]
+    assert max(map(len, shown)) <= 80
+
+
+class Cell:
+    """Stands for IPython's display handle."""
+
+    def __init__(self) -> None:
+        self.shown: list[str] = []
+
+    def update(self, data, raw):
+        assert raw
+        self.shown.append(data["text/plain"])
+
+
+def test_a_notebook_has_one_output_that_is_renewed(make_trainer, monkeypatch):
+    cells: list[Cell] = []
+
+    def display(data, raw, display_id):
+        assert raw and display_id and data["text/plain"]
+        cells.append(Cell())
+        return cells[-1]
+
+    ipython = types.ModuleType("IPython")
+    ipython.display = types.ModuleType("IPython.display")
+    ipython.display.display = display
+    monkeypatch.setitem(sys.modules, "IPython", ipython)
+    monkeypatch.setitem(sys.modules, "IPython.display", ipython.display)
+    output, trainer = io.StringIO(), make_trainer(Static(0.5))
+    logger = ProgressLogger(Console(file=output, force_jupyter=True, width=200))
+    trainer.loggers = [logger]
+    logger.on_train_start(trainer)
+    trainer.step(logger)
+    logger.on_validate_end(trainer, {"eval/loss": 1.0})
+    trainer.step(logger)
+    logger.on_fit_end(trainer)
+    [cell] = cells
+    assert output.getvalue() == "" and len(cell.shown) == 3
+    assert cell.shown[0].startswith("step 1/100 · sparsity 0.5000 → 0.5000 · ETA")
+    first, second = cell.shown[-1].splitlines()
+    assert first == "step 1 validation · eval/loss 1.0000" and second.startswith("step 2/100")

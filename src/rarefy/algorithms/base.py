@@ -16,6 +16,7 @@ from rarefy.algorithms import options
 from rarefy.algorithms.attachment import Attachment, check_state
 from rarefy.algorithms.few_connections import few_connections, warn_of_few
 from rarefy.algorithms.hooks import SparsityHook, TopologyHook, UserHooks
+from rarefy.algorithms.summary import Shown
 from rarefy.algorithms.view import NEEDS, Needs, StepView, is_replaced
 from rarefy.distributed import agreed_seed
 from rarefy.distributions import check_distribution, share_out
@@ -31,7 +32,7 @@ from rarefy.storage.parameter import SparseParameter
 _Algorithm = TypeVar("_Algorithm", bound="SparsityAlgorithm")
 
 
-class Sparsifier(ABC):
+class Sparsifier(Shown, ABC):
     """What makes a model sparse: an algorithm, or a group of them, which are used alike."""
 
     name: ClassVar[str] = ""

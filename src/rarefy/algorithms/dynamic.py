@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rarefy.algorithms.base import SparsityAlgorithm
-from rarefy.algorithms.options import Sparsity, Update
+from rarefy.algorithms.options import Sparsity, Update, refuse_step_keys
 from rarefy.algorithms.view import WeightView, arguments_of, call_update_mask, is_replaced
 from rarefy.distributed import mean_over_ranks, ranks
 from rarefy.errors import RarefyError
@@ -48,6 +48,11 @@ class DynamicSparsityAlgorithm(SparsityAlgorithm):
     """
 
     dynamic: ClassVar[bool] = True
+
+    def __new__(cls, *_: Any, **options: Any) -> DynamicSparsityAlgorithm:
+        """Refuses what belongs inside `update`; Python would only say that the keyword is unexpected."""
+        refuse_step_keys(cls, options)
+        return super().__new__(cls)
 
     def __init__(self, sparsity: Sparsity, *, update: Update = None, **options: Any) -> None:
         super().__init__(sparsity, **options)

@@ -137,6 +137,33 @@ def check_seed(value: Any) -> int | None:
     return value
 
 
+def refuse_step_keys(kind: type, options: Mapping[str, Any]) -> None:
+    """Refuses `freq` and its like beside `update`, where they belong inside.
+
+    Args:
+        kind: the algorithm; a constructor of its own may take such a name.
+        options: what it was given.
+
+    Raises:
+        ConfigError: one is there, with the `update` that is meant.
+
+    Example:
+        >>> refuse_step_keys(dict, {"freq": 10})
+        Traceback (most recent call last):
+        rarefy.errors.ConfigError: freq=10 for dict is not allowed; give it inside update (example: update={'freq': 10})
+    """
+    own = {
+        name
+        for base in kind.__mro__
+        if "__init__" in vars(base)
+        for name in inspect.signature(base).parameters
+    }
+    given = {key: options[key] for key in ("freq", "start", "stop", "steps") if key in options.keys() - own}
+    if given:
+        shown = ", ".join(f"{key}={shorten(value)}" for key, value in given.items())
+        raise ConfigError("", f"{shown} for {kind.__name__}", "it inside update", f"update={given}")
+
+
 def require_constant(schedule: Schedule) -> None:
     """Refuses a sparsity that changes with the step.
 

@@ -1,15 +1,28 @@
-"""A table of what is sparse: parameter, shape, target, actual, storage."""
+"""A table of what is sparse (parameter, shape, target, actual, storage), as text and in a notebook."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from io import StringIO
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.table import Table
 
-from rarefy.algorithms.base import Sparsifier, SparsityAlgorithm
+from rarefy.schedules import Constant
+
+COLUMNS = ("parameter", "algorithm", "shape", "target", "actual", "kept", "pattern", "storage")
+
+
+class HasAlgorithms(Protocol):
+    """An algorithm or a group."""
+
+    @property
+    def algorithms(self) -> list[Any]:
+        """The algorithms that it is made of."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -50,15 +63,28 @@ class Summary:
         inactive = sum(row.actual * size for row, size in zip(self.rows, sizes, strict=True))
         return inactive / sum(sizes) if sum(sizes) else 0.0
 
+    def __repr__(self) -> str:
+        return one_line("Summary", {"weights": len(self.rows), "actual": f"{self.actual_sparsity:.4f}"})
+
     def __rich__(self) -> Table:
-        table = Table("parameter", "algorithm", "shape", "target", "actual", "kept", "pattern", "storage")
+        table = Table(*COLUMNS)
+        for row in self._lines():
+            table.add_row(*row)
+        table.add_section()
+        table.add_row(*self._total())
+        return table
+
+    def _repr_html_(self) -> str:
+        return html_table(COLUMNS, [*self._lines(), self._total()])
+
+    def _lines(self) -> Iterator[tuple[str, ...]]:
         for row in self.rows:
             facts = " × ".join(map(str, row.shape)), f"{row.target:.4f}", f"{row.actual:.4f}", f"{row.kept:,}"
-            table.add_row(row.name, row.algorithm, *facts, row.pattern, row.storage)
+            yield row.name, row.algorithm, *facts, row.pattern, row.storage
+
+    def _total(self) -> tuple[str, ...]:
         total, kept = sum(_numel(row.shape) for row in self.rows), sum(row.kept for row in self.rows)
-        table.add_section()
-        table.add_row("all", "", f"{total:,} weights", "", f"{self.actual_sparsity:.4f}", f"{kept:,}")
-        return table
+        return "all", "", f"{total:,} weights", "", f"{self.actual_sparsity:.4f}", f"{kept:,}", "", ""
 
     def __str__(self) -> str:
         text = StringIO()
@@ -66,7 +92,28 @@ class Summary:
         return text.getvalue()
 
 
-def summary(sparsity: Sparsifier) -> Summary:
+class Shown:
+    """How an algorithm or a group shows itself: in a line, and as its summary in a notebook."""
+
+    def __repr__(self) -> str:
+        leaves: list[Any] = getattr(self, "algorithms", [])
+        if leaves != [self]:
+            return f"{type(self).__name__}({', '.join(map(repr, leaves))})"
+        schedule = leaves[0].sparsity
+        sparsity = f"{schedule.value:g}" if isinstance(schedule, Constant) else schedule
+        facts: dict[str, object] = {"sparsity": sparsity, "not applied": None}
+        if leaves[0].parameters:
+            actual = summary(leaves[0]).actual_sparsity
+            facts = {"sparsity": sparsity, "weights": len(leaves[0].parameters), "actual": f"{actual:.4f}"}
+            facts["step"] = leaves[0].step
+        return one_line(type(self).__name__, facts)
+
+    def _repr_html_(self) -> str:
+        found = Summary(tuple(_rows(getattr(self, "algorithms", []))))
+        return found._repr_html_() if found.rows else f"<code>{escape(repr(self))}</code>"
+
+
+def summary(sparsity: HasAlgorithms) -> Summary:
     """What is sparse by now, per parameter.
 
     Args:
@@ -85,7 +132,7 @@ def summary(sparsity: Sparsifier) -> Summary:
     return Summary(tuple(_rows(sparsity.algorithms)))
 
 
-def _rows(algorithms: Iterable[SparsityAlgorithm]) -> Iterable[SummaryRow]:
+def _rows(algorithms: Iterable[Any]) -> Iterable[SummaryRow]:
     for algorithm in algorithms:
         kind, pattern = algorithm.name or type(algorithm).__name__, str(algorithm.pattern)
         targets = algorithm.shares(algorithm.target_sparsity)
@@ -100,3 +147,31 @@ def _numel(shape: tuple[int, ...]) -> int:
     for size in shape:
         total *= size
     return total
+
+
+def one_line(kind: str, facts: Mapping[str, object]) -> str:
+    """A short `repr`; a fact of None stands alone.
+
+    Example:
+        >>> one_line("RigL", {"sparsity": 0.9, "not applied": None})
+        'RigL(sparsity=0.9, not applied)'
+    """
+    shown = [name if value is None else f"{name}={value}" for name, value in facts.items()]
+    return f"{kind}({', '.join(shown)})"
+
+
+def html_table(columns: Sequence[str], rows: Iterable[Sequence[str]], caption: str = "") -> str:
+    """A table for `_repr_html_`; whatever stands in it is text.
+
+    Example:
+        >>> html_table(["name"], [["<b>"]])
+        '<table><thead><tr><th>name</th></tr></thead><tbody><tr><td>&lt;b&gt;</td></tr></tbody></table>'
+    """
+    title = f"<caption>{escape(caption)}</caption>" if caption else ""
+    head = f"<thead><tr>{_cells(columns, 'th')}</tr></thead>" if any(columns) else ""
+    body = "".join(f"<tr>{_cells(row, 'td')}</tr>" for row in rows)
+    return f"<table>{title}{head}<tbody>{body}</tbody></table>"
+
+
+def _cells(texts: Iterable[str], tag: str) -> str:
+    return "".join(f"<{tag}>{escape(text)}</{tag}>" for text in texts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from time import perf_counter
@@ -22,12 +23,12 @@ RATES = {"tokens_per_second": "tokens/s", "samples_per_second": "samples/s"}
 
 
 class ProgressLogger(Logger):
-    """A live bar on a terminal; elsewhere one plain line a log step, with the same facts.
+    """A live bar on a terminal, one line that renews itself in a notebook, elsewhere a plain line a log step.
 
     step 60/200 · loss 2.9913 · lr 0.0029 · sparsity 0.7000 → 0.9000 · next update 75 · 11,960 tokens/s · ETA 0:00:36
 
     Sparsity is what was measured, and the target that the run ends with. The bar's step and ETA move with every
-    step, the rest on log steps.
+    step, the rest on log steps. Where the terminal is narrow, facts go on in a further line, none is broken.
 
     Args:
         console: where to print; standard output when None.
@@ -38,9 +39,12 @@ class ProgressLogger(Logger):
         self._console, self._clock = console or Console(), clock
         self._metrics: dict[str, float] = {}
         self._bar: Progress | None = None
+        self._cell: Any = None
         self._task = TaskID(0)
         self._first_step, self._since = 0, 0.0
         self._facts: list[str] = []
+        self._results: list[str] = []
+        self._line = ""
         self._final = 0.0
         self._coming: int | None = None
 
@@ -48,12 +52,16 @@ class ProgressLogger(Logger):
         """Shows the bar."""
         self._first_step, self._since = trainer.global_step, self._clock()
         self._facts, self._final = [], final_target_of(trainer)
+        self._results = []
+        self._line = ""
         if self._console.is_terminal:
             bar = BarColumn(BAR_WIDTH, table_column=Column(min_width=BAR_WIDTH))
             text = TextColumn("{task.description}", table_column=Column(ratio=1))
             self._bar = Progress(bar, text, console=self._console, expand=True)
             self._task = self._bar.add_task("", total=trainer.total_steps, completed=trainer.global_step)
             self._bar.start()
+        elif self._console.is_jupyter:
+            self._cell = shown_in_a_cell("...")
 
     def log(self, trainer: TrainerView, metrics: dict[str, float], step: int) -> None:
         """Keeps the latest value of each metric."""
@@ -65,20 +73,24 @@ class ProgressLogger(Logger):
             self._facts = [*metric_facts(self._metrics, self._sparsity_facts(trainer))]
         if trainer.is_log_step or self._bar is not None:
             step = f"step {trainer.global_step}/{trainer.total_steps}"
-            self._show(trainer, " · ".join([step, *self._facts, f"ETA {self._remaining(trainer)}"]))
+            self._show(trainer, [step, *self._facts, f"ETA {self._remaining(trainer)}"])
 
     def on_validate_end(self, trainer: TrainerView, metrics: dict[str, Any]) -> None:
         """Prints the results, on a terminal above the bar."""
         facts = [f"{name} {float(value):.4f}" for name, value in metrics.items()]
-        self._console.print(
-            escape(" · ".join([f"step {trainer.global_step} validation", *facts])), soft_wrap=True
-        )
+        line = " · ".join([f"step {trainer.global_step} validation", *facts])
+        if self._cell is not None:
+            self._results.append(line)
+            self._renew(self._line)
+        else:
+            self._console.print(escape(line), soft_wrap=True)
 
     def on_fit_end(self, trainer: TrainerView) -> None:
         """Leaves the bar as it stands."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+        self._cell = None
 
     def _is_outdated(self, trainer: TrainerView) -> bool:
         """Whether the bar names an update step that has come."""
@@ -95,15 +107,48 @@ class ProgressLogger(Logger):
         update = [] if self._coming is None else [f"next update {self._coming}"]
         return [f"sparsity {actual:.4f} → {self._final:.4f}", *update]
 
-    def _show(self, trainer: TrainerView, line: str) -> None:
+    def _show(self, trainer: TrainerView, facts: Sequence[str]) -> None:
         if self._bar is not None:
-            self._bar.update(self._task, completed=trainer.global_step, description=escape(line))
+            text = wrapped(facts, self._console.width - BAR_WIDTH - 1)
+            self._bar.update(self._task, completed=trainer.global_step, description=escape(text))
+        elif self._cell is not None:
+            self._renew(" · ".join(facts))
         else:
-            self._console.print(escape(line), soft_wrap=True, highlight=False)
+            self._console.print(escape(" · ".join(facts)), soft_wrap=True, highlight=False)
+
+    def _renew(self, line: str) -> None:
+        """Replaces what the notebook's cell shows: the results of validations, and how far the run is."""
+        self._line = line
+        self._cell.update({"text/plain": "\n".join([*self._results, line])}, raw=True)
 
     def _remaining(self, trainer: TrainerView) -> timedelta:
         per_step = (self._clock() - self._since) / max(trainer.global_step - self._first_step, 1)
         return timedelta(seconds=round(per_step * (trainer.total_steps - trainer.global_step)))
+
+
+def wrapped(facts: Sequence[str], width: int) -> str:
+    """Facts in as few lines of a width as hold them; a longer one has a line of its own.
+
+    Example:
+        >>> print(wrapped(["step 1/9", "loss 2.5", "lr 0.1"], 20))
+        step 1/9 · loss 2.5
+        lr 0.1
+    """
+    lines: list[str] = []
+    for fact in facts:
+        joined = f"{lines[-1]} · {fact}" if lines else fact
+        if lines and len(joined) <= width:
+            lines[-1] = joined
+        else:
+            lines.append(fact)
+    return "\n".join(lines)
+
+
+def shown_in_a_cell(text: str) -> Any:
+    """A notebook's output whose content can be replaced: IPython's display handle."""
+    # A notebook has brought IPython along; rarefy does not depend on it.
+    display = importlib.import_module("IPython.display").display
+    return display({"text/plain": text}, raw=True, display_id=True)
 
 
 def metric_facts(metrics: Mapping[str, float], sparsity: Sequence[str] = ()) -> Iterator[str]:

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from glob import glob
 from pathlib import Path
 
-from rarefy.checkpoint.directory import newest_valid
+from rarefy.checkpoint.directory import DIRECTORY_NAME, newest_valid
 from rarefy.checkpoint.error import CheckpointError
+from rarefy.checkpoint.manifest import MANIFEST_NAME
 
 log = logging.getLogger("rarefy")
 
@@ -30,12 +31,12 @@ def find(ckpt_path: CheckpointPath, root: Path, autoloads: bool = True) -> Path 
     """The checkpoint that a `ckpt_path` stands for.
 
     Args:
-        ckpt_path: a path, None for none, or `UNSET`.
+        ckpt_path: a path, of a `model_dir` too, None for none, or `UNSET`.
         root: the directory whose newest valid checkpoint is taken where nothing is given.
         autoloads: False takes none there.
 
     Raises:
-        CheckpointError: a path that does not exist.
+        CheckpointError: a path that does not exist, or a directory without a valid checkpoint.
     """
     if ckpt_path is UNSET:
         return newest_valid(root, log.warning) if autoloads else None
@@ -45,7 +46,24 @@ def find(ckpt_path: CheckpointPath, root: Path, autoloads: bool = True) -> Path 
     if not path.exists():
         remedy = "give the path of a checkpoint, null for none, or leave ckpt_path out for the newest one"
         raise CheckpointError(path, "does not exist", remedy)
-    return path
+    return checkpoint_at(path)
+
+
+def checkpoint_at(path: Path) -> Path:
+    """A path itself, or the newest valid checkpoint in it where it is the `model_dir` of a run.
+
+    Raises:
+        CheckpointError: a directory without a valid checkpoint.
+    """
+    is_one = DIRECTORY_NAME.fullmatch(path.resolve().name) is not None or (path / MANIFEST_NAME).exists()
+    if is_one or not path.is_dir():
+        return path
+    newest = newest_valid(path, log.warning)
+    if newest is None:
+        remedy = "give a checkpoint_<step> directory, or the model_dir of a run that saved one"
+        raise CheckpointError(path, "holds no valid checkpoint", remedy)
+    log.info("%s: its newest valid checkpoint is %s", path, newest.name)
+    return newest
 
 
 def find_all(ckpt_paths: str | Path | Sequence[str | Path]) -> list[Path]:

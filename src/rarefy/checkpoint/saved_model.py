@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -11,15 +10,13 @@ from typing import Any
 from safetensors import SafetensorError
 from torch import Tensor
 
+from rarefy.checkpoint.chosen import checkpoint_at
 from rarefy.checkpoint.csr_file import is_csr, load_csr
-from rarefy.checkpoint.directory import DIRECTORY_NAME, load, newest_valid
+from rarefy.checkpoint.directory import DIRECTORY_NAME, load
 from rarefy.checkpoint.error import CheckpointError
 from rarefy.checkpoint.foreign import load_foreign
-from rarefy.checkpoint.manifest import MANIFEST_NAME
 from rarefy.checkpoint.matching import dense_state, mask_names
 from rarefy.checkpoint.tensor_file import read_tensors
-
-log = logging.getLogger("rarefy")
 
 HEADER_LENGTH_BYTES = 8
 
@@ -92,19 +89,7 @@ def open_saved(path: Path) -> SavedModel:
         raise CheckpointError(path, "does not exist", "give a checkpoint_<step> directory or a model_dir")
     if not path.is_dir():
         return _open_file(path)
-    return _open_checkpoint(path if _is_checkpoint(path) else _newest(path))
-
-
-def _is_checkpoint(path: Path) -> bool:
-    return DIRECTORY_NAME.fullmatch(path.resolve().name) is not None or (path / MANIFEST_NAME).exists()
-
-
-def _newest(root: Path) -> Path:
-    newest = newest_valid(root, log.warning)
-    if newest is None:
-        remedy = "give a checkpoint_<step> directory, or the model_dir of a run that saved one"
-        raise CheckpointError(root, "holds no valid checkpoint", remedy)
-    return newest
+    return _open_checkpoint(checkpoint_at(path))
 
 
 def _open_checkpoint(path: Path) -> SavedModel:

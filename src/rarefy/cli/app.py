@@ -22,7 +22,6 @@ from rarefy.run.schema import json_schema
 app = typer.Typer(
     name="rarefy",
     help="Train any PyTorch model with sparse weights, from one YAML file.",
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},

@@ -8,6 +8,7 @@ from typer import Argument, Option
 from rarefy.run.launch import Mode
 
 _MODES = "What to do; train_and_eval where the file has a val_dataloader."
+_START = "The checkpoint to start from, or the model_dir of another run for its newest one."
 _STATES = "What to load of the checkpoint: all, or model for weights and masks alone."
 _LOOSE = "Load dense checkpoints in sparse runs and sparse ones in dense runs."
 _LEVELS = "DEBUG, VERBOSE, INFO, WARNING, ERROR or CRITICAL."
@@ -20,7 +21,7 @@ Params = Annotated[Path | None, Argument(metavar="PARAMS.yaml", help="The config
 ParamsOption = Annotated[Path | None, Option("--params", "-p", help="The same, as an option.")]
 ModeOption = Annotated[Mode | None, Option("--mode", "-m", help=_MODES)]
 ModelDir = Annotated[str | None, Option("--model_dir", "-o", help="Where logs and checkpoints go.")]
-CheckpointPath = Annotated[str | None, Option("--checkpoint_path", help="The checkpoint to start from.")]
+CheckpointPath = Annotated[str | None, Option("--checkpoint_path", help=_START)]
 LoadStates = Annotated[str | None, Option("--load_checkpoint_states", help=_STATES)]
 Loose = Annotated[bool | None, Option("--disable_strict_checkpoint_loading", help=_LOOSE)]
 MaxSteps = Annotated[int | None, Option("--max_steps", help="The global step to end at.")]

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from rarefy import distributed
+from rarefy.algorithms.summary import html_table, one_line
 from rarefy.callbacks.dispatch import Dispatcher
 from rarefy.callbacks.events import Callback, Logger
 from rarefy.callbacks.progress_logger import ProgressLogger
@@ -36,6 +37,8 @@ from rarefy.trainer.signals import SignalGuard
 from rarefy.trainer.state import States
 
 log = logging.getLogger("rarefy")
+
+SHOWN_METRICS = ("loss", "lr", "eval/loss")
 
 
 class Trainer:
@@ -121,6 +124,20 @@ class Trainer:
             params=params,
         )
         self.session = build_session(ingredients, Dispatcher(self, self.callbacks, self.loggers))
+
+    def __repr__(self) -> str:
+        kind, step = type(self.model).__name__, f"step {self.global_step} of {self.total_steps}"
+        return one_line("Trainer", {kind: None, step: None, f"model_dir={str(self.model_dir)!r}": None})
+
+    def _repr_html_(self) -> str:
+        shown = {"model": type(self.model).__name__, "step": f"{self.global_step:,} of {self.total_steps:,}"}
+        shown |= {
+            "model_dir": str(self.model_dir),
+            "device": str(self.device),
+            "sparsity": repr(self.sparsity),
+        }
+        shown |= {name: f"{value:.5g}" for name, value in self.last_metrics.items() if name in SHOWN_METRICS}
+        return html_table(("", ""), shown.items(), "Trainer")
 
     def fit(
         self,
