@@ -18,6 +18,7 @@ from interleave import medians
 from torch import Tensor
 
 from rarefy.kernels import BlockTopology, available
+from rarefy.kernels.instruction_sets import matrix_units
 
 LAYERS = [(768, 768, 2048), (3072, 768, 2048), (768, 3072, 2048), (4096, 4096, 1024)]
 SPARSITIES = (0.5, 0.7, 0.8, 0.9, 0.95)
@@ -98,7 +99,9 @@ def pair(text: str) -> tuple[int, int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--isa", choices=available(), help="kernels to use (default: the best of this machine)"
+        "--isa",
+        choices=(*available(), *matrix_units()),
+        help="kernels to use (default: the best of this machine)",
     )
     parser.add_argument(
         "--dtypes", nargs="+", default=["float32", "bfloat16"], choices=["float32", "bfloat16"]

@@ -2,6 +2,7 @@
 # Builds the kernels with address and undefined-behaviour sanitizers and runs their tests.
 #   sh csrc/sanitize.sh [pytest arguments]
 # CXXFLAGS=-DRAREFY_VECTOR_BYTES=64 tests the code for AVX-512 on a machine without it: the compiler splits the vectors.
+# -DRAREFY_EMULATE_TILES tests the code for the matrix unit AMX on a machine without it.
 # Uses `python3` (or $PYTHON), which must have torch, nanobind, pytest and hypothesis; builds in $BUILD (a temporary
 # directory by default) and works on a copy of the package, so that an installed build is left alone.
 set -e

@@ -10,12 +10,14 @@ namespace rarefy::RAREFY_ISA {
 // multiple of the tokens of every tile.
 constexpr int kTokenRun = 48;
 
-// Tokens of the chunks in which `tokens` are cut: about equal ones, at most `most` each, for `parts` threads.
-RAREFY_INLINE int chunk_tokens(int64_t tokens, int64_t most, int parts) {
+RAREFY_INLINE int round_up_to(int n, int step) { return (n + step - 1) / step * step; }
+
+// Tokens of the chunks in which `tokens` are cut for `parts` threads: about equal ones, multiples of `step`, at most `most`.
+RAREFY_INLINE int chunk_tokens(int64_t tokens, int64_t most, int step, int parts) {
   const int64_t share = max_of(int64_t{1}, (tokens + parts - 1) / parts);
   const int64_t chunks = (share + most - 1) / most;
   const int64_t wanted = (share + chunks - 1) / chunks;
-  return static_cast<int>((wanted + kTokenRun - 1) / kTokenRun * kTokenRun);
+  return round_up_to(static_cast<int>(wanted), step);
 }
 
 // First line of part k of `parts` parts with about equal numbers of blocks; an empty line counts as one block.

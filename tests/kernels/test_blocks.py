@@ -1,6 +1,6 @@
 """Fuzz tests of the linear operation of blocks against dense float64, for every instruction set."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from rarefy.errors import RarefyError
 from rarefy.kernels import BlockTopology, block_linear, block_native
+from rarefy.kernels.instruction_sets import matrix_unit, matrix_units
 
 FUZZ = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 1e-2, torch.float64: 1e-12}
@@ -96,12 +97,11 @@ def close(found: Tensor, wanted: Tensor, bound: Tensor, dtype: torch.dtype) -> N
     assert ((found.double() - wanted).abs() <= TOLERANCE[dtype] * bound + 1e-30).all()
 
 
-def check(case: Case, units: bool = False) -> None:
+def check(case: Case) -> None:
     torch.manual_seed(case.seed)
     torch.set_num_threads(case.threads)
     topology = topology_of(case)
     wide = torch.float64 if case.dtype == torch.float64 else torch.float32
-    summed = torch.bfloat16 if units else wide
     x = activations(case, case.columns).requires_grad_()
     grad = activations(case, case.rows)
     values = torch.randn(topology.values_shape, dtype=wide, requires_grad=True)
@@ -113,6 +113,8 @@ def check(case: Case, units: bool = False) -> None:
     tokens = torch.Size(case.batch).numel()
     weight = topology.dense(values.detach()).double()
     offset = torch.zeros(case.rows, dtype=torch.float64) if bias is None else bias.detach().double()
+    if case.dtype == torch.bfloat16 and matrix_unit():
+        weight = weight.bfloat16().double()  # a pair of bfloat16 holds rounded weights
     flat_x = x.detach().double().reshape(tokens, case.columns)
     flat_grad = grad.double().reshape(tokens, case.rows)
     flat_y = y.detach().reshape(tokens, case.rows)
@@ -121,7 +123,7 @@ def check(case: Case, units: bool = False) -> None:
     flat_grad_x = x.grad.reshape(tokens, case.columns)
     close(flat_grad_x, flat_grad @ weight, flat_grad.abs() @ weight.abs(), case.dtype)
     bound = topology.gather(flat_grad.abs().t() @ flat_x.abs())
-    close(values.grad, topology.gather(flat_grad.t() @ flat_x), bound, summed)
+    close(values.grad, topology.gather(flat_grad.t() @ flat_x), bound, wide)
     if bias is not None and bias.grad is not None:
         close(bias.grad, flat_grad.sum(0), flat_grad.abs().sum(0), wide)
 
@@ -135,6 +137,84 @@ def test_agrees_with_dense(isa: str, case: Case) -> None:
 @pytest.mark.parametrize("case", LARGE, ids=lambda case: f"{case.rows}x{case.columns}x{case.batch[0]}")
 def test_several_threads_and_chunks(isa: str, case: Case) -> None:
     check(case)
+
+
+@pytest.fixture(params=["v4_bf16", "v4_amx"])
+def unit(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param not in matrix_units():
+        pytest.skip(f"this machine does not have {request.param}")
+    monkeypatch.setenv("RAREFY_KERNELS", request.param)
+    return request.param
+
+
+pairs = st.builds(
+    Case,
+    down=st.sampled_from([0, 1, 3, 7]),
+    across=st.sampled_from([0, 1, 2, 9]),
+    block=st.sampled_from([(16, 16), (16, 32), (32, 16), (32, 32), (64, 64), (48, 32), (32, 80), (48, 16)]),
+    batch=st.sampled_from(
+        [(0,), (1,), (2,), (15,), (17,), (31,), (33,), (49,), (65,), (97,), (230,), (2, 3, 5)]
+    ),
+    density=st.sampled_from([0.0, 0.1, 0.5, 1.0]),
+    bias=st.booleans(),
+    dtype=st.just(torch.bfloat16),
+    threads=st.sampled_from([1, 2, 3, 5]),
+    strided=st.booleans(),
+    seed=st.integers(0, 9),
+)
+
+
+@FUZZ
+@given(case=pairs)
+def test_matrix_units_agree_with_dense(unit: str, case: Case) -> None:
+    check(case)
+
+
+@pytest.mark.parametrize("case", LARGE, ids=lambda case: f"{case.rows}x{case.columns}x{case.batch[0]}")
+def test_matrix_units_with_several_threads_and_chunks(unit: str, case: Case) -> None:
+    check(replace(case, dtype=torch.bfloat16))
+
+
+@pytest.mark.parametrize("tokens", range(1, 70))
+def test_matrix_units_and_every_ragged_end(unit: str, tokens: int) -> None:
+    check(Case(2, 2, (32, 16), (tokens,), 0.7, threads=1, dtype=torch.bfloat16))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_matrix_units_repeat_bit_for_bit(unit: str, threads: int) -> None:
+    torch.set_num_threads(threads)
+    topology = BlockTopology.from_blocks(torch.rand(6, 7) < 0.5, (32, 32))
+    values = torch.randn(topology.values_shape, requires_grad=True)
+    x = torch.randn(700, 224, dtype=torch.bfloat16, requires_grad=True)
+    losses = (block_linear(x, values, None, topology).square().sum() for _ in range(3))
+    runs = [torch.autograd.grad(loss, [x, values]) for loss in losses]
+    assert all(torch.equal(a, b) for run in runs[1:] for a, b in zip(runs[0], run, strict=True))
+
+
+@pytest.mark.parametrize("needed", ["x", "values", "bias"])
+def test_matrix_units_compute_only_needed_gradients(unit: str, needed: str) -> None:
+    topology = BlockTopology.from_blocks(torch.rand(3, 4) < 0.5, (16, 32))
+    tensors = {"values": torch.randn(topology.values_shape), "bias": torch.randn(48)}
+    tensors["x"] = torch.randn(40, 128, dtype=torch.bfloat16)
+    every = {name: t.clone().requires_grad_() for name, t in tensors.items()}
+    block_linear(every["x"], every["values"], every["bias"], topology).float().sum().backward()
+    tensors[needed].requires_grad_()
+    block_linear(tensors["x"], tensors["values"], tensors["bias"], topology).float().sum().backward()
+    assert [name for name, t in tensors.items() if t.grad is not None] == [needed]
+    assert torch.equal(tensors[needed].grad, every[needed].grad)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_a_matrix_unit_does_not_take_goes_to_the_instruction_set(
+    unit: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    block = (24, 8) if dtype == torch.bfloat16 else (32, 32)
+    topology = BlockTopology.from_blocks(torch.rand(3, 4) < 0.5, block)
+    x = torch.randn(40, topology.columns).to(dtype)
+    values = torch.randn(topology.values_shape)
+    found = block_linear(x, values, None, topology)
+    monkeypatch.setenv("RAREFY_KERNELS", "v4")
+    assert torch.equal(found, block_linear(x, values, None, topology))
 
 
 @pytest.mark.parametrize("tokens", range(1, 50))

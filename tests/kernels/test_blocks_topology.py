@@ -15,7 +15,7 @@ from rarefy.kernels import BlockTopology
 from rarefy.kernels.instruction_sets import extension, instruction_set_index
 
 compiled = pytest.mark.skipif(
-    instruction_set_index() is None or not hasattr(extension(), "blocks_forward"),
+    instruction_set_index() is None or not hasattr(extension(), "best_matrix_unit"),
     reason="no compiled kernels for blocks",
 )
 block_sizes = st.tuples(st.sampled_from([1, 2, 8]), st.sampled_from([1, 3, 16]))
@@ -143,6 +143,7 @@ def test_lines_of_another_matrix_are_refused(name: str, of: str) -> None:
     addresses += [] if of == "by_row" else ["grad_values", "grad_bias"]
     other = {
         "isa": 0,
+        "unit": "",
         "tokens": 0,
         "element": 0,
         "threads": 1,
@@ -151,3 +152,12 @@ def test_lines_of_another_matrix_are_refused(name: str, of: str) -> None:
     }
     with pytest.raises(ValueError, match=f"{of}: it has another number of lines than the matrix"):
         getattr(module, name)(**dict.fromkeys(addresses, 0), **other)
+
+
+@compiled
+def test_unknown_matrix_units_are_refused() -> None:
+    addresses = dict.fromkeys(["values", "x", "bias", "y"], 0)
+    numbers = {"isa": 0, "tokens": 0, "element": 1, "threads": 1}
+    module: Any = extension()
+    with pytest.raises(ValueError, match="no such matrix unit on this machine"):
+        module.blocks_forward(unit="v9", by_row=lines(), shape=shape(), **addresses, **numbers)

@@ -15,6 +15,7 @@ def forget() -> None:
     dispatch.extension.cache_clear()
     dispatch._compiled.cache_clear()
     dispatch._chosen.cache_clear()
+    dispatch.matrix_units.cache_clear()
 
 
 def test_the_newest_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -25,6 +26,32 @@ def test_the_newest_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_available_name_can_be_chosen(isa: str) -> None:
     assert dispatch.instruction_set() == isa
     assert (dispatch.instruction_set_index() is None) == (isa == "reference")
+
+
+def test_an_instruction_set_that_is_asked_for_comes_without_a_matrix_unit(isa: str) -> None:
+    assert dispatch.matrix_unit() == ""
+
+
+@pytest.mark.parametrize("unit", ["v4_bf16", "v4_amx"])
+def test_a_matrix_unit_comes_with_the_newest_instruction_set(
+    unit: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if unit not in dispatch.matrix_units():
+        pytest.skip(f"this machine does not have {unit}")
+    monkeypatch.setenv("RAREFY_KERNELS", unit)
+    assert (dispatch.instruction_set(), dispatch.matrix_unit()) == ("v4", unit)
+
+
+def test_a_matrix_unit_that_is_missing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    forget()
+    try:
+        monkeypatch.setattr(dispatch, "matrix_units", lambda: ())
+        monkeypatch.setenv("RAREFY_KERNELS", "v4_amx")
+        with pytest.raises(RarefyError, match="RAREFY_KERNELS: v4_amx is not available here"):
+            dispatch.matrix_unit()
+    finally:
+        monkeypatch.undo()
+        forget()
 
 
 def test_unknown_names_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rarefy.kernels import native
-from rarefy.kernels.instruction_sets import extension
+from rarefy.kernels.instruction_sets import extension, matrix_unit
 
 _DTYPES = (torch.float32, torch.bfloat16)
 
@@ -27,7 +27,7 @@ def serves(sizes: list[int], *tensors: Tensor) -> bool:
     """
     _, _, height, width = sizes
     fits = height % 8 == 0 and width % 8 == 0
-    return fits and native.serves(*tensors) and hasattr(extension(), "blocks_forward")
+    return fits and native.serves(*tensors) and hasattr(extension(), "best_matrix_unit")
 
 
 def forward(
@@ -39,6 +39,7 @@ def forward(
     y = x.new_empty(*tokens, sizes[0])
     module.blocks_forward(
         isa=native.index_for(x),
+        unit=matrix_unit(),
         tokens=tokens.numel(),
         shape=_shape(module, sizes),
         by_row=_lines(module, starts, indices),
@@ -77,6 +78,7 @@ def backward(
     grad_bias = values.new_empty(sizes[0] if needs[2] else 0)
     module.blocks_backward(
         isa=native.index_for(x),
+        unit=matrix_unit(),
         tokens=x.shape[0],
         shape=_shape(module, sizes),
         by_column=_lines(module, starts, indices),

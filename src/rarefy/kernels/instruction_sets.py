@@ -1,4 +1,4 @@
-"""Which kernels run: the newest instruction set of this machine, or what RAREFY_KERNELS says."""
+"""Which kernels run: the newest instruction set of this machine and its matrix unit, or what RAREFY_KERNELS says."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import sys
 import warnings
 from types import ModuleType
+from typing import NamedTuple
 
 from rarefy.errors import RarefyError
 from rarefy.kernels.positional import PositionalExtension
@@ -61,13 +62,28 @@ def _compiled() -> tuple[str, ...]:
 
 
 def available() -> tuple[str, ...]:
-    """The names that RAREFY_KERNELS takes on this machine, slowest first.
+    """The instruction sets of this machine, slowest first: names that RAREFY_KERNELS takes.
 
     Example:
         >>> available()[0]
         'reference'
     """
     return (REFERENCE, *_compiled())
+
+
+@functools.cache
+def matrix_units() -> tuple[str, ...]:
+    """What this machine multiplies pairs of bfloat16 with, in layers of blocks: names that RAREFY_KERNELS takes too.
+
+    `v4_bf16` are the instructions of avx512_bf16, `v4_amx` is the matrix unit of some processors; what they do not take
+    goes to `v4`.
+
+    Example:
+        >>> set(matrix_units()) <= {"v4_bf16", "v4_amx"}
+        True
+    """
+    module = extension()
+    return tuple(module.matrix_units()) if hasattr(module, "matrix_units") else ()
 
 
 def instruction_set() -> str:
@@ -80,7 +96,7 @@ def instruction_set() -> str:
         >>> instruction_set() in available()
         True
     """
-    return _chosen(os.environ.get(VARIABLE))[0]
+    return _chosen(os.environ.get(VARIABLE)).name
 
 
 def instruction_set_index() -> int | None:
@@ -90,18 +106,43 @@ def instruction_set_index() -> int | None:
         >>> (instruction_set_index() is None) == (instruction_set() == "reference")
         True
     """
-    return _chosen(os.environ.get(VARIABLE))[1]
+    return _chosen(os.environ.get(VARIABLE)).index
+
+
+def matrix_unit() -> str:
+    """What multiplies pairs of bfloat16 in layers of blocks; empty where float32 vectors do, because they are faster.
+
+    Example:
+        >>> matrix_unit() in ("", *matrix_units())
+        True
+    """
+    return _chosen(os.environ.get(VARIABLE)).unit
+
+
+class _Choice(NamedTuple):
+    name: str
+    index: int | None
+    unit: str
 
 
 @functools.cache
-def _chosen(wanted: str | None) -> tuple[str, int | None]:
-    """Name and number of the kernels that a value of RAREFY_KERNELS asks for; every layer asks in every pass."""
+def _chosen(wanted: str | None) -> _Choice:
+    """The kernels that a value of RAREFY_KERNELS asks for; every layer asks in every pass."""
     if wanted == REFERENCE:
-        return REFERENCE, None
+        return _Choice(REFERENCE, None, "")
     names = available()
-    if wanted is not None and wanted not in names:
-        raise RarefyError(
-            f"{VARIABLE}: {wanted} is not available here; give one of {', '.join(names)}, or unset it"
-        )
-    name = wanted or names[-1]
-    return name, None if name == REFERENCE else _compiled().index(name)
+    if wanted is not None and wanted not in (*names, *matrix_units()):
+        allowed = ", ".join((*names, *matrix_units()))
+        raise RarefyError(f"{VARIABLE}: {wanted} is not available here; give one of {allowed}, or unset it")
+    if wanted in names:
+        return _Choice(wanted, _compiled().index(wanted), "")
+    name = names[-1]
+    if name == REFERENCE:
+        return _Choice(REFERENCE, None, "")
+    return _Choice(name, _compiled().index(name), _best_unit() if wanted is None else wanted)
+
+
+def _best_unit() -> str:
+    """The fastest of `matrix_units`, or nothing where float32 vectors are faster."""
+    module = extension()
+    return module.best_matrix_unit() if module is not None and matrix_units() else ""
