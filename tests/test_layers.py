@@ -174,7 +174,6 @@ BORROWERS = {
     "nn.linear",
     "storage.gradients",
     "storage.masked",
-    "storage.optimizer_traits",
 }
 
 

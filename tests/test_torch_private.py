@@ -170,6 +170,15 @@ def test_a_fused_optimizer_learns_from_its_scaler_whether_to_step_and_how_gradie
     assert not was_told_to_skip(optimizer) and scale_in_gradients(optimizer) is None
 
 
+@pytest.mark.parametrize(
+    ("found", "skipped"), [(torch.ones(1), True), (torch.zeros(1), False), (None, False)]
+)
+def test_what_a_grad_scaler_found_is_read(found: torch.Tensor | None, skipped: bool):
+    optimizer = optim.SGD([nn.Parameter(torch.ones(2))], lr=0.1)
+    optimizer.found_inf = found
+    assert was_told_to_skip(optimizer) is skipped
+
+
 def test_a_scheduler_goes_on_from_a_step_without_a_warning():
     optimizer = optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1)
     scheduler = optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0 / (1 + step))

@@ -329,7 +329,10 @@ def _warn_of_implied_freq(update: Any, entry: _Entry) -> None:
 
 def _warn_out_of_range(algorithm: SparsityAlgorithm, entry: _Entry, num_steps: int | None) -> None:
     """Warns of a schedule that leaves [0, 1], or what the pattern allows, on an update step of the run."""
-    for option, highest in (("sparsity", algorithm.pattern.structure.highest), ("drop_fraction", 1.0)):
+    for option, highest in (
+        ("sparsity", algorithm.pattern.structure.highest_sparsity),
+        ("drop_fraction", 1.0),
+    ):
         schedule = getattr(algorithm, option, None)
         if num_steps is None or schedule is None or isinstance(schedule, Constant | Cycling):
             continue

@@ -98,11 +98,11 @@ def wait_for_all() -> None:
         dist.barrier()
 
 
-def highest(number: int) -> int:
+def highest_of_all(number: int) -> int:
     """The highest of the numbers that all processes bring.
 
     Example:
-        >>> highest(3)
+        >>> highest_of_all(3)
         3
     """
     if ranks() == 1:

@@ -20,7 +20,7 @@ from rarefy.masks import drop_lowest
 from rarefy.nn import SparseLinear
 from rarefy.schedules import Constant
 from rarefy.storage.gradients import Shortlist
-from rarefy.storage.ranking import highest, ranked_in_place
+from rarefy.storage.ranking import highest_entries, ranked_in_place
 from rarefy.trainer.trainer import Trainer
 
 ANNEALED = {"type": "cosine", "init": 0.6, "half_period": 9}
@@ -286,7 +286,7 @@ def test_scores_of_another_dtype_are_not_written_over_the_gradient():
 def test_the_list_has_at_least_the_highest_inactive_entries(shape, count):
     generator = torch.Generator().manual_seed(count)
     grad, mask = torch.randn(shape, generator=generator), torch.rand(shape, generator=generator) < 0.3
-    listed = highest(grad, mask, count, torch.abs)
+    listed = highest_entries(grad, mask, count, torch.abs)
     inactive = grad[~mask].abs().sort(descending=True).values
     assert int((listed & ~mask).sum()) >= count
     assert torch.equal(listed, grad.abs() >= (inactive[listed[~mask].sum() - 1] if count else torch.inf))
@@ -295,13 +295,13 @@ def test_the_list_has_at_least_the_highest_inactive_entries(shape, count):
 
 def test_ties_are_listed_together():
     grad, mask = torch.tensor([2.0, 1.0, -1.0, 1.0, 0.0]), torch.tensor([False, True, False, False, False])
-    assert highest(grad, mask, 2, torch.abs).tolist() == [True, True, True, True, False]
+    assert highest_entries(grad, mask, 2, torch.abs).tolist() == [True, True, True, True, False]
 
 
 @pytest.mark.parametrize("entries", [[float("nan")] * 3, [1.0, float("nan"), 0.0]])
 def test_everything_is_listed_where_nan_may_be_grown(entries):
     mask = torch.zeros(3, dtype=torch.bool)
-    assert highest(torch.tensor(entries), mask, 2, torch.abs).all()
+    assert highest_entries(torch.tensor(entries), mask, 2, torch.abs).all()
 
 
 def test_a_list_that_saves_nothing_is_not_made():

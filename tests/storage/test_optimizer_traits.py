@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn, optim
 
-from rarefy.storage.optimizer_traits import preserves_zeros, skipped_its_step, trained_by
+from rarefy.storage.optimizer_traits import preserves_zeros, trained_parameters
 
 MAKERS = {
     "SGD": lambda p: optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.1),
@@ -56,16 +56,9 @@ def test_subclasses_and_zero_eps_are_not_trusted():
     )
 
 
-@pytest.mark.parametrize(
-    ("found", "skipped"), [(torch.ones(1), True), (torch.zeros(1), False), (None, False)]
-)
-def test_found_inf_of_a_grad_scaler(found, skipped):
-    optimizer = optim.SGD([nn.Parameter(torch.ones(2))], lr=0.1)
-    optimizer.found_inf = found
-    assert skipped_its_step(optimizer) is skipped
-
-
-def test_trained_by_sees_all_groups():
+def test_trained_parameters_are_those_of_all_groups_in_order():
     first, second, third = (nn.Parameter(torch.ones(1)) for _ in range(3))
-    optimizer = optim.SGD([{"params": [first]}, {"params": [second]}], lr=0.1)
-    assert trained_by(optimizer) == {first, second} and third not in trained_by(optimizer)
+    optimizer = optim.SGD([{"params": [second]}, {"params": [first]}], lr=0.1)
+    found = trained_parameters(optimizer)
+    assert [id(parameter) for parameter in found] == [id(second), id(first)]
+    assert third not in found

@@ -105,12 +105,6 @@ def test_groups_that_do_not_fit_leave_the_module_untouched():
     assert list(layer.state_dict()) == ["weight", "bias"]
 
 
-def test_remove_leaves_no_trace():
-    layer = nn.Linear(4, 3)
-    sparse(layer).storage.remove()
-    assert list(layer.state_dict()) == ["weight", "bias"] and not hasattr(layer, "weight_mask")
-
-
 MASK = torch.tensor([True, True, False, False])
 
 

@@ -126,7 +126,7 @@ def test_one_process_needs_no_group() -> None:
     model = torch.nn.Linear(1, 1)
     assert distributed.wrapped(model) is model
     assert distributed.join_processes(torch.device("cpu")) == torch.device("cpu")
-    assert distributed.is_first() and distributed.highest(7) == 7
+    assert distributed.is_first() and distributed.highest_of_all(7) == 7
     distributed.wait_for_all()
 
 

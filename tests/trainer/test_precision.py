@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from rarefy.errors import ConfigError
-from rarefy.trainer.precision import Precision, PrecisionConfig, gradient_norm, parameters_of
+from rarefy.storage.optimizer_traits import trained_parameters
+from rarefy.trainer.precision import Precision, PrecisionConfig, gradient_norm
 from rarefy.validation.block import read_block
 
 CPU = torch.device("cpu")
@@ -85,7 +86,7 @@ def test_dynamic_scale_is_for_float16_only(options: dict) -> None:
 def test_clipping_by_norm_and_by_value() -> None:
     weight, optimizer = learner()
     weight.grad = torch.tensor([3.0, 4.0])
-    norm = gradient_norm(parameters_of(optimizer))
+    norm = gradient_norm(trained_parameters(optimizer))
     assert norm.item() == 5.0
     precision(max_gradient_norm=10.0).clip(optimizer, norm)
     assert weight.grad.tolist() == [3.0, 4.0]

@@ -14,7 +14,7 @@ from rarefy.callbacks.dispatch import Dispatcher
 from rarefy.callbacks.events import Callback, Logger
 from rarefy.config import configure
 from rarefy.errors import ConfigError, RarefyError
-from rarefy.trainer.precision import parameters_of
+from rarefy.storage.optimizer_traits import trained_parameters
 
 CPU = torch.device("cpu")
 SGD = partial(torch.optim.SGD, lr=0.1)
@@ -32,7 +32,7 @@ def test_models_and_functions_that_make_them() -> None:
 def test_optimizers_and_functions_that_make_them() -> None:
     model = nn.Linear(2, 2)
     made = session_builder.make_optimizer(lambda one: SGD(one.parameters()), model)
-    assert made is not None and parameters_of(made) == list(model.parameters())
+    assert made is not None and list(trained_parameters(made)) == list(model.parameters())
     assert session_builder.make_optimizer(made, model) is made
     assert session_builder.make_optimizer(None, model) is None
     with pytest.raises(RarefyError, match=r"optimizer is 5; give a torch.optim.Optimizer"):

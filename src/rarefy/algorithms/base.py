@@ -345,7 +345,7 @@ class SparsityAlgorithm(UserHooks, Sparsifier):
 
     def target_at(self, step: int, updates: int) -> float:
         """The sparsity that the schedule asks for at a step, clamped to what the pattern allows."""
-        return min(max(self.sparsity(step, updates), 0.0), self.pattern.structure.highest)
+        return min(max(self.sparsity(step, updates), 0.0), self.pattern.structure.highest_sparsity)
 
     def _targets(self, shapes: Mapping[str, torch.Size]) -> dict[str, float]:
         """The sparsity that each parameter shall have now."""

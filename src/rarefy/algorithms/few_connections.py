@@ -37,7 +37,7 @@ def few_connections(algorithm: SharesOut, chosen: Mapping[str, Candidate]) -> di
         chosen: weights by name.
     """
     shapes = {name: candidate.shape for name, candidate in chosen.items()}
-    highest = min(highest_number(algorithm.sparsity), algorithm.pattern.structure.highest)
+    highest = min(highest_number(algorithm.sparsity), algorithm.pattern.structure.highest_sparsity)
     shares = share_out(algorithm.distribution, highest, shapes)
     found = {}
     for name, candidate in chosen.items():

@@ -101,8 +101,8 @@ def check_reach(sparsity: Schedule, structure: Structure, distribution: str) -> 
     last = max(sparsity.values) if isinstance(sparsity, Cycling) else None
     for name, number in _written_numbers(sparsity):
         is_goal = name in ("", "final") or number == last
-        if (is_goal and not structure.reached_at(number)) or number > structure.highest + TOLERANCE:
-            what = f"{'' if is_goal else 'at most '}{structure.highest:.6g}, which is 1 − n/m for {structure}"
+        if (is_goal and not structure.reached_at(number)) or number > structure.highest_sparsity + TOLERANCE:
+            what = f"{'' if is_goal else 'at most '}{structure.highest_sparsity:.6g}, which is 1 − n/m for {structure}"
             raise ConfigError(join_path("sparsity", name), f"{number:g}", what)
 
 

@@ -33,11 +33,11 @@ class MaskDifference:
     def problem(self) -> str:
         """What differs, for the user."""
         if self.complete and not self.surplus:
-            return f"is dense, but this run is sparse ({shorten(self.missing)})"
+            return f"is dense, but this run is sparse ({first_names(self.missing)})"
         if self.complete and not self.missing:
-            return f"is sparse ({shorten(self.surplus)}), but this run is dense"
-        lacking = [f"has no mask for {shorten(self.missing)}"] if self.missing else []
-        extra = [f"has masks for {shorten(self.surplus)}, dense in this run"] if self.surplus else []
+            return f"is sparse ({first_names(self.surplus)}), but this run is dense"
+        lacking = [f"has no mask for {first_names(self.missing)}"] if self.missing else []
+        extra = [f"has masks for {first_names(self.surplus)}, dense in this run"] if self.surplus else []
         return " and ".join(lacking + extra)
 
     def remedy(self) -> str:
@@ -70,7 +70,7 @@ class ModelDifference:
     def problem(self) -> str:
         """What differs, for the user."""
         found = {"lacks": self.missing, "has unknown": self.surplus, "has other shapes for": self.reshaped}
-        differences = [f"{verb} {shorten(names)}" for verb, names in found.items() if names]
+        differences = [f"{verb} {first_names(names)}" for verb, names in found.items() if names]
         return f"is of another model: it {' and '.join(differences)}"
 
 
@@ -156,11 +156,11 @@ def dense_state(state: Mapping[str, Tensor], parameters: Iterable[str]) -> dict[
     return dense
 
 
-def shorten(names: tuple[str, ...]) -> str:
+def first_names(names: tuple[str, ...]) -> str:
     """The first few names, and how many more there are.
 
     Example:
-        >>> shorten(("a", "b", "c", "d", "e"))
+        >>> first_names(("a", "b", "c", "d", "e"))
         'a, b, c and 2 more'
     """
     more = len(names) - SHOWN

@@ -35,7 +35,7 @@ class ScheduledLR(LRScheduler):
         schedule: the schedule.
     """
 
-    def __init__(self, optimizer: Optimizer, schedule: Schedule) -> None:
+    def __init__(self, optimizer: Optimizer, schedule: LRSchedule) -> None:
         self.schedule = schedule
         super().__init__(optimizer)
 
@@ -60,7 +60,7 @@ class ScheduledLR(LRScheduler):
                 group["lr"] = rate
 
 
-class Schedule(BaseModel, ABC):
+class LRSchedule(BaseModel, ABC):
     """A learning rate as a function of the number of steps taken.
 
     Args:
@@ -80,7 +80,7 @@ class Schedule(BaseModel, ABC):
         return ScheduledLR(optimizer, self)
 
 
-class ConstantLR(Schedule):
+class ConstantLR(LRSchedule):
     """LR(t) = learning_rate.
 
     Args:
@@ -99,7 +99,7 @@ class ConstantLR(Schedule):
         return self.learning_rate
 
 
-class _Decay(Schedule):
+class _Decay(LRSchedule):
     """From an initial to an end rate in `total_iters` steps, constant afterwards."""
 
     initial_learning_rate: Rate
@@ -179,7 +179,7 @@ class CosineDecayLR(_Decay):
         return 0.5 * (1.0 + math.cos(math.pi * done))
 
 
-class CosineAnnealingLR(Schedule):
+class CosineAnnealingLR(LRSchedule):
     """LR(t) = min + (initial − min) · ½(1 + cos(π t/T_max)); rises again after T_max.
 
     Args:
@@ -202,7 +202,7 @@ class CosineAnnealingLR(Schedule):
         return self.eta_min + (self.initial_learning_rate - self.eta_min) * share
 
 
-class CosineAnnealingWarmRestarts(Schedule):
+class CosineAnnealingWarmRestarts(LRSchedule):
     """LR(t) = min + (initial − min) · ½(1 + cos(π · (t mod T_0)/T_0)).
 
     Args:
@@ -227,7 +227,7 @@ class CosineAnnealingWarmRestarts(Schedule):
         return self.eta_min + (self.initial_learning_rate - self.eta_min) * share
 
 
-class ExponentialLR(Schedule):
+class ExponentialLR(LRSchedule):
     """LR(t) = initial · decay_rate^(t/T), with ⌊t/T⌋ when `staircase`.
 
     Args:
@@ -252,7 +252,7 @@ class ExponentialLR(Schedule):
         return self.initial_learning_rate * self.decay_rate**power
 
 
-class InverseExponentialTimeDecayLR(Schedule):
+class InverseExponentialTimeDecayLR(LRSchedule):
     """LR(t) = initial / (1 + decay_rate · t^step_exponent / T), with ⌊t^step_exponent / T⌋ when `staircase`.
 
     Args:
@@ -283,7 +283,7 @@ class InverseExponentialTimeDecayLR(Schedule):
         )
 
 
-class InverseSquareRootDecayLR(Schedule):
+class InverseSquareRootDecayLR(LRSchedule):
     """LR(t) = initial · scale / √max(t, warmup_steps).
 
     Args:
@@ -305,7 +305,7 @@ class InverseSquareRootDecayLR(Schedule):
         return self.initial_learning_rate * self.scale / math.sqrt(max(step, self.warmup_steps))
 
 
-class StepLR(Schedule):
+class StepLR(LRSchedule):
     """LR(t) = initial · gamma^⌊t/step_size⌋.
 
     Args:

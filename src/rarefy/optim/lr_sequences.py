@@ -9,11 +9,11 @@ from typing import Annotated, Any
 from pydantic import Field, SerializeAsAny, model_validator
 
 from rarefy.errors import ConfigError
-from rarefy.optim.lr_schedules import Rate, Schedule
+from rarefy.optim.lr_schedules import LRSchedule, Rate
 from rarefy.validation import Step
 
 
-class _Milestones(Schedule):
+class _Milestones(LRSchedule):
     """A schedule that changes at given steps."""
 
     milestones: Annotated[list[Step], Field(description="a rising list of steps", examples=[[100, 200]])]
@@ -101,7 +101,7 @@ class SequentialLR(_Milestones):
         default_factory=list, description="a rising list of steps", examples=[[100, 200]]
     )
     schedulers: Annotated[
-        list[SerializeAsAny[Schedule]], Field(min_length=1, description="a list of schedules")
+        list[SerializeAsAny[LRSchedule]], Field(min_length=1, description="a list of schedules")
     ]
 
     @model_validator(mode="before")

@@ -14,13 +14,13 @@ from torch.optim.lr_scheduler import LRScheduler
 from rarefy.errors import ConfigError, did_you_mean, join_path
 from rarefy.imports import import_object, is_import_path
 from rarefy.optim import lr_schedules, lr_sequences
-from rarefy.optim.lr_schedules import Schedule
+from rarefy.optim.lr_schedules import LRSchedule
 from rarefy.validation import shorten
 from rarefy.validation.block import read_block
 
 SchedulerFactory = Callable[[Optimizer], LRScheduler]
 
-SCHEDULES: Mapping[str, type[Schedule]] = {
+SCHEDULES: Mapping[str, type[LRSchedule]] = {
     kind.__name__: kind
     for kind in (
         lr_schedules.ConstantLR,
@@ -57,7 +57,7 @@ def read_schedulers(
         allow_imports: whether import paths may be followed.
 
     Returns:
-        A factory for each, to be called with the optimizer; for the schedules of rarefy, a `Schedule`.
+        A factory for each, to be called with the optimizer; for the schedules of rarefy, a `LRSchedule`.
 
     Raises:
         ConfigError: an unknown scheduler, an option that is not allowed, or two schedules that would both
@@ -74,7 +74,7 @@ def read_schedulers(
         raise ConfigError(path, shorten(config), "a list of maps from one scheduler to its options", _EXAMPLE)
     read = partial(_read_one, base_dir=base_dir, allow_imports=allow_imports)
     factories = [read(one, join_path(path, f"[{index}]")) for index, one in enumerate(config or [])]
-    if sum(isinstance(factory, Schedule) for factory in factories) > 1:
+    if sum(isinstance(factory, LRSchedule) for factory in factories) > 1:
         allowed = "one of them, or all of them inside SequentialLR"
         raise ConfigError(path, "more than one schedule that sets the learning rate", allowed)
     return factories
@@ -108,7 +108,7 @@ def first_learning_rate(factories: Sequence[SchedulerFactory]) -> float | None:
         >>> first_learning_rate(read_schedulers({"ConstantLR": {"learning_rate": 0.1}}))
         0.1
     """
-    return next((factory.rate(0) for factory in factories if isinstance(factory, Schedule)), None)
+    return next((factory.rate(0) for factory in factories if isinstance(factory, LRSchedule)), None)
 
 
 def _read_one(given: Any, path: str, *, base_dir: Path | None, allow_imports: bool) -> SchedulerFactory:
@@ -158,8 +158,8 @@ def _with_nested(options: Mapping[str, Any], path: str, read: Callable[[Any, str
     built = []
     for index, one in enumerate(inner):
         here = join_path(path, f"schedulers[{index}]")
-        schedule = one if isinstance(one, Schedule) else read(one, here)
-        if not isinstance(schedule, Schedule):
+        schedule = one if isinstance(one, LRSchedule) else read(one, here)
+        if not isinstance(schedule, LRSchedule):
             raise ConfigError(here, shorten(one), f"one of {', '.join(SCHEDULES)}", _EXAMPLE)
         built.append(schedule)
     return {**options, "schedulers": built}

@@ -25,7 +25,7 @@ class Structure(ABC):
     """What a mask may look like inside one piece of a weight [out, in, …]."""
 
     @property
-    def highest(self) -> float:
+    def highest_sparsity(self) -> float:
         """The highest sparsity that may be asked for."""
         return 1.0
 
@@ -171,7 +171,7 @@ class NOfM(Structure):
         return f"{{n: {self.n}, m: {self.m}}}"
 
     @property
-    def highest(self) -> float:
+    def highest_sparsity(self) -> float:
         """The sparsity at which n of m are active."""
         return 1.0 - self.n / self.m
 
@@ -182,7 +182,7 @@ class NOfM(Structure):
             >>> NOfM(1, 3).reached_at(0.667), NOfM(1, 3).reached_at(0.7)
             (True, False)
         """
-        is_near = abs(sparsity - self.highest) <= TOLERANCE
+        is_near = abs(sparsity - self.highest_sparsity) <= TOLERANCE
         return is_near and masks.kept_count(self.m, sparsity) == self.n
 
     def check(self, name: str, shape: Sequence[int]) -> None:

@@ -15,7 +15,7 @@ from rarefy.errors import ConfigError
 from rarefy.filters import Candidate, Place
 from rarefy.kernels import instruction_set
 from rarefy.nn import SparseLinear
-from rarefy.storage.optimizer_traits import is_element_wise, trained_by
+from rarefy.storage.optimizer_traits import is_element_wise, trained_parameters
 from rarefy.storage.parameter import Kind, SparseParameter, is_conv1d
 
 ASSUMED_TOKENS = 512
@@ -81,7 +81,7 @@ def wanted_storage(parameter: SparseParameter, compute: str, optimizers: Sequenc
     """
     if compute != "auto":
         return "compact" if compute == "compact" else "masked"
-    own = [optimizer for optimizer in optimizers if parameter.weight in trained_by(optimizer)]
+    own = [optimizer for optimizer in optimizers if parameter.weight in trained_parameters(optimizer)]
     is_plain = parameter.weight.dtype == torch.float32 and not obstacle(parameter.places)
     if not own or not is_plain or not all(map(is_element_wise, own)):
         return "masked"

@@ -45,7 +45,7 @@ class Shortlist:
 
         Args:
             grad: the whole gradient.
-            listed: bool, what to list; see `ranking.highest`.
+            listed: bool, what to list; see `ranking.highest_entries`.
             counts: how many may be grown.
         """
         places = listed.flatten().nonzero().squeeze(1)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rarefy.storage.gradients import Shortlist
 from rarefy.storage.parameter import SparseParameter
-from rarefy.storage.ranking import Score, highest
+from rarefy.storage.ranking import Score, highest_entries
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class GrowthRequest:
         split = parameter.pattern.split
         pieces = zip(split(grad), split(parameter.mask), counts, strict=True)
         listed = parameter.pattern.merge(
-            [highest(piece, mask, count, self.score) for piece, mask, count in pieces]
+            [highest_entries(piece, mask, count, self.score) for piece, mask, count in pieces]
         )
         is_smaller = Shortlist.is_smaller(grad, int(listed.count_nonzero()))
         return Shortlist.of(grad, listed, counts) if is_smaller else grad

@@ -130,7 +130,3 @@ class MaskedStorage:
         dense = tensor.new_zeros(self.shape)
         dense[self.mask.to(tensor.device)] = tensor
         return dense
-
-    def remove(self) -> None:
-        """Leaves the module without a trace of its mask."""
-        delattr(self.module, self.mask_leaf)

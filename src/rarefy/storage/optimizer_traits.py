@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import nn, optim
 
 _ZERO_STAYS_ZERO = (
@@ -42,23 +40,12 @@ def is_element_wise(optimizer: optim.Optimizer) -> bool:
     return type(optimizer) in _ZERO_STAYS_ZERO
 
 
-def skipped_its_step(optimizer: optim.Optimizer) -> bool:
-    """Whether a fused optimizer was told by a GradScaler to leave everything as it is.
-
-    Example:
-        >>> skipped_its_step(optim.SGD([nn.Parameter(nn.Linear(2, 2).weight)], lr=0.1))
-        False
-    """
-    found: Any = getattr(optimizer, "found_inf", None)
-    return found is not None and bool(found)
-
-
-def trained_by(optimizer: optim.Optimizer) -> set[nn.Parameter]:
-    """The parameters in an optimizer's groups.
+def trained_parameters(optimizer: optim.Optimizer) -> dict[nn.Parameter, None]:
+    """The parameters in an optimizer's groups: a set that keeps their order.
 
     Example:
         >>> layer = nn.Linear(2, 2)
-        >>> layer.bias in trained_by(optim.SGD([layer.weight], lr=0.1))
+        >>> layer.bias in trained_parameters(optim.SGD([layer.weight], lr=0.1))
         False
     """
-    return {parameter for group in optimizer.param_groups for parameter in group["params"]}
+    return dict.fromkeys(parameter for group in optimizer.param_groups for parameter in group["params"])

@@ -33,7 +33,7 @@ def ranked_in_place(grad: Tensor, score: Score) -> Tensor:
     return grad
 
 
-def highest(grad: Tensor, mask: Tensor, count: int, score: Score) -> Tensor:
+def highest_entries(grad: Tensor, mask: Tensor, count: int, score: Score) -> Tensor:
     """All entries from some score upwards, `count` inactive ones among them, or some more.
 
     Args:
@@ -47,7 +47,7 @@ def highest(grad: Tensor, mask: Tensor, count: int, score: Score) -> Tensor:
 
     Example:
         >>> grad, mask = torch.tensor([3.0, 0.5, 1.0, 2.0, -4.0]), torch.tensor([True, True, False, False, False])
-        >>> highest(grad, mask, 2, torch.abs)
+        >>> highest_entries(grad, mask, 2, torch.abs)
         tensor([ True, False, False,  True,  True])
     """
     if count == 0:

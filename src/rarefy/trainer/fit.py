@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rarefy.distributed import highest, ranks, wait_for_all
+from rarefy.distributed import highest_of_all, ranks, wait_for_all
 from rarefy.trainer import state
 from rarefy.trainer.evaluation import evaluate
 from rarefy.trainer.plan import RunPlan
@@ -149,7 +149,7 @@ class Fit:
 
     def _agreed_signal(self) -> int | None:
         """The signal that some process received; all of them stop after the same step."""
-        return highest(self.guard.received or 0) or None
+        return highest_of_all(self.guard.received or 0) or None
 
     def _gives_up(self) -> bool:
         """Whether a signal cuts a validation short; several processes finish it together."""

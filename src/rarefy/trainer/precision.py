@@ -13,6 +13,7 @@ from torch.nn.utils import clip_grad_value_, clip_grads_with_norm_
 from torch.optim import Optimizer
 
 from rarefy.errors import ConfigError
+from rarefy.storage.optimizer_traits import trained_parameters
 from rarefy.torch_private import multiply_
 
 _POSITIVE = Field(gt=0, allow_inf_nan=False, description="a number above 0", examples=[1.0])
@@ -112,15 +113,15 @@ class Precision:
         if self.scaler is not None:
             self.scaler.unscale_(optimizer)
         elif self._constant != 1.0:
-            gradients = [p.grad for p in parameters_of(optimizer) if p.grad is not None]
+            gradients = [p.grad for p in trained_parameters(optimizer) if p.grad is not None]
             multiply_(gradients, 1.0 / self._constant)
 
     def clip(self, optimizer: Optimizer, norm: Tensor) -> None:
         """Clips the gradients, whose norm over all parameters is `norm`."""
         if self.config.max_gradient_norm is not None:
-            clip_grads_with_norm_(parameters_of(optimizer), self.config.max_gradient_norm, norm)
+            clip_grads_with_norm_(list(trained_parameters(optimizer)), self.config.max_gradient_norm, norm)
         elif self.config.max_gradient_value is not None:
-            clip_grad_value_(parameters_of(optimizer), self.config.max_gradient_value)
+            clip_grad_value_(list(trained_parameters(optimizer)), self.config.max_gradient_value)
 
     def step(self, optimizer: Optimizer) -> None:
         """One step of the optimizer with finite gradients."""
@@ -143,11 +144,6 @@ class Precision:
         """Takes up the dynamic scale of a checkpoint, if both have one."""
         if self.scaler is not None and state:
             self.scaler.load_state_dict(state)
-
-
-def parameters_of(optimizer: Optimizer) -> list[Tensor]:
-    """All parameters that an optimizer trains, in its order."""
-    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def gradient_norm(parameters: Iterable[Tensor]) -> Tensor:

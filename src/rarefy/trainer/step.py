@@ -14,7 +14,8 @@ from torch.nn.parallel import DistributedDataParallel
 from rarefy.distributed import mean_over_ranks
 from rarefy.filters import named_weights
 from rarefy.models.call import loss_of, to_device
-from rarefy.trainer.precision import gradient_norm, parameters_of
+from rarefy.storage.optimizer_traits import trained_parameters
+from rarefy.trainer.precision import gradient_norm
 from rarefy.trainer.session import Session
 from rarefy.trainer.skipped_steps import first_not_finite
 
@@ -51,7 +52,7 @@ def take_step(session: Session, batches: list[Any]) -> StepOutcome:
     losses = [_learn(session, batch, index, len(batches)) for index, batch in enumerate(batches)]
     precision.unscale(optimizer)
     session.emit("on_before_optimizer_step")
-    norm = gradient_norm(parameters_of(optimizer))
+    norm = gradient_norm(trained_parameters(optimizer))
     loss = mean_over_ranks(torch.stack(losses).float().mean()).item()
     outcome = _outcome(session, loss, norm)
     if outcome.culprit is None:

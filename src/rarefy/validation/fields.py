@@ -80,10 +80,10 @@ def build(kind: type[T], options: Mapping[str, Any], *, path: str = "") -> T:
     try:
         return validated(TypeAdapter(kind).validate_python, options, path)
     except ValidationError as error:
-        raise as_config_error(error, fields).under(path) from None
+        raise option_error(error, fields).under(path) from None
 
 
-def as_config_error(error: ValidationError, fields: Mapping[str, FieldInfo]) -> ConfigError:
+def option_error(error: ValidationError, fields: Mapping[str, FieldInfo]) -> ConfigError:
     """The first finding of `error`, worded with the description and the example of its field."""
     found = error.errors(include_url=False)[0]
     raised = found.get("ctx", {}).get("error")

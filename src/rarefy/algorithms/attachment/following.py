@@ -10,9 +10,10 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from rarefy.storage.optimizer_traits import preserves_zeros, skipped_its_step, trained_by
+from rarefy.storage.optimizer_traits import preserves_zeros, trained_parameters
 from rarefy.storage.parameter import SparseParameter
 from rarefy.storage.saved_state import load_entries, save_entries
+from rarefy.torch_private import was_told_to_skip
 
 
 class Following:
@@ -80,8 +81,8 @@ class Following:
     @torch.no_grad()
     def _get_ready(self, optimizer: Optimizer) -> None:
         """Selects again the gradients that somebody changed after they were accumulated."""
-        own = trained_by(optimizer)
-        skips = skipped_its_step(optimizer)
+        own = trained_parameters(optimizer)
+        skips = was_told_to_skip(optimizer)
         for parameter in self._parameters.values():
             parameter.storage.select_gradient()
             if parameter.weight in own and not skips:
@@ -89,7 +90,7 @@ class Following:
                 self._before(parameter, optimizer)
 
     def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
-        if skipped_its_step(optimizer):
+        if was_told_to_skip(optimizer):
             return
         for parameter in self._parameters.values():
             if not (preserves_zeros(optimizer) and parameter.storage.gradient_is_selected):
@@ -100,8 +101,8 @@ class Following:
 
     def _count(self, optimizer: Optimizer) -> None:
         """Step k is over when every sparse parameter that is trained at all has taken its k-th step."""
-        now = trained_by(optimizer)
-        ever = set[nn.Parameter]().union(*map(trained_by, self.optimizers))
+        now = trained_parameters(optimizer)
+        ever = set[nn.Parameter]().union(*map(trained_parameters, self.optimizers))
         for parameter in self._parameters.values():
             trained = parameter.weight in ever
             parameter.steps = parameter.steps + (parameter.weight in now) if trained else self.step + 1
