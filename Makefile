@@ -3,13 +3,14 @@ VENV ?= .venv
 # constraints-oldest.txt tests with the oldest torch that pyproject.toml allows; give it a VENV of its own.
 CONSTRAINTS ?= constraints.txt
 BIN := $(VENV)/bin
+BASE := $(VENV)/.base
 READY := $(VENV)/.ready
 # What an editable install has to be told of: new packages, and the compiled kernels.
 SOURCES := $(shell find src csrc -name __init__.py -o -name '*.cpp' -o -name '*.h')
 
 .PHONY: demo test lint bench slow sanitize docs clean
 
-demo: $(READY)
+demo: $(BASE)
 	$(BIN)/rarefy run examples/gpt_stdlib_rigl.yaml --compare_dense 20
 
 test: $(READY)
@@ -38,9 +39,13 @@ $(VENV)/.docs: $(READY)
 	touch $@
 
 # torch first and pinned: an unpinned request would fetch a build with gigabytes of GPU libraries.
-$(READY): pyproject.toml $(CONSTRAINTS) CMakeLists.txt $(SOURCES)
+$(BASE): pyproject.toml $(CONSTRAINTS) CMakeLists.txt $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q -c $(CONSTRAINTS) torch
+	$(BIN)/pip install -q -c $(CONSTRAINTS) -e .
+	touch $@
+
+$(READY): $(BASE)
 	$(BIN)/pip install -q -c $(CONSTRAINTS) -e '.[dev]'
 	touch $@
 

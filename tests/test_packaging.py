@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import site
@@ -16,7 +17,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-EXTRAS = {"transformers", "plot", "digits", "dev", "docs"}
+EXTRAS = {"transformers", "plot", "digits", "hdf5", "tensorboard", "wandb", "mlflow", "dev", "docs"}
 NO_COMPILER = {"CC": "/missing/cc", "CXX": "/missing/c++"}
 PARAMS = """
 trainer:
@@ -86,6 +87,11 @@ def test_the_wheel_holds_the_package_and_its_facts(archives):
     assert any(name.endswith("/LICENSE") for name in names)
     assert sum("kernels/_C" in name for name in names) == (shutil.which("c++") is not None)
     assert all(name.startswith(("rarefy/", "rarefy-")) and "libgomp" not in name for name in names)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("twine") is None, reason="needs twine")
+def test_a_package_index_would_show_the_page(archives):
+    call(sys.executable, "-m", "twine", "check", "--strict", *archives)
 
 
 def test_the_wheel_runs_away_from_the_source_tree(archives, tmp_path):

@@ -1,4 +1,4 @@
-"""From `package.module:name` or `./file.py:name` in a configuration to the object it names."""
+"""From `package.module:name` or `./file.py:name` in a configuration to the object it names; packages of extras."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from rarefy.errors import ConfigError, did_you_mean
+from rarefy.errors import ConfigError, RarefyError, did_you_mean
 
 _FORMS = "package.module:name or ./file.py:name"
 
@@ -101,3 +101,26 @@ def _find(module: ModuleType, name: str, spec: str, path: str) -> Any:
             raise ConfigError(path, f"{spec!r} (there is no {part} in it)", hint)
         found = getattr(found, part)
     return found
+
+
+def require(extra: str, *modules: str) -> Any:
+    """The first of `modules` that can be imported; those in use already come first.
+
+    Args:
+        extra: the extra of rarefy that brings one of them.
+        *modules: names in order of preference.
+
+    Raises:
+        RarefyError: none can be imported.
+
+    Example:
+        >>> require("transformers", "no_such_package", "json").__name__
+        'json'
+    """
+    reasons = []
+    for name in sorted(modules, key=lambda name: name not in sys.modules):
+        try:
+            return importlib.import_module(name)
+        except ImportError as error:
+            reasons.append(str(error))
+    raise RarefyError(f"{'; '.join(reasons)}: pip install 'rarefy[{extra}]'")

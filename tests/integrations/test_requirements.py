@@ -8,7 +8,7 @@ from types import ModuleType
 import pytest
 
 from rarefy.errors import RarefyError
-from rarefy.integrations.requirements import require
+from rarefy.imports import require
 
 
 def test_the_first_that_can_be_imported():

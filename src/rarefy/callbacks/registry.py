@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import inspect
 import logging
 from collections.abc import Mapping, Sequence
@@ -29,10 +30,16 @@ Entry: TypeAlias = "Callback | Mapping[str, Mapping[str, Any] | None]"
 
 @dataclass(frozen=True)
 class Registered:
-    """A class that a configuration names, and the options that it may give."""
+    """A class that a configuration names, its options, and the package, and extra, that it needs."""
 
     kind: type[Callback]
     options: tuple[str, ...] = ()
+    package: str = ""
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether the package that the class needs is installed."""
+        return not self.package or importlib.util.find_spec(self.package) is not None
 
 
 REGISTRY: Mapping[Kind, Mapping[str, Registered]] = {
@@ -45,7 +52,7 @@ REGISTRY: Mapping[Kind, Mapping[str, Registered]] = {
     "loggers": {
         "CSVLogger": Registered(CSVLogger),
         "ProgressLogger": Registered(ProgressLogger),
-        "TensorBoardLogger": Registered(TensorBoardLogger, options=("summary_dir",)),
+        "TensorBoardLogger": Registered(TensorBoardLogger, options=("summary_dir",), package="tensorboard"),
     },
 }
 DEFAULTS: Mapping[Kind, tuple[str, ...]] = {
@@ -86,7 +93,11 @@ def build_callbacks(
         ['LogSparsity']
     """
     source = _Source(kind, allow_imports, base_dir)
-    chosen = {name: source.build(name, {}, path) for name in defaults}
+    usable = [name for name in defaults if REGISTRY[kind][name].is_usable]
+    if len(usable) < len(defaults):
+        missing = ", ".join(sorted({*defaults} - {*usable}))
+        log.info("%s left out, its package is not installed", missing)
+    chosen = {name: source.build(name, {}, path) for name in usable}
     ignored = [name for name in map(_name_of, entries) if name in IGNORED]
     for index, entry in enumerate(entries):
         if _name_of(entry) not in IGNORED:
@@ -123,6 +134,9 @@ class _Source:
             kind = import_object(name, path=path, base_dir=self.base_dir, allow_imports=self.allow_imports)
             return self._checked(_call(kind, options, path), path)
         found = REGISTRY[self.kind][self._registered_name(name, path)]
+        if not found.is_usable:
+            remedy = f"it after pip install 'rarefy[{found.package}]'"
+            raise ConfigError(path, f"{name} without the package {found.package}", remedy)
         for key in options:
             if key not in found.options:
                 allowed = f"one of {', '.join(found.options)}" if found.options else "no options"

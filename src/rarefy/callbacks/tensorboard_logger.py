@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from rarefy.callbacks.events import Logger
 from rarefy.callbacks.trainer_view import TrainerView
+from rarefy.imports import require
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard.writer import SummaryWriter
@@ -45,8 +46,18 @@ class TensorBoardLogger(Logger):
         """Closes the file."""
         self._close()
 
+    @classmethod
+    def check(cls) -> None:
+        """Refuses where tensorboard is missing.
+
+        Raises:
+            RarefyError: it is.
+        """
+        require("tensorboard", "tensorboard")
+
     def _open(self, trainer: TrainerView, purge_step: int | None = None) -> SummaryWriter:
         # TensorBoard takes longer to import than all of rarefy.
+        self.check()
         from torch.utils.tensorboard.writer import SummaryWriter
 
         return SummaryWriter(str(trainer.model_dir / self.summary_dir), purge_step=purge_step)

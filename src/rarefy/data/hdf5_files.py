@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rarefy.errors import ConfigError, RarefyError
+from rarefy.imports import require
 
 _OPEN_FILES = 64
 _SCANNED = 1 << 26  # numbers that are read to check token ids before training, about a second's work
@@ -113,7 +114,7 @@ class HDF5Rows:
         if self._process != os.getpid():
             self._open, self._process = OrderedDict(), os.getpid()
         if number not in self._open:
-            import h5py
+            h5py = require("hdf5", "h5py")
 
             self._open[number] = h5py.File(self.files[number], "r")
             if len(self._open) > _OPEN_FILES:
@@ -126,7 +127,7 @@ class HDF5Rows:
 
 
 def _inspect(file: Path) -> tuple[int, ...]:
-    import h5py
+    h5py = require("hdf5", "h5py")
 
     try:
         with h5py.File(file, "r") as opened:

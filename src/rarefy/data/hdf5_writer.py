@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from rarefy.disk import flush
 from rarefy.errors import ConfigError, RarefyError
+from rarefy.imports import require
 
 Tokens = NDArray[Any]
 Progress = Callable[[int, int], None]
@@ -191,7 +192,7 @@ def _appearing(out_dir: Path) -> Iterator[Path]:
 
 
 def _write(file: Path, data: Tokens) -> str:
-    import h5py
+    h5py = require("hdf5", "h5py")
 
     with h5py.File(file, "w") as opened:
         opened.create_dataset("data", data=data.astype(np.int32))

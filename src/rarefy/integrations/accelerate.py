@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 from rarefy.algorithms.base import Sparsifier
 from rarefy.config import configure
-from rarefy.integrations.requirements import require
+from rarefy.imports import require
 
 AcceleratedOptimizer: Any = require("accelerate", "accelerate.optimizer").AcceleratedOptimizer
 

@@ -9,8 +9,8 @@ from torch import nn
 from rarefy.algorithms.base import Sparsifier
 from rarefy.config import configure
 from rarefy.errors import RarefyError
+from rarefy.imports import require
 from rarefy.integrations.metrics import sparsity_metrics
-from rarefy.integrations.requirements import require
 
 PACKAGES = ("pytorch_lightning", "lightning.pytorch")
 Callback: Any = require("lightning", *PACKAGES).Callback

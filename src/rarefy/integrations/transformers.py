@@ -16,9 +16,9 @@ from rarefy.checkpoint.matching import MASK_SUFFIX
 from rarefy.checkpoint.tensor_file import encode_tensors, snapshot
 from rarefy.config import configure
 from rarefy.errors import RarefyError
+from rarefy.imports import require
 from rarefy.integrations.accelerate import unwrapped_optimizer
 from rarefy.integrations.metrics import sparsity_metrics
-from rarefy.integrations.requirements import require
 from rarefy.integrations.signed_zeros import carry_masks
 from rarefy.storage.optimizer_state import saved_indices
 from rarefy.storage.protocol import checksum

@@ -12,6 +12,7 @@ import numpy as np
 from rarefy.callbacks.csv_logger import FILE_NAME, STEP
 from rarefy.callbacks.tensorboard_logger import DIRECTORY_NAME
 from rarefy.errors import RarefyError
+from rarefy.imports import require
 from rarefy.report.series import MOST_POINTS, Series, joined
 
 ROWS_AT_ONCE = 8192
@@ -99,12 +100,14 @@ def read_events(folder: Path, wanted: Callable[[str], bool]) -> dict[str, Series
     Args:
         folder: the folder that holds them.
         wanted: tells by its name whether a metric is needed.
-    """
-    from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
 
-    events = EventAccumulator(str(folder), size_guidance={SCALARS: 100_000}).Reload()
+    Raises:
+        RarefyError: tensorboard is not installed.
+    """
+    reading = require("tensorboard", "tensorboard.backend.event_processing.event_accumulator")
+    events = reading.EventAccumulator(str(folder), size_guidance={reading.SCALARS: 100_000}).Reload()
     return {
         name: Series.of([e.step for e in found], [e.value for e in found]).thinned()
-        for name in events.Tags()[SCALARS]
+        for name in events.Tags()[reading.SCALARS]
         if wanted(name) and (found := events.Scalars(name))
     }
