@@ -400,7 +400,7 @@ def test_what_is_wrong_in_the_file_has_its_line(
         pytest.skip("plot builds no optimizer")
     result = rarefy(command, params)
     assert result.exit_code == 2
-    assert result.stderr.startswith(f"Error: {params}, line {number}: trainer.init.")
+    assert f"Error: {params}, line {number}: trainer.init." in result.stderr
 
 
 def test_what_a_flag_gave_has_no_line(params: Path) -> None:

@@ -147,6 +147,18 @@ def load(path: Path, only: Iterable[str] = PART_NAMES) -> CheckpointParts:
     return CheckpointParts(**loaded, params=params)
 
 
+def load_params(path: Path) -> dict[str, Any]:
+    """The configuration in a checkpoint, without reading its tensors.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    try:
+        return _read_params(path / PARAMS_NAME) or {}
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
 def newest_valid(root: Path, warn: Callable[[str], None]) -> Path | None:
     """The checkpoint with the highest step that passes every check.
 

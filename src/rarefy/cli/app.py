@@ -52,6 +52,7 @@ def _run(
     model_dir: options.ModelDir = None,
     checkpoint_path: options.CheckpointPath = None,
     load_checkpoint_states: options.LoadStates = None,
+    resume: options.Resume = None,
     disable_strict_checkpoint_loading: options.Loose = None,
     max_steps: options.MaxSteps = None,
     num_steps: options.NumSteps = None,
@@ -75,6 +76,7 @@ def _run(
         eval_steps=eval_steps,
         checkpoint_path=checkpoint_path,
         load_checkpoint_states=load_checkpoint_states,
+        resume=resume,
         disable_strict_checkpoint_loading=disable_strict_checkpoint_loading,
         assignments=tuple(assignments or ()),
     )

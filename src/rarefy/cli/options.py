@@ -10,6 +10,7 @@ from rarefy.run.launch import Mode
 _MODES = "What to do; train_and_eval where the file has a val_dataloader."
 _START = "The checkpoint to start from, or the model_dir of another run for its newest one."
 _STATES = "What to load of the checkpoint: all, or model for weights and masks alone."
+_RESUME = "as_saved: go on with the configuration in the checkpoint, flags and --set on top."
 _LOOSE = "Load dense checkpoints in sparse runs and sparse ones in dense runs."
 _LEVELS = "DEBUG, VERBOSE, INFO, WARNING, ERROR or CRITICAL."
 _VALIDATE = "Check everything and print the plan; train nothing."
@@ -23,6 +24,7 @@ ModeOption = Annotated[Mode | None, Option("--mode", "-m", help=_MODES)]
 ModelDir = Annotated[str | None, Option("--model_dir", "-o", help="Where logs and checkpoints go.")]
 CheckpointPath = Annotated[str | None, Option("--checkpoint_path", help=_START)]
 LoadStates = Annotated[str | None, Option("--load_checkpoint_states", help=_STATES)]
+Resume = Annotated[str | None, Option("--resume", metavar="as_saved", help=_RESUME)]
 Loose = Annotated[bool | None, Option("--disable_strict_checkpoint_loading", help=_LOOSE)]
 MaxSteps = Annotated[int | None, Option("--max_steps", help="The global step to end at.")]
 NumSteps = Annotated[int | None, Option("--num_steps", help="Optimizer steps to train.")]

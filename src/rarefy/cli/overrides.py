@@ -27,6 +27,7 @@ class Flags:
     eval_steps: int | None = None
     checkpoint_path: str | None = None
     load_checkpoint_states: str | None = None
+    resume: str | None = None
     disable_strict_checkpoint_loading: bool | None = None
     assignments: tuple[str, ...] = ()
 
@@ -78,6 +79,18 @@ def _apply_to(content: dict[str, Any], path: str, init: dict[str, Any], flags: F
             loop.pop(replaced, None)
     for key, value in flags.in_init.items():
         assign(content, f"{path}.{key}", value, OVERLAY_BLOCKS)
+
+
+def goes_on_as_saved(flags: Flags) -> bool:
+    """Whether `--resume as_saved` was given.
+
+    Raises:
+        ConfigError: another word.
+    """
+    if flags.resume not in (None, "as_saved"):
+        allowed = "as_saved, or no --resume: a run goes on by itself"
+        raise ConfigError("--resume", flags.resume, allowed, "--resume as_saved")
+    return flags.resume is not None
 
 
 def states_to_load(flags: Flags) -> States:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -13,17 +13,18 @@ from rich.console import Console
 from rarefy.algorithms.summary import summary
 from rarefy.callbacks.events import Callback
 from rarefy.callbacks.trainer_view import TrainerView
-from rarefy.checkpoint.chosen import UNSET
+from rarefy.checkpoint.chosen import UNSET, CheckpointPath
 from rarefy.cli import messages
 from rarefy.cli.guard import guarded, located
-from rarefy.cli.overrides import Flags, states_to_load
+from rarefy.cli.overrides import Flags, apply_flags, goes_on_as_saved, states_to_load
 from rarefy.cli.tables import plan_table, preview_tables, result_table
 from rarefy.distributed import is_first
 from rarefy.errors import ConfigError
 from rarefy.run.builder import Builder
+from rarefy.run.changed_file import as_saved
 from rarefy.run.launch import Launch, Mode, run_all
 from rarefy.run.preview import plan_parameters, plan_updates, preview
-from rarefy.run.schema import parse
+from rarefy.run.schema import TrainerConfig, parse
 from rarefy.run.speed import speed_up
 from rarefy.trainer.trainer import Trainer
 
@@ -104,12 +105,16 @@ def _run(request: Request, watch: Watch) -> None:
 
 def _run_file(params: Path, content: dict[str, Any], request: Request, watch: Watch) -> None:
     configs = parse(content)
+    flags = request.flags
+    ckpt_path = UNSET if flags.checkpoint_path is None else flags.checkpoint_path
+    if goes_on_as_saved(flags):
+        configs = _as_saved(configs, ckpt_path, flags)
     messages.set_level(configs[0].init.logging.log_level)
     launch = Launch(
         params.parent,
         request.mode,
-        UNSET if request.flags.checkpoint_path is None else request.flags.checkpoint_path,
-        states_to_load(request.flags),
+        ckpt_path,
+        states_to_load(flags),
         request.imports,
         [watch],
     )
@@ -124,6 +129,14 @@ def _run_file(params: Path, content: dict[str, Any], request: Request, watch: Wa
             rows.append(_comparison(builders[0], trainer, request.compare_dense))
         if is_first():
             Console().print(result_table(rows))
+
+
+def _as_saved(configs: list[TrainerConfig], ckpt_path: CheckpointPath, flags: Flags) -> list[TrainerConfig]:
+    """The trainer as it was saved, with the flags that were given."""
+    if len(configs) > 1:
+        allowed = "it with a file of one trainer"
+        raise ConfigError("--resume", f"as_saved with {len(configs)} trainers", allowed)
+    return parse(apply_flags(as_saved(configs[0], ckpt_path), replace(flags, model_dir=None)))
 
 
 def _comparison(builder: Builder, trainer: Trainer, steps: int) -> tuple[str, str]:

@@ -125,7 +125,14 @@ class Builder:
         Raises:
             ConfigError: neither the file nor its data tells the length of the run.
         """
-        loop = self.config.init.loop or LoopConfig()
+        return self.steps_with(self.config.init.loop or LoopConfig())
+
+    def steps_with(self, loop: LoopConfig) -> int:
+        """Optimizer steps of a run of this data with a certain `loop` block.
+
+        Raises:
+            ConfigError: as for `total_steps`.
+        """
         # Opening the data may take long, and is only needed where an epoch's length is to be counted.
         batches = None if loop.tells_its_length else batches_in(self.train_data)
         per_epoch = None if batches is None else math.ceil(batches / loop.grad_accum_steps)

@@ -10,10 +10,11 @@ from typing import Any, Literal
 
 from rarefy.callbacks.events import Callback
 from rarefy.callbacks.load_checkpoint_states import LoadCheckpointStates
-from rarefy.checkpoint.chosen import UNSET, CheckpointPath
+from rarefy.checkpoint.chosen import UNSET, CheckpointPath, find
 from rarefy.checkpoint.directory import CheckpointParts, load, newest_valid
 from rarefy.errors import ConfigError
 from rarefy.run.builder import Builder
+from rarefy.run.changed_file import compare, root_of
 from rarefy.run.file_keys import FitBlock, ValidateBlock
 from rarefy.run.schema import TrainerConfig
 from rarefy.run.token_check import check_tokens
@@ -72,13 +73,16 @@ def run_all(configs: Sequence[TrainerConfig], launch: Launch) -> Iterator[Traine
     for index, config in enumerate(configs):
         mode = launch.mode or mode_of(config)
         ckpt_path = launch.ckpt_path if index == 0 else UNSET
+        start: CheckpointPath | Literal["ended"] = UNSET
         if mode in ("train", "train_and_eval"):
-            start = _start(configs, index) if len(configs) > 1 and ckpt_path is UNSET else UNSET
+            if len(configs) > 1 and ckpt_path is UNSET:
+                start = _start(configs, index)
             if start == "ended":
                 log.info("%s has ended already", config.path)
                 continue
             ckpt_path = start if ckpt_path is UNSET else ckpt_path
-        yield _run_one(launch.builder(config), mode, ckpt_path, launch)
+        # What the trainer before has left is meant to be gone on with differently.
+        yield _run_one(launch.builder(config), mode, ckpt_path, launch, compares=not isinstance(start, Path))
 
 
 def _rehearse(builder: Builder) -> None:
@@ -108,27 +112,41 @@ def _missing(config: TrainerConfig, block: str, example: str) -> ConfigError:
     return ConfigError(f"{config.path}.{block}", "a missing value", "it for this mode", f"{block}: {example}")
 
 
-def _run_one(builder: Builder, mode: Mode, ckpt_path: CheckpointPath, launch: Launch) -> Trainer:
+def _run_one(
+    builder: Builder, mode: Mode, ckpt_path: CheckpointPath, launch: Launch, compares: bool
+) -> Trainer:
     if mode == "eval":
         return _validate(builder, ckpt_path, launch)
     if mode == "eval_all":
         return _validate_all(builder, ckpt_path, launch)
-    return _fit(builder, mode == "train_and_eval", ckpt_path, launch)
+    return _fit(builder, mode == "train_and_eval", ckpt_path, launch, compares)
 
 
-def _fit(builder: Builder, validates: bool, ckpt_path: CheckpointPath, launch: Launch) -> Trainer:
+def _resumed(builder: Builder, ckpt_path: CheckpointPath) -> Path | None:
+    """The checkpoint that a fit is going to continue."""
+    checkpoint = builder.config.init.checkpoint
+    autoloads = checkpoint is None or checkpoint.autoload_last_checkpoint
+    return find(ckpt_path, root_of(builder.config), autoloads)
+
+
+def _fit(
+    builder: Builder, validates: bool, ckpt_path: CheckpointPath, launch: Launch, compares: bool
+) -> Trainer:
     config, block = builder.config, builder.config.fit
     if block is None:
         raise _missing(config, "fit", "{train_dataloader: {...}}")
     builder.check()
     train_data = builder.train_data
     val_data = _named(builder.fit_validations) if validates else {}
-    trainer = builder.trainer(more_callbacks=launch.callbacks)
+    start = _given(block, ckpt_path)
+    states = _states(builder, start, launch)
+    resumed = _resumed(builder, start) if compares and states == "all" else None
+    keepers = [] if resumed is None else compare(builder, resumed)
+    trainer = builder.trainer(more_callbacks=[*keepers, *launch.callbacks])
     check_tokens(trainer.model, train_data, f"{config.path}.fit.train_dataloader")
     for data in val_data.values():
         check_tokens(trainer.model, data, f"{config.path}.fit.val_dataloader")
-    start = _given(block, ckpt_path)
-    trainer.fit(train_data, val_data or None, start, load_states=_states(builder, start, launch))
+    trainer.fit(train_data, val_data or None, start, load_states=states)
     return trainer
 
 
@@ -177,7 +195,7 @@ def _given(block: FitBlock | ValidateBlock | None, ckpt_path: CheckpointPath) ->
 def _start(configs: Sequence[TrainerConfig], index: int) -> CheckpointPath | Literal["ended"]:
     """Where one of several trainers starts: where it stopped (UNSET), or the result of the one before."""
     config = configs[index]
-    newest = newest_valid(_root(config), log.warning)
+    newest = newest_valid(root_of(config), log.warning)
     if newest is not None:
         parts = load(newest)
         owner = _owner(configs, index, parts)
@@ -185,19 +203,14 @@ def _start(configs: Sequence[TrainerConfig], index: int) -> CheckpointPath | Lit
             return "ended"
         if owner == index:
             return UNSET
-    before = newest_valid(_root(configs[index - 1]), log.warning) if index else None
+    before = newest_valid(root_of(configs[index - 1]), log.warning) if index else None
     has_own = config.fit is not None and "ckpt_path" in config.fit.model_fields_set
     return UNSET if before is None or has_own else before
 
 
-def _root(config: TrainerConfig) -> Path:
-    checkpoint = config.init.checkpoint
-    return (checkpoint and checkpoint.checkpoint_root) or Path(config.init.model_dir)
-
-
 def _owner(configs: Sequence[TrainerConfig], index: int, parts: CheckpointParts) -> int:
     """Which of the trainers that share a directory wrote a checkpoint."""
-    sharing = [other for other in range(len(configs)) if _root(configs[other]) == _root(configs[index])]
+    sharing = [other for other in range(len(configs)) if root_of(configs[other]) == root_of(configs[index])]
     wrote = [other for other in sharing if parts.params == configs[other].as_params]
     return wrote[-1] if wrote else sharing[0]
 

@@ -1,0 +1,275 @@
+"""Resume with a file that was changed: what takes effect is said, what would need another start is refused."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rarefy.callbacks.events import Callback
+from rarefy.callbacks.trainer_view import TrainerView
+from rarefy.checkpoint.chosen import CheckpointPath, find
+from rarefy.checkpoint.directory import load_params
+from rarefy.checkpoint.error import CheckpointError
+from rarefy.errors import RarefyError, join_path
+from rarefy.optim.lr_schedules import Schedule
+from rarefy.run.builder import Builder
+from rarefy.run.schema import TrainerConfig, parse
+from rarefy.schedule_schema import step_keys
+from rarefy.validation import shorten
+
+log = logging.getLogger("rarefy")
+
+ABSENT = "nothing"
+
+_RESTART = (
+    "take the old values back, or --resume as_saved to go on as it was; for a new phase from these weights and masks, "
+    "--load_checkpoint_states model and another model_dir"
+)
+# What a checkpoint holds the state of, or what decides which samples come next.
+_NEEDS_RESTART = (
+    r"init\.model\.name$",
+    r"init\.seed$",
+    r"init\.optimizer$",
+    r"init\.schedulers\b",
+    r"init\.loop\.grad_accum_steps$",
+    r"init\.sparsity\b",
+    r"fit\.train_dataloader\b",
+)
+# Of these, what is asked anew at every step or every update, or changes how and not what is computed.
+_TAKES_EFFECT = (
+    r"init\.sparsity(\[\d+\])?\.(update|drop_fraction|compute)\b",
+    r"fit\.train_dataloader\.(num_workers|prefetch_factor|persistent_workers|use_worker_cache)$",
+)
+# No part of the fit that goes on.
+_SILENT = (
+    r"init\.(model_dir|device|backend)\b",
+    r"init\.checkpoint\.checkpoint_root$",
+    r"fit\.ckpt_path$",
+    r"validat",
+)
+_PERCENT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*%\s*")
+
+
+@dataclass(frozen=True)
+class Change:
+    """A value that is another one than in the checkpoint.
+
+    Args:
+        path: where it stands below `trainer`.
+        before: in the checkpoint.
+        now: in the file.
+    """
+
+    path: str
+    before: Any
+    now: Any
+
+    def __str__(self) -> str:
+        return f"{self.path} is {_shown(self.now)}, was {_shown(self.before)}"
+
+    @property
+    def needs_restart(self) -> bool:
+        """Whether a run that goes on could not follow it."""
+        return _matches(_NEEDS_RESTART, self.path) and not _matches(_TAKES_EFFECT, self.path)
+
+
+def changes_between(before: TrainerConfig, now: TrainerConfig) -> list[Change]:
+    """What differs, defaults filled in, so that a key that spells its default out is no change.
+
+    Args:
+        before: the configuration in a checkpoint.
+        now: the one of the file.
+    """
+    old = before.blocks.model_dump(by_alias=True)
+    new = now.blocks.model_dump(by_alias=True)
+    for blocks in (old, new):
+        blocks["init"]["sparsity"] = _in_full(blocks["init"]["sparsity"])
+    return [one for one in _differences(old, new, "") if not _matches(_SILENT, one.path)]
+
+
+def compare(builder: Builder, checkpoint: Path) -> list[Callback]:
+    """Compares the file with the configuration in a checkpoint that its run is to go on from.
+
+    Args:
+        builder: of the file.
+        checkpoint: what is going to be loaded whole.
+
+    Returns:
+        What brings changes about that the checkpoint's state would undo; called before the file's own callbacks.
+
+    Raises:
+        CheckpointError: a change that needs another start.
+    """
+    before = _saved_config(checkpoint)
+    if before is None:
+        return []
+    changes = changes_between(before, builder.config)
+    _refuse(changes, builder, checkpoint)
+    for change in changes:
+        log.info("changed since %s: %s", checkpoint.name, change)
+    _tell_moved_steps(before, builder)
+    options = {one.path.split(".")[3] for one in changes if one.path.startswith("init.optimizer.")}
+    # A schedule of rarefy sets the rate, whatever the optimizer was built with.
+    options -= {"lr"} if builder.schedulers else set()
+    return [KeepOptions(options)] if options else []
+
+
+def as_saved(config: TrainerConfig, ckpt_path: CheckpointPath) -> dict[str, Any]:
+    """The file that the run of a configuration was saved with, to go on as it was.
+
+    Args:
+        config: says where the run's checkpoints are.
+        ckpt_path: the checkpoint; left out, the newest valid one.
+
+    Raises:
+        CheckpointError: there is none, or it has no configuration.
+    """
+    root = root_of(config)
+    found = find(ckpt_path, root)
+    if found is None:
+        raise CheckpointError(
+            root, "has no checkpoint that a run could go on from", "leave --resume as_saved out"
+        )
+    params = load_params(found) if found.is_dir() else {}
+    if not params:
+        raise CheckpointError(
+            found, "does not say with which file it was made", "leave --resume as_saved out"
+        )
+    # The directory may have been moved, and is where the checkpoint was found.
+    params["trainer"]["init"]["model_dir"] = config.init.model_dir
+    return params
+
+
+def root_of(config: TrainerConfig) -> Path:
+    """The directory of a trainer's checkpoints."""
+    checkpoint = config.init.checkpoint
+    return (checkpoint and checkpoint.checkpoint_root) or Path(config.init.model_dir)
+
+
+class KeepOptions(Callback):
+    """Gives the optimizer the options of the file once the state of a checkpoint is loaded.
+
+    Args:
+        names: of the options that were changed, such as `lr`.
+    """
+
+    def __init__(self, names: set[str]) -> None:
+        self.names = names
+        self._fresh: list[dict[str, Any]] = []
+
+    def setup(self, trainer: TrainerView) -> None:
+        """Notes what the file says, before a checkpoint is loaded."""
+        groups = [] if trainer.optimizer is None else trainer.optimizer.param_groups
+        self._fresh = [{name: group[name] for name in self.names & group.keys()} for group in groups]
+
+    def on_load_checkpoint(self, trainer: TrainerView, state: dict[str, Any]) -> None:
+        """Puts it back."""
+        for group, fresh in zip(trainer.optimizer.param_groups, self._fresh, strict=True):
+            group.update(fresh)
+
+
+def _saved_config(checkpoint: Path) -> TrainerConfig | None:
+    """The configuration in a checkpoint; None where it holds none that this version reads."""
+    if not checkpoint.is_dir():
+        return None
+    params = load_params(checkpoint)
+    try:
+        return parse(params)[0] if params else None
+    except RarefyError as error:
+        log.warning("the configuration in %s cannot be compared with the file: %s", checkpoint, error)
+        return None
+
+
+def _refuse(changes: Sequence[Change], builder: Builder, checkpoint: Path) -> None:
+    config = builder.config.init.checkpoint
+    is_loose = config is not None and config.disable_strict_checkpoint_loading
+    refused = [
+        one
+        for one in changes
+        if (one.needs_restart and not (is_loose and _between_dense_and_sparse(one)))
+        or _is_lr_of_torch_schedule(one, builder)
+    ]
+    # Schedules of rarefy are functions of the step alone; those of torch carry their options in their state.
+    if all(isinstance(one, Schedule) for one in builder.schedulers):
+        refused = [one for one in refused if not one.path.startswith("init.schedulers")]
+    if refused:
+        problem = f"is of another file: {'; '.join(map(str, refused))}"
+        raise CheckpointError(checkpoint, problem, _RESTART)
+
+
+def _between_dense_and_sparse(change: Change) -> bool:
+    return change.path == "init.sparsity" and None in (change.before, change.now)
+
+
+def _is_lr_of_torch_schedule(change: Change, builder: Builder) -> bool:
+    """Whether a rate was changed from which schedulers of torch have computed their own."""
+    is_rate = re.fullmatch(r"init\.optimizer\.\w+\.lr", change.path) is not None
+    return is_rate and not all(isinstance(one, Schedule) for one in builder.schedulers)
+
+
+def _tell_moved_steps(before: TrainerConfig, builder: Builder) -> None:
+    """Says where every `"75%"` is now, if the length of the run was changed."""
+    loop = before.init.loop
+    was = None if loop is None else builder.steps_with(loop)
+    total = builder.total_steps
+    if was is None or was == total:
+        return
+    for path, text in _percentages(builder.config.init.sparsity, f"{builder.path}.sparsity"):
+        share = float(text.strip().rstrip("%")) / 100
+        log.info('%s: "%s" is step %d now; it was %d', path, text, round(share * total), round(share * was))
+
+
+def _percentages(value: Any, path: str, key: str = "") -> Iterator[tuple[str, str]]:
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield from _percentages(inner, join_path(path, str(name)), str(name))
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            yield from _percentages(inner, f"{path}[{index}]", key)
+    elif isinstance(value, str) and key in step_keys() and _PERCENT.fullmatch(value):
+        yield path, value
+
+
+def _in_full(sparsity: Any) -> Any:
+    """A `sparsity:` block with the algorithm that it means."""
+    if isinstance(sparsity, int | float) and not isinstance(sparsity, bool):
+        return {"algorithm": "static", "sparsity": sparsity}
+    if isinstance(sparsity, Mapping) and not sparsity.keys() & {"algorithm", "type", "groups"}:
+        return {"algorithm": "static", **sparsity}
+    return sparsity
+
+
+def _differences(before: Any, now: Any, path: str) -> Iterator[Change]:
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        if _is_choice(path) and before.keys() != now.keys():
+            yield Change(path, _shown_choice(before), _shown_choice(now))
+            return
+        for key in dict.fromkeys([*before, *now]):
+            here = join_path(path, str(key))
+            yield from _differences(before.get(key, ABSENT), now.get(key, ABSENT), here)
+    elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        for index, both in enumerate(zip(before, now, strict=True)):
+            yield from _differences(*both, f"{path}[{index}]")
+    elif before != now:
+        yield Change(path, before, now)
+
+
+def _is_choice(path: str) -> bool:
+    """Whether the one key there is a name: `optimizer: {AdamW: ...}`."""
+    return re.fullmatch(r"init\.optimizer|init\.\w+\[\d+\]", path) is not None and "sparsity" not in path
+
+
+def _shown_choice(choice: Mapping[str, Any]) -> str:
+    return ", ".join(choice)
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else "null" if value is None else shorten(value)
+
+
+def _matches(patterns: Sequence[str], path: str) -> bool:
+    return any(re.match(pattern, path) for pattern in patterns)
