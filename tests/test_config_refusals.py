@@ -59,7 +59,7 @@ CASES = [
     ),
     (
         True,
-        "sparsity: True is not allowed; give a number, a dict of options, or a list of dicts (example: "
+        "sparsity: true is not allowed; give a number, a dict of options, or a list of dicts (example: "
         "sparsity: 0.9)",
     ),
     (
@@ -126,8 +126,8 @@ CASES = [
     ),
     (
         {**RIGL, "algorithm": rarefy.DynamicSparsityAlgorithm},
-        "sparsity.algorithm: <class 'rarefy.algorithms.dynamic.DynamicSparsityAlgorithm'> is not allowed; "
-        "give a known algorithm (one of static, gmp, set, rigl) or package.module:Class of one",
+        "sparsity.algorithm: DynamicSparsityAlgorithm is not allowed; give a class that implements `update` (a "
+        "SparsityAlgorithm) or `update_mask` (a DynamicSparsityAlgorithm)",
     ),
     (
         {"sparsity": 0.5, "update": {"freq": 1}},

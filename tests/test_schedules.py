@@ -157,12 +157,12 @@ def test_bad_schedules(value, message):
     assert str(caught.value) == message
 
 
-@pytest.mark.parametrize("value", ["high", True, None])
-def test_what_is_no_schedule(value):
+@pytest.mark.parametrize(("value", "shown"), [("high", "'high'"), (True, "true"), (None, "null")])
+def test_what_is_no_schedule(value, shown):
     with pytest.raises(ConfigError) as caught:
         parse_schedule(value, path="s")
     assert str(caught.value) == (
-        f"s: {value!r} is not allowed; give a number, a list of numbers, or a schedule "
+        f"s: {shown} is not allowed; give a number, a list of numbers, or a schedule "
         "(example: {type: cosine, init: 0.3, half_period: 1000})"
     )
 

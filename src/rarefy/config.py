@@ -235,6 +235,9 @@ def _algorithm_class(given: Any, entry: _Entry, context: _Context) -> type[Spars
         given = ALGORITHMS[given.lower()]
     if inspect.isclass(given) and issubclass(given, SparsityAlgorithm) and not inspect.isabstract(given):
         return given
+    if inspect.isclass(given) and issubclass(given, SparsityAlgorithm):
+        allowed = "a class that implements `update` (a SparsityAlgorithm) or `update_mask` (a DynamicSparsityAlgorithm)"
+        raise ConfigError(path, given.__name__, allowed)
     hint = did_you_mean(given, ALGORITHMS) if isinstance(given, str) else f"one of {', '.join(ALGORITHMS)}"
     raise ConfigError(path, shorten(given), f"a known algorithm ({hint}) or package.module:Class of one")
 

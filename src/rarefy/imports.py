@@ -97,7 +97,11 @@ def _find(module: ModuleType, name: str, spec: str, path: str) -> Any:
         if not hasattr(found, part):
             public = [known for known in dir(found) if not known.startswith("_")]
             near = did_you_mean(part, public)
-            hint = f"a name that it defines ({near})" if len(near) < 200 else "a name that it defines"
+            hint = (
+                f"a name that it defines ({near})"
+                if near.startswith(("did", "one of")) and len(near) < 200
+                else "a name that it defines"
+            )
             raise ConfigError(path, f"{spec!r} (there is no {part} in it)", hint)
         found = getattr(found, part)
     return found

@@ -124,10 +124,26 @@ def test_a_truncated_file_is_refused(tmp_path):
 def test_an_hdf5_file_is_named_as_such(tmp_path):
     path = tmp_path / "a.mdl"
     path.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(100))
-    with pytest.raises(CheckpointError, match="is an HDF5 file; convert it"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"is an HDF5 file of the Model Zoo; where cerebras.pytorch is installed, convert it with: python -c",
+    ):
         load_foreign(path)
 
 
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(CheckpointError, match="cannot be read: No such file"):
         load_foreign(tmp_path / "gone.pt")
+
+
+def test_a_second_name_of_the_last_norm_is_the_same_parameter(tmp_path):
+    gain = torch.arange(3.0)
+    second = "model.transformer_decoder.norm.weight"
+    path = tmp_path / "a.mdl"
+    for value, kept in ((gain, False), (gain.clone(), False), (gain + 1, True)):
+        torch.save({"model": {"model.ln_f.weight": gain, second: value}}, path)
+        found = load_foreign(path, ["model.ln_f.weight"])
+        assert (second in found) == kept
+        assert torch.equal(found["model.ln_f.weight"], gain)
+    assert second in load_foreign(path)
+    assert second in load_foreign(path, ["model.ln_f.weight", second])

@@ -256,7 +256,7 @@ def test_empty_files(tmp_path):
 
 
 def test_unsorted_files_are_refused(tmp_path):
-    assert "sort_files: False is not allowed; give true" in message(write_samples(tmp_path), sort_files=False)
+    assert "sort_files: false is not allowed; give true" in message(write_samples(tmp_path), sort_files=False)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -66,12 +66,12 @@ def test_the_older_name_of_the_processor(tmp_path: Path) -> None:
             {"data_transforms": [{**SINKS, "sink_token_start_pos": 7}]},
             "sink_token_start_pos: 7 is not allowed",
         ),
-        ({"use_vsl": True}, "use_vsl: True is not allowed; give false (several texts"),
+        ({"use_vsl": True}, "use_vsl: true is not allowed; give false (several texts"),
         (
             {"mixture": [{"data_dir": "a", "weight": 1}]},
             "mixture: a list of weighted data sets is not allowed",
         ),
-        ({"pad_last": True}, "pad_last: True is not allowed"),
+        ({"pad_last": True}, "pad_last: true is not allowed"),
         (
             {"data_processor": "GptHDF5DataProcessor", "features_list": ["labels"]},
             "features_list: ['labels'] is not allowed; give [input_ids, attention_mask, labels]",

@@ -82,7 +82,7 @@ def test_class_from_a_file_beside_the_configuration(tmp_path):
         ({"name": "gtp2"}, "did you mean gpt2?"),
         ({"name": "gpt2", "hiden_size": 3}, "did you mean hidden_size?"),
         ({"name": "gpt2", "hidden_size": "big"}, "trainer.init.model.hidden_size: 'big' is not allowed"),
-        ({"name": "gpt2", "hidden_size": True}, "trainer.init.model.hidden_size: True is not allowed"),
+        ({"name": "gpt2", "hidden_size": True}, "trainer.init.model.hidden_size: true is not allowed"),
         ({"name": "gpt2", "num_hidden_layers": 0}, "trainer.init.model.num_hidden_layers: 0 is not allowed"),
         ({"name": "gpt2", "dropout_rate": 1.5}, "trainer.init.model.dropout_rate: 1.5 is not allowed"),
         ({"name": "gpt2", "layer_norm_epsilon": float("nan")}, "layer_norm_epsilon: nan is not allowed"),

@@ -71,7 +71,7 @@ def test_learning_rate_of_the_schedulers_fills_the_gap() -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (None, "optimizer: None is not allowed; give a map from one optimizer to its options"),
+        (None, "optimizer: null is not allowed; give a map from one optimizer to its options"),
         ({}, "optimizer: {}"),
         ({"SGD": {}, "Adam": {}}, "optimizer: {'SGD'"),
         ({"SGD": 0.1}, "optimizer.SGD: 0.1"),

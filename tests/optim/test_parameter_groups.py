@@ -100,7 +100,7 @@ def test_schedules_keep_to_the_factors_also_after_loading(wrapped):
             "the group 'decoder_kernl' is not allowed; give a group of the model (did you mean decoder_kernel?)",
         ),
         ({"embedding": 0}, "adjust_learning_rate.embedding: 0 is not allowed; give a number above 0"),
-        ({"embedding": True}, "adjust_learning_rate.embedding: True is not allowed"),
+        ({"embedding": True}, "adjust_learning_rate.embedding: true is not allowed"),
     ],
 )
 def test_factors_that_are_not_allowed(given, expected):

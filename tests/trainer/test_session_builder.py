@@ -116,3 +116,18 @@ def test_what_is_no_callback_is_refused() -> None:
         Dispatcher(None, [Callback], [])  # type: ignore[list-item]
     with pytest.raises(RarefyError, match=r"loggers has .*objects of a subclass of Logger"):
         Dispatcher(None, [], [Callback()])  # type: ignore[list-item]
+
+
+def test_backend_is_another_word_for_the_device(caplog: pytest.LogCaptureFixture) -> None:
+    assert session_builder.device_of("auto", "CPU") == "CPU"
+    assert session_builder.device_of("auto", {"backend_type": "GPU"}) == "GPU"
+    assert session_builder.device_of("cpu", None, autorestart=None) == "cpu"
+    assert not caplog.records
+    assert session_builder.device_of("cpu", None, {"max_num_restarts": 3}) == "cpu"
+    assert "autorestart: ignored; run the same program again" in caplog.text
+
+
+@pytest.mark.parametrize(("device", "backend"), [("cpu", "CPU"), ("auto", 3), ("auto", {})])
+def test_a_backend_that_is_none(device: str, backend: Any) -> None:
+    with pytest.raises(ConfigError, match="backend: "):
+        session_builder.device_of(device, backend)

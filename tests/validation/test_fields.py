@@ -36,7 +36,10 @@ def test_build_takes_whole_and_broken_numbers():
 
 @pytest.mark.parametrize("value", ["half", True, None, [0.5]])
 def test_numbers_are_strict(value):
-    assert refusal(rate=value) == f"here.rate: {value!r} is not allowed; give a number (example: rate: 0.3)"
+    assert (
+        refusal(rate=value)
+        == f"here.rate: {shorten(value)} is not allowed; give a number (example: rate: 0.3)"
+    )
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -44,9 +47,11 @@ def test_numbers_are_finite(value):
     assert refusal(rate=value).startswith(f"here.rate: {value} is not allowed; give a number")
 
 
-@pytest.mark.parametrize("value", [0, -1, 1.0, 2.5, "three", True])
+@pytest.mark.parametrize("value", [0, -1, 2.5, "three", True])
 def test_step_counts_are_whole_and_positive(value):
-    expected = f"here.freq: {value!r} is not allowed; give a whole number of steps ≥ 1 (example: freq: 100)"
+    expected = (
+        f"here.freq: {shorten(value)} is not allowed; give a whole number of steps ≥ 1 (example: freq: 100)"
+    )
     assert refusal(rate=0.1, freq=value) == expected
 
 
@@ -86,3 +91,28 @@ def test_shorten_keeps_one_line():
     assert "\n" not in shorten({"key": ["x" * 30] * 5})
     assert len(shorten("x" * 500)) == 60
     assert shorten("x" * 58) == repr("x" * 58)
+
+
+@pytest.mark.parametrize(("given", "expected"), [(1000.0, 1000), (1e3, 1000), (7, 7)])
+def test_whole_floats_are_whole_numbers(given, expected):
+    built = build(Example, {"rate": 0.5, "freq": given})
+    assert built.freq == expected and type(built.freq) is int
+
+
+@pytest.mark.parametrize("given", [0.5, math.nan, math.inf, True])
+def test_other_values_are_none(given):
+    assert refusal(rate=0.5, freq=given).startswith("here.freq: ")
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (None, "null"),
+        (True, "true"),
+        ([None, 1], "[null, 1]"),
+        ({"a": False}, "{'a': false}"),
+        ("None", "'None'"),
+    ],
+)
+def test_values_are_repeated_as_yaml_writes_them(value, shown):
+    assert shorten(value) == shown

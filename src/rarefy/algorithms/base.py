@@ -55,6 +55,10 @@ class Sparsifier(Shown, ABC):
             RarefyError: a parameter already has an algorithm, or `target` is something else.
         """
 
+    def __call__(self, *_: object) -> None:
+        """Refuses `model.apply(sparsity)`, which hands over the parts of a model one by one, without their names."""
+        raise RarefyError("model.apply(sparsity) is not allowed; call sparsity.apply(model)")
+
     @abstractmethod
     def update(self) -> None:
         """Recomputes the topology now."""

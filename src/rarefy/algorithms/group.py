@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 from torch import nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from rarefy import filters
 from rarefy.algorithms.base import Sparsifier, SparsityAlgorithm
 from rarefy.algorithms.few_connections import few_connections, warn_of_few
 from rarefy.algorithms.hooks import SparsityHook, TopologyHook
 from rarefy.errors import RarefyError
 from rarefy.filters import Candidate
 
+Members: TypeAlias = "Sparsifier | Sequence[Sparsifier] | Mapping[str | tuple[str, ...], Sparsifier]"
+
 
 class Group(Sparsifier):
     """Algorithms in order of precedence; used like one.
 
     Args:
-        algorithms: at least one.
+        algorithms: at least one by the time it is applied; a mapping gives each a filter (a glob, or several as a
+            tuple) in place of its own.
 
     Raises:
-        RarefyError: no algorithm was given.
+        RarefyError: an empty list or mapping was given.
 
     Example:
         >>> from rarefy import SET, Static
@@ -35,10 +39,50 @@ class Group(Sparsifier):
 
     name: ClassVar[str] = "group"
 
-    def __init__(self, algorithms: Sequence[Sparsifier]) -> None:
-        self._algorithms = [leaf for member in algorithms for leaf in member.algorithms]
-        if not self._algorithms:
-            raise RarefyError("Group([]) is empty; give at least one algorithm")
+    def __init__(self, algorithms: Members | None = None) -> None:
+        self._algorithms: list[SparsityAlgorithm] = []
+        if algorithms is not None:
+            self.extend(algorithms)
+            if not self._algorithms:
+                raise RarefyError("Group([]) is empty; give at least one algorithm")
+
+    def add(self, param_filter: str | Sequence[str], algorithm: Sparsifier) -> None:
+        """Adds an algorithm for the parameters of a filter, behind those that are there.
+
+        Args:
+            param_filter: a glob or several, in place of the algorithm's own filter.
+            algorithm: not applied yet, and no group.
+
+        Raises:
+            RarefyError: a group, or an algorithm that was applied.
+            ConfigError: a filter that is none.
+
+        Example:
+            >>> from rarefy import Static
+            >>> group = Group()
+            >>> group.add("*.weight", Static(0.5))
+            >>> [algorithm.globs for algorithm in group.algorithms]
+            [('*.weight',)]
+        """
+        if not isinstance(algorithm, SparsityAlgorithm):
+            given = type(algorithm).__name__
+            raise RarefyError(f"{given} is not allowed for {param_filter!r}; give one algorithm to a filter")
+        if algorithm.parameters:
+            raise RarefyError(
+                f"the algorithm for {param_filter!r} was applied already; give one that was not"
+            )
+        globs = param_filter if isinstance(param_filter, str) else list(param_filter)
+        algorithm.globs = filters.check_filter(globs)
+        self._algorithms.append(algorithm)
+
+    def extend(self, algorithms: Members) -> None:
+        """Adds several, behind those that are there: another group, a list, or a mapping from filters."""
+        if isinstance(algorithms, Mapping):
+            for param_filter, algorithm in algorithms.items():
+                self.add(param_filter, algorithm)
+            return
+        members = [algorithms] if isinstance(algorithms, Sparsifier) else algorithms
+        self._algorithms += [leaf for member in members for leaf in member.algorithms]
 
     @property
     def algorithms(self) -> list[SparsityAlgorithm]:
@@ -47,6 +91,8 @@ class Group(Sparsifier):
 
     def apply(self, target: nn.Module | Optimizer) -> None:
         """Makes a model sparse, or follows an optimizer; see `Sparsifier.apply`."""
+        if not self._algorithms:
+            raise RarefyError("the group is empty; add at least one algorithm before it is applied")
         if not isinstance(target, nn.Module):
             for algorithm in self.algorithms:
                 algorithm.apply(target)

@@ -15,6 +15,11 @@ from rarefy.torch_private import COMPILED_PREFIX
 
 CONTAINERS = ("model", "state_dict", "model_state_dict")
 WRAPPERS = ("module.", COMPILED_PREFIX)
+_CONVERSION = (
+    "where cerebras.pytorch is installed, convert it with: python -c 'import torch, cerebras.pytorch as c; "
+    'torch.save({{"model": c.load("{path}")["model"]}}, "model.pt")\''
+)
+SECOND_NAME = ("transformer_decoder.norm.", "ln_f.")
 HDF5_MAGIC = b"\x89HDF"
 
 
@@ -34,7 +39,30 @@ def load_foreign(path: Path, known: Collection[str] = ()) -> dict[str, Tensor]:
         CheckpointError: when the file holds anything but tensors and plain values, or no state dict.
     """
     path = Path(path)
-    return unwrap_names(path, _state_dict(path, _read(path)), known)
+    return without_aliases(unwrap_names(path, _state_dict(path, _read(path)), known), known)
+
+
+def without_aliases(state: Mapping[str, Tensor], known: Collection[str]) -> dict[str, Tensor]:
+    """A state dict without second names of parameters that it has under a name that the model knows.
+
+    The Model Zoo's decoders save `ln_f` once more as `transformer_decoder.norm`.
+
+    Args:
+        state: tensors by name.
+        known: names that the model has; nothing is left out where there are none.
+
+    Example:
+        >>> one = torch.ones(2)
+        >>> list(without_aliases({"ln_f.weight": one, "transformer_decoder.norm.weight": one}, ["ln_f.weight"]))
+        ['ln_f.weight']
+    """
+    kept = {}
+    for name, tensor in state.items():
+        first = name.replace(*SECOND_NAME)
+        is_second = bool(known) and name not in known and first != name and first in known and first in state
+        if not (is_second and torch.equal(state[first], tensor)):
+            kept[name] = tensor
+    return kept
 
 
 def unwrap_names(path: Path, state: Mapping[str, Tensor], known: Collection[str] = ()) -> dict[str, Tensor]:
@@ -69,7 +97,7 @@ def _read(path: Path) -> Any:
         problem = f"cannot be read: {error.strerror or error}"
         raise CheckpointError(path, problem, "check the path and the permissions") from error
     if is_hdf5:
-        raise CheckpointError(path, "is an HDF5 file", "convert it with torch.save where it was written")
+        raise CheckpointError(path, "is an HDF5 file of the Model Zoo", _CONVERSION.format(path=path))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

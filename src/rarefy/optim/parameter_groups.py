@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 from torch import nn
 
 from rarefy.errors import ConfigError, did_you_mean, join_path
+from rarefy.validation import shorten
 
 SCALE_KEY = "adjust_learning_rate"
 _NO_DECAY_KINDS = ("norm", "embedding")
@@ -101,7 +102,7 @@ def _checked(given: Any, groups: Groups, path: str) -> dict[str, float]:
             known = did_you_mean(str(name), groups) if groups else "this model has none"
             raise ConfigError(path, f"the group {name!r}", f"a group of the model ({known})")
         if isinstance(factor, bool) or not isinstance(factor, int | float) or not 0 < factor < float("inf"):
-            raise ConfigError(where, repr(factor), "a number above 0", f"{name}: 0.5")
+            raise ConfigError(where, shorten(factor), "a number above 0", f"{name}: 0.5")
     return {str(name): float(factor) for name, factor in given.items()}
 
 

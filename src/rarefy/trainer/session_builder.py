@@ -115,6 +115,35 @@ def seed_everything(seed: int | None) -> None:
         np.random.seed(seed % 2**32)
 
 
+def device_of(
+    device: str | torch.device, backend: str | Mapping[str, Any] | None, autorestart: object = None
+) -> str | torch.device:
+    """The device that `device` or the Model Zoo's `backend` asks for.
+
+    Args:
+        device: `auto` where the user gave none.
+        backend: its name, or a map with `backend_type`.
+        autorestart: what the user gave for it; it is left out with a word.
+
+    Raises:
+        ConfigError: both, or a backend of another kind.
+
+    Example:
+        >>> device_of("auto", {"backend_type": "CPU"})
+        'CPU'
+    """
+    if autorestart:
+        log.warning("autorestart: ignored; run the same program again, it goes on from its newest checkpoint")
+    if backend is None:
+        return device
+    if str(device) != "auto":
+        raise ConfigError("backend", f"{shorten(backend)} beside device", "one of the two", 'device="cpu"')
+    kind = backend.get("backend_type") if isinstance(backend, Mapping) else backend
+    if not isinstance(kind, str):
+        raise ConfigError("backend", shorten(backend), "CPU, GPU or CSX", 'backend="CPU"')
+    return kind
+
+
 def resolve_device(device: str | torch.device) -> torch.device:
     """The device that a name stands for.
 

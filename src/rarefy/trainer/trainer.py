@@ -32,6 +32,7 @@ from rarefy.trainer.session_builder import (
     OptimizerLike,
     SchedulerLike,
     build_session,
+    device_of,
 )
 from rarefy.trainer.signals import SignalGuard
 from rarefy.trainer.state import States
@@ -50,8 +51,7 @@ class Trainer:
             or an object with `.loss`; a mapping becomes keyword arguments where `forward` names its keys.
         device: `auto`, `cpu`, `gpu` or a torch device.
         optimizer: an optimizer, or a function of the model that makes one; None for validation only.
-        schedulers: torch schedulers, or functions of the optimizer that make them; each is stepped once
-            after every optimizer step that was taken.
+        schedulers: torch schedulers, or functions of the optimizer that make them; stepped after every step taken.
         precision: a `PrecisionConfig` or its keys; None trains in the model's own precision.
         sparsity: a `sparsity:` block (number, dict, list), an algorithm, or a function that makes either.
         loop: a `LoopConfig` or its keys.
@@ -62,6 +62,8 @@ class Trainer:
             processes only the first has loggers.
         seed: for torch, Python, NumPy and the sparsity; None leaves the generators as they are.
         params: the configuration, plain YAML values; goes into every checkpoint.
+        backend: the device by its Model Zoo name (`CPU`, `GPU`, `CSX`), or a map with it as `backend_type`.
+        autorestart: accepted for the sake of Model Zoo programs; run the same program again instead.
 
     Attributes:
         session: what the parts of the trainer share.
@@ -105,6 +107,8 @@ class Trainer:
         loggers: Sequence[Logger] | None = None,
         seed: int | None = None,
         params: Mapping[str, Any] | None = None,
+        backend: str | Mapping[str, Any] | None = None,
+        autorestart: object = None,
     ) -> None:
         self.callbacks = list(callbacks or [])
         shown = [ProgressLogger()] if loggers is None else list(loggers)
@@ -112,7 +116,7 @@ class Trainer:
         ingredients = Ingredients(
             model_dir=Path(model_dir),
             model=model,
-            device=device,
+            device=device_of(device, backend, autorestart),
             optimizer=optimizer,
             schedulers=schedulers,
             precision=precision,

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from rarefy.errors import ConfigError, did_you_mean
@@ -32,13 +32,29 @@ class LevelMark:
     """Marks a number on the scale of what its schedule gives: in a schedule of fractions, a fraction."""
 
 
+def whole(value: Any) -> Any:
+    """A whole float (`1e3` and `1000.0` are floats in YAML) as the whole number that it is.
+
+    Example:
+        >>> whole(1000.0), whole(0.5)
+        (1000, 0.5)
+    """
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False, description="a number", examples=[0.3])]
 Level = Annotated[Number, LevelMark()]
 StepCount = Annotated[
-    int, StepMark(1), Field(strict=True, ge=1, description="a whole number of steps ≥ 1", examples=[100])
+    int,
+    StepMark(1),
+    Field(strict=True, ge=1, description="a whole number of steps ≥ 1", examples=[100]),
+    BeforeValidator(whole),
 ]
 Step = Annotated[
-    int, StepMark(0), Field(strict=True, ge=0, description="a step number, whole and ≥ 0", examples=[1000])
+    int,
+    StepMark(0),
+    Field(strict=True, ge=0, description="a step number, whole and ≥ 0", examples=[1000]),
+    BeforeValidator(whole),
 ]
 
 
@@ -100,11 +116,21 @@ def option_error(error: ValidationError, fields: Mapping[str, FieldInfo]) -> Con
 
 
 def shorten(value: object, limit: int = 60) -> str:
-    """How a given value is repeated in a message: its repr on one line, cut when long.
+    """How a given value is repeated in a message: its repr on one line, cut when long; null, true, false as in YAML.
 
     Example:
-        >>> shorten("x" * 100, limit=10)
-        "'xxxxxxxx…"
+        >>> shorten("x" * 100, limit=10), shorten(None), shorten({"a": [True]})
+        ("'xxxxxxxx…", 'null', "{'a': [true]}")
     """
-    text = " ".join(repr(value).split())
+    text = " ".join(_as_written(value).split())
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def _as_written(value: object) -> str:
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    if type(value) is list:
+        return f"[{', '.join(map(_as_written, value))}]"
+    if type(value) is dict:
+        return f"{{{', '.join(f'{_as_written(key)}: {_as_written(one)}' for key, one in value.items())}}}"
+    return repr(value)
