@@ -73,11 +73,11 @@ def test_the_mask_keeps_its_tensor_and_does_not_alias_the_callers():
 
 
 def test_nested_state_is_pruned_and_other_shapes_are_left_alone():
-    layer = nn.Linear(4, 4)
+    layer = nn.Linear(4, 6)
     parameter, optimizer = sparse(layer), torch.optim.SGD(layer.parameters(), lr=0.1)
-    inner, row, listed = torch.ones(4, 4), torch.ones(4), torch.ones(4, 4)
+    inner, row, listed = torch.ones(6, 4), torch.ones(4), torch.ones(6, 4)
     optimizer.state[layer.weight] = {"deep": {"inner": inner, "row": row}, "list": [listed, 3], "name": "x"}
-    mask = left_half((4, 4))
+    mask = left_half((6, 4))
     parameter.set_mask(mask, [optimizer])
     assert torch.equal(inner.bool(), mask) and torch.equal(listed.bool(), mask) and bool(row.all())
 

@@ -75,7 +75,7 @@ class CompactStorage:
         sources = self.layer.set_topology(mask)
         if grad is not None:
             self.weight.grad = move_entries(grad, sources)
-        change_state(optimizers, self.weight, shape, lambda state: move_entries(state, sources))
+        change_state(optimizers, self.weight, shape, lambda state: move_entries(state, sources), begins=True)
 
     def prune(self, optimizers: Iterable[Optimizer]) -> None:
         """Nothing to do."""
@@ -95,7 +95,9 @@ class CompactStorage:
         """Moves the optimizer state to the connections that were loaded."""
         moved = self.layer.take_moved()
         if moved is not None:
-            change_state(optimizers, self.weight, moved[0], lambda state: move_entries(state, moved[1]))
+            change_state(
+                optimizers, self.weight, moved[0], lambda state: move_entries(state, moved[1]), begins=True
+            )
 
     def saved_entries(self, tensor: Tensor) -> Tensor:
         """The active entries in row-major order, which does not depend on the machine."""

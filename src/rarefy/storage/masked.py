@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from rarefy import masks
 from rarefy.storage.gradients import DenseGradient, LastSelected
-from rarefy.storage.optimizer_state import same_shaped
+from rarefy.storage.optimizer_state import begin_state, rest_inactive
 from rarefy.storage.ranking import Score
 from rarefy.ties import TieOrder
 
@@ -72,9 +72,11 @@ class MaskedStorage:
         return masks.drop_lowest(self.mask, score(self.dense_weight()), self.active - count, order)
 
     def set_mask(self, mask: Tensor, optimizers: Iterable[Optimizer]) -> None:
-        """Replaces the mask and zeroes what it drops."""
+        """Replaces the mask, zeroes what it drops, and lets the optimizers begin with what it grows."""
+        grown = mask > self.mask
         self._write_mask(mask)
         self.prune(optimizers)
+        begin_state(optimizers, self.weight, grown)
 
     def _write_mask(self, mask: Tensor) -> None:
         """A mask of the same place is overwritten in place so that views of it stay valid."""
@@ -84,14 +86,12 @@ class MaskedStorage:
             self.module.register_buffer(self.mask_leaf, mask)
 
     def prune(self, optimizers: Iterable[Optimizer]) -> None:
-        """Zeroes weight, gradient and same-shaped optimizer state of inactive connections."""
+        """Zeroes weight, gradient and optimizer state of inactive connections."""
         weight, mask = self.weight, self.mask
         masks.zero_inactive_(weight.data, mask)
         if weight.grad is not None:
             masks.zero_inactive_(weight.grad, mask)
-        for optimizer in optimizers:
-            for state in same_shaped(optimizer.state.get(weight), weight.shape):
-                masks.zero_inactive_(state, mask)
+        rest_inactive(optimizers, weight, mask)
 
     def select_gradient(self) -> None:
         """Selects again what somebody wrote to since it was accumulated."""

@@ -1,72 +1,81 @@
-"""The part of an optimizer's state that belongs to connections: every tensor of the shape of its weight."""
+"""The part of an optimizer's state that belongs to connections: changed, moved, and put to rest where none is."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from rarefy import masks
+from rarefy.errors import RarefyError
+from rarefy.storage.optimizer_traits import rest_value, with_inner
+from rarefy.storage.state_meaning import Path, belongs_to_connections, entries
+
 Change = Callable[[Tensor], Tensor]
+Wanted = Callable[[Path, Tensor], bool]
 
 
-def changed(state: Any, shape: Iterable[int], change: Change) -> Any:
-    """A nested state in which every tensor of `shape` is replaced by what `change` makes of it.
+def changed(state: Any, wanted: Wanted, change: Callable[[Path, Tensor], Tensor], path: Path = ()) -> Any:
+    """A nested state in which every wanted tensor is replaced by what `change` makes of it.
 
     Args:
         state: tensors in dicts, lists and tuples, other values among them; left as it is.
-        shape: of the tensors to replace.
-        change: tensor → tensor.
+        wanted: of the keys that lead to a tensor, and the tensor.
+        change: of the same → tensor.
+        path: keys that lead to `state`.
 
     Returns:
         New containers; values that are not replaced are shared.
 
     Example:
-        >>> changed({"step": torch.tensor(1.0), "m": torch.ones(2)}, (2,), torch.neg)
+        >>> state = {"step": torch.tensor(1.0), "m": torch.ones(2)}
+        >>> changed(state, lambda path, tensor: path == ("m",), lambda path, tensor: -tensor)
         {'step': tensor(1.), 'm': tensor([-1., -1.])}
     """
-    wanted = tuple(shape)
     if isinstance(state, Tensor):
-        return change(state) if tuple(state.shape) == wanted else state
+        return change(path, state) if wanted(path, state) else state
     if isinstance(state, dict):
         copied = copy.copy(state)
-        copied.update({key: changed(value, wanted, change) for key, value in state.items()})
+        copied.update({key: changed(value, wanted, change, (*path, key)) for key, value in state.items()})
         return copied
     if type(state) in (list, tuple):
-        return type(state)([changed(value, wanted, change) for value in state])
+        return type(state)(
+            [changed(value, wanted, change, (*path, index)) for index, value in enumerate(state)]
+        )
     return state
 
 
 def same_shaped(state: Any, shape: Iterable[int]) -> list[Tensor]:
-    """Every tensor of `shape` in a nested state.
+    """Every tensor of `shape` in a nested state, whatever it means.
 
     Example:
         >>> same_shaped({"step": torch.tensor(1.0), "m": [torch.ones(2)]}, (2,))
         [tensor([1., 1.])]
     """
-    found: list[Tensor] = []
-
-    def note(tensor: Tensor) -> Tensor:
-        found.append(tensor)
-        return tensor
-
-    changed(state, shape, note)
-    return found
+    wanted = tuple(shape)
+    return [tensor for _, tensor in entries(state) if tuple(tensor.shape) == wanted]
 
 
 def change_state(
-    optimizers: Iterable[Optimizer], weight: nn.Parameter, shape: Iterable[int], change: Change
+    optimizers: Iterable[Optimizer],
+    weight: nn.Parameter,
+    shape: Iterable[int],
+    change: Change,
+    *,
+    begins: bool = False,
 ) -> None:
-    """Replaces every tensor of `shape` among the states that optimizers keep for `weight`.
+    """Replaces what optimizers keep for each connection of `weight`.
 
     Args:
         optimizers: those that know nothing of the weight are left alone.
         weight: the parameter.
         shape: of the tensors to replace.
         change: tensor → tensor; called without gradients.
+        begins: whether entries that `change` fills with zeros are new connections, whose state the optimizer begins.
 
     Example:
         >>> weight = nn.Parameter(torch.ones(2)); optimizer = torch.optim.SGD([weight], lr=1.0, momentum=0.9)
@@ -75,10 +84,122 @@ def change_state(
         >>> optimizer.state[weight]["momentum_buffer"]
         tensor([0., 0.])
     """
+    wanted_shape = torch.Size(shape)
     with torch.no_grad():
-        for optimizer in optimizers:
-            if weight in optimizer.state:
-                optimizer.state[weight] = changed(optimizer.state[weight], shape, change)
+        for optimizer in with_inner(optimizers):
+            if weight not in optimizer.state:
+                continue
+
+            def wanted(path: Path, tensor: Tensor, optimizer: Optimizer = optimizer) -> bool:
+                is_shaped = tensor.shape == wanted_shape
+                return is_shaped and belongs_to_connections(optimizer, weight, path, tensor.shape)
+
+            def replace(path: Path, tensor: Tensor, optimizer: Optimizer = optimizer) -> Tensor:
+                _refuse_codes(optimizer, path, tensor)
+                first = rest_value(optimizer, weight, path) if begins else 0.0
+                moved = change(tensor)
+                return moved if first == 0 else moved.where(change(torch.ones_like(tensor)) != 0, first)
+
+            optimizer.state[weight] = changed(optimizer.state[weight], wanted, replace)
+
+
+def rest_inactive(optimizers: Iterable[Optimizer], weight: nn.Parameter, mask: Tensor) -> None:
+    """Makes the state of inactive connections exact zeros.
+
+    Args:
+        optimizers: and those inside them.
+        weight: the parameter.
+        mask: bool, the shape of the weight.
+
+    Raises:
+        RarefyError: the optimizer keeps codes of another number format for which no zero is known.
+
+    Example:
+        >>> weight = nn.Parameter(torch.ones(2)); optimizer = torch.optim.SGD([weight], lr=1.0, momentum=0.9)
+        >>> weight.sum().backward(); optimizer.step()
+        >>> rest_inactive([optimizer], weight, torch.tensor([True, False]))
+        >>> optimizer.state[weight]["momentum_buffer"]
+        tensor([1., 0.])
+    """
+    with torch.no_grad():
+        for optimizer, path, tensor in _of_connections(optimizers, weight, mask.shape):
+            if type(tensor) is not Tensor and hasattr(tensor, "dequantize"):
+                _rest_quantized(optimizer, path, tensor, mask)
+            elif not tensor.is_floating_point() and not tensor.is_complex():
+                qmap = optimizer.state[weight].get(str(path[-1]).replace("state", "qmap"))
+                tensor.masked_fill_(~mask, _zero_code(optimizer, path, qmap))
+            else:
+                masks.zero_inactive_(tensor, mask)
+
+
+def begin_state(optimizers: Iterable[Optimizer], weight: nn.Parameter, grown: Tensor) -> None:
+    """Gives new connections the state that the optimizer begins with, where that is not zero.
+
+    Args:
+        optimizers: and those inside them.
+        weight: the parameter.
+        grown: bool, the shape of the weight.
+
+    Example:
+        >>> weight = nn.Parameter(torch.ones(2))
+        >>> optimizer = torch.optim.Adagrad([weight], initial_accumulator_value=0.5)
+        >>> _ = optimizer.state[weight]["sum"].fill_(7.0)
+        >>> begin_state([optimizer], weight, torch.tensor([False, True]))
+        >>> optimizer.state[weight]["sum"]
+        tensor([7.0000, 0.5000])
+    """
+    with torch.no_grad():
+        for optimizer, path, tensor in _of_connections(optimizers, weight, grown.shape):
+            first = rest_value(optimizer, weight, path)
+            if first != 0:
+                tensor.masked_fill_(grown, first)
+
+
+def _of_connections(
+    optimizers: Iterable[Optimizer], weight: nn.Parameter, shape: torch.Size
+) -> Iterator[tuple[Optimizer, Path, Tensor]]:
+    for optimizer in with_inner(optimizers):
+        for path, tensor in entries(optimizer.state.get(weight)):
+            if tensor.shape == shape and belongs_to_connections(optimizer, weight, path, shape):
+                yield optimizer, path, tensor
+
+
+def _zero_code(optimizer: Optimizer, path: Path, qmap: Any) -> int:
+    """The code that stands for the number zero."""
+    if not isinstance(qmap, Tensor) or not bool((qmap == 0).any()):
+        raise _no_zero(optimizer, path)
+    return int((qmap == 0).nonzero()[0])
+
+
+def _rest_quantized(optimizer: Optimizer, path: Path, tensor: Any, mask: Tensor) -> None:
+    """A tensor that holds codes beside their scales, as torchao's do."""
+    codes = getattr(tensor, "codes", None)
+    if isinstance(codes, Tensor) and codes.shape == mask.shape and not codes.is_floating_point():
+        codes.masked_fill_(~mask, _zero_code(optimizer, path, getattr(tensor, "qmap", None)))
+        return
+    if isinstance(codes, Tensor) and codes.numel() == mask.numel() and codes.is_floating_point():
+        zeros = torch.zeros_like(codes.view(mask.shape))
+        codes.copy_(
+            torch.where(mask, codes.view(mask.shape).float(), zeros.float()).to(codes.dtype).view(codes.shape)
+        )
+        return
+    raise _no_zero(optimizer, path)
+
+
+def _refuse_codes(optimizer: Optimizer, path: Path, tensor: Tensor) -> None:
+    """Codes with one scale for a block of neighbours cannot move to other places."""
+    if not (tensor.is_floating_point() or tensor.is_complex()) or hasattr(tensor, "codes"):
+        raise RarefyError(
+            f"{type(optimizer).__name__} keeps {path[-1]!r} as codes with a scale for each block, which cannot follow "
+            "connections in compact storage; set compute: masked, or take an optimizer with states in floating point"
+        )
+
+
+def _no_zero(optimizer: Optimizer, path: Path) -> RarefyError:
+    return RarefyError(
+        f"{type(optimizer).__name__} keeps {path[-1]!r} as codes, and no code is known to mean exactly zero, so that "
+        "dropped connections would keep their state; take an optimizer with states in floating point"
+    )
 
 
 def saved_indices(optimizer: Optimizer) -> dict[nn.Parameter, int]:

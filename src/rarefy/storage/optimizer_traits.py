@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from typing import Any
+
 from torch import nn, optim
 
 _ZERO_STAYS_ZERO = (
@@ -49,3 +52,45 @@ def trained_parameters(optimizer: optim.Optimizer) -> dict[nn.Parameter, None]:
         False
     """
     return dict.fromkeys(parameter for group in optimizer.param_groups for parameter in group["params"])
+
+
+def with_inner(optimizers: Iterable[optim.Optimizer]) -> list[optim.Optimizer]:
+    """The optimizers and those that they wrap, in whichever attribute: SAM, Lookahead, ZeRO and their kin.
+
+    Example:
+        >>> inner = optim.SGD([nn.Parameter(nn.Linear(2, 2).weight)], lr=0.1)
+        >>> outer = optim.SGD(inner.param_groups[0]["params"], lr=0.1); outer.base = inner
+        >>> with_inner([outer]) == [outer, inner]
+        True
+    """
+    found: list[optim.Optimizer] = []
+    waiting = list(optimizers)
+    while waiting:
+        optimizer = waiting.pop(0)
+        if any(optimizer is other for other in found):
+            continue
+        found.append(optimizer)
+        waiting += [inner for inner in vars(optimizer).values() if isinstance(inner, optim.Optimizer)]
+    return found
+
+
+def rest_value(optimizer: optim.Optimizer, weight: nn.Parameter, path: Sequence[Any]) -> float:
+    """What an optimizer begins with in a state of one number a connection.
+
+    Args:
+        optimizer: of torch's classes or one of the same kind by its name.
+        weight: whose state it is.
+        path: keys that lead to the tensor.
+
+    Example:
+        >>> weight = nn.Parameter(nn.Linear(2, 2).weight)
+        >>> rest_value(optim.Rprop([weight], lr=0.5), weight, ("step_size",))
+        0.5
+    """
+    kind = type(optimizer).__name__.lower()
+    options = {"step_size": "lr"} if "rprop" in kind else {"sum": "initial_accumulator_value"}
+    option = options.get(str(path[-1]) if path else "")
+    if option is None:
+        return 0.0
+    groups = (group for group in optimizer.param_groups if any(weight is other for other in group["params"]))
+    return float(next(groups, {}).get(option, 0.0))

@@ -7,14 +7,18 @@ the state dict then has `topology`: for each such weight the checksum of its mas
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
+import torch
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from rarefy.errors import RarefyError
 from rarefy.storage.optimizer_state import changed, saved_indices
 from rarefy.storage.parameter import SparseParameter
 from rarefy.storage.protocol import checksum
+from rarefy.storage.state_meaning import Path, belongs_to_connections
 
 KEY = "topology"
 
@@ -34,7 +38,10 @@ def save_entries(
     for parameter in parameters.values():
         index, storage = indices.get(parameter.weight), parameter.storage
         if storage.kind == "compact" and index in saved:
-            saved[index] = changed(saved[index], parameter.weight.shape, storage.saved_entries)
+            wanted = partial(_is_of, optimizer, parameter.weight, {parameter.weight.shape})
+            saved[index] = changed(
+                saved[index], wanted, lambda _, state, save=storage.saved_entries: save(state)
+            )
             topology[index] = checksum(parameter.mask)
     return {**state_dict, "state": saved, **({KEY: topology} if topology else {})}
 
@@ -67,6 +74,15 @@ def load_entries(
                     "dict first, and the optimizer's of the same moment after it"
                 )
             shape = (int(mask.count_nonzero()),)
-        saved[index] = changed(saved[index], shape, parameter.storage.loaded_entries)
+        wanted = partial(_is_of, optimizer, parameter.weight, {torch.Size(shape)})
+        load = parameter.storage.loaded_entries
+        saved[index] = changed(saved[index], wanted, lambda _, state, load=load: load(state))
     rest = {key: value for key, value in state_dict.items() if key != KEY}
     return {**rest, "state": saved, **({KEY: topology} if topology else {})}
+
+
+def _is_of(
+    optimizer: Optimizer, weight: nn.Parameter, shapes: set[torch.Size], path: Path, tensor: Tensor
+) -> bool:
+    """Whether a saved tensor has one entry for each connection."""
+    return tensor.shape in shapes and belongs_to_connections(optimizer, weight, path, tensor.shape)
