@@ -17,7 +17,13 @@ _VALIDATION_EVERY = 5
 
 
 class DigitsConfig(LoaderConfig):
-    """The keys of `DigitsDataProcessor`; `shuffle` is by default true for the train split only."""
+    """The keys of `DigitsDataProcessor`; `shuffle` is by default true for the train split only.
+
+    Args:
+        split: which images: `train` or `validation`.
+        shuffle: whether samples come in random order; null for training data only.
+        seed: of that order; the run's own where not given.
+    """
 
     split: Annotated[Literal["train", "validation"], Field(description="train or validation")] = "train"
     shuffle: Annotated[bool | None, Field(description="true, false or null")] = None

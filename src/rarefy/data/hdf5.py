@@ -39,6 +39,23 @@ class GptHDF5MapConfig(LoaderConfig):
 
     Directories are relative to the working directory. `use_worker_cache`, `vocab_size` and `repeat` are accepted for
     the sake of Model Zoo files and have no effect; what would have one is refused.
+
+    Args:
+        data_dir: a folder of `*.h5` files, or several.
+        shuffle: whether samples come in random order.
+        shuffle_seed: of that order; the run's own where not given.
+        max_sequence_length: tokens in a sample, where the files hold one row of tokens.
+        num_samples: samples in an epoch; null for all.
+        sort_files: for files written for the Model Zoo: files are always read in order of their names.
+        data_transforms: what is done to samples; `add_sink_tokens` puts tokens in front.
+        use_worker_cache: no effect.
+        vocab_size: no effect.
+        repeat: no effect.
+        use_vsl: not supported.
+        pad_last: not supported.
+        mixture: not supported.
+        data_subset: not supported.
+        dataset_map_fn: not supported.
     """
 
     data_dir: Folders
@@ -122,7 +139,12 @@ class GptHDF5MapDataProcessor:
 
 
 class GptHDF5Config(GptHDF5MapConfig):
-    """The keys of `GptHDF5DataProcessor`, which has two more."""
+    """The keys of `GptHDF5DataProcessor`, which has two more.
+
+    Args:
+        shuffle_buffer: no effect.
+        features_list: what a batch holds; always these three.
+    """
 
     shuffle_seed: Annotated[Seed | None, Field(description="a whole number ≥ 0, or null")] = 0  # type: ignore[assignment]
     shuffle_buffer: Annotated[int | None, Field(description="a whole number; not used")] = None

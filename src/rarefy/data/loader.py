@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader, Dataset
 from rarefy.data.sampler import ResumableBatchSampler
 from rarefy.errors import ConfigError
 
-Count = Annotated[int, Field(ge=1, description="a whole number ≥ 1")]
-Seed = Annotated[int, Field(ge=0, description="a whole number ≥ 0")]
+Count = Annotated[int, Field(ge=1, description="a whole number ≥ 1", examples=[8])]
+Seed = Annotated[int, Field(ge=0, description="a whole number ≥ 0", examples=[1])]
 Switch = Annotated[bool, Field(description="true or false")]
 
 
@@ -35,7 +35,15 @@ class ResumableLoader(Protocol):
 
 
 class LoaderConfig(BaseModel):
-    """The keys that every data processor takes; `prefetch_factor` and `persistent_workers` need workers."""
+    """The keys that every data processor takes; `prefetch_factor` and `persistent_workers` need workers.
+
+    Args:
+        batch_size: samples in a batch.
+        drop_last: whether samples that fill no batch are left out.
+        num_workers: processes that read ahead; 0 reads in the run's own.
+        prefetch_factor: batches that each worker reads ahead.
+        persistent_workers: whether workers live on from epoch to epoch.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 

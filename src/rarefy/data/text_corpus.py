@@ -30,6 +30,13 @@ class TextCorpusConfig(LoaderConfig):
 
     `source` is `python_stdlib` or a glob of files, `**` included, relative to the working directory.
     `shuffle` is by default true for the train split and false for the validation split.
+
+    Args:
+        source: what to read: `python_stdlib`, or a glob of text files.
+        sequence_length: tokens in a sample, a byte each.
+        split: which files: `train` or `validation`.
+        shuffle: whether samples come in random order; null for training data only.
+        seed: of that order; the run's own where not given.
     """
 
     source: Annotated[

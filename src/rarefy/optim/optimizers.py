@@ -81,10 +81,20 @@ def _split(config: Any, path: str) -> tuple[str, dict[str, Any]]:
     return str(name), dict(options or {})
 
 
+def optimizer_classes() -> dict[str, Any]:
+    """The optimizers of `torch.optim` that a file may name.
+
+    Example:
+        >>> "AdamW" in optimizer_classes(), "LBFGS" in optimizer_classes()
+        (True, False)
+    """
+    return {key: kind for key, kind in vars(torch.optim).items() if _is_usable(key, kind)}
+
+
 def _optimizer_class(name: str, path: str, base_dir: Path | None, allow_imports: bool) -> Any:
     if is_import_path(name):
         return import_object(name, path=path, base_dir=base_dir, allow_imports=allow_imports)
-    known = {key: kind for key, kind in vars(torch.optim).items() if _is_usable(key, kind)}
+    known = optimizer_classes()
     by_lower = {key.lower(): kind for key, kind in known.items()}
     if name.lower() not in by_lower:
         allowed = f"an optimizer of torch.optim ({did_you_mean(name, known)}) or package.module:Class"

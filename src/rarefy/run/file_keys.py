@@ -94,7 +94,11 @@ class DataBlock(OpenBlock):
 
 
 class BackendBlock(Block):
-    """`backend`: accepted for files written for the Model Zoo; keys of the cluster are ignored."""
+    """`backend`: accepted for files written for the Model Zoo; keys of the cluster are ignored.
+
+    Args:
+        backend_type: where to compute, as `device`; used where `device` is `auto`.
+    """
 
     model_config = ConfigDict(json_schema_extra={"additionalProperties": True})
 
@@ -107,7 +111,24 @@ class BackendBlock(Block):
 
 
 class InitBlock(Block):
-    """`trainer.init`: everything that the trainer is made of."""
+    """`trainer.init`: everything that the trainer is made of.
+
+    Args:
+        model: what is trained.
+        device: where to compute; `auto` takes a GPU where there is one.
+        backend: the Model Zoo's way to say `device`.
+        model_dir: where logs and checkpoints go.
+        optimizer: what trains it.
+        schedulers: what changes the learning rate.
+        precision: number formats, loss scaling and clipping of gradients.
+        sparsity: which weights become sparse, how much and how; see the guide.
+        loop: how long the run is, and when it validates.
+        checkpoint: when the state is saved, and what is loaded.
+        logging: how often, and how much, is said.
+        callbacks: what else happens during the run.
+        loggers: who gets the metrics.
+        seed: of everything random: weights, masks, order of data, dropout.
+    """
 
     model: ModelBlock = Field(
         description="a mapping with `name` and the model's options", examples=["{name: gpt2}"]
@@ -189,7 +210,13 @@ _DATA_EXAMPLE = "{data_processor: TextCorpusDataProcessor, source: python_stdlib
 
 
 class FitBlock(Block):
-    """`trainer.fit`: what to train on, what to validate on, where to start from."""
+    """`trainer.fit`: what to train on, what to validate on, where to start from.
+
+    Args:
+        train_dataloader: the data to train on.
+        val_dataloader: the data to validate on; none, one or several.
+        ckpt_path: where to begin; left out, the newest checkpoint of `model_dir`; null, none.
+    """
 
     train_dataloader: DataBlock = Field(description=_DATA, examples=[_DATA_EXAMPLE])
     val_dataloader: DataBlocks = Field(
@@ -199,14 +226,24 @@ class FitBlock(Block):
 
 
 class ValidateBlock(Block):
-    """`trainer.validate`: one validation."""
+    """`trainer.validate`: one validation.
+
+    Args:
+        val_dataloader: the data.
+        ckpt_path: whose weights; left out, the newest checkpoint; null, the weights as they are.
+    """
 
     val_dataloader: DataBlock = Field(description=_DATA, examples=[_DATA_EXAMPLE])
     ckpt_path: str | None = _CKPT_PATH
 
 
 class ValidateAllBlock(Block):
-    """`trainer.validate_all`: several checkpoints on several data sets."""
+    """`trainer.validate_all`: several checkpoints on several data sets.
+
+    Args:
+        val_dataloaders: the data sets.
+        ckpt_paths: the checkpoints; left out, the newest one.
+    """
 
     val_dataloaders: DataBlocks = Field(description=f"{_DATA}, or a list of them", examples=[_DATA_EXAMPLE])
     ckpt_paths: Paths | None = Field(
@@ -217,7 +254,14 @@ class ValidateAllBlock(Block):
 
 
 class TrainerBlock(Block):
-    """`trainer`: one trainer and what it does."""
+    """`trainer`: one trainer and what it does.
+
+    Args:
+        init: everything that the trainer is made of.
+        fit: training.
+        validation: one validation; in a file its name is `validate`.
+        validate_all: several checkpoints on several data sets.
+    """
 
     init: InitBlock = Field(description="a mapping with `model` and more", examples=["{model: {name: gpt2}}"])
     fit: FitBlock | None = Field(
