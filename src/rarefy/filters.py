@@ -186,6 +186,8 @@ def decide(candidate: Candidate, globs: tuple[str, ...] | None) -> Decision:
 
 def _role(candidate: Candidate) -> str:
     """What the default filter takes a parameter for."""
+    if not candidate.places:
+        return "a weight of a saved model"
     place = candidate.places[0]
     return f"weight of a {type(place.owner or place.module).__name__.removeprefix('Parametrized')}"
 

@@ -10,9 +10,10 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from rarefy.cli import bench, export, hdf5, options, plot, report
-from rarefy.cli import inspect as inspection
+from rarefy.cli import bench, export, hdf5, options
 from rarefy.cli.guard import guarded
+from rarefy.cli.look import compare, plot, report
+from rarefy.cli.look import inspect as inspection
 from rarefy.cli.overrides import Flags
 from rarefy.cli.run import Request, run
 from rarefy.run.launch import Mode
@@ -112,6 +113,7 @@ app.command("inspect")(inspection.command)
 app.command("bench")(bench.command)
 app.command("plot")(plot.command)
 app.command("report")(report.command)
+app.command("compare")(compare.command)
 
 
 @app.command("schema")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
@@ -13,6 +14,7 @@ from typer import Argument, Exit, Option
 from rarefy.cli import messages
 from rarefy.cli.guard import guarded
 from rarefy.errors import RarefyError
+from rarefy.report.chart import Section
 from rarefy.report.page import page
 from rarefy.report.png import save_png
 from rarefy.report.run_data import read_run
@@ -50,14 +52,32 @@ def report(model_dir: Path, out: Path | None = None, png: Path | None = None) ->
     title = f"{model_dir.resolve().name}: a {kind} run"
     foot = f"rarefy {version('rarefy')}, {time.strftime('%Y-%m-%d %H:%M')}"
     path = out or model_dir / FILE_NAME
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(page(title, headlines(run), sections, foot), encoding="utf-8")
-    except OSError as error:
-        raise RarefyError(f"{path}: cannot be written: {error.strerror or error}") from error
+    write_page(path, title, headlines(run), sections, foot)
     messages.say(f"report in {path}")
     if png is not None:
         charts = [chart for section in sections for chart in section.charts]
         for chart in charts:
             save_png([chart], png / f"{chart.key}.png")
         messages.say(f"{len(charts)} chart{'s' * (len(charts) != 1)} in {png}")
+
+
+def write_page(
+    path: Path, title: str, figures: Iterable[tuple[str, str]], sections: Sequence[Section], foot: str
+) -> None:
+    """Writes a page, with the folders that it needs.
+
+    Args:
+        path: the HTML file.
+        title: its heading.
+        figures: the figures that matter most: name, value.
+        sections: in order.
+        foot: the last line.
+
+    Raises:
+        RarefyError: it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(page(title, figures, sections, foot), encoding="utf-8")
+    except OSError as error:
+        raise RarefyError(f"{path}: cannot be written: {error.strerror or error}") from error

@@ -1,0 +1,1 @@
+"""The commands that show instead of train: inspect, plot, report, compare."""
