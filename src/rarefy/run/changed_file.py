@@ -15,7 +15,7 @@ from rarefy.checkpoint.chosen import CheckpointPath, find
 from rarefy.checkpoint.directory import load_params
 from rarefy.checkpoint.error import CheckpointError
 from rarefy.errors import RarefyError, join_path
-from rarefy.optim.lr_schedules import Schedule
+from rarefy.optim.lr_schedules import LRSchedule
 from rarefy.run.builder import Builder
 from rarefy.run.schema import TrainerConfig, parse
 from rarefy.schedule_schema import step_keys
@@ -194,7 +194,7 @@ def _refuse(changes: Sequence[Change], builder: Builder, checkpoint: Path) -> No
         or _is_lr_of_torch_schedule(one, builder)
     ]
     # Schedules of rarefy are functions of the step alone; those of torch carry their options in their state.
-    if all(isinstance(one, Schedule) for one in builder.schedulers):
+    if all(isinstance(one, LRSchedule) for one in builder.schedulers):
         refused = [one for one in refused if not one.path.startswith("init.schedulers")]
     if refused:
         problem = f"is of another file: {'; '.join(map(str, refused))}"
@@ -208,7 +208,7 @@ def _between_dense_and_sparse(change: Change) -> bool:
 def _is_lr_of_torch_schedule(change: Change, builder: Builder) -> bool:
     """Whether a rate was changed from which schedulers of torch have computed their own."""
     is_rate = re.fullmatch(r"init\.optimizer\.\w+\.lr", change.path) is not None
-    return is_rate and not all(isinstance(one, Schedule) for one in builder.schedulers)
+    return is_rate and not all(isinstance(one, LRSchedule) for one in builder.schedulers)
 
 
 def _tell_moved_steps(before: TrainerConfig, builder: Builder) -> None:
