@@ -2,8 +2,8 @@
 
     python benchmarks/zoo_files.py modelzoo/src/cerebras/modelzoo/models
 
-Every file is checked as far as that goes without its data and without the memory for its model: keys, values, the model's
-configuration, the options of its data, schedules and callbacks.
+Every file is checked as far as that goes without its data and without the memory for its model: keys, values, the
+model's configuration, the options of its data, schedules and callbacks.
 """
 
 from __future__ import annotations
