@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from rarefy.errors import RarefyError
+from rarefy.yaml_files.variables import UnsetVariableError, expand
 from rarefy.yaml_files.yaml_faults import plain_words
 
 MAX_BYTES = 1_000_000
@@ -95,7 +96,10 @@ def parse_value(text: str) -> Any:
 def _construct(text: str, name: str) -> Any:
     try:
         _check_size(text, name)
-        return _unshared(yaml.load(text, Loader=_Loader))
+        return expand(_unshared(yaml.load(text, Loader=_Loader)), _scalar)
+    except UnsetVariableError as error:
+        at = text.find(error.text)
+        raise YamlError(name, str(error), text.count("\n", 0, at) + 1 if at >= 0 else None) from error
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         raise YamlError(name, plain_words(error, text), mark.line + 1 if mark else None) from error
@@ -103,6 +107,14 @@ def _construct(text: str, name: str) -> Any:
         line = text.count("\n", 0, error.position) + 1
         problem = f"holds the character {error.character:#06x}, which no YAML text has; is this a YAML file?"
         raise YamlError(name, problem, line) from error
+
+
+def _scalar(text: str) -> Any:
+    """The value of a text that a variable holds, which need not be YAML."""
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError:
+        return text
 
 
 def _unshared(value: Any) -> Any:
