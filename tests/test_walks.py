@@ -1,0 +1,53 @@
+"""The walks of docs/architecture.md and the diagrams of storage/README.md name what is there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from rarefy.storage.gradients import DenseGradient
+
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src" / "rarefy"
+README = (SOURCE / "storage" / "README.md").read_text()
+WALKS = re.findall(
+    r"^From (.+?), (\w+) files:\n\n((?:\d+\. .+\n)+)",
+    (ROOT / "docs" / "architecture.md").read_text(),
+    re.MULTILINE,
+)
+LONGEST = {"seven": 7, "eleven": 11}
+
+
+@pytest.mark.parametrize(("start", "count", "steps"), WALKS)
+def test_a_walk_opens_few_files_and_each_is_there(start: str, count: str, steps: str) -> None:
+    lines = steps.splitlines()
+    assert len(lines) == LONGEST[count] <= (8 if "sparsity" in start else 12)
+    for line in lines:
+        file, *names = re.findall(r"`([^`]+)`", line)
+        text = (SOURCE / file).read_text()
+        for name in names:
+            if not (SOURCE / name).exists():
+                assert name.split(".")[-1] in text, f"{file} knows no {name}"
+
+
+def test_there_are_two_walks() -> None:
+    assert len(WALKS) == 2
+
+
+def test_the_readme_of_the_storages_covers_them() -> None:
+    files = {path.stem for path in (SOURCE / "storage").glob("*.py")} - {"__init__"}
+    listed = {
+        name
+        for row in re.findall(r"^\| (`.+?) \|", README, re.MULTILINE)
+        for name in re.findall(r"`(\w+)`", row)
+    }
+    assert listed == files
+
+
+def test_every_event_of_a_dense_gradient_is_drawn() -> None:
+    events = {
+        name for name, value in vars(DenseGradient).items() if callable(value) and not name.startswith("_")
+    }
+    assert not [name for name in events if not re.search(rf"\b{name}\b", README)]
