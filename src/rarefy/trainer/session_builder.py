@@ -22,6 +22,7 @@ from rarefy.checkpoint.directory import CheckpointConfig, CheckpointWriter
 from rarefy.config import configure
 from rarefy.errors import ConfigError, RarefyError, did_you_mean
 from rarefy.models.call import ModelCall
+from rarefy.storage.optimizer_traits import trained_parameters
 from rarefy.trainer.plan import LoggingConfig, LoopConfig
 from rarefy.trainer.precision import Precision, PrecisionConfig
 from rarefy.trainer.session import Progress, Session, Sparsity
@@ -219,8 +220,7 @@ def make_optimizer(given: OptimizerLike | None, model: nn.Module) -> Optimizer |
     if not isinstance(optimizer, Optimizer):
         form = "a torch.optim.Optimizer or a function of the model that returns one"
         raise RarefyError(f"optimizer is {shorten(optimizer)}; give {form}")
-    trained = {parameter for group in optimizer.param_groups for parameter in group["params"]}
-    if trained.isdisjoint(model.parameters()):
+    if trained_parameters(optimizer).keys().isdisjoint(model.parameters()):
         hint = "build it from the same model, or give a function of the model"
         raise RarefyError(f"the optimizer trains none of the model's parameters; {hint}")
     return optimizer

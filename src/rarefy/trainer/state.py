@@ -20,6 +20,7 @@ from rarefy.checkpoint.foreign import load_foreign
 from rarefy.checkpoint.matching import LOOSE_LOADING, MASK_SUFFIX, dense_state, match_masks, match_model
 from rarefy.distributed import is_first
 from rarefy.errors import RarefyError
+from rarefy.storage.optimizer_traits import trained_parameters
 from rarefy.trainer.feed import TrainFeed
 from rarefy.trainer.session import Session
 
@@ -197,7 +198,7 @@ def _keep_dtypes(optimizer: Optimizer, saved: Mapping[str, Any]) -> None:
 
     `saved` is what torch converted, in the order of the present storage.
     """
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    parameters = list(trained_parameters(optimizer))
     for index, entries in saved["state"].items():
         own = optimizer.state[parameters[index]]
         for key, value in entries.items():
