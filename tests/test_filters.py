@@ -294,14 +294,16 @@ def test_adapters_stay_dense():
 # ---- parametrizations ----
 
 
-def test_of_weight_norm_the_direction_is_taken_and_the_gain_is_not():
+def test_weight_norm_is_left_dense_as_it_divides_by_the_norm_of_a_row():
     new = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 6)))
-    assert chosen_of(new) == ["0.parametrizations.weight.original1"]
+    assert chosen_of(new) == []
+    with pytest.raises(ConfigError, match="_WeightNorm does not keep zeros"):
+        select(new, ("*original1",))
     assert reasons(new)["0.parametrizations.weight.original0"] == "a part of the parametrization of weight"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         old = nn.Sequential(nn.utils.weight_norm(nn.Linear(4, 6)))
-    assert chosen_of(old) == ["0.weight_v"]
+    assert chosen_of(old) == []
     assert reasons(old)["0.weight_g"] == "weight_g is no weight of a Linear"
 
 

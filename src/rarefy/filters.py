@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from rarefy.errors import ConfigError, join_path
@@ -203,6 +204,8 @@ def select(model: nn.Module, globs: tuple[str, ...] | None) -> dict[str, Candida
         ['weight']
     """
     everything = list(candidates(model))
+    for candidate in everything:
+        _check_exists(candidate)
     for glob in globs or ():
         if not any(fnmatch.fnmatchcase(candidate.name, glob) for candidate in everything):
             raise ConfigError("param_filter", f"{glob!r} (it matches no parameter)", _near(glob, everything))
@@ -217,6 +220,15 @@ def select(model: nn.Module, globs: tuple[str, ...] | None) -> dict[str, Candida
         )
         raise ConfigError("param_filter", what, _near("weight", everything))
     return chosen
+
+
+def _check_exists(candidate: Candidate) -> None:
+    given = f"a model whose {candidate.name} "
+    if is_lazy(candidate.parameter):
+        raise ConfigError("apply", given + "is lazy", "a model that has seen a batch; call it once before")
+    if candidate.parameter.is_meta:
+        fix = "a model with weights; call model.to_empty(device=...) and initialise it before"
+        raise ConfigError("apply", given + "is on the meta device", fix)
 
 
 def _check_parametrization(candidate: Candidate) -> None:

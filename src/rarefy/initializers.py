@@ -35,7 +35,7 @@ def generator_for(seed: int, name: str, update: int) -> torch.Generator:
         True
     """
     digest = hashlib.sha256(f"{seed}/{name}/{update}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    return torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
 def random_scores(like: Tensor, generator: torch.Generator) -> Tensor:
@@ -45,7 +45,7 @@ def random_scores(like: Tensor, generator: torch.Generator) -> Tensor:
         >>> random_scores(torch.empty(2, 3, dtype=torch.bfloat16), torch.Generator()).dtype
         torch.float32
     """
-    return torch.rand(like.shape, generator=generator, dtype=torch.float32).to(like.device)
+    return torch.rand(like.shape, generator=generator, dtype=torch.float32, device="cpu").to(like.device)
 
 
 def random(

@@ -33,7 +33,7 @@ _ALONE = re.compile(
 _ENDS_AS_PRODUCT = re.compile(r"_(kernel|proj|projection)$")
 _NAMED_PRODUCT = re.compile(r"_weights?$")
 _OTHER_CLASSES = re.compile(r"norm|embed|position|scale|quantiz|codebook|token", re.IGNORECASE)
-_KEEPS_ZEROS = ("_WeightNorm", "_SpectralNorm", "FakeSparsity")
+_KEEPS_ZEROS = ("_SpectralNorm", "FakeSparsity")
 
 
 @dataclass(frozen=True)
@@ -163,22 +163,16 @@ def _asked_for(place: Place) -> tuple[nn.Module, str | None]:
     """The module and the name of the weight that a parameter stands for; None for a part that is not the weight."""
     if place.owner is None:
         return place.module, place.leaf
-    if place.leaf == "original" or (place.leaf == "original1" and _is_weight_norm(place.module)):
-        return place.owner, place.target
-    return place.owner, None
-
-
-def _is_weight_norm(chain: nn.Module) -> bool:
-    is_chain = isinstance(chain, parametrize.ParametrizationList)
-    return is_chain and [type(step).__name__ for step in chain] == ["_WeightNorm"]
+    # Weight norm divides its direction (original1) by the norm of each row, and that of a row without connections is 0.
+    return place.owner, place.target if place.leaf == "original" else None
 
 
 def _known_leaf(module: nn.Module, leaf: str) -> bool | None:
     """Whether a module of a known class multiplies with this parameter; None for a class that is not known."""
-    # Old weight norm keeps the direction as weight_v; torch.nn.utils.prune and old spectral norm use weight_orig.
-    plain = re.sub(r"_(orig|v)$", "", leaf)
-    if leaf.endswith("_g"):
-        return False if _known_leaf(module, leaf.removesuffix("_g")) else None
+    # torch.nn.utils.prune and old spectral norm keep it as weight_orig, old weight norm as weight_g and weight_v.
+    plain = leaf.removesuffix("_orig")
+    if leaf.endswith(("_g", "_v")):
+        return False if _known_leaf(module, leaf[:-2]) else None
     if isinstance(module, _LINEAR) or _is_transposed_linear(module):
         return True if plain == "weight" else None
     if isinstance(module, nn.MultiheadAttention):

@@ -229,8 +229,6 @@ class SparsityAlgorithm(UserHooks, Sparsifier):
     def accumulates(self, value: bool) -> None:
         self._accumulates = value
 
-    # ---- applying ----
-
     def apply(self, target: nn.Module | Optimizer) -> None:
         """Makes a model sparse, or follows an optimizer; see `Sparsifier.apply`."""
         if isinstance(target, nn.Module):
@@ -242,12 +240,17 @@ class SparsityAlgorithm(UserHooks, Sparsifier):
         else:
             raise RarefyError(f"apply takes a torch module or a torch optimizer, not {type(target).__name__}")
 
+    def forget_removed(self) -> None:
+        """Forgets the weights of layers that are no longer in their model."""
+        self._attachment.forget_removed()
+
     def select(self, model: nn.Module) -> dict[str, Candidate]:
         """The parameters that this algorithm's filter chooses, by name.
 
         Raises:
             ConfigError: the filter, or one glob of it, matches nothing.
         """
+        self._attachment.belongs_to(model)
         try:
             return filters.select(model, self.globs)
         except ConfigError as error:
@@ -312,8 +315,6 @@ class SparsityAlgorithm(UserHooks, Sparsifier):
         pieces = pattern.split(weight.detach())
         return pattern.merge([self.init_method(piece, *options) for piece in pieces])
 
-    # ---- updates ----
-
     @abstractmethod
     def update(self) -> None:
         """Recomputes the topology now."""
@@ -373,8 +374,6 @@ class SparsityAlgorithm(UserHooks, Sparsifier):
             self._topology_hooks(self, parameter.name, before, parameter.mask)
         if self._computed_hooks:
             self._computed_hooks(self, parameter.name, parameter.actual_sparsity)
-
-    # ---- state ----
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that evolves, as plain values and tensors; masks are in the model's own state dict."""

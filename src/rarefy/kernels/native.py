@@ -96,7 +96,7 @@ def build(
         threads=threads,
     )
     transpose = _empty_layout(columns, rows, transposed_width, active)
-    order = torch.empty(active, dtype=torch.int32)
+    order = torch.empty(active, dtype=torch.int32, device="cpu")
     module.panels_transpose(
         panels=_native(module, panels),
         width=transposed_width,
@@ -110,7 +110,7 @@ def build(
 
 def positions(panels: Layout) -> Tensor:
     """int64 [connections]: row-major position of each connection."""
-    found = torch.empty(panels.offsets.numel(), dtype=torch.int64)
+    found = torch.empty(panels.offsets.numel(), dtype=torch.int64, device="cpu")
     threads = torch.get_num_threads()
     module = _module()
     module.panels_positions(panels=_native(module, panels), positions=found.data_ptr(), threads=threads)
@@ -119,7 +119,7 @@ def positions(panels: Layout) -> Tensor:
 
 def sources(panels: Layout, previous: Layout) -> Tensor:
     """int64 [connections]: place in `previous`, of a matrix of the same shape, of each connection; −1 = none."""
-    found = torch.empty(panels.offsets.numel(), dtype=torch.int64)
+    found = torch.empty(panels.offsets.numel(), dtype=torch.int64, device="cpu")
     module = _module()
     module.panels_sources(
         panels=_native(module, panels),
@@ -203,7 +203,7 @@ def backward(
 
 def keep_top(scores: Tensor, count: int, candidates: Tensor | None) -> Tensor:
     """The mask of the `count` highest scores, contiguous float32."""
-    mask = torch.empty(scores.shape, dtype=torch.bool)
+    mask = torch.empty(scores.shape, dtype=torch.bool, device="cpu")
     _module().keep_top(
         isa=_index(),
         scores=scores.data_ptr(),
@@ -218,7 +218,7 @@ def keep_top(scores: Tensor, count: int, candidates: Tensor | None) -> Tensor:
 
 def keep_n_of_m(scores: Tensor, n: int, m: int) -> Tensor:
     """The mask of the `n` highest of every `m` neighbours, contiguous float32."""
-    mask = torch.empty(scores.shape, dtype=torch.bool)
+    mask = torch.empty(scores.shape, dtype=torch.bool, device="cpu")
     _module().keep_n_of_m(
         isa=_index(),
         scores=scores.data_ptr(),
@@ -234,7 +234,7 @@ def keep_n_of_m(scores: Tensor, n: int, m: int) -> Tensor:
 def block_sums(scores: Tensor, block_rows: int, block_columns: int) -> Tensor:
     """Sums over blocks of a contiguous float32 matrix."""
     rows, columns = scores.shape
-    sums = torch.empty(rows // block_rows, columns // block_columns)
+    sums = torch.empty(rows // block_rows, columns // block_columns, device="cpu")
     _module().block_sums(
         isa=_index(),
         scores=scores.data_ptr(),
@@ -286,5 +286,5 @@ def _index() -> int:
 
 def _empty_layout(rows: int, columns: int, width: int, active: int) -> Layout:
     panels = max(1, -(-columns // width))
-    starts = torch.empty(panels * rows + 1, dtype=torch.int32)
-    return Layout(rows, columns, width, starts, torch.empty(active, dtype=torch.int16))
+    starts = torch.empty(panels * rows + 1, dtype=torch.int32, device="cpu")
+    return Layout(rows, columns, width, starts, torch.empty(active, dtype=torch.int16, device="cpu"))

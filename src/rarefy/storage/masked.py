@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from rarefy import masks
+from rarefy.errors import RarefyError
 from rarefy.storage.gradients import DenseGradient, LastSelected
 from rarefy.storage.optimizer_state import begin_state, rest_inactive
 from rarefy.storage.ranking import Score
@@ -16,7 +17,8 @@ from rarefy.ties import TieOrder
 
 
 class MaskedStorage:
-    """A dense weight with exact zeros, and its mask as the persistent buffer `<leaf>_mask` beside it.
+    """A dense weight with exact zeros, and its mask as the persistent buffer `<leaf>_mask` beside it, or
+    `<leaf>_sparsity_mask` where the module has something of that name.
 
     Both are looked up in the module each time, so they may be moved, converted or loaded at will.
     """
@@ -25,7 +27,9 @@ class MaskedStorage:
 
     def __init__(self, module: nn.Module, leaf: str) -> None:
         self.module, self.leaf = module, leaf
-        self.mask_leaf = f"{leaf}_mask"
+        # A module may have a mask of its own, of a causal convolution for example.
+        taken = hasattr(module, f"{leaf}_mask")
+        self.mask_leaf = f"{leaf}_sparsity_mask" if taken else f"{leaf}_mask"
         self.last_selected = LastSelected()
         mask = torch.ones_like(self.weight, dtype=torch.bool, memory_format=torch.contiguous_format)
         self._write_mask(mask)
@@ -87,14 +91,32 @@ class MaskedStorage:
 
     def prune(self, optimizers: Iterable[Optimizer]) -> None:
         """Zeroes weight, gradient and optimizer state of inactive connections."""
+        self._check_in_place()
         weight, mask = self.weight, self.mask
         masks.zero_inactive_(weight.data, mask)
         if weight.grad is not None:
             masks.zero_inactive_(weight.grad, mask)
         rest_inactive(optimizers, weight, mask)
 
+    def _check_in_place(self) -> None:
+        """Refuses a weight that other code took out of its module.
+
+        Raises:
+            RarefyError: it was parametrized, pruned by torch, or removed.
+        """
+        weight = getattr(self.module, self.leaf, None)
+        mask = getattr(self.module, self.mask_leaf, None)
+        if not isinstance(weight, nn.Parameter) or not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+            kind = type(self.module).__name__.removeprefix("Parametrized")
+            raise RarefyError(
+                f"{self.leaf} of a {kind} was sparse and is no parameter of it any more, or its mask is gone: it was "
+                "parametrized (weight_norm, spectral_norm), pruned by torch.nn.utils.prune, or prune.remove was "
+                "called; do that before sparsity.apply(model), or after rarefy.finalize(model)"
+            )
+
     def select_gradient(self) -> None:
         """Selects again what somebody wrote to since it was accumulated."""
+        self._check_in_place()
         grad = self.weight.grad
         if grad is not None and not self.gradient_is_selected:
             masks.zero_inactive_(grad, self.mask)
@@ -108,6 +130,7 @@ class MaskedStorage:
 
     def after_accumulation(self, grad: Tensor, dense: DenseGradient | None) -> None:
         """Drops the gradient of inactive connections, once it was added to the dense one."""
+        self._check_in_place()
         if dense is not None:
             dense.add(grad, self.mask)
         masks.zero_inactive_(grad, self.mask)

@@ -50,7 +50,9 @@ class SparseParameter:
         pattern.check(candidate.name, candidate.shape)
         self.name, self.places, self.pattern = candidate.name, candidate.places, pattern
         first = candidate.places[0]
-        self.storage: Storage = MaskedStorage(first.module, first.leaf)
+        storage = MaskedStorage(first.module, first.leaf)
+        self.mask_leaf = storage.mask_leaf
+        self.storage: Storage = storage
         self.dense_gradient = DenseGradient()
         self.active_gradient: Tensor | None = None
         self.state = ConnectionState({})

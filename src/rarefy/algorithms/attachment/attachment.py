@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, ClassVar, Protocol
@@ -78,6 +79,7 @@ class Attachment:
     def __init__(self, policy: Policy) -> None:
         self.parameters: dict[str, SparseParameter] = {}
         self._policy = policy
+        self._models: list[weakref.ref[nn.Module]] = []
         self._following = Following(self.parameters, self._before_step, self._step_is_over)
         self._gradient_handles: dict[str, tuple[nn.Parameter, list[RemovableHandle]]] = {}
 
@@ -92,6 +94,7 @@ class Attachment:
 
     def follow(self, optimizer: Optimizer) -> None:
         """Counts an optimizer's steps from now on, and keeps its state in order."""
+        self.forget_removed()
         if self._following.follow(optimizer):
             self.choose_storage()
 
@@ -131,11 +134,27 @@ class Attachment:
             partial(self._after_load, parameter),
             partial(self._release, parameter),
         )
+        keeper.mask_leaf = parameter.mask_leaf
         if self._policy.restricts_forward:
             keeper.true_weight = parameter.true_weight
         keeper.register(dict.fromkeys(place.module for place in candidate.places))
         self.parameters[candidate.name] = parameter
         return parameter
+
+    def belongs_to(self, model: nn.Module) -> None:
+        """Remembers the model that weights were taken from."""
+        self._models.append(weakref.ref(model))
+
+    def forget_removed(self) -> None:
+        """Forgets weights whose layers are no longer in their model: a head that was replaced, a layer that was cut."""
+        models = [reference() for reference in self._models]
+        alive = [model for model in models if model is not None]
+        if not alive or len(alive) < len(models):
+            return
+        present = {module for model in alive for module in model.modules()}
+        for parameter in list(self.parameters.values()):
+            if not any(place.module in present for place in parameter.places):
+                self._release(parameter)
 
     def set_mask(self, parameter: SparseParameter, mask: Tensor) -> None:
         """Gives a weight a new topology, and its optimizers' state with it."""
@@ -225,6 +244,7 @@ class Attachment:
         """Called when every sparse weight has taken one more step."""
         is_update = self._is_update_step(self.step)
         if is_update:
+            self.forget_removed()
             self._policy.update()
         if is_update or self.step == 1:
             self.choose_storage()

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from rarefy.storage.optimizer_traits import preserves_zeros, trained_parameters
+from rarefy.errors import RarefyError
+from rarefy.storage.optimizer_traits import preserves_zeros, trained_parameters, with_inner
 from rarefy.storage.parameter import SparseParameter
 from rarefy.storage.saved_state import load_entries, save_entries
 from rarefy.torch_private import was_told_to_skip
@@ -45,6 +46,12 @@ class Following:
         """Follows an optimizer from now on; False if it is followed already."""
         if any(optimizer is other for other in self.optimizers):
             return False
+        own = set(trained_parameters(optimizer))
+        inner = [one for one in with_inner([optimizer])[1:] if own <= set(trained_parameters(one))]
+        if inner:
+            # SAM, Lookahead and their kin: the innermost takes the steps, and the wrapper may write afterwards.
+            optimizer.register_step_post_hook(lambda *_: self._prune_all(inner[-1]))
+            return self.follow(inner[-1])
         self.optimizers.append(optimizer)
         optimizer.register_step_pre_hook(self._before_step)
         optimizer.register_step_post_hook(self._after_step)
@@ -107,7 +114,25 @@ class Following:
             trained = parameter.weight in ever
             parameter.steps = parameter.steps + (parameter.weight in now) if trained else self.step + 1
         involved = [p.steps for p in self._parameters.values() if p.weight in ever]
+        if not involved:
+            self._refuse_strangers(optimizer)
         if not involved or min(involved) <= self.step:
             return
         self.step += 1
         self._after()
+
+    def _refuse_strangers(self, optimizer: Optimizer) -> None:
+        """Called where no followed optimizer trains a sparse weight.
+
+        Raises:
+            RarefyError: the weights get gradients all the same.
+        """
+        waiting = [
+            parameter.name for parameter in self._parameters.values() if parameter.weight.grad is not None
+        ]
+        if waiting and len(waiting) == len(self._parameters):
+            raise RarefyError(
+                f"{type(optimizer).__name__} trains none of the sparse weights ({waiting[0]} …), though they get "
+                "gradients: it holds other tensors, a flat buffer or the parameters of a copy; build it from the "
+                "parameters of the model that sparsity was applied to"
+            )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ from rarefy.errors import RarefyError
 from rarefy.filters import Candidate
 from rarefy.nn import SparseLinear
 from rarefy.torch_private import forward_pre_hooks, remove_hooks
+
+NO_KEYWORDS: Mapping[str, Any] = MappingProxyType({})
 
 
 class KeepPruned:
@@ -31,6 +34,7 @@ class KeepPruned:
         on_release: called when the model is finalized.
 
     Attributes:
+        mask_leaf: attribute name of the mask.
         true_weight: the dense weight for state dicts, where forward passes use only a part of it; else None.
     """
 
@@ -46,6 +50,7 @@ class KeepPruned:
         self.on_load: Callable[[], None] | None = on_load
         self.on_release: Callable[[], None] | None = on_release
         self.true_weight: Callable[[], Tensor] | None = None
+        self.mask_leaf = f"{leaf}_mask"
         self._topology: tuple[int, Any] = (0, None)
 
     @property
@@ -55,7 +60,12 @@ class KeepPruned:
 
     def __getstate__(self) -> dict[str, Any]:
         checksum = self.module.topology_checksum() if isinstance(self.module, SparseLinear) else 0
-        own = {"module": self.module, "leaf": self.leaf, "_topology": (checksum, None)}
+        own = {
+            "module": self.module,
+            "leaf": self.leaf,
+            "mask_leaf": self.mask_leaf,
+            "_topology": (checksum, None),
+        }
         return {**own, "observe": None, "on_load": None, "on_release": None, "true_weight": None}
 
     def register(self, modules: Iterable[nn.Module]) -> None:
@@ -71,7 +81,7 @@ class KeepPruned:
         """Makes inactive weights exact zeros, unless the weight is swapped for another tensor."""
         if isinstance(self.module, SparseLinear):
             return
-        weight, mask = getattr(self.module, self.leaf), getattr(self.module, f"{self.leaf}_mask")
+        weight, mask = getattr(self.module, self.leaf), getattr(self.module, self.mask_leaf)
         if not isinstance(weight, nn.Parameter):
             return
         if torch.compiler.is_compiling():
@@ -80,8 +90,10 @@ class KeepPruned:
         else:
             masks.zero_inactive_(weight.data, mask)
 
-    def before_forward(self, module: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        """Forward pre-hook, called with keyword arguments too."""
+    def before_forward(
+        self, module: nn.Module, inputs: tuple[Any, ...], keywords: Mapping[str, Any] = NO_KEYWORDS
+    ) -> None:
+        """Forward pre-hook, called with keyword arguments too, but by tools that move hooks to another module."""
         if self.is_copy:
             self.before_use()
         elif module.training and not torch.compiler.is_compiling():
@@ -122,9 +134,9 @@ class KeepPruned:
             self.on_release = None
         if isinstance(self.module, SparseLinear):
             self.module.give_back()
-        elif f"{self.leaf}_mask" in dict(self.module.named_buffers(recurse=False, remove_duplicate=False)):
+        elif self.mask_leaf in dict(self.module.named_buffers(recurse=False, remove_duplicate=False)):
             self.prune()
-            delattr(self.module, f"{self.leaf}_mask")
+            delattr(self.module, self.mask_leaf)
 
 
 class StateDictHook:
@@ -163,6 +175,8 @@ def reclaim(candidate: Candidate) -> None:
     for module in dict.fromkeys(place.module for place in candidate.places):
         for stale in [keeper for keeper in keepers(module) if keeper.leaf == candidate.places[0].leaf]:
             release(module, stale)
+            if stale.mask_leaf in dict(module.named_buffers(recurse=False)):
+                delattr(module, stale.mask_leaf)
         if isinstance(module, SparseLinear):
             module.give_back()
 

@@ -1,0 +1,128 @@
+"""SAM, Lookahead, wrappers and optimizers that hold other tensors: followed, or refused at the first step."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+import rarefy
+from rarefy.errors import RarefyError
+
+
+class Sam(Optimizer):
+    """Sharpness-aware minimisation as it is usually written: two steps around a second backward pass."""
+
+    def __init__(self, params, base, rho=0.05, **options):
+        super().__init__(params, {"rho": rho, **options})
+        self.base_optimizer = base(self.param_groups, **options)
+        self.param_groups = self.base_optimizer.param_groups
+
+    @torch.no_grad()
+    def first_step(self):
+        for p in (p for group in self.param_groups for p in group["params"] if p.grad is not None):
+            self.state[p]["old"] = p.clone()
+            p.add_(p.grad, alpha=0.05)
+        self.zero_grad()
+
+    @torch.no_grad()
+    def second_step(self):
+        for p in (p for group in self.param_groups for p in group["params"] if "old" in self.state[p]):
+            p.copy_(self.state[p]["old"])
+        self.base_optimizer.step()
+        self.zero_grad()
+
+    def step(self, closure=None):
+        self.first_step()
+        with torch.enable_grad():
+            closure()
+        self.second_step()
+
+
+class Lookahead(Optimizer):
+    """Every third step goes halfway back to slow weights."""
+
+    def __init__(self, base):
+        super().__init__(base.param_groups, {})
+        self.optimizer = base
+        self.param_groups = base.param_groups
+        self.slow = {p: p.detach().clone() + 0.5 for group in self.param_groups for p in group["params"]}
+        self.count = 0
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        self.optimizer.step()
+        self.count += 1
+        if self.count % 3 == 0:
+            for p, slow in self.slow.items():
+                slow.lerp_(p, 0.5)
+                p.copy_(slow)
+
+
+def start(algorithm="rigl"):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 4))
+    block = {"algorithm": algorithm, "sparsity": 0.9, "update": {"freq": 2}, "drop_fraction": 0.5, "seed": 0}
+    sparsity = rarefy.configure({**block, "compute": "masked"})
+    sparsity.apply(model)
+    return model, sparsity
+
+
+def loss_of(model):
+    return (model(torch.ones(8, 32)) - torch.arange(4)).square().mean()
+
+
+@pytest.mark.parametrize("where", ["wrapper", "base"])
+@pytest.mark.parametrize("style", ["two steps", "closure"])
+def test_both_steps_of_sam_are_one_step(where, style):
+    model, sparsity = start()
+    optimizer = Sam(model.parameters(), torch.optim.SGD, lr=1e-2, momentum=0.9)
+    sparsity.apply(optimizer if where == "wrapper" else optimizer.base_optimizer)
+    first = model[0].weight_mask.clone()
+    for _ in range(6):
+        loss_of(model).backward()
+        if style == "two steps":
+            optimizer.first_step()
+            loss_of(model).backward()
+            optimizer.second_step()
+        else:
+            optimizer.step(lambda: loss_of(model).backward())
+            optimizer.zero_grad()
+    mask = model[0].weight_mask
+    assert sparsity.step == 6 and sparsity.updates >= 3 and bool((mask & ~first).any())
+    assert not model[0].weight[~mask].any()
+    assert not optimizer.base_optimizer.state[model[0].weight]["momentum_buffer"][~mask].any()
+
+
+def test_lookahead_leaves_the_zeros_alone():
+    model, sparsity = start("set")
+    optimizer = Lookahead(torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9))
+    sparsity.apply(optimizer)
+    for step in range(1, 10):
+        optimizer.zero_grad()
+        loss_of(model).backward()
+        optimizer.step()
+        assert sparsity.step == step and not model[0].weight[~model[0].weight_mask].any()
+
+
+def test_an_optimizer_of_other_tensors_is_refused_at_its_first_step():
+    model, sparsity = start()
+    optimizer = torch.optim.SGD(copy.deepcopy(model).parameters(), lr=0.1)
+    sparsity.apply(optimizer)
+    loss_of(model).backward()
+    with pytest.raises(RarefyError, match=r"SGD trains none of the sparse weights \(0\.weight …\)"):
+        optimizer.step()
+
+
+def test_frozen_weights_in_no_optimizer_are_not_refused():
+    model, sparsity = start("set")
+    model.requires_grad_(False)
+    extra = nn.Parameter(torch.ones(()))
+    optimizer = torch.optim.SGD([extra], lr=0.1)
+    sparsity.apply(optimizer)
+    (loss_of(model) * extra).backward()
+    optimizer.step()
+    assert sparsity.step == 0
