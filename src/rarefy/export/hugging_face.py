@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from rarefy.decoder.decoder_config import GPTConfig
 from rarefy.errors import RarefyError
 from rarefy.export.job import Fill, Job
+from rarefy.export.llama_folder import is_llama, llama_of
 from rarefy.models.gpt import GPTModel
 from rarefy.models.hugging_face import HuggingFaceCausalModel, HuggingFaceModel
 
@@ -30,7 +31,7 @@ class ExportError(RarefyError):
 
 
 def hugging_face(job: Job) -> Fill:
-    """A folder that `save_pretrained` writes; the built-in decoder becomes a `GPT2LMHeadModel`.
+    """A folder that `save_pretrained` writes; the built-in decoder becomes a GPT-2, Llama or Mistral.
 
     Raises:
         RarefyError: the model is no Hugging Face model and has no counterpart there.
@@ -59,7 +60,8 @@ def _without_progress_bars() -> Iterator[None]:
 
 def _counterpart(model: nn.Module) -> nn.Module:
     if isinstance(model, GPTModel):
-        return gpt2_of(model)
+        _need_transformers()
+        return llama_of(model) if is_llama(model.config) else gpt2_of(model)
     inner: Any = model.model if isinstance(model, HuggingFaceCausalModel | HuggingFaceModel) else model
     if isinstance(model, HuggingFaceCausalModel):
         inner.config.use_cache = True
@@ -69,6 +71,13 @@ def _counterpart(model: nn.Module) -> nn.Module:
     raise RarefyError(
         f"--to hf: {type(model).__name__} is not allowed; give {kinds}, or use --to safetensors"
     )
+
+
+def _need_transformers() -> None:
+    try:
+        import transformers  # pyright: ignore[reportMissingImports] # noqa: F401
+    except ImportError as error:
+        raise RarefyError("--to hf needs transformers: pip install 'rarefy[transformers]'") from error
 
 
 def gpt2_of(model: GPTModel) -> nn.Module:
