@@ -139,7 +139,7 @@ def _state(model: GPTModel) -> dict[str, Tensor]:
 
 
 def _halves(weight: Tensor, heads: int) -> Tensor:
-    """Rows in the order of Transformers, which turns entries i and i + d/2 of a head together; here it is 2i and 2i + 1.
+    """Rows in the order of Transformers, which turns entries i and i + d/2 of a head together; here 2i and 2i + 1.
 
     Example:
         >>> import torch
