@@ -172,8 +172,6 @@ def test_few_files_register_hooks_with_torch():
 # Files that still use private names of torch themselves.
 BORROWERS = {
     "nn.linear",
-    "storage.gradients",
-    "storage.masked",
 }
 
 

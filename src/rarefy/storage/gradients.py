@@ -14,6 +14,7 @@ from rarefy import masks
 from rarefy.errors import RarefyError
 from rarefy.storage.ranking import Score
 from rarefy.ties import DEFAULT_ORDER, TieOrder
+from rarefy.torch_private import times_written
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ class DenseGradient:
 
     def begin(self, grad: Tensor | None) -> None:
         """Called before a micro-batch is added to `grad`: forgets the sum if the user discarded that gradient."""
-        if grad is None or (grad._version != self._version and not grad.any()):
+        if grad is None or (times_written(grad) != self._version and not grad.any()):
             self.value = None
 
     def add(self, grad: Tensor, mask: Tensor) -> None:
@@ -134,7 +135,7 @@ class DenseGradient:
 
     def seal(self, grad: Tensor) -> None:
         """Called once `grad` was masked: any later write that is no micro-batch shows in its version."""
-        self._version = grad._version
+        self._version = times_written(grad)
 
     def take(self) -> Tensor | Shortlist | None:
         """The sum, which is forgotten; None if no gradient came."""
@@ -185,8 +186,8 @@ class LastSelected:
 
     def remember(self, grad: Tensor) -> None:
         """Called once `grad` was selected."""
-        self._grad, self._version = weakref.ref(grad), grad._version
+        self._grad, self._version = weakref.ref(grad), times_written(grad)
 
     def is_intact(self, grad: Tensor) -> bool:
         """Whether `grad` was selected and no one (clipping, noise, an assignment) wrote to it since."""
-        return self._grad is not None and self._grad() is grad and self._version == grad._version
+        return self._grad is not None and self._grad() is grad and self._version == times_written(grad)

@@ -84,7 +84,7 @@ class MaskedStorage:
 
     def _write_mask(self, mask: Tensor) -> None:
         """A mask of the same place is overwritten in place so that views of it stay valid."""
-        if self.mask_leaf in self.module._buffers and self.mask.shape == mask.shape:
+        if self.mask_leaf in dict(self.module.named_buffers(recurse=False)) and self.mask.shape == mask.shape:
             self.mask.copy_(mask)
         else:
             self.module.register_buffer(self.mask_leaf, mask)
