@@ -6,18 +6,18 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from rarefy.report.chart import Line, LineChart, Section, Table
+from rarefy.report.chart import Line, LineChart, Section, Table, Unit
 from rarefy.report.run_data import Run
 from rarefy.report.scale import readable
 from rarefy.report.sections import last_step, overall_sparsity
 
 RATES = ("tokens_per_second", "samples_per_second")
 COLUMNS = ("run", "step", "loss", "validation loss", "sparsity", "speed", "against the first")
-CHARTS = (
-    ("loss", "Training loss", "loss", ""),
-    ("eval-loss", "Validation loss", "eval/loss", ""),
+CHARTS: tuple[tuple[str, str, str, Unit], ...] = (
+    ("loss", "Training loss", "loss", "number"),
+    ("eval-loss", "Validation loss", "eval/loss", "number"),
     ("sparsity", "Actual sparsity", "sparsity/actual", "percent"),
-    *((rate, rate.replace("_", " ").capitalize(), rate, "") for rate in RATES),
+    *((rate, rate.replace("_", " ").capitalize(), rate, "number") for rate in RATES),
 )
 
 
@@ -40,7 +40,7 @@ def comparison_sections(runs: Sequence[Run]) -> list[Section]:
         logged = [pair for pair in zip(runs, names, strict=True) if metric in pair[0].metrics]
         lines = [Line(name, run.metrics[metric]) for run, name in logged]
         if len(lines) > 1:
-            charts.append(LineChart(key, title, lines, unit) if unit else LineChart(key, title, lines))
+            charts.append(LineChart(key, title, lines, unit))
     missing = [] if charts else ["No metric was logged by two of the runs: keep CSVLogger among the loggers."]
     return [
         Section("table", "Runs", tables=[comparison_table(runs)]),
