@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import rarefy
 from rarefy.cost import break_even_sparsity
-from rarefy.nn import SparseLinear
+from rarefy.tensors import SparseWeight
 
 SHAPES = [
     (256, 256),
@@ -99,7 +99,7 @@ def measure(layer: Layer, seconds: float, clock: Callable[[], float]) -> tuple[b
     calls = max(1, round(2e-3 / once))
     rounds = min(31, max(3, round(seconds / (3 * once * calls))))
     found = medians({name: repeated(run, calls) for name, run in steps.items()}, rounds, clock=clock)
-    is_compact = isinstance(chosen, SparseLinear)
+    is_compact = isinstance(chosen.weight, SparseWeight)
     return is_compact, found["masked"] / found["None"], found["compact"] / found["None"]
 
 

@@ -24,7 +24,8 @@ def layers() -> None:
             x = torch.randn(tokens, columns)
             index = native.index_for(x)
             assert index is not None, "the compiled kernels are missing"
-            kernel = partial(native.forward, index, x, sparse.values, sparse.bias, sparse.csr.layout)
+            entries, layout = sparse.weight.entries, sparse.weight.topology.panels.layout
+            kernel = partial(native.forward, index, x, entries, sparse.bias, layout)
             with torch.inference_mode():
                 seconds = medians(
                     {"dense": partial(dense, x), "layer": partial(sparse, x), "kernel": kernel}, 60

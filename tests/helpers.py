@@ -75,7 +75,7 @@ def assert_exact_zeros(sparsity: Sparsifier, optimizer: torch.optim.Optimizer | 
     """Weight, gradient and every same-shaped state of inactive connections are exact zeros, or do not exist."""
     for parameter in sparse_parameters(sparsity):
         if parameter.storage.kind == "compact":
-            assert parameter.weight.shape == (int(parameter.mask.sum()),)
+            assert parameter.weight.connections == int(parameter.mask.sum())
             continue
         inactive, weight = ~parameter.mask, parameter.weight
         tensors = {"weight": weight.detach()}

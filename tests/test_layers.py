@@ -158,6 +158,7 @@ REGISTRARS = {
     "algorithms.attachment.following",  # optimizers, and the gradients of sparse weights
     "algorithms.attachment.keep_pruned",  # files and copies of sparse weights
     "integrations.signed_zeros",  # files of Transformers
+    "nn.linear",  # files of a layer that is used without an algorithm
     "tensors.gradient",  # the gradient of a sparse weight, to be gathered
     "trainer.state",  # an optimizer's state, before it is loaded
 }
@@ -170,9 +171,7 @@ def test_few_files_register_hooks_with_torch():
 
 
 # Files that still use private names of torch themselves.
-BORROWERS = {
-    "nn.linear",
-}
+BORROWERS: set[str] = set()
 
 
 def is_private(name: str) -> bool:

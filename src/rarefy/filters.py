@@ -15,7 +15,6 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from rarefy.errors import ConfigError, join_path
-from rarefy.nn import SparseLinear
 from rarefy.roles import Axes, Place, axes_of, parametrization_problem, why_dense
 from rarefy.validation import shorten
 
@@ -47,17 +46,14 @@ class Candidate:
     @property
     def shape(self) -> torch.Size:
         """The shape of the dense weight, however it is stored."""
-        module = self.places[0].module if self.places else None
-        if isinstance(module, SparseLinear) and self.parameter is module.values:
-            return torch.Size(module.weight_shape)
         return self.parameter.shape
 
 
 def named_weights(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """As `model.named_parameters()`; the values of compact storage go by the name of the weight that they stand for.
+    """As `model.named_parameters()`, each parameter by its first name.
 
     Example:
-        >>> [name for name, _ in named_weights(SparseLinear(torch.ones(2, 2, dtype=torch.bool)))]
+        >>> [name for name, _ in named_weights(nn.Linear(2, 2))]
         ['weight', 'bias']
     """
     for candidate in candidates(model):
@@ -78,8 +74,7 @@ def candidates(model: nn.Module) -> Iterator[Candidate]:
     modules = dict(model.named_modules())
     for name, module in modules.items():
         owner, target = _parametrized(name, modules)
-        for own_leaf, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
-            leaf = "weight" if own_leaf == "values" and isinstance(module, SparseLinear) else own_leaf
+        for leaf, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
             names.setdefault(parameter, join_path(name, leaf))
             places.setdefault(parameter, []).append(Place(module, leaf, owner, target))
             if module in dense_modules or _asks_dense(parameter):

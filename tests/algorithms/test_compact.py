@@ -17,7 +17,7 @@ import rarefy
 from helpers import assert_identical, options_of, snapshot, sparse_parameters
 from rarefy.algorithms.registry import ALGORITHMS
 from rarefy.errors import ConfigError, RarefyError
-from rarefy.nn import SparseConv1D, SparseLinear
+from rarefy.tensors import SparseWeight
 
 every_algorithm = pytest.mark.parametrize("name", ALGORITHMS)
 
@@ -114,10 +114,9 @@ def test_the_optimizer_keeps_its_parameters_and_no_state_of_inactive_connections
     assert all(a is b for a, b in zip(before, model.parameters(), strict=True))
     for parameter in sparse_parameters(sparsity):
         active = int(parameter.mask.sum())
-        assert parameter.weight.shape == (active,)
-        assert {tuple(optimizer.state[parameter.weight][key].shape) for key in ("exp_avg", "exp_avg_sq")} == {
-            (active,)
-        }
+        assert parameter.weight.shape == parameter.mask.shape and parameter.weight.connections == active
+        state = optimizer.state[parameter.weight]
+        assert {state[key].connections for key in ("exp_avg", "exp_avg_sq")} == {active}
 
 
 @every_algorithm
@@ -126,16 +125,17 @@ def test_a_new_connection_starts_without_weight_and_state(name):
     learn(model, optimizer, 0)
     parameter = sparse_parameters(sparsity)[0]
     old, layer = parameter.mask, model[0]
-    weight, first_moment = layer.weight.detach(), layer.scatter(optimizer.state[layer.values]["exp_avg"])
+    weight = layer.weight.detach().dense()
+    first_moment = optimizer.state[layer.weight]["exp_avg"].dense()
     new = torch.rand(old.shape, generator=torch.Generator().manual_seed(5)) < 0.3
     parameter.set_mask(new, [optimizer])
     stays = old & new
     for before, after in (
-        (weight, layer.weight.detach()),
-        (first_moment, layer.scatter(optimizer.state[layer.values]["exp_avg"])),
+        (weight, layer.weight.detach().dense()),
+        (first_moment, optimizer.state[layer.weight]["exp_avg"].dense()),
     ):
         assert torch.equal(after[stays], before[stays]) and not after[~stays].any()
-    assert layer.values.grad is not None and layer.values.grad.shape == layer.values.shape
+    assert layer.weight.grad.topology is layer.weight.topology
 
 
 # ---- going on ------------------------------------------------------------------------------------------------------
@@ -189,11 +189,11 @@ def test_the_state_follows_the_connections_when_a_state_dict_brings_another_mask
     model, _, optimizer = prepare("static", "compact")
     learn(model, optimizer, 0)
     layer = model[0]
-    old, moment = layer.weight_mask, layer.scatter(optimizer.state[layer.values]["exp_avg"])
+    old, moment = layer.weight_mask.clone(), optimizer.state[layer.weight]["exp_avg"].dense()
     other = prepare("static", "masked", sparsity=0.5, seed=2)[0]
     model.load_state_dict(other.state_dict())
     stays = old & other[0].weight_mask
-    after = layer.scatter(optimizer.state[layer.values]["exp_avg"])
+    after = optimizer.state[layer.weight]["exp_avg"].dense()
     assert torch.equal(after[stays], moment[stays]) and not after[~stays].any()
     learn(model, optimizer, 1)
 
@@ -236,7 +236,7 @@ def test_auto_crosses_to_compact_without_a_hiccup():
     auto, storage, model = wide_run("auto", CROSSING, 10)
     assert storage[0] == "masked" and storage[-1] == "compact" and storage == sorted(storage, reverse=True)
     assert auto == pytest.approx(masked, rel=1e-4)
-    assert type(model[0]) is SparseLinear and "0.weight_mask" in model.state_dict()
+    assert type(model[0].weight) is SparseWeight and "0.weight_mask" in model.state_dict()
 
 
 @compiled_only
@@ -353,7 +353,7 @@ def test_a_copy_computes_the_same_and_may_be_made_sparse_again(copied):
     model, _, optimizer = prepare("rigl", "compact")
     learn(model, optimizer, 0)
     other, x = copied(model), torch.ones(3, 24, dtype=torch.float64)
-    assert torch.equal(other(x), model(x)) and type(other[0]) is SparseLinear
+    assert torch.equal(other(x), model(x)) and type(other[0]) is nn.Linear
     learn(model, optimizer, 1)
     _, sparsity, own = prepare("static", "compact", other, init_method="from_zeros", sparsity=0.75)
     learn(other, own, 1)
@@ -372,16 +372,17 @@ def test_an_average_of_a_static_model_is_that_of_its_dense_twin():
     torch.testing.assert_close(*averages)
 
 
-def test_an_average_over_several_topologies_is_refused():
+def test_an_average_over_several_topologies_is_that_of_the_dense_weights():
     model, _, optimizer = prepare("rigl", "compact")
-    average = AveragedModel(model)
+    average, total = AveragedModel(model), 0.0
     for step in range(4):
         learn(model, optimizer, step)
         average.update_parameters(model)
-    with pytest.raises(RarefyError, match="mixes the values of several topologies"):
-        average(torch.ones(2, 24, dtype=torch.float64))
-    with pytest.raises(RarefyError, match="compute: masked"):
-        average.state_dict()
+        total = total + model[0].weight.detach().dense()
+    weight = average.module[0].weight
+    assert isinstance(weight, SparseWeight) and weight.connections > model[0].weight.connections
+    torch.testing.assert_close(weight.detach().dense(), total / 4)
+    torch.testing.assert_close(average.state_dict()["module.0.weight"], total / 4)
 
 
 def test_a_copy_that_loads_a_state_dict_goes_on():
@@ -409,7 +410,6 @@ class Tied(nn.Module):
     [
         (nn.Sequential(nn.Conv1d(2, 2, 2)), "compact for 0.weight (its module is a Conv1d, not an nn.Linear itself)"),
         (Tied(), "compact for first.weight (it is tied)"),
-        (nn.Sequential(nn.Linear(2, 2, device="meta")), "compact for 0.weight (it is on meta)"),
     ],
 )  # fmt: skip
 def test_compact_where_it_is_not_possible(model, problem):
@@ -435,17 +435,21 @@ def test_hugging_face_linear_layers():
             learn(model, optimizer, step)
         assert kinds(sparsity) == {compute}
         states.append(model.state_dict())
-    assert type(model[0]) is SparseConv1D
+    assert type(model[0]) is Conv1D and type(model[0].weight) is SparseWeight
     torch.testing.assert_close(*states)
     assert type(rarefy.finalize(model)[0]) is Conv1D
 
 
+def wants_dense_gradient(layer):
+    return layer.weight._cell.collect is not None
+
+
 def test_turning_automatic_updates_off_asks_for_dense_gradients_at_once():
     model, sparsity, optimizer = prepare("rigl", "compact", update={"steps": [50]})
-    assert not model[0].wants_dense_gradient
+    assert not wants_dense_gradient(model[0])
     sparsity.autoupdate = False
     learn(model, optimizer, 0)
-    before = model[0].weight_mask
+    before = model[0].weight_mask.clone()
     sparsity.update()
     sparsity.autoupdate = True
-    assert not model[0].wants_dense_gradient and not torch.equal(before, model[0].weight_mask)
+    assert not wants_dense_gradient(model[0]) and not torch.equal(before, model[0].weight_mask)

@@ -17,10 +17,10 @@ from helpers import assert_identical, snapshot
 from rarefy import RigL
 from rarefy.errors import RarefyError
 from rarefy.masks import drop_lowest
-from rarefy.nn import SparseLinear
 from rarefy.schedules import Constant
 from rarefy.storage.gradients import Shortlist
 from rarefy.storage.ranking import highest_entries, ranked_in_place
+from rarefy.tensors import SparseWeight
 from rarefy.trainer.trainer import Trainer
 
 ANNEALED = {"type": "cosine", "init": 0.6, "half_period": 9}
@@ -73,7 +73,7 @@ def after_update(accumulates: bool, grad: Tensor, weight: Tensor, **options) -> 
     gradient.pair()
     before = gradient.value
     if parameter.storage.kind == "compact":
-        parameter.weight.data.copy_(model[0].gather(weight))
+        parameter.weight.data.copy_(weight)
     else:
         parameter.weight.data.copy_(weight.masked_fill(~parameter.mask, 0))
     sparsity.step = 1
@@ -223,7 +223,7 @@ def test_a_run_is_the_same_to_the_last_bit(make, sparsity):
 @pytest.mark.parametrize("values", [torch.arange(76.0), torch.ones(76)])
 def test_the_best_active_connections_are_those_of_the_dense_weight(make, values):
     parameter = prepare(model=make(), sparsity=0.9)[1].parameters["0.weight"]
-    parameter.weight.data[:76] = values
+    parameter.weight.entries[:76] = values
     expected = drop_lowest(parameter.mask, parameter.dense_weight().abs(), parameter.active - 30)
     assert torch.equal(parameter.keep_top(torch.abs, 30), expected)
 
@@ -360,9 +360,9 @@ def snapshot_of_masks(model):
 def give_gradients(source, target):
     """Gives a model the gradients of one with compact storage."""
     for ours, theirs in zip((target[0], target[2]), (source[0], source[2]), strict=True):
-        grad = theirs.scatter(theirs.values.grad)
-        if isinstance(ours, SparseLinear):
-            ours.values.grad = ours.gather(grad)
+        grad = theirs.weight.grad.dense()
+        if isinstance(ours.weight, SparseWeight):
+            ours.weight.grad = grad
         else:
             ours.weight.grad = grad
     target[0].bias.grad = source[0].bias.grad.clone()

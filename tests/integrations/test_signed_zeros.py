@@ -113,9 +113,9 @@ def test_compact_storage():
     first = nn.Sequential(SparseLinear(mask), nn.Tanh(), SparseLinear(mask.t()))
     second = nn.Sequential(SparseLinear(mask.t()), nn.Tanh(), SparseLinear(~mask))
     with torch.no_grad():
-        first[0].values[:5] = 0.0
+        first[0].weight.entries[:5] = 0.0
     for model in (first, second):
         carry_masks(model, ["0.weight", "2.weight"])
     second.load_state_dict(without_masks(first.state_dict()))
     assert all(torch.equal(a, b) for a, b in zip(masks_of(second), masks_of(first), strict=True))
-    assert torch.equal(second[0].values, first[0].values)
+    assert torch.equal(second[0].weight.entries, first[0].weight.entries)

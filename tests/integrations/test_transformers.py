@@ -17,6 +17,7 @@ from torch import nn
 import rarefy
 from helpers import assert_exact_zeros, assert_identical, sparse_parameters
 from rarefy.errors import ConfigError, RarefyError
+from rarefy.tensors import SparseWeight
 
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
@@ -313,8 +314,8 @@ def test_compact_weights_decay_as_weights_do(tmp_path):
         tmp_path, model, "gpt2", SparsityCallback({**RIGL, "compute": "compact"}), weight_decay=0.1
     )
     decayed, plain = trainer.create_optimizer().param_groups
-    values = {parameter for name, parameter in model.named_parameters() if name.endswith(".values")}
-    assert values and values <= set(decayed["params"]) and not values & set(plain["params"])
+    sparse = {parameter for parameter in model.parameters() if isinstance(parameter, SparseWeight)}
+    assert sparse and sparse <= set(decayed["params"]) and not sparse & set(plain["params"])
 
 
 def test_nothing_is_saved_but_json_and_tensors(tmp_path):

@@ -30,24 +30,31 @@ def pair() -> tuple[Conv1D, SparseConv1D, Tensor]:
 def test_computes_what_the_dense_layer_does(pair: tuple[Conv1D, SparseConv1D, Tensor]) -> None:
     module, sparse, mask = pair
     x = torch.randn(3, 5, 40)
-    sparse.request_dense_gradient()
     for layer in (module, sparse):
         layer(x).square().sum().backward()
     torch.testing.assert_close(sparse(x), module(x))
-    torch.testing.assert_close(sparse.dense_gradient, module.weight.grad)
-    assert torch.equal(sparse.weight.detach(), module.weight.detach()) and torch.equal(
+    torch.testing.assert_close(sparse.weight.grad.dense(), module.weight.grad * mask)
+    assert torch.equal(sparse.weight.dense(), module.weight.detach()) and torch.equal(
         sparse.weight_mask, mask
     )
+    bare = SparseConv1D(mask, bias=False)
+    torch.testing.assert_close(bare(x), x @ bare.weight.dense())
 
 
 def test_topology_and_state_in_the_layout_of_the_weight(pair: tuple[Conv1D, SparseConv1D, Tensor]) -> None:
     module, sparse, mask = pair
     new = torch.rand(40, 24) < 0.3
     state = torch.arange(1.0, 961).view(40, 24)
-    entries = sparse.gather(state)
+    entries = sparse.weight.topology.gather(state)
     sources = sparse.set_topology(new)
-    assert torch.equal(sparse.scatter(move_entries(entries, sources)), state * (mask & new))
-    assert torch.equal(sparse.weight.detach(), module.weight.detach() * new)
+    assert torch.equal(sparse.weight.topology.dense(move_entries(entries, sources)), state * (mask & new))
+    assert torch.equal(sparse.weight.dense(), module.weight.detach() * new)
+
+
+def test_to_a_linear_layer_that_computes_the_same(pair: tuple[Conv1D, SparseConv1D, Tensor]) -> None:
+    _, sparse, _ = pair
+    x = torch.randn(3, 40)
+    torch.testing.assert_close(sparse.to_linear()(x), sparse(x))
 
 
 def test_state_dict_round_trip_and_back_to_dense(pair: tuple[Conv1D, SparseConv1D, Tensor]) -> None:

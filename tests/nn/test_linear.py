@@ -3,11 +3,11 @@ import pickle
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rarefy.errors import RarefyError
-from rarefy.nn import SparseLinear, move_entries
+from rarefy.nn import SparseLinear, WeightMask, move_entries
+from rarefy.tensors import SparseWeight
 
 
 def mask_of(rows: int = 24, columns: int = 40, density: float = 0.2, seed: int = 0) -> Tensor:
@@ -34,10 +34,11 @@ def test_computes_what_the_dense_layer_does(pair: tuple[nn.Linear, SparseLinear]
     assert isinstance(sparse, nn.Linear) and sparse.bias is linear.bias
 
 
-def test_values_are_the_only_weight_parameter(pair: tuple[nn.Linear, SparseLinear]) -> None:
+def test_parameters_are_those_of_a_linear_layer(pair: tuple[nn.Linear, SparseLinear]) -> None:
     _, sparse = pair
     shapes = {name: tuple(p.shape) for name, p in sparse.named_parameters()}
-    assert shapes == {"values": (int(mask_of().sum()),), "bias": (24,)}
+    assert shapes == {"weight": (24, 40), "bias": (24,)} and type(sparse.weight) is SparseWeight
+    assert sparse.weight.connections == int(mask_of().sum())
 
 
 def test_training_follows_the_masked_layer(pair: tuple[nn.Linear, SparseLinear]) -> None:
@@ -53,22 +54,32 @@ def test_training_follows_the_masked_layer(pair: tuple[nn.Linear, SparseLinear])
                 assert linear.weight.grad is not None
                 linear.weight.grad.mul_(mask)
             optimizer.step()
-    assert torch.equal(sparse.weight.detach(), linear.weight.detach())
+    torch.testing.assert_close(sparse.weight.dense(), linear.weight.detach())
 
 
-def test_weight_reads_dense_and_differentiable(pair: tuple[nn.Linear, SparseLinear]) -> None:
-    linear, sparse = pair
-    assert torch.equal(sparse.weight.detach(), linear.weight.detach())
+def test_the_mask_reads_as_a_bool_tensor(pair: tuple[nn.Linear, SparseLinear]) -> None:
+    _, sparse = pair
+    shown = sparse.weight_mask
+    assert isinstance(shown, WeightMask) and shown.shape == (24, 40) and shown.dtype == torch.bool
+    assert torch.equal(shown, mask_of()) and torch.equal(~shown, ~mask_of()) and (shown & ~shown).sum() == 0
+    assert torch.equal(shown.t()[3], mask_of().t()[3]) and shown.tolist() == mask_of().tolist()
+    assert torch.equal(torch.from_numpy(shown.numpy()), mask_of()) and "connections=" in repr(shown)
+    memory = torch.empty(0, dtype=torch.bool).set_(shown.untyped_storage(), 0, (24, 40))
+    assert torch.equal(memory, mask_of()) and shown.data_ptr() == memory.data_ptr()
+    for copied in (copy.deepcopy(shown), pickle.loads(pickle.dumps(shown))):
+        assert type(copied) is Tensor and torch.equal(copied, mask_of())
+    sparse.set_topology(mask_of(seed=1))
+    assert torch.equal(shown, mask_of(seed=1)) and torch.equal(shown.detach(), mask_of(seed=1))
+    again = torch.empty(0, dtype=torch.bool).set_(shown.untyped_storage(), 0, (24, 40))
+    assert torch.equal(again, mask_of(seed=1))
+
+
+def test_another_mask_cannot_be_written(pair: tuple[nn.Linear, SparseLinear]) -> None:
+    _, sparse = pair
+    assert torch.equal(sparse.weight_mask.copy_(mask_of()), mask_of())
+    with pytest.raises(RarefyError, match="load a state dict that has weight and mask"):
+        sparse.weight_mask.fill_(True)
     assert torch.equal(sparse.weight_mask, mask_of())
-    sparse.weight.square().sum().backward()
-    assert sparse.values.grad is not None
-    torch.testing.assert_close(sparse.values.grad, 2 * sparse.values.detach())
-
-
-@pytest.mark.parametrize("value", [torch.zeros(24, 40), nn.Parameter(torch.zeros(24, 40)), None])
-def test_weight_cannot_be_assigned(pair: tuple[nn.Linear, SparseLinear], value: Tensor | None) -> None:
-    with pytest.raises(RarefyError, match="set_topology"):
-        pair[1].weight = value  # pyright: ignore
 
 
 def test_back_to_dense(pair: tuple[nn.Linear, SparseLinear]) -> None:
@@ -82,26 +93,17 @@ def test_copies_are_independent_and_equal(pair: tuple[nn.Linear, SparseLinear]) 
     _, sparse = pair
     x = torch.randn(5, 40)
     for other in (copy.deepcopy(sparse), pickle.loads(pickle.dumps(sparse))):
-        assert torch.equal(other(x), sparse(x))
-        other.values.data.zero_()
-        assert sparse.values.abs().sum() > 0
+        torch.testing.assert_close(other(x), sparse(x))
+        other.weight.data.zero_()
+        assert sparse.weight.abs().sum() > 0
 
 
 def test_dtype_changes(pair: tuple[nn.Linear, SparseLinear]) -> None:
     _, sparse = pair
-    wanted = sparse.weight.detach()
+    wanted = sparse.weight.dense()
     assert torch.equal(sparse.double().weight.float(), wanted)
     assert sparse(torch.randn(3, 40, dtype=torch.float64)).dtype == torch.float64
     assert sparse.bfloat16()(torch.randn(3, 40, dtype=torch.bfloat16)).dtype == torch.bfloat16
-
-
-def test_autocast_keeps_values_in_float32(pair: tuple[nn.Linear, SparseLinear]) -> None:
-    _, sparse = pair
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        y = sparse(torch.randn(3, 40))
-    y.float().sum().backward()
-    assert y.dtype == torch.bfloat16
-    assert sparse.values.grad is not None and sparse.values.grad.dtype == torch.float32
 
 
 def test_compiled_module(pair: tuple[nn.Linear, SparseLinear]) -> None:
@@ -116,13 +118,13 @@ def test_compiled_module(pair: tuple[nn.Linear, SparseLinear]) -> None:
 
 def test_surviving_connections_keep_value_and_state(pair: tuple[nn.Linear, SparseLinear]) -> None:
     linear, sparse = pair
-    old, new, parameter = mask_of(), mask_of(seed=1, density=0.4), sparse.values
+    old, new, parameter = mask_of(), mask_of(seed=1, density=0.4), sparse.weight
     state = torch.arange(1.0, 961).view(24, 40)
-    entries = sparse.gather(state)
+    entries = sparse.weight.topology.gather(state)
     sources = sparse.set_topology(new)
-    assert sparse.values is parameter and torch.equal(sparse.weight_mask, new)
-    assert torch.equal(sparse.weight.detach(), linear.weight.detach() * new)
-    assert torch.equal(sparse.scatter(move_entries(entries, sources)), state * (old & new))
+    assert sparse.weight is parameter and torch.equal(sparse.weight_mask, new)
+    assert torch.equal(sparse.weight.dense(), linear.weight.detach() * new)
+    assert torch.equal(sparse.weight.topology.dense(move_entries(entries, sources)), state * (old & new))
 
 
 @pytest.mark.parametrize(
@@ -141,15 +143,21 @@ def test_training_goes_on_after_a_change_while_the_old_graph_lives(
     loss = sparse(x).sum()
     loss.backward()
     sparse.set_topology(mask_of(seed=1, density=0.4))
-    assert sparse.values.grad is None
+    assert sparse.weight.grad is None
     sparse(x).sum().backward()
-    assert sparse.values.grad is not None and sparse.values.grad.shape == sparse.values.shape
+    assert sparse.weight.grad is not None and sparse.weight.grad.shape == sparse.weight.shape
     assert loss.requires_grad
 
 
 def test_set_topology_refuses_another_shape(pair: tuple[nn.Linear, SparseLinear]) -> None:
     with pytest.raises(RarefyError, match=r"give the weight's, \(24, 40\)"):
         pair[1].set_topology(mask_of(3, 4))
+
+
+@pytest.mark.parametrize("mask", [torch.ones(3, 4), torch.ones(3, dtype=torch.bool)])
+def test_a_layer_is_born_of_a_bool_matrix(mask: Tensor) -> None:
+    with pytest.raises(RarefyError, match="give a bool matrix"):
+        SparseLinear(mask)
 
 
 def test_from_linear_refuses_another_shape() -> None:
@@ -159,29 +167,9 @@ def test_from_linear_refuses_another_shape() -> None:
 
 def test_new_layers_start_like_dense_ones() -> None:
     layer = SparseLinear(mask_of(density=1.0))
-    assert layer.bias is not None and 0.1 < layer.values.abs().max() <= 40**-0.5
+    assert layer.bias is not None and 0.1 < layer.weight.abs().max() <= 40**-0.5
     assert layer.bias.abs().max() <= 40**-0.5
-    assert SparseLinear(mask_of(), bias=False, dtype=torch.float64).values.dtype == torch.float64
-
-
-# ---- dense gradient ------------------------------------------------------------------------------------------------
-
-
-def test_dense_gradient_adds_up_over_micro_batches_until_released(
-    pair: tuple[nn.Linear, SparseLinear],
-) -> None:
-    linear, sparse = pair
-    assert sparse.dense_gradient is None
-    sparse.request_dense_gradient()
-    for _ in range(2):
-        x = torch.randn(3, 40)
-        for module in (linear, sparse):
-            F.gelu(module(x)).sum().backward()
-    assert sparse.dense_gradient is not None and linear.weight.grad is not None
-    torch.testing.assert_close(sparse.dense_gradient, linear.weight.grad)
-    torch.testing.assert_close(sparse.values.grad, sparse.gather(linear.weight.grad))
-    sparse.release_dense_gradient()
-    assert sparse.dense_gradient is None
+    assert SparseLinear(mask_of(), bias=False, dtype=torch.float64).weight.dtype == torch.float64
 
 
 # ---- state dict ----------------------------------------------------------------------------------------------------
@@ -203,12 +191,13 @@ def test_loads_what_masked_storage_saved(pair: tuple[nn.Linear, SparseLinear]) -
     assert torch.equal(other.state_dict()["0.weight"], sparse.weight) and state == given
 
 
-def test_assigning_load(pair: tuple[nn.Linear, SparseLinear]) -> None:
+def test_loads_what_another_sparse_layer_has(pair: tuple[nn.Linear, SparseLinear]) -> None:
     _, sparse = pair
     other = SparseLinear(mask_of(seed=3, density=0.5))
-    other.load_state_dict(sparse.state_dict(), assign=True)
-    x = torch.randn(3, 40)
-    assert torch.equal(other(x), sparse(x)) and isinstance(other.values, nn.Parameter)
+    other.load_state_dict(sparse.state_dict())
+    assert torch.equal(other.weight_mask, mask_of()) and torch.equal(other.weight, sparse.weight)
+    other.load_state_dict({**other.state_dict(), "weight_mask": torch.zeros(24, 40, dtype=torch.bool)})
+    assert not other.weight.any() and other.weight.connections == 0
 
 
 @pytest.mark.parametrize("missing", ["weight", "weight_mask", "bias"])

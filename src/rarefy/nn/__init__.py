@@ -1,7 +1,18 @@
-"""Modules with compact storage: values and indices instead of a dense weight."""
+"""Layers with a sparse weight, and how a module's weight becomes one and dense again."""
 
 from rarefy.nn.conv1d import SparseConv1D
-from rarefy.nn.entries import move_entries
+from rarefy.nn.conversion import is_conv1d, make_compact, make_dense, show_mask
 from rarefy.nn.linear import SparseLinear
+from rarefy.nn.mask import WeightMask
+from rarefy.tensors import move_entries
 
-__all__ = ["SparseConv1D", "SparseLinear", "move_entries"]
+__all__ = [
+    "SparseConv1D",
+    "SparseLinear",
+    "WeightMask",
+    "is_conv1d",
+    "make_compact",
+    "make_dense",
+    "move_entries",
+    "show_mask",
+]

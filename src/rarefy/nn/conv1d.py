@@ -1,27 +1,25 @@
-"""`SparseConv1D`: compact storage behind Hugging Face's `Conv1D`, a linear layer whose weight is [in, out]."""
+"""`SparseConv1D`: Hugging Face's `Conv1D`, a linear layer whose weight is [in, out], born with a sparse weight."""
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from rarefy.errors import RarefyError
-from rarefy.kernels import Panels
-from rarefy.nn.entries import replace_data
 from rarefy.nn.linear import SparseLinear
 
 
 class SparseConv1D(SparseLinear):
-    """y = x · W + b with W [in_features, out_features] stored as values and indices.
+    """y = x · W + b with W [in_features, out_features], of which only the active connections are stored.
 
-    Everything is as in `SparseLinear`, with masks, dense gradients and the saved weight in the layout [in, out].
+    Everything is as in `SparseLinear`, with masks and the weight in the layout [in, out].
 
     Args:
         mask: bool [in_features, out_features], True = active.
         bias: whether there is a bias.
-        dtype: of values and bias; the default dtype if None.
+        dtype: of weight and bias; the default dtype if None.
 
     Example:
         >>> layer = SparseConv1D(torch.ones(3, 2, dtype=torch.bool))
@@ -29,15 +27,16 @@ class SparseConv1D(SparseLinear):
         (torch.Size([3, 2]), 3, 2, torch.Size([5, 2]))
     """
 
-    _own_attributes: ClassVar[tuple[str, ...]] = (
-        *SparseLinear._own_attributes,
-        "in_features",
-        "out_features",
-    )
-
     def __init__(self, mask: Tensor, bias: bool = True, dtype: torch.dtype | None = None) -> None:
-        super().__init__(mask.t(), bias, dtype)
-        self.nx, self.nf = self.in_features, self.out_features
+        super().__init__(mask, False, dtype)
+        self._turn()
+        if bias:
+            self.bias = nn.Parameter(torch.zeros(self.nf, dtype=dtype, device=mask.device))
+
+    def _turn(self) -> None:
+        """Names the sizes of a weight [in, out]."""
+        self.nx, self.nf = self.weight.shape
+        self.in_features, self.out_features = self.weight.shape
 
     @classmethod
     def from_conv1d(cls, module: nn.Module, mask: Tensor) -> SparseConv1D:
@@ -55,59 +54,31 @@ class SparseConv1D(SparseLinear):
             raise RarefyError(
                 f"module: {type(module).__name__} is not allowed; give a Conv1D with a weight matrix"
             )
-        layer = cls._from_dense(module, weight, mask)
-        assert isinstance(layer, SparseConv1D)
-        return layer
+        layer = cls.__new__(cls)
+        nn.Module.__init__(layer)
+        layer.register_parameter("weight", nn.Parameter(weight.detach().clone(), weight.requires_grad))
+        layer.register_parameter("bias", module.bias)  # pyright: ignore[reportArgumentType]
+        layer._take(mask)
+        layer._turn()
+        return layer.train(module.training)
 
-    @classmethod
-    def take_over(cls, module: nn.Module, mask: Tensor) -> SparseConv1D:
-        """Turns a `Conv1D` itself into a sparse one, in place; see `SparseLinear.take_over`."""
-        layer: Any = module
-        layer.in_features, layer.out_features = layer.nx, layer.nf
-        converted = super().take_over(module, mask)
-        assert isinstance(converted, SparseConv1D)
-        return converted
+    def forward(self, input: Tensor) -> Tensor:
+        """X [..., in_features] -> [..., out_features]."""
+        flat = input.reshape(-1, input.shape[-1])
+        y = flat @ self.weight if self.bias is None else torch.addmm(self.bias, flat, self.weight)
+        return y.view(*input.shape[:-1], self.nf)
 
-    def give_back(self) -> nn.Module:
-        """The reverse of `take_over`; a layer that never was a `Conv1D` becomes an `nn.Linear`."""
-        if "_dense_class" in self.__dict__:
-            return super().give_back()
-        outs, ins = self.out_features, self.in_features
-        layer: Any = super().give_back()
-        parameter, grad = layer.weight, layer.weight.grad
-        replace_data(parameter, parameter.data.t().contiguous())
-        parameter.grad = None if grad is None else grad.t().contiguous()
-        layer.in_features, layer.out_features = ins, outs
-        del layer.nx, layer.nf
-        return layer
+    def to_linear(self) -> nn.Linear:
+        """An `nn.Linear` that computes the same."""
+        linear = nn.Linear(self.nx, self.nf, bias=False, device="meta")
+        dense = self.weight.dense().t().contiguous()
+        linear.weight = nn.Parameter(dense, requires_grad=self.weight.requires_grad)
+        linear.bias = self.bias
+        return linear.train(self.training)
 
     def to_conv1d(self, conv1d: type[nn.Module]) -> nn.Module:
         """A dense layer of the class `conv1d` (constructed as conv1d(out, in)) with exact zeros; shares the bias."""
         module = conv1d(self.nf, self.nx)
-        module.weight = nn.Parameter(self.weight.detach(), requires_grad=self.values.requires_grad)
+        module.weight = nn.Parameter(self.weight.dense(), requires_grad=self.weight.requires_grad)
         module.bias = self.bias
         return module.train(self.training)
-
-    @property
-    def weight_shape(self) -> tuple[int, int]:
-        """[in_features, out_features]."""
-        return self.in_features, self.out_features
-
-    @property
-    def weight_mask(self) -> Tensor:
-        """The mask [in_features, out_features]; built on each read."""
-        return self.csr.mask().t().contiguous()
-
-    def gather(self, matrix: Tensor) -> Tensor:
-        """The entries of a tensor [in_features, out_features] at the active connections, in the order of `values`."""
-        return super().gather(matrix.t())
-
-    def scatter(self, entries: Tensor) -> Tensor:
-        """The reverse of `gather`."""
-        return super().scatter(entries).t().contiguous()
-
-    def _as_weight(self, matrix: Tensor) -> Tensor:
-        return matrix.t()
-
-    def _csr_of(self, mask: Tensor) -> Panels:
-        return Panels.from_mask(mask.t())

@@ -18,7 +18,7 @@ from rarefy.models.call import loss_of, to_device
 from rarefy.run.builder import Builder
 from rarefy.run.token_check import check_tokens
 from rarefy.schedules import update_steps
-from rarefy.storage.optimizer_state import same_shaped
+from rarefy.storage.optimizer_state import same_shaped, stored_numbers
 from rarefy.storage.parameter import SparseParameter
 from rarefy.trainer.trainer import Trainer
 
@@ -220,7 +220,7 @@ def one_step(trainer: Trainer, batch: Any) -> tuple[float, dict[str, int]]:
     batch = to_device(batch, trainer.device)
     trainer.model.train()
     for parameter in _sparse_parameters(trainer).values():
-        parameter.request_dense_gradient(False)
+        parameter.want_dense_gradient(False)
     with FlopCounterMode(display=False, custom_mapping=_AS_DENSE) as counter:
         with trainer.precision.autocast():
             loss = loss_of(trainer.session.forward(batch))
@@ -270,7 +270,24 @@ def _backward_as_dense(grad: tuple[int, ...], *rest: Any, **__: Any) -> int:
     return sum(needs[:2]) * 2 * rows * columns * math.prod(grad[:-1])
 
 
+def _whole_forward_as_dense(x: tuple[int, ...], weight: tuple[int, ...], *_: Any, **__: Any) -> int:
+    return 2 * math.prod(weight) * math.prod(x[:-1])
+
+
+def _whole_backward_as_dense(
+    grad: tuple[int, ...],
+    x: tuple[int, ...],
+    weight: tuple[int, ...],
+    is_transposed: bool,
+    needs: Any,
+    **_: Any,
+) -> int:
+    return sum(needs[:2]) * 2 * math.prod(weight) * math.prod(grad[:-1])
+
+
 _AS_DENSE = {
+    torch.ops.rarefy.linear: _whole_forward_as_dense,
+    torch.ops.rarefy.linear_backward: _whole_backward_as_dense,
     torch.ops.rarefy.sparse_linear: _forward_as_dense,
     torch.ops.rarefy.sparse_linear_backward: _backward_as_dense,
 }
@@ -288,10 +305,9 @@ def _memory(trainer: Trainer) -> tuple[int, int]:
     for weight in trainer.model.parameters():
         state, parameter = trainer.trained_by.state.get(weight, {}), owners.get(weight)
         copies = [weight] * (1 + weight.requires_grad) + same_shaped(state, weight.shape)
-        entry = sum(copy.element_size() for copy in copies)
         rest = _bytes(state) - _bytes(dict(enumerate(same_shaped(state, weight.shape))))
-        dense += rest + entry * (weight if parameter is None else parameter).shape.numel()
-        stored += rest + entry * weight.numel()
+        dense += rest + sum(copy.element_size() for copy in copies) * weight.numel()
+        stored += rest + sum(copy.element_size() * stored_numbers(copy) for copy in copies)
         stored += 0 if parameter is None else parameter.storage.index_bytes
     return dense, stored
 

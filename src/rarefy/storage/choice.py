@@ -14,9 +14,9 @@ from rarefy.distributed import ranks
 from rarefy.errors import ConfigError
 from rarefy.filters import Candidate, Place
 from rarefy.kernels import instruction_set
-from rarefy.nn import SparseLinear
+from rarefy.nn import SparseLinear, is_conv1d
 from rarefy.storage.optimizer_traits import is_element_wise, trained_parameters
-from rarefy.storage.parameter import Kind, SparseParameter, is_conv1d
+from rarefy.storage.parameter import Kind, SparseParameter
 
 ASSUMED_TOKENS = 512
 

@@ -1,113 +1,178 @@
-"""Compact storage: the active connections of a linear layer alone."""
+"""Compact storage: the active connections of a linear layer's weight alone."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from rarefy import masks
-from rarefy.nn import SparseLinear, move_entries
+from rarefy.errors import RarefyError
+from rarefy.nn import WeightMask, make_compact
 from rarefy.storage.gradients import DenseGradient
-from rarefy.storage.optimizer_state import change_state
+from rarefy.storage.optimizer_state import begin_entries, change_state, sparse_states
 from rarefy.storage.ranking import Score
+from rarefy.tensors import SparseWeight, Topology, move_entries, set_topology
 from rarefy.ties import TieOrder
 
 
 class CompactStorage:
-    """Values and indices in a `SparseLinear`: nothing exists of inactive connections, so there is nothing to zero."""
+    """A `SparseWeight` as the module's parameter: nothing exists of inactive connections, so there is nothing to zero.
+
+    Args:
+        module: holds the weight.
+        leaf: attribute name of the weight, which is sparse already.
+        mask_leaf: name of the buffer that shows the mask.
+    """
 
     kind = "compact"
 
-    def __init__(self, layer: SparseLinear) -> None:
-        self.layer = layer
+    def __init__(self, module: nn.Module, leaf: str, mask_leaf: str) -> None:
+        self.module, self.leaf, self.mask_leaf = module, leaf, mask_leaf
 
     @property
-    def weight(self) -> nn.Parameter:
-        """The values, [active connections]."""
-        return self.layer.values
+    def weight(self) -> Any:
+        """The parameter, of the dense weight's shape."""
+        return getattr(self.module, self.leaf)
 
     @property
     def shape(self) -> torch.Size:
-        """The shape of the dense weight."""
-        return torch.Size(self.layer.weight_shape)
+        """The shape of the weight."""
+        return self.weight.shape
+
+    @property
+    def entries(self) -> Tensor:
+        """The values, [connections]."""
+        return self.weight.entries
 
     @property
     def mask(self) -> Tensor:
         """Built from the indices."""
-        return self.layer.weight_mask
+        return self.weight.topology.mask()
 
     @property
     def active(self) -> int:
         """The number of values."""
-        return self.weight.numel()
+        return self.weight.connections
 
     @property
     def index_bytes(self) -> int:
         """Of both structures, of the weight and of its transpose."""
-        return sum(tensor.numel() * tensor.element_size() for tensor in self.layer.csr.tensors)
+        return self.weight.topology.index_bytes
 
     def dense_weight(self) -> Tensor:
         """Built from values and indices."""
-        return self.layer.weight.detach()
+        return self.weight.dense()
 
     def spread(self, entries: Tensor) -> Tensor:
         """Scattered."""
-        return self.layer.scatter(entries)
+        return entries.dense() if isinstance(entries, SparseWeight) else self.weight.topology.dense(entries)
 
     def collect(self, dense: Tensor) -> Tensor:
         """Gathered."""
-        return self.layer.gather(dense)
+        return dense.entries if isinstance(dense, SparseWeight) else self.weight.topology.gather(dense)
 
     def keep_top(self, score: Score, count: int, order: TieOrder) -> Tensor:
         """By the scores of the values alone, unless ties are to be told apart by their places in the weight."""
-        scores = score(self.weight.detach())
+        scores = score(self.entries)
         kept = masks.keep_top(scores, count)
         if masks.is_unique(kept, scores):
-            return self.layer.scatter(kept)
-        return masks.drop_lowest(self.mask, self.layer.scatter(scores), self.active - count, order)
+            return self.spread(kept)
+        return masks.drop_lowest(self.mask, self.spread(scores), self.active - count, order)
 
     def set_mask(self, mask: Tensor, optimizers: Iterable[Optimizer]) -> None:
         """Moves values, gradient and optimizer state to the new connections."""
-        grad, shape = self.weight.grad, self.weight.shape
-        sources = self.layer.set_topology(mask)
-        if grad is not None:
-            self.weight.grad = move_entries(grad, sources)
-        change_state(optimizers, self.weight, shape, lambda state: move_entries(state, sources), begins=True)
+        weight, old = self.weight, self.weight.topology
+        topology = Topology.from_mask(mask.to(weight.device), old.is_transposed)
+        stays = old.mask() & mask.to(weight.device)
+        sources = set_topology(weight, topology)
+
+        def moved(state: Tensor) -> Tensor:
+            if isinstance(state, SparseWeight):
+                is_old = state.topology.equals(old)
+                return weight.companion(move_entries(state.entries, sources)) if is_old else state
+            return weight.companion(topology.gather(state.masked_fill(~stays, 0)))
+
+        if weight.grad is not None:
+            weight.grad = moved(weight.grad)
+        change_state(optimizers, weight, weight.shape, moved)
+        begin_entries(optimizers, weight, sources < 0)
+        # whatever an optimizer means by it: what is sparse belongs to connections
+        for one in sparse_states(optimizers, weight):
+            if one.topology.equals(old):
+                one._cell.move_to(topology)
 
     def prune(self, optimizers: Iterable[Optimizer]) -> None:
         """Nothing to do."""
 
     def select_gradient(self) -> None:
-        """Nothing to do."""
+        """Gathers a gradient that somebody assigned dense."""
+        self.restore()
+        weight = self.weight
+        grad = weight.grad
+        if grad is not None and not isinstance(grad, SparseWeight):
+            weight.grad = weight.companion(weight.topology.gather(grad.detach()))
 
     gradient_is_selected = True
 
     def after_accumulation(self, grad: Tensor, dense: DenseGradient | None) -> None:
-        """The dense gradient comes through the layer's probe."""
-        if dense is not None and self.layer.wants_dense_gradient:
+        """The dense gradient came before, through the hook of the weight."""
+        if dense is not None and self.weight._cell.collect is not None:
             dense.pair()
             dense.seal(grad)
 
+    def want_dense_gradient(self, dense: DenseGradient | None) -> None:
+        """Has backward passes compute the dense gradient, and give it to `dense`; None to stop."""
+        self.weight._cell.collect = None if dense is None else dense.arrive
+
+    # ---- the weight in the module ----
+
+    def take_mask(self, mask: Tensor, optimizers: Iterable[Optimizer]) -> None:
+        """Takes the topology of a state dict that is about to be loaded."""
+        weight = self.weight
+        if not isinstance(weight, SparseWeight) or mask.shape != weight.shape:
+            return
+        wanted = mask.to(weight.device).bool()
+        if not torch.equal(wanted, self.mask):
+            self.set_mask(wanted, optimizers)
+
     def after_load(self, optimizers: Iterable[Optimizer]) -> None:
-        """Moves the optimizer state to the connections that were loaded."""
-        moved = self.layer.take_moved()
-        if moved is not None:
-            change_state(
-                optimizers, self.weight, moved[0], lambda state: move_entries(state, moved[1]), begins=True
+        """Makes a weight compact again that was replaced by a dense one."""
+        self.restore()
+
+    def restore(self) -> None:
+        """Takes over what somebody assigned to the module in the place of the weight.
+
+        Raises:
+            RarefyError: it is neither a plain parameter nor a sparse one.
+        """
+        weight, shown = self.weight, getattr(self.module, self.mask_leaf, None)
+        if type(weight) is SparseWeight and isinstance(shown, WeightMask) and shown.weight is weight:
+            return
+        if type(weight) not in (nn.Parameter, SparseWeight) or not isinstance(shown, Tensor):
+            raise RarefyError(
+                f"{self.leaf} of {type(self.module).__name__} is a {type(weight).__name__} now, which compact storage "
+                "cannot follow; set compute: masked, or call rarefy.finalize(model) before you wrap or parametrize it"
             )
+        mask = shown.dense() if isinstance(shown, WeightMask) else shown
+        make_compact(self.module, self.leaf, mask.to(weight.device), self.mask_leaf)
+
+    # ---- files ----
 
     def saved_entries(self, tensor: Tensor) -> Tensor:
-        """The active entries in row-major order, which does not depend on the machine."""
-        return self.layer.scatter(tensor.detach())[self.mask]
+        """The active entries in row-major order, which does not depend on the machine; a dense tensor as it is."""
+        if not isinstance(tensor, SparseWeight):
+            return tensor
+        return tensor.topology.in_row_major_order(tensor.entries.detach())
 
     def loaded_entries(self, tensor: Tensor) -> Tensor:
-        """In the order of `values`."""
-        mask = self.mask
-        if tensor.shape != mask.shape:
-            dense = tensor.new_zeros(mask.shape)
-            dense[mask.to(tensor.device)] = tensor
-            tensor = dense
-        return self.layer.gather(tensor.to(mask.device))
+        """Sparse, like the weight."""
+        weight = self.weight
+        if tensor.shape != weight.shape:
+            return weight.companion(weight.topology.from_row_major_order(tensor.to(weight.device)))
+        if isinstance(tensor, SparseWeight):
+            tensor = tensor.dense()
+        return weight.companion(weight.topology.gather(tensor.to(weight.device)))

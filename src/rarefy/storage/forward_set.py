@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
 class ForwardSet:
@@ -14,7 +14,7 @@ class ForwardSet:
     zero. `show` puts their values back for the optimizer, `hide` takes them aside again.
 
     Attributes:
-        hidden: bool, in the form of the storage's weight: active connections that forward passes do not use; None if
+        hidden: bool, in the form of the storage's entries: active connections that forward passes do not use; None if
             they use all.
     """
 
@@ -28,7 +28,7 @@ class ForwardSet:
         return self._aside is not None
 
     @torch.no_grad()
-    def hide(self, weight: nn.Parameter) -> None:
+    def hide(self, weight: Tensor) -> None:
         """Takes the values of hidden connections aside."""
         if self.hidden is None or self._aside is not None:
             return
@@ -37,13 +37,13 @@ class ForwardSet:
         weight.data.masked_fill_(self.hidden, 0)
 
     @torch.no_grad()
-    def show(self, weight: nn.Parameter) -> None:
+    def show(self, weight: Tensor) -> None:
         """Puts the values back, except where somebody wrote others in the meantime."""
         if self._aside is not None:
             weight.data.copy_(self.true_values(weight))
             self._aside = None
 
-    def true_values(self, weight: nn.Parameter) -> Tensor:
+    def true_values(self, weight: Tensor) -> Tensor:
         """The values as the optimizer sees them."""
         if self._aside is None or self.hidden is None:
             return weight.detach()

@@ -59,6 +59,11 @@ class MaskedStorage:
         """One byte a position."""
         return self.mask.numel()
 
+    @property
+    def entries(self) -> Tensor:
+        """The weight itself."""
+        return self.weight
+
     def dense_weight(self) -> Tensor:
         """The weight itself."""
         return self.weight.detach()
@@ -137,6 +142,12 @@ class MaskedStorage:
         self.last_selected.remember(grad)
         if dense is not None:
             dense.seal(grad)
+
+    def want_dense_gradient(self, dense: DenseGradient | None) -> None:
+        """Nothing to do: the gradient is dense before its zeros are put in place."""
+
+    def take_mask(self, mask: Tensor, optimizers: Iterable[Optimizer]) -> None:
+        """Nothing to do: the buffer is loaded like any other."""
 
     def after_load(self, optimizers: Iterable[Optimizer]) -> None:
         """Prunes by the mask that was loaded."""

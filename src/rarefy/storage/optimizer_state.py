@@ -14,6 +14,7 @@ from rarefy import masks
 from rarefy.errors import RarefyError
 from rarefy.storage.optimizer_traits import rest_value, with_inner
 from rarefy.storage.state_meaning import Path, belongs_to_connections, entries
+from rarefy.tensors import SparseWeight
 
 Change = Callable[[Tensor], Tensor]
 Wanted = Callable[[Path, Tensor], bool]
@@ -58,6 +59,60 @@ def same_shaped(state: Any, shape: Iterable[int]) -> list[Tensor]:
     """
     wanted = tuple(shape)
     return [tensor for _, tensor in entries(state) if tuple(tensor.shape) == wanted]
+
+
+def stored_numbers(tensor: Tensor) -> int:
+    """How many numbers a tensor keeps in memory; of a sparse one, those of its connections.
+
+    Example:
+        >>> stored_numbers(torch.ones(2, 3))
+        6
+    """
+    return tensor.connections if isinstance(tensor, SparseWeight) else tensor.numel()
+
+
+def sparse_states(optimizers: Iterable[Optimizer], weight: nn.Parameter) -> list[SparseWeight]:
+    """Every sparse tensor among the states that optimizers keep for `weight`."""
+    states = (optimizer.state.get(weight) for optimizer in with_inner(optimizers))
+    return [tensor for state in states for _, tensor in entries(state) if isinstance(tensor, SparseWeight)]
+
+
+def begin_entries(optimizers: Iterable[Optimizer], weight: nn.Parameter, is_new: Tensor) -> None:
+    """Gives new connections of a compact weight the state that the optimizer begins with, where that is not zero.
+
+    Args:
+        optimizers: and those inside them.
+        weight: the parameter.
+        is_new: bool [connections].
+    """
+    for optimizer in with_inner(optimizers):
+        for path, tensor in entries(optimizer.state.get(weight)):
+            first = rest_value(optimizer, weight, path)
+            if first != 0 and isinstance(tensor, SparseWeight):
+                tensor.entries.masked_fill_(is_new, first)
+
+
+def make_states_dense(optimizers: Iterable[Optimizer], weight: nn.Parameter) -> None:
+    """Replaces every sparse tensor among the states that optimizers keep for `weight`."""
+    for optimizer in with_inner(optimizers):
+        if weight in optimizer.state:
+            optimizer.state[weight] = all_dense(optimizer.state[weight])
+
+
+def all_dense(state: Any) -> Any:
+    """A nested state in which every sparse tensor is a dense one.
+
+    Example:
+        >>> all_dense({"m": SparseWeight.from_dense(torch.ones(1, 2), torch.tensor([[True, False]]))})
+        {'m': tensor([[1., 0.]])}
+    """
+    return changed(
+        state, lambda _, tensor: isinstance(tensor, SparseWeight), lambda _, tensor: _dense(tensor)
+    )
+
+
+def _dense(tensor: Tensor) -> Tensor:
+    return tensor.dense() if isinstance(tensor, SparseWeight) else tensor
 
 
 def change_state(

@@ -10,14 +10,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from rarefy.filters import Candidate
-from rarefy.nn import SparseConv1D, SparseLinear
+from rarefy.nn import make_compact, make_dense
 from rarefy.patterns import Pattern
 from rarefy.storage.compact import CompactStorage
 from rarefy.storage.connection_state import ConnectionState, check_topology
 from rarefy.storage.forward_set import ForwardSet
 from rarefy.storage.gradients import DenseGradient
 from rarefy.storage.masked import MaskedStorage
-from rarefy.storage.optimizer_state import change_state
+from rarefy.storage.optimizer_state import change_state, make_states_dense
 from rarefy.storage.protocol import Storage, checksum
 from rarefy.storage.ranking import Score
 from rarefy.ties import DEFAULT_ORDER, TieOrder
@@ -68,7 +68,7 @@ class SparseParameter:
 
     @property
     def weight(self) -> nn.Parameter:
-        """The parameter that the optimizer trains: the dense weight, or the values of compact storage."""
+        """The parameter that the optimizer trains, of the dense weight's shape in every storage."""
         return self.storage.weight
 
     @property
@@ -151,17 +151,20 @@ class SparseParameter:
 
     def _convert(self, kind: Kind, optimizers: Iterable[Optimizer]) -> None:
         """Changes the storage of weight, mask and optimizer state."""
-        mask, shape = self.mask, self.weight.shape
+        mask, leaf, mask_leaf = self.mask, self.places[0].leaf, self.storage.mask_leaf
         if kind == "compact":
-            layer_class = SparseLinear if type(self.module) is nn.Linear else SparseConv1D
-            layer = layer_class.take_over(self.module, mask)
-            self.storage, change = CompactStorage(layer), layer.gather
-            change_state(optimizers, self.weight, shape, change)
-        elif isinstance(self.module, SparseLinear):
-            change_state(optimizers, self.weight, shape, self.module.scatter)
-            self.module.give_back()
-            self.storage = MaskedStorage(self.module, self.places[0].leaf)
+            make_compact(self.module, leaf, mask, mask_leaf)
+            self.storage = CompactStorage(self.module, leaf, mask_leaf)
+            change_state(optimizers, self.weight, self.shape, self.storage.loaded_entries)
+        else:
+            make_states_dense(optimizers, self.weight)
+            make_dense(self.module, leaf, mask_leaf)
+            self.storage = MaskedStorage(self.module, leaf)
             self.storage.set_mask(mask, optimizers)
+
+    def before_load(self, mask: Tensor, optimizers: Iterable[Optimizer]) -> None:
+        """Called before a state dict with this mask is loaded into the module."""
+        self.storage.take_mask(mask, optimizers)
 
     def after_load(self, optimizers: Iterable[Optimizer]) -> None:
         """Called after a state dict was loaded into the module; it holds true values."""
@@ -169,7 +172,7 @@ class SparseParameter:
         self.state.after_load(self.storage)
         hidden = self.forward.hidden
         self.forward.forget()
-        if hidden is not None and hidden.shape == self.weight.shape:
+        if hidden is not None and hidden.shape == self.storage.entries.shape:
             self.forward.hidden = hidden
             self.hide()
 
@@ -236,16 +239,16 @@ class SparseParameter:
     def show(self) -> None:
         """Puts the true values into the weight, for the optimizer or an update."""
         if self.forward.is_hiding:
-            self.forward.show(self.weight)
+            self.forward.show(self.storage.entries)
 
     def hide(self) -> None:
         """Takes the values aside that forward passes shall not see."""
         if self.forward.hidden is not None:
-            self.forward.hide(self.weight)
+            self.forward.hide(self.storage.entries)
 
     def true_weight(self) -> Tensor:
         """A copy of the dense weight as the optimizer sees it, whatever forward passes use of it."""
-        return self.storage.spread(self.forward.true_values(self.weight)).clone()
+        return self.storage.spread(self.forward.true_values(self.storage.entries)).clone()
 
     def observe(self, x: Tensor) -> None:
         """Remembers what the module computes with, from the first input that it trains on."""
@@ -270,32 +273,6 @@ class SparseParameter:
         self.active_gradient = None
         return None if entries is None else self.storage.spread(entries.detach())
 
-    def request_dense_gradient(self, wanted: bool) -> Tensor | None:
-        """Makes the next forward passes compute the dense gradient, or no longer, where that must be said before.
-
-        Returns:
-            A new leaf tensor after whose accumulation `after_probe` has to be called; None where there is none.
-        """
-        if not isinstance(self.module, SparseLinear) or wanted == self.module.wants_dense_gradient:
-            return None
-        if wanted:
-            return self.module.request_dense_gradient()
-        self.module.release_dense_gradient()
-        return None
-
-    def after_probe(self, probe: Tensor) -> None:
-        """Takes the dense gradient of one micro-batch out of the layer's probe."""
-        if isinstance(self.module, SparseLinear) and self.module.dense_gradient is not None:
-            self.dense_gradient.arrive(self.module.dense_gradient)
-        probe.grad = None
-
-
-def is_conv1d(module: nn.Module) -> bool:
-    """Whether this is Hugging Face's linear layer with a transposed weight.
-
-    Example:
-        >>> is_conv1d(nn.Conv1d(2, 2, 2))
-        False
-    """
-    kind = type(module)
-    return kind.__name__ == "Conv1D" and kind.__module__ == "transformers.pytorch_utils"
+    def want_dense_gradient(self, wanted: bool) -> None:
+        """Makes the next backward passes compute the dense gradient, or no longer, where that must be said before."""
+        self.storage.want_dense_gradient(self.dense_gradient if wanted else None)

@@ -48,16 +48,26 @@ class Storage(Protocol):
         """Memory of the mask or of the indices."""
         ...
 
+    @property
+    def mask_leaf(self) -> str:
+        """Name of the buffer that shows the mask."""
+        ...
+
+    @property
+    def entries(self) -> Tensor:
+        """The numbers that are stored of the weight, to be written in place: all of them, or one a connection."""
+        ...
+
     def dense_weight(self) -> Tensor:
         """The dense weight with exact zeros, without gradient; not to be written to."""
         ...
 
     def spread(self, entries: Tensor) -> Tensor:
-        """A tensor of the form of `weight`, one entry a connection, in the shape of the dense weight."""
+        """A tensor of the form of `entries`, one entry a connection, in the shape of the dense weight."""
         ...
 
     def collect(self, dense: Tensor) -> Tensor:
-        """The reverse: the entries at the active connections, in the form of `weight`."""
+        """The reverse: the entries at the active connections, in the form of `entries`."""
         ...
 
     def keep_top(self, score: Score, count: int, order: TieOrder) -> Tensor:
@@ -83,6 +93,14 @@ class Storage(Protocol):
 
     def after_accumulation(self, grad: Tensor, dense: DenseGradient | None) -> None:
         """Called once a micro-batch was added to `grad`; `dense` collects the dense gradient if that is wanted."""
+        ...
+
+    def want_dense_gradient(self, dense: DenseGradient | None) -> None:
+        """Has backward passes compute the dense gradient and give it to `dense`, where that must be said before."""
+        ...
+
+    def take_mask(self, mask: Tensor, optimizers: Iterable[Optimizer]) -> None:
+        """Called before a state dict with this mask is loaded into the module."""
         ...
 
     def after_load(self, optimizers: Iterable[Optimizer]) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from rarefy.errors import RarefyError
-from rarefy.storage.optimizer_state import changed, saved_indices
+from rarefy.storage.optimizer_state import all_dense, changed, saved_indices
 from rarefy.storage.parameter import SparseParameter
 from rarefy.storage.protocol import checksum
 from rarefy.storage.state_meaning import Path, belongs_to_connections
@@ -39,9 +39,10 @@ def save_entries(
         index, storage = indices.get(parameter.weight), parameter.storage
         if storage.kind == "compact" and index in saved:
             wanted = partial(_is_of, optimizer, parameter.weight, {parameter.weight.shape})
-            saved[index] = changed(
+            as_entries = changed(
                 saved[index], wanted, lambda _, state, save=storage.saved_entries: save(state)
             )
+            saved[index] = all_dense(as_entries)
             topology[index] = checksum(parameter.mask)
     return {**state_dict, "state": saved, **({KEY: topology} if topology else {})}
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rarefy.errors import RarefyError
 from rarefy.kernels import infer
+from rarefy.tensors.cell import Cell
 from rarefy.tensors.gradient import ToDense, connect
 from rarefy.tensors.operation import LINEAR, gradients, in_layout
 from rarefy.tensors.stored import StoredWeight
@@ -18,10 +19,25 @@ from rarefy.torch_private import has_forward_gradients, has_mode, has_transform,
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`torch.nn.functional.linear` where an argument is a sparse weight."""
+    if isinstance(weight, StoredWeight) and not (torch.is_grad_enabled() or torch.compiler.is_compiling()):
+        y = _inferred(input, weight._cell, bias)
+        if y is not None:
+            return y
     if not isinstance(weight, StoredWeight) or weight._cell.topology.is_transposed or _is_sparse(input):
         with without_subclass_functions():
             return F.linear(input, weight, bias)
     return product(input, weight, bias)
+
+
+def _inferred(x: Tensor, cell: Cell, bias: Tensor | None) -> Tensor | None:
+    """The shortest way, on which a lone token spends as long as in the kernel; None where it may not be taken."""
+    topology = cell.topology
+    if topology.is_transposed or has_forward_gradients():
+        return None
+    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
+        x = x.to(torch.get_autocast_dtype(x.device.type))
+    cell.forget_snapshot()
+    return infer(x, cell.values, bias, topology.layout)
 
 
 def _is_sparse(x: Any) -> bool:
@@ -38,42 +54,50 @@ def product(x: Tensor, weight: StoredWeight, bias: Tensor | None) -> Tensor:
     if has_transform() or has_forward_gradients():
         return _by_dense(x, weight, bias, is_transposed)
     if torch.jit.is_tracing():
-        raise RarefyError(
-            "torch.jit.trace is not supported with sparse weights; trace rarefy.finalize(copy.deepcopy(model)), or "
-            "take torch.export"
-        )
-    _check(x, weight, bias)
+        return _traced(x, weight, bias)
+    _check(x, weight._cell, bias)
     if has_mode():
         return LINEAR(x, weight, bias, is_transposed)
     if torch.is_grad_enabled():
-        if weight.requires_grad and "_is_param" in vars(weight):
+        if "_is_param" in vars(weight) and "_connection" not in vars(weight):
             connect(weight)
         return _Product.apply(x, weight, bias)  # pyright: ignore[reportReturnType]
     return _forward(x, weight, bias)
 
 
-def _check(x: Tensor, weight: StoredWeight, bias: Tensor | None) -> None:
+def _check(x: Tensor, cell: Cell, bias: Tensor | None) -> None:
     """The kernels read memory by these sizes."""
-    panels = weight._cell.topology.panels
+    panels, values = cell.topology.panels, cell.values  # asking the weight itself would go through torch
     if x.dim() == 0 or x.shape[-1] != panels.columns:
         raise RarefyError(
             f"x: shape {tuple(x.shape)} is not allowed; its last dimension must be {panels.columns}"
         )
-    dtype = weight.dtype
+    dtype = values.dtype
     if x.dtype is not dtype and not (dtype is torch.float32 and x.dtype in (torch.bfloat16, torch.float16)):
         raise RarefyError(
             f"x: {x.dtype} is not allowed with {dtype} values; convert one, for example x.to({dtype})"
         )
     if bias is not None and bias.shape != (panels.rows,):
         raise RarefyError(f"bias: shape {tuple(bias.shape)} is not allowed; give ({panels.rows},)")
+    for name, tensor in (("bias", bias), ("weight", values)):
+        if tensor is not None and tensor.device != x.device:
+            raise RarefyError(
+                f"{name}: {tensor.device} is not allowed with x on {x.device}; move one of them"
+            )
+
+
+def _traced(x: Tensor, weight: StoredWeight, bias: Tensor | None) -> Tensor:
+    """For TorchScript, which keeps values and indices as constants."""
+    panels = weight._cell.topology.panels
+    entries = weight._cell.values.detach()
+    return torch.ops.rarefy.sparse_linear(x, entries, bias, None, *panels.tensors, panels.sizes)
 
 
 def _forward(x: Tensor, weight: StoredWeight, bias: Tensor | None) -> Tensor:
     cell = weight._cell
-    if cell.has_snapshot:
-        cell.forget_snapshot()
+    cell.forget_snapshot()
     panels = cell.topology.panels
-    y = infer(x, cell.values, bias, panels.layout)
+    y = infer(x, cell.values, bias, cell.topology.layout)
     if y is None:
         y = torch.ops.rarefy.sparse_linear(x, cell.values, bias, None, *panels.tensors, panels.sizes)
     return y

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rarefy.errors import RarefyError
-from rarefy.kernels import Panels
+from rarefy.kernels import Layout, Panels
 
 
 def move_entries(tensor: Tensor, sources: Tensor) -> Tensor:
@@ -79,6 +79,11 @@ class Topology:
         """The shape of the weight."""
         shape = (self.panels.rows, self.panels.columns)
         return torch.Size(reversed(shape) if self.is_transposed else shape)
+
+    @cached_property
+    def layout(self) -> Layout:
+        """The part of it that the kernels of the forward pass take."""
+        return self.panels.layout
 
     @property
     def connections(self) -> int:

@@ -79,7 +79,7 @@ class SparseWeight(StoredWeight):
     @not_compiled
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is _LINEAR:
-            return linear(*args, **(kwargs or {}))
+            return linear(*args, **kwargs) if kwargs else linear(*args)
         if torch.compiler.is_compiling():
             return _while_tracing(func, args, kwargs or {})
         product = PRODUCTS.get(func)

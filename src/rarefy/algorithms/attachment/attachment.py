@@ -133,6 +133,7 @@ class Attachment:
             parameter.observe,
             partial(self._after_load, parameter),
             partial(self._release, parameter),
+            partial(self._before_load, parameter),
         )
         keeper.mask_leaf = parameter.mask_leaf
         if self._policy.restricts_forward:
@@ -172,6 +173,10 @@ class Attachment:
         for handle in self._gradient_handles.pop(parameter.name)[1]:
             handle.remove()
 
+    def _before_load(self, parameter: SparseParameter, mask: Tensor) -> None:
+        """Takes the topology of a state dict that is about to be loaded, so that its weight fits."""
+        parameter.before_load(mask, self._following.optimizers)
+
     def _after_load(self, parameter: SparseParameter) -> None:
         """Follows a parameter whose module loaded a state dict, by copy or by assignment."""
         if self._gradient_handles[parameter.name][0] is not parameter.weight:
@@ -202,9 +207,7 @@ class Attachment:
         """Asks for the dense gradients that the coming update needs, from storage that has to know before."""
         wanted = self._collects_dense_grad()
         for parameter in self.parameters.values():
-            probe = parameter.request_dense_gradient(wanted)
-            if probe is not None:
-                probe.register_post_accumulate_grad_hook(parameter.after_probe)
+            parameter.want_dense_gradient(wanted)
 
     def _before_accumulation(self, parameter: SparseParameter, grad: Tensor) -> None:
         if self._collects_dense_grad():
@@ -236,9 +239,10 @@ class Attachment:
             parameter.active_gradient = grad / scale
         if policy.observes:
             unscaled = grad if scale is None else grad / scale
-            weight = parameter.weight.detach()
+            weight = parameter.storage.entries.detach()
+            gradient = parameter.storage.collect(unscaled.detach())
             state = parameter.state.entries_on(weight.device)
-            policy.observe(StepView(parameter.name, weight, unscaled.detach(), state, self.step + 1))
+            policy.observe(StepView(parameter.name, weight, gradient, state, self.step + 1))
 
     def _step_is_over(self) -> None:
         """Called when every sparse weight has taken one more step."""

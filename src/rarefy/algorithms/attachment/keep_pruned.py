@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from rarefy import masks
-from rarefy.errors import RarefyError
 from rarefy.filters import Candidate
-from rarefy.nn import SparseLinear
+from rarefy.nn import make_dense
+from rarefy.tensors import SparseWeight
 from rarefy.torch_private import forward_pre_hooks, remove_hooks
 
 NO_KEYWORDS: Mapping[str, Any] = MappingProxyType({})
@@ -32,6 +32,7 @@ class KeepPruned:
         observe: called with the inputs that the trained model learns from.
         on_load: called after a state dict was loaded into the trained model.
         on_release: called when the model is finalized.
+        before_load: called with the mask of a state dict that is about to be loaded into the trained model.
 
     Attributes:
         mask_leaf: attribute name of the mask.
@@ -45,13 +46,14 @@ class KeepPruned:
         observe: Callable[[Tensor], None],
         on_load: Callable[[], None],
         on_release: Callable[[], None],
+        before_load: Callable[[Tensor], None],
     ) -> None:
         self.module, self.leaf, self.observe = module, leaf, observe
         self.on_load: Callable[[], None] | None = on_load
         self.on_release: Callable[[], None] | None = on_release
+        self.on_mask: Callable[[Tensor], None] | None = before_load
         self.true_weight: Callable[[], Tensor] | None = None
         self.mask_leaf = f"{leaf}_mask"
-        self._topology: tuple[int, Any] = (0, None)
 
     @property
     def is_copy(self) -> bool:
@@ -59,30 +61,23 @@ class KeepPruned:
         return self.on_load is None
 
     def __getstate__(self) -> dict[str, Any]:
-        checksum = self.module.topology_checksum() if isinstance(self.module, SparseLinear) else 0
-        own = {
-            "module": self.module,
-            "leaf": self.leaf,
-            "mask_leaf": self.mask_leaf,
-            "_topology": (checksum, None),
-        }
-        return {**own, "observe": None, "on_load": None, "on_release": None, "true_weight": None}
+        own = {"module": self.module, "leaf": self.leaf, "mask_leaf": self.mask_leaf}
+        return {**own, **dict.fromkeys(("observe", "on_load", "on_release", "on_mask", "true_weight"))}
 
     def register(self, modules: Iterable[nn.Module]) -> None:
         """Registers itself with every module that holds the weight."""
         for module in modules:
             module.register_forward_pre_hook(self.before_forward, with_kwargs=True)
             module.register_state_dict_pre_hook(self.before_use)
+            module.register_load_state_dict_pre_hook(self.before_load)
             module.register_load_state_dict_post_hook(self.after_load)
             if self.true_weight is not None:
                 module.register_state_dict_post_hook(StateDictHook(self))
 
     def prune(self) -> None:
         """Makes inactive weights exact zeros, unless the weight is swapped for another tensor."""
-        if isinstance(self.module, SparseLinear):
-            return
         weight, mask = getattr(self.module, self.leaf), getattr(self.module, self.mask_leaf)
-        if not isinstance(weight, nn.Parameter):
+        if not isinstance(weight, nn.Parameter) or isinstance(weight, SparseWeight):
             return
         if torch.compiler.is_compiling():
             with torch.no_grad():
@@ -104,39 +99,30 @@ class KeepPruned:
     def before_use(self, *_: Any) -> None:
         """State-dict pre-hook; in a copy before the forward pass too."""
         if self.is_copy:
-            self._check_topology()
             self.prune()
 
-    def _check_topology(self) -> None:
-        """Refuses a copy whose indices were overwritten, as an average of weights does at every update."""
-        if not isinstance(self.module, SparseLinear) or torch.compiler.is_compiling():
-            return
-        checksum, version = self._topology
-        if version != self.module.topology_version and self.module.topology_checksum() != checksum:
-            raise RarefyError(
-                "this copy of a sparse layer mixes the values of several topologies, which its compact storage cannot "
-                "hold; average the weights of a model whose topology changes with compute: masked"
-            )
-        self._topology = checksum, self.module.topology_version
+    def before_load(self, module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+        """Pre-hook of `load_state_dict`."""
+        weight, mask = state.get(f"{prefix}{self.leaf}"), state.get(f"{prefix}{self.mask_leaf}")
+        if isinstance(weight, SparseWeight) and not self.is_copy:
+            state[f"{prefix}{self.leaf}"] = weight.dense()  # the mask alone says which connections are taken
+        if self.on_mask is not None and mask is not None:
+            self.on_mask(mask)
 
     def after_load(self, *_: Any) -> None:
         """Post-hook of `load_state_dict`."""
         self.prune()
         if self.on_load is not None:
             self.on_load()
-        elif isinstance(self.module, SparseLinear):
-            self._topology = self.module.topology_checksum(), self.module.topology_version
 
     def release(self) -> None:
         """Makes the weight a plain dense one; once only, where tied modules share this object."""
         if self.on_release is not None:
             self.on_release()
             self.on_release = None
-        if isinstance(self.module, SparseLinear):
-            self.module.give_back()
-        elif self.mask_leaf in dict(self.module.named_buffers(recurse=False, remove_duplicate=False)):
+        if self.mask_leaf in dict(self.module.named_buffers(recurse=False, remove_duplicate=False)):
             self.prune()
-            delattr(self.module, self.mask_leaf)
+            make_dense(self.module, self.leaf, self.mask_leaf)
 
 
 class StateDictHook:
@@ -175,10 +161,9 @@ def reclaim(candidate: Candidate) -> None:
     for module in dict.fromkeys(place.module for place in candidate.places):
         for stale in [keeper for keeper in keepers(module) if keeper.leaf == candidate.places[0].leaf]:
             release(module, stale)
-            if stale.mask_leaf in dict(module.named_buffers(recurse=False)):
+            if stale.mask_leaf in dict(module.named_buffers(recurse=False, remove_duplicate=False)):
                 delattr(module, stale.mask_leaf)
-        if isinstance(module, SparseLinear):
-            module.give_back()
+        make_dense(module, candidate.places[0].leaf)
 
 
 def finalize(model: nn.Module) -> nn.Module:
@@ -201,6 +186,8 @@ def finalize(model: nn.Module) -> nn.Module:
         for keeper in list(keepers(module)):
             release(module, keeper)
             keeper.release()
-        if isinstance(module, SparseLinear):
-            module.give_back()
+        for leaf in [
+            leaf for leaf, one in module.named_parameters(recurse=False) if isinstance(one, SparseWeight)
+        ]:
+            make_dense(module, leaf, f"{leaf}_mask")
     return model

@@ -1,0 +1,106 @@
+"""The mask beside a sparse weight, as a buffer that takes no memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rarefy.errors import RarefyError
+from rarefy.tensors import SparseWeight
+from rarefy.torch_private import make_wrapper, mapped, no_subclass_functions
+
+_aten = torch.ops.aten
+
+
+class WeightMask(Tensor):
+    """Which connections of a sparse weight are active: bool, the shape of the weight, built whenever it is read.
+
+    A copy of it (deepcopy, pickle, a file) is a plain bool tensor. Writing another mask to it is refused.
+
+    Args:
+        weight: whose connections it shows.
+
+    Example:
+        >>> mask = torch.tensor([[True, False], [True, True]])
+        >>> shown = WeightMask(SparseWeight.from_dense(torch.ones(2, 2), mask))
+        >>> torch.equal(shown, mask), int(shown.sum())
+        (True, 3)
+    """
+
+    _weight: SparseWeight
+    __torch_function__ = no_subclass_functions
+
+    @staticmethod
+    def __new__(cls, weight: SparseWeight) -> Any:
+        """A wrapper of the weight's shape and place."""
+        return make_wrapper(cls, weight.shape, dtype=torch.bool, device=weight.device)
+
+    def __init__(self, weight: SparseWeight) -> None:
+        self._weight = weight
+        self._snapshot: tuple[Any, Tensor] | None = None
+
+    @property
+    def weight(self) -> SparseWeight:
+        """Whose connections it shows."""
+        return self._weight
+
+    def dense(self) -> Tensor:
+        """As a plain bool tensor."""
+        return self._weight.topology.mask()
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (_aten.detach.default, _aten.alias.default):
+            return WeightMask(args[0].weight)
+        if func._schema.is_mutable and isinstance(args[0], WeightMask):
+            return args[0]._write(func, *args[1:], **(kwargs or {}))
+        return func(*mapped(_shown, args), **mapped(_shown, kwargs or {}))
+
+    def _write(self, func: Any, *args: Any, **kwargs: Any) -> WeightMask:
+        shown = self.dense()
+        before = shown.clone()
+        func(shown, *mapped(_shown, args), **mapped(_shown, kwargs))
+        if not torch.equal(before, shown):
+            raise RarefyError(
+                "a write to the mask of a compact weight is not allowed; load a state dict that has weight and mask, "
+                "or set compute: masked"
+            )
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
+        return self.dense()
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return self.dense().__reduce_ex__(protocol)
+
+    def __repr__(self, **_: Any) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return f"WeightMask(shape={tuple(self.shape)}, connections={self._weight.connections})"
+
+    def data_ptr(self) -> int:
+        """The address of a snapshot that is kept as long as this tensor."""
+        return self.untyped_storage().data_ptr()
+
+    def untyped_storage(self) -> Any:
+        """The memory of that snapshot."""
+        topology = self._weight.topology
+        if self._snapshot is None or self._snapshot[0] is not topology:
+            self._snapshot = (topology, self.dense())
+        return self._snapshot[1].untyped_storage()
+
+    def numpy(self, **options: Any) -> Any:
+        """A copy as an array."""
+        return self.dense().numpy(**options)
+
+    def tolist(self) -> Any:
+        """As nested lists."""
+        return self.dense().tolist()
+
+    def share_memory_(self) -> WeightMask:
+        """The indices are shared with the weight's."""
+        return self
+
+
+def _shown(value: Any) -> Any:
+    return value.dense() if isinstance(value, WeightMask) else value
