@@ -11,7 +11,6 @@ from types import ModuleType
 from typing import NamedTuple
 
 from rarefy.errors import RarefyError
-from rarefy.kernels.positional import PositionalExtension
 
 REFERENCE = "reference"
 VARIABLE = "RAREFY_KERNELS"
@@ -43,8 +42,7 @@ def extension() -> ModuleType | None:
         True
     """
     try:
-        module = importlib.import_module("rarefy.kernels._C")
-        return module if hasattr(module, "Layout") else PositionalExtension(module)
+        return importlib.import_module("rarefy.kernels._C")
     except ImportError as error:
         warnings.warn(
             f"rarefy runs without its compiled kernels ({error}): compact storage takes the slow plain-torch path; "
