@@ -12,6 +12,7 @@ import logging
 import sys
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 from rarefy.data.registry import DATA_PROCESSORS
 from rarefy.decoder.config_check import check_config
@@ -42,7 +43,7 @@ def check(config: TrainerConfig) -> None:
 
 def kind_and_fault(path: Path) -> tuple[str, str]:
     """The name of a file's model, and why it does not run; empty where it does."""
-    content = read_file(path)
+    content: Any = read_file(path)
     trainers = content.get("trainer")
     first = trainers[0]["trainer"] if isinstance(trainers, list) else trainers
     name = str(first["init"]["model"]["name"]).split("/")[0]

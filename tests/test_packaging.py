@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-EXTRAS = {"transformers", "plot", "digits", "hdf5", "tensorboard", "wandb", "mlflow", "dev", "docs"}
+EXTRAS = {"transformers", "plot", "digits", "hdf5", "tensorboard", "dev", "docs"}
 NO_COMPILER = {"CC": "/missing/cc", "CXX": "/missing/c++"}
 PARAMS = """
 trainer:

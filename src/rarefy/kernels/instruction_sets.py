@@ -81,7 +81,7 @@ def matrix_units() -> tuple[str, ...]:
         True
     """
     module = extension()
-    return tuple(module.matrix_units()) if hasattr(module, "matrix_units") else ()
+    return tuple(module.matrix_units()) if module is not None else ()
 
 
 def instruction_set() -> str:
@@ -104,7 +104,7 @@ def instruction_set_index() -> int | None:
         >>> (instruction_set_index() is None) == (instruction_set() == "reference")
         True
     """
-    return _chosen(os.environ.get(VARIABLE)).index
+    return _chosen(os.environ.get(VARIABLE)).number
 
 
 def matrix_unit() -> str:
@@ -119,7 +119,7 @@ def matrix_unit() -> str:
 
 class _Choice(NamedTuple):
     name: str
-    index: int | None
+    number: int | None
     unit: str
 
 
