@@ -156,7 +156,7 @@ def names_of_torch(wanted: Callable[[str], bool]) -> set[str]:
 REGISTRARS = {
     "algorithms.attachment.attachment",  # modules of sparse weights
     "algorithms.attachment.following",  # optimizers, and the gradients of sparse weights
-    "algorithms.attachment.keep_pruned",  # files and copies of sparse weights
+    "algorithms.attachment.keeper",  # files and copies of sparse weights
     "integrations.signed_zeros",  # files of Transformers
     "nn.linear",  # files of a layer that is used without an algorithm
     "tensors.gradient",  # the gradient of a sparse weight, to be gathered

@@ -125,6 +125,17 @@ void select(int isa, Address data, Address mask, int64_t size, int element_bytes
   });
 }
 
+bool holds_zeros(int isa, Address data, Address mask, int64_t size, int element_bytes, int threads) {
+  require(element_bytes == 2 || element_bytes == 4 || element_bytes == 8, "element_bytes: give 2, 4 or 8");
+  return table(isa).holds_zeros({
+      .data = at<const void>(data),
+      .mask = at<const uint8_t>(mask),
+      .size = size,
+      .element_bytes = element_bytes,
+      .threads = threads,
+  });
+}
+
 void keep_n_of_m(int isa, Address scores, int64_t groups, int n, int m, Address mask, int threads) {
   table(isa).keep_n_of_m({
       .scores = at<const float>(scores),
@@ -239,6 +250,8 @@ NB_MODULE(_C, m) {
   m.def("keep_top", &rarefy::keep_top, release, named, "isa"_a, "scores"_a, "candidates"_a, "size"_a, "count"_a,
         "mask"_a, "threads"_a);
   m.def("select", &rarefy::select, release, named, "isa"_a, "data"_a, "mask"_a, "size"_a, "element_bytes"_a,
+        "threads"_a);
+  m.def("holds_zeros", &rarefy::holds_zeros, release, named, "isa"_a, "data"_a, "mask"_a, "size"_a, "element_bytes"_a,
         "threads"_a);
   m.def("keep_n_of_m", &rarefy::keep_n_of_m, release, named, "isa"_a, "scores"_a, "groups"_a, "n"_a, "m"_a, "mask"_a,
         "threads"_a);

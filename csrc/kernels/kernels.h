@@ -70,6 +70,15 @@ struct SelectCall {
   int threads;
 };
 
+// Whether data has only zeros, of either sign, where the mask has none.
+struct HoldsZerosCall {
+  const void* data;
+  const uint8_t* mask;
+  int64_t size;
+  int element_bytes;  // 2, 4 or 8
+  int threads;
+};
+
 // mask = the `n` highest scores of every `m` neighbours.
 struct KeepNOfMCall {
   const float* scores;  // [groups, m]
@@ -100,6 +109,7 @@ struct KernelTable {
   bool (*backward)(const BackwardCall&);
   bool (*keep_top)(const KeepTopCall&);
   void (*select)(const SelectCall&);
+  bool (*holds_zeros)(const HoldsZerosCall&);
   void (*keep_n_of_m)(const KeepNOfMCall&);
   void (*block_sums)(const BlockSumsCall&);
   bool (*blocks_forward)(const BlocksForwardCall&);

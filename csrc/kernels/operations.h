@@ -9,6 +9,7 @@ bool forward(const ForwardCall&);
 bool backward(const BackwardCall&);
 bool keep_top(const KeepTopCall&);
 void select(const SelectCall&);
+bool holds_zeros(const HoldsZerosCall&);
 void keep_n_of_m(const KeepNOfMCall&);
 void block_sums(const BlockSumsCall&);
 bool blocks_forward(const BlocksForwardCall&);

@@ -1,3 +1,4 @@
+// Zeros at inactive positions: put there, or looked for.
 // In place: data = mask ? data : 0, by the bits, so that a NaN at an inactive position vanishes.
 #include "kernels.h"
 #include "operations.h"
@@ -16,7 +17,34 @@ void select_bits(Bits* data, const uint8_t* mask, int64_t size, int threads) {
   }
 }
 
+// A chunk fits into the nearest cache, and what it finds ends the search of its thread.
+constexpr int64_t chunk = 1 << 12;
+
+template <class Bits>
+bool holds_zeros_in(const Bits* data, const uint8_t* mask, int64_t size, int threads) {
+  constexpr Bits without_sign = static_cast<Bits>(~(Bits{1} << (8 * sizeof(Bits) - 1)));
+  bool holds = true;
+#pragma omp parallel for schedule(static) num_threads(threads) reduction(&& : holds)
+  for (int k = 0; k < threads; k++) {
+    const int64_t end = share_begin(size, threads, k + 1);
+    for (int64_t first = share_begin(size, threads, k); first < end && holds; first += chunk) {
+      const int64_t last = first + chunk < end ? first + chunk : end;
+      Bits found = 0;
+      for (int64_t i = first; i < last; i++) found |= static_cast<Bits>(data[i] & (static_cast<Bits>(mask[i]) - 1));
+      holds = (found & without_sign) == 0;
+    }
+  }
+  return holds;
+}
+
 }  // namespace
+
+bool holds_zeros(const HoldsZerosCall& c) {
+  const int threads = useful_threads(c.threads, c.size);
+  if (c.element_bytes == 2) return holds_zeros_in(static_cast<const uint16_t*>(c.data), c.mask, c.size, threads);
+  if (c.element_bytes == 4) return holds_zeros_in(static_cast<const uint32_t*>(c.data), c.mask, c.size, threads);
+  return holds_zeros_in(static_cast<const uint64_t*>(c.data), c.mask, c.size, threads);
+}
 
 void select(const SelectCall& c) {
   const int threads = useful_threads(c.threads, c.size);

@@ -8,6 +8,7 @@ const KernelTable kernels{
     .backward = backward,
     .keep_top = keep_top,
     .select = select,
+    .holds_zeros = holds_zeros,
     .keep_n_of_m = keep_n_of_m,
     .block_sums = block_sums,
     .blocks_forward = blocks_forward,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rarefy import callbacks, masks, patterns, schedules
-    from rarefy.algorithms.attachment.keep_pruned import finalize
+    from rarefy.algorithms.attachment.keeper import finalize
     from rarefy.algorithms.base import SparsityAlgorithm
     from rarefy.algorithms.dynamic import DynamicSparsityAlgorithm
     from rarefy.algorithms.gmp import GMP
@@ -49,7 +49,7 @@ _HOMES = MappingProxyType(
         "Static": "rarefy.algorithms.static",
         "Trainer": "rarefy.trainer.trainer",
         "configure": "rarefy.config",
-        "finalize": "rarefy.algorithms.attachment.keep_pruned",
+        "finalize": "rarefy.algorithms.attachment.keeper",
         "summary": "rarefy.algorithms.summary",
     }
 )

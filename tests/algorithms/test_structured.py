@@ -187,6 +187,7 @@ def test_every_update_agrees_with_a_loop_over_groups(name):
     torch.manual_seed(0)
     layer = nn.Linear(16, 10, bias=False)
     algorithm = rarefy.configure({**block_for(name, PATTERNS["2 of 4"]), "update": {"freq": 1}})
+    algorithm.autoupdate = False
     algorithm.apply(layer)
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.05)
     for update in range(1, 16):

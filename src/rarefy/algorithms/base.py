@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -14,9 +15,10 @@ from torch.optim import Optimizer
 from rarefy import filters
 from rarefy.algorithms import options
 from rarefy.algorithms.attachment import Attachment, check_state
+from rarefy.algorithms.attachment.hooks import UserHooks
 from rarefy.algorithms.few_connections import few_connections, warn_of_few
-from rarefy.algorithms.hooks import SparsityHook, TopologyHook, UserHooks
 from rarefy.algorithms.summary import Shown
+from rarefy.algorithms.timing import Timing
 from rarefy.algorithms.view import NEEDS, Needs, StepView, is_replaced
 from rarefy.distributed import agreed_seed
 from rarefy.distributions import check_distribution, share_out
@@ -24,7 +26,7 @@ from rarefy.errors import ConfigError, RarefyError
 from rarefy.filters import Candidate
 from rarefy.initializers import generator_for, parse_initializer
 from rarefy.patterns import Pattern, parse_pattern
-from rarefy.schedules import AtSteps, Schedule, UpdateSchedule, next_update
+from rarefy.schedules import AtSteps, Schedule, UpdateSchedule
 from rarefy.storage.choice import check_compact
 from rarefy.storage.growth import GrowthRequest
 from rarefy.storage.parameter import SparseParameter
@@ -60,6 +62,19 @@ class Sparsifier(Shown, ABC):
         raise RarefyError("model.apply(sparsity) is not allowed; call sparsity.apply(model)")
 
     @abstractmethod
+    def track(self, copy: nn.Module) -> None:
+        """Lets a copy of the model (an average of weights, a target network) follow its topology at each update.
+
+        The copy's new connections take the model's values, dropped ones go. Call it again after a resume.
+
+        Args:
+            copy: a module with the same weights; `AveragedModel` and others that hold it as a part, too.
+
+        Raises:
+            RarefyError: the model is not sparse yet, or the copy lacks one of its sparse weights.
+        """
+
+    @abstractmethod
     def update(self) -> None:
         """Recomputes the topology now."""
 
@@ -84,18 +99,6 @@ class Sparsifier(Shown, ABC):
             algorithm.accumulates = value
 
     @abstractmethod
-    def register_target_sparsity_hook(self, hook: SparsityHook) -> Any:
-        """Calls `hook(algorithm, parameter_name, sparsity)` with what the schedule asks for, at updates."""
-
-    @abstractmethod
-    def register_computed_sparsity_hook(self, hook: SparsityHook) -> Any:
-        """Calls `hook(algorithm, parameter_name, sparsity)` with what was measured, after every update."""
-
-    @abstractmethod
-    def register_topology_hook(self, hook: TopologyHook) -> Any:
-        """Calls `hook(algorithm, parameter_name, old_mask, new_mask)` after every update."""
-
-    @abstractmethod
     def state_dict(self) -> Any:
         """Everything that evolves, as plain values and tensors; masks are in the model's own state dict."""
 
@@ -108,7 +111,7 @@ class Sparsifier(Shown, ABC):
         """
 
 
-class SparsityAlgorithm(UserHooks, Sparsifier):
+class SparsityAlgorithm(UserHooks, Timing, Sparsifier):
     """Decides which connections of a model are active.
 
     Args:
@@ -251,10 +254,8 @@ class SparsityAlgorithm(UserHooks, Sparsifier):
             ConfigError: the filter, or one glob of it, matches nothing.
         """
         self._attachment.belongs_to(model)
-        try:
+        with self._named_as_written():
             return filters.select(model, self.globs)
-        except ConfigError as error:
-            raise error.under(self.paths.get(error.path, "")) from None
 
     def check(self, chosen: Mapping[str, Candidate]) -> None:
         """Refuses parameters that cannot become sparse, before anything is changed.
@@ -264,19 +265,22 @@ class SparsityAlgorithm(UserHooks, Sparsifier):
             RarefyError: a parameter already has an algorithm.
         """
         for name, candidate in chosen.items():
-            try:
+            with self._named_as_written():
                 self.pattern.on(candidate.axes).check(name, candidate.shape)
                 if self.compute == "compact":
                     check_compact(candidate)
-            except ConfigError as error:
-                raise error.under(self.paths.get(error.path, "")) from None
             self._attachment.refuse_taken(name, candidate)
 
-    def apply_to(self, chosen: Mapping[str, Candidate]) -> None:
-        """Makes exactly these parameters sparse; a group shares a model out with it.
+    @contextmanager
+    def _named_as_written(self) -> Iterator[None]:
+        """Errors of options get the path at which the user wrote them."""
+        try:
+            yield
+        except ConfigError as error:
+            raise error.under(self.paths.get(error.path, "")) from None
 
-        Args:
-            chosen: parameters by name.
+    def apply_to(self, chosen: Mapping[str, Candidate]) -> None:
+        """Makes exactly these parameters, given by name, sparse; a group shares a model out with it.
 
         Raises:
             ConfigError: the pattern does not divide a weight.
@@ -315,6 +319,10 @@ class SparsityAlgorithm(UserHooks, Sparsifier):
         pieces = pattern.split(weight.detach())
         return pattern.merge([self.init_method(piece, *options) for piece in pieces])
 
+    def track(self, copy: nn.Module) -> None:
+        """Lets a copy of the model follow its topology; see `Sparsifier.track`."""
+        self._attachment.track(copy)
+
     @abstractmethod
     def update(self) -> None:
         """Recomputes the topology now."""
@@ -339,18 +347,6 @@ class SparsityAlgorithm(UserHooks, Sparsifier):
     def gradient_request(self) -> GrowthRequest | None:
         """Which part of the dense gradient the coming update can need; None for all of it."""
         return None
-
-    def next_update_step(self, after: int) -> int | None:
-        """The first update step later than `after`; None if there is none for long."""
-        return next_update(self.update_schedule, after)
-
-    def current(self, schedule: Schedule, ahead: int = 0) -> float:
-        """The value of a schedule at this step, or `ahead` steps later, clamped to [0, 1]."""
-        return min(max(schedule(self.step + ahead, self.updates), 0.0), 1.0)
-
-    def target_at(self, step: int, updates: int) -> float:
-        """The sparsity that the schedule asks for at a step, clamped to what the pattern allows."""
-        return min(max(self.sparsity(step, updates), 0.0), self.pattern.structure.highest_sparsity)
 
     def _targets(self, shapes: Mapping[str, torch.Size]) -> dict[str, float]:
         """The sparsity that each parameter shall have now."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -59,6 +60,7 @@ class DynamicSparsityAlgorithm(SparsityAlgorithm):
         arguments_of(self.update_mask)
         self.update_schedule = parse_update_schedule(update)
         self.generator = torch.Generator()
+        self._has_told = False
 
     @abstractmethod
     def update_mask(self, view: WeightView) -> Tensor:
@@ -121,11 +123,15 @@ class DynamicSparsityAlgorithm(SparsityAlgorithm):
             RarefyError: a backward pass left the dense gradient out that the algorithm ranks by.
         """
         targets = self._targets({name: parameter.shape for name, parameter in self.parameters.items()})
-        for name, parameter in self.parameters.items():
-            self._update_parameter(parameter, targets[name])
-        self.updates += 1
+        changes = [
+            self._update_parameter(parameter, targets[name]) for name, parameter in self.parameters.items()
+        ]
+        self.updates += any(changes)
 
-    def _update_parameter(self, parameter: SparseParameter, sparsity: float) -> None:
+    def _update_parameter(self, parameter: SparseParameter, sparsity: float) -> bool:
+        """Updates one weight, unless it is frozen or what the algorithm needs is missing; whether it did."""
+        if self._attachment.is_frozen(parameter):
+            return False
         parameter.show()
         self.generator = generator_for(self.seed or 0, parameter.name, self.updates)
         mask = self._next_mask(parameter, sparsity)
@@ -134,6 +140,21 @@ class DynamicSparsityAlgorithm(SparsityAlgorithm):
             if self.restricts_forward:
                 self._restrict_forward(parameter, sparsity, self.updates)
         parameter.hide()
+        if mask is None:
+            self._tell_missing(parameter)
+        return mask is not None
+
+    def _tell_missing(self, parameter: SparseParameter) -> None:
+        """Says once that an update could not have the gradient that it ranks by."""
+        if not self._has_told:
+            self._has_told = True
+            kind = self.name or type(self).__name__
+            warnings.warn(
+                f"{parameter.name} keeps its topology at step {self.step}: {kind} ranks by its {self.needs} gradient, "
+                "and no backward pass left one for this step (the weight was not used, the update was called before a "
+                "backward pass, or compact storage was given a gradient by hand); this is said once",
+                stacklevel=2,
+            )
 
     def _next_mask(self, parameter: SparseParameter, sparsity: float) -> Tensor | None:
         """The new mask of a parameter, by `update_mask`; None where the gradient for it is missing."""

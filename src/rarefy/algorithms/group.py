@@ -10,9 +10,9 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from rarefy import filters
+from rarefy.algorithms.attachment.hooks import SparsityHook, TopologyHook
 from rarefy.algorithms.base import Sparsifier, SparsityAlgorithm
 from rarefy.algorithms.few_connections import few_connections, warn_of_few
-from rarefy.algorithms.hooks import SparsityHook, TopologyHook
 from rarefy.errors import RarefyError
 from rarefy.filters import Candidate
 
@@ -117,6 +117,12 @@ class Group(Sparsifier):
             shares.append({name: candidate for name, candidate in chosen.items() if name not in taken})
             taken |= chosen.keys()
         return shares
+
+    def track(self, copy: nn.Module) -> None:
+        """Lets a copy of the model follow the topology of every member's weights; see `Sparsifier.track`."""
+        for algorithm in self.algorithms:
+            if algorithm.parameters or not any(other.parameters for other in self.algorithms):
+                algorithm.track(copy)
 
     def update(self) -> None:
         """Recomputes every topology now."""

@@ -6,7 +6,7 @@ from rarefy.kernels.instruction_sets import available, instruction_set
 from rarefy.kernels.native import Layout
 from rarefy.kernels.ops import dense_gradient, infer, sparse_linear, zero_inactive_
 from rarefy.kernels.panels import Panels
-from rarefy.kernels.selection import block_sums, keep_n_of_m, keep_top
+from rarefy.kernels.selection import block_sums, holds_zeros, keep_n_of_m, keep_top
 
 __all__ = [
     "BlockTopology",
@@ -16,6 +16,7 @@ __all__ = [
     "block_linear",
     "block_sums",
     "dense_gradient",
+    "holds_zeros",
     "infer",
     "instruction_set",
     "keep_n_of_m",

@@ -260,6 +260,28 @@ def zero_inactive_(tensor: Tensor, mask: Tensor) -> None:
     )
 
 
+def holds_zeros(data: Tensor, mask: Tensor) -> bool:
+    """Whether data has only zeros where the mask has none; both contiguous, elements of 2, 4 or 8 bytes."""
+    return _module().holds_zeros(
+        isa=_index(),
+        data=data.data_ptr(),
+        mask=mask.data_ptr(),
+        size=data.numel(),
+        element_bytes=data.element_size(),
+        threads=torch.get_num_threads(),
+    )
+
+
+def has(operation: str) -> bool:
+    """Whether the compiled kernels are in use and have an operation; one built before it existed has not.
+
+    Example:
+        >>> has("no such operation")
+        False
+    """
+    return instruction_set_index() is not None and hasattr(extension(), operation)
+
+
 def _module() -> ModuleType:
     module = extension()
     if module is None:

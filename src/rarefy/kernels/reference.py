@@ -171,6 +171,16 @@ def zero_inactive_(tensor: Tensor, mask: Tensor) -> None:
         tensor.detach().view(integer).mul_(mask)
 
 
+def holds_zeros(data: Tensor, mask: Tensor) -> bool:
+    """Whether every inactive position is a zero.
+
+    Example:
+        >>> holds_zeros(torch.tensor([1.0, -0.0]), torch.tensor([True, False]))
+        True
+    """
+    return not bool(data.masked_fill(mask, 0).any())
+
+
 def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 

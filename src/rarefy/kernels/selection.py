@@ -100,3 +100,21 @@ def _prepared(scores: Tensor) -> tuple[Tensor, bool]:
         scores = scores.float()
     compiled = scores.dtype == torch.float32 and native.serves(scores)
     return scores.contiguous(), compiled
+
+
+def holds_zeros(data: Tensor, mask: Tensor) -> bool:
+    """Whether every inactive position is a zero, of either sign; nothing is written.
+
+    Args:
+        data: any shape, floating point; compiled where it is contiguous, on the CPU, and of 2, 4 or 8 bytes.
+        mask: bool, the shape of `data`.
+
+    Example:
+        >>> holds_zeros(torch.tensor([1.0, 2.0]), torch.tensor([True, False]))
+        False
+    """
+    data = data.detach()
+    is_plain = data.is_contiguous() and mask.is_contiguous() and type(data) in (Tensor, torch.nn.Parameter)
+    if data.is_cpu and is_plain and data.element_size() in (2, 4, 8) and native.has("holds_zeros"):
+        return native.holds_zeros(data, mask)
+    return reference.holds_zeros(data, mask)

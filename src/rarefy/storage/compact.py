@@ -39,6 +39,15 @@ class CompactStorage:
         return getattr(self.module, self.leaf)
 
     @property
+    def is_in_place(self) -> bool:
+        """Whether the module still has the sparse weight."""
+        return isinstance(getattr(self.module, self.leaf, None), SparseWeight)
+
+    def check_in_place(self) -> None:
+        """Takes over what somebody assigned, or refuses it."""
+        self.restore()
+
+    @property
     def shape(self) -> torch.Size:
         """The shape of the weight."""
         return self.weight.shape
@@ -57,6 +66,11 @@ class CompactStorage:
     def active(self) -> int:
         """The number of values."""
         return self.weight.connections
+
+    @property
+    def nonzero(self) -> int:
+        """The number of values."""
+        return self.active
 
     @property
     def index_bytes(self) -> int:
@@ -108,12 +122,17 @@ class CompactStorage:
     def prune(self, optimizers: Iterable[Optimizer]) -> None:
         """Nothing to do."""
 
-    def select_gradient(self) -> None:
+    def restore_zeros(self, optimizers: Iterable[Optimizer]) -> None:
+        """Nothing to do."""
+
+    def select_gradient(self, dense: DenseGradient | None) -> None:
         """Gathers a gradient that somebody assigned dense."""
         self.restore()
         weight = self.weight
         grad = weight.grad
         if grad is not None and not isinstance(grad, SparseWeight):
+            if dense is not None:
+                dense.assign(grad)
             weight.grad = weight.companion(weight.topology.gather(grad.detach()))
 
     gradient_is_selected = True

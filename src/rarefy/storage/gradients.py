@@ -99,9 +99,12 @@ class DenseGradient:
         self._version = -1
         self._arrived: Tensor | None = None
         self._is_expected = False
+        self._is_closed = False
 
     def begin(self, grad: Tensor | None) -> None:
         """Called before a micro-batch is added to `grad`: forgets the sum if the user discarded that gradient."""
+        if self._is_closed:
+            return
         if grad is None or (times_written(grad) != self._version and not grad.any()):
             self.value = None
 
@@ -110,11 +113,15 @@ class DenseGradient:
 
         Inactive positions hold this micro-batch alone (earlier ones were zeroed), active ones the whole sum.
         """
+        if self._is_closed:
+            return
         value = self._sum
         self.value = grad.detach().clone() if value is None else torch.where(mask, grad, value + grad)
 
     def arrive(self, grad: Tensor) -> None:
         """Takes in the dense gradient of one micro-batch."""
+        if self._is_closed:
+            return
         if self._is_expected:
             self._is_expected = False
             self._sum_up(grad)
@@ -123,10 +130,29 @@ class DenseGradient:
 
     def pair(self) -> None:
         """Called once a micro-batch was added whose dense gradient arrives, or has arrived."""
+        if self._is_closed:
+            return
         arrived, self._arrived = self._arrived, None
         self._is_expected = arrived is None
         if arrived is not None:
             self._sum_up(arrived)
+
+    def assign(self, grad: Tensor) -> None:
+        """Takes over a whole gradient that somebody else computed, in place of any sum."""
+        self.value = grad.detach().clone()
+
+    def scale(self, factor: float | Tensor) -> None:
+        """Multiplies the sum; a shortlist is only ranked, and left as it is."""
+        if isinstance(self.value, Tensor) and factor != 1:
+            self.value = self.value * factor
+
+    def close(self) -> None:
+        """Called when the optimizer is about to use the gradient: what other losses leave there later is not added."""
+        self._is_closed = self.value is not None
+
+    def reopen(self) -> None:
+        """Called when the step of all weights is over."""
+        self._is_closed = False
 
     @property
     def is_missing(self) -> bool:
@@ -141,6 +167,7 @@ class DenseGradient:
         """The sum, which is forgotten; None if no gradient came."""
         value = self.value
         self.value, self._arrived, self._is_expected = None, None, False
+        self._is_closed = False
         return value
 
     def saved(self) -> Any:
@@ -187,6 +214,10 @@ class LastSelected:
     def remember(self, grad: Tensor) -> None:
         """Called once `grad` was selected."""
         self._grad, self._version = weakref.ref(grad), times_written(grad)
+
+    def is_of(self, grad: Tensor) -> bool:
+        """Whether `grad` is the very tensor that was selected last, written to or not."""
+        return self._grad is not None and self._grad() is grad
 
     def is_intact(self, grad: Tensor) -> bool:
         """Whether `grad` was selected and no one (clipping, noise, an assignment) wrote to it since."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from rarefy import masks
+from rarefy import kernels, masks
 from rarefy.errors import RarefyError
 from rarefy.storage.gradients import DenseGradient, LastSelected
 from rarefy.storage.optimizer_state import begin_state, rest_inactive
@@ -26,10 +26,9 @@ class MaskedStorage:
     kind = "masked"
 
     def __init__(self, module: nn.Module, leaf: str) -> None:
-        self.module, self.leaf = module, leaf
-        # A module may have a mask of its own, of a causal convolution for example.
-        taken = hasattr(module, f"{leaf}_mask")
-        self.mask_leaf = f"{leaf}_sparsity_mask" if taken else f"{leaf}_mask"
+        self.module = module
+        self.leaf = leaf
+        self.mask_leaf = free_mask_leaf(module, leaf)
         self.last_selected = LastSelected()
         mask = torch.ones_like(self.weight, dtype=torch.bool, memory_format=torch.contiguous_format)
         self._write_mask(mask)
@@ -38,6 +37,15 @@ class MaskedStorage:
     def weight(self) -> nn.Parameter:
         """The parameter that holds the weight."""
         return getattr(self.module, self.leaf)
+
+    @property
+    def is_in_place(self) -> bool:
+        """Whether the module has both, as a parameter and as a bool tensor of its shape."""
+        weight = getattr(self.module, self.leaf, None)
+        mask = getattr(self.module, self.mask_leaf, None)
+        if not isinstance(weight, nn.Parameter) or not isinstance(mask, Tensor):
+            return False
+        return mask.dtype == torch.bool and mask.shape == weight.shape
 
     @property
     def shape(self) -> torch.Size:
@@ -53,6 +61,14 @@ class MaskedStorage:
     def active(self) -> int:
         """Counted in the mask."""
         return int(self.mask.count_nonzero())
+
+    @property
+    def nonzero(self) -> int:
+        """Counted in the mask, and in what somebody wrote beside it."""
+        weight = self.weight.detach()
+        return (
+            self.active if kernels.holds_zeros(weight, self.mask) else int((self.mask | (weight != 0)).sum())
+        )
 
     @property
     def index_bytes(self) -> int:
@@ -82,6 +98,8 @@ class MaskedStorage:
 
     def set_mask(self, mask: Tensor, optimizers: Iterable[Optimizer]) -> None:
         """Replaces the mask, zeroes what it drops, and lets the optimizers begin with what it grows."""
+        # What somebody wrote at inactive positions must not become the start of a new connection.
+        self.restore_zeros(optimizers)
         grown = mask > self.mask
         self._write_mask(mask)
         self.prune(optimizers)
@@ -96,14 +114,14 @@ class MaskedStorage:
 
     def prune(self, optimizers: Iterable[Optimizer]) -> None:
         """Zeroes weight, gradient and optimizer state of inactive connections."""
-        self._check_in_place()
+        self.check_in_place()
         weight, mask = self.weight, self.mask
         masks.zero_inactive_(weight.data, mask)
         if weight.grad is not None:
             masks.zero_inactive_(weight.grad, mask)
         rest_inactive(optimizers, weight, mask)
 
-    def _check_in_place(self) -> None:
+    def check_in_place(self) -> None:
         """Refuses a weight that other code took out of its module.
 
         Raises:
@@ -119,13 +137,29 @@ class MaskedStorage:
                 "called; do that before sparsity.apply(model), or after rarefy.finalize(model)"
             )
 
-    def select_gradient(self) -> None:
-        """Selects again what somebody wrote to since it was accumulated."""
-        self._check_in_place()
+    def restore_zeros(self, optimizers: Iterable[Optimizer]) -> None:
+        """Prunes if somebody wrote to inactive positions; looking costs half of what writing does."""
+        weight = self.weight
+        if not weight.is_cpu:
+            # An answer from another device would have to be waited for.
+            masks.zero_inactive_(weight.data, self.mask)
+        elif not kernels.holds_zeros(weight, self.mask):
+            self.prune(optimizers)
+
+    def select_gradient(self, dense: DenseGradient | None) -> None:
+        """Selects again what somebody wrote to since it was accumulated, or what nobody accumulated."""
+        self.check_in_place()
         grad = self.weight.grad
-        if grad is not None and not self.gradient_is_selected:
-            masks.zero_inactive_(grad, self.mask)
-            self.last_selected.remember(grad)
+        if grad is None or self.gradient_is_selected:
+            return
+        if (
+            dense is not None
+            and not self.last_selected.is_of(grad)
+            and not kernels.holds_zeros(grad, self.mask)
+        ):
+            dense.assign(grad)
+        masks.zero_inactive_(grad, self.mask)
+        self.last_selected.remember(grad)
 
     @property
     def gradient_is_selected(self) -> bool:
@@ -135,7 +169,7 @@ class MaskedStorage:
 
     def after_accumulation(self, grad: Tensor, dense: DenseGradient | None) -> None:
         """Drops the gradient of inactive connections, once it was added to the dense one."""
-        self._check_in_place()
+        self.check_in_place()
         if dense is not None:
             dense.add(grad, self.mask)
         masks.zero_inactive_(grad, self.mask)
@@ -164,3 +198,18 @@ class MaskedStorage:
         dense = tensor.new_zeros(self.shape)
         dense[self.mask.to(tensor.device)] = tensor
         return dense
+
+
+def free_mask_leaf(module: nn.Module, leaf: str) -> str:
+    """The name for the mask of a weight: `<leaf>_mask`, unless the module has something of its own there.
+
+    Example:
+        >>> layer = nn.Linear(2, 2)
+        >>> layer.register_buffer("weight_mask", torch.ones(2, 2))
+        >>> free_mask_leaf(layer, "weight"), free_mask_leaf(layer, "bias")
+        ('weight_sparsity_mask', 'bias_mask')
+    """
+    name = f"{leaf}_mask"
+    while hasattr(module, name):
+        name = name.removesuffix("_mask") + "_sparsity_mask"
+    return name

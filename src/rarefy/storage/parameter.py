@@ -19,7 +19,7 @@ from rarefy.storage.gradients import DenseGradient
 from rarefy.storage.masked import MaskedStorage
 from rarefy.storage.optimizer_state import change_state, make_states_dense
 from rarefy.storage.protocol import Storage, checksum
-from rarefy.storage.ranking import Score
+from rarefy.storage.ranking import Score, common_factor
 from rarefy.ties import DEFAULT_ORDER, TieOrder
 
 Kind = Literal["masked", "compact"]
@@ -72,6 +72,19 @@ class SparseParameter:
         return self.storage.weight
 
     @property
+    def is_in_place(self) -> bool:
+        """Whether the module still has the weight as a parameter of its own, with the mask beside it."""
+        return self.storage.is_in_place
+
+    def require_parameter(self) -> None:
+        """Refuses to go on with a weight that somebody replaced by something computed.
+
+        Raises:
+            RarefyError: it is no parameter any longer, or its mask is gone.
+        """
+        self.storage.check_in_place()
+
+    @property
     def shape(self) -> torch.Size:
         """The shape of the dense weight."""
         return self.storage.shape
@@ -83,8 +96,8 @@ class SparseParameter:
 
     @property
     def actual_sparsity(self) -> float:
-        """The measured fraction of inactive connections; 0 for an empty weight."""
-        return 1.0 - self.active / self.shape.numel() if self.shape.numel() else 0.0
+        """The measured fraction of positions that are inactive and hold zeros; 0 for an empty weight."""
+        return 1.0 - self.storage.nonzero / self.shape.numel() if self.shape.numel() else 0.0
 
     @property
     def active(self) -> int:
@@ -266,6 +279,34 @@ class SparseParameter:
     def after_accumulation(self, grad: Tensor, collects: bool) -> None:
         """Called once a micro-batch was added to the gradient `grad`."""
         self.storage.after_accumulation(grad, self.dense_gradient if collects else None)
+
+    def finish_gradient(self, wants_dense: bool, wants_active: bool, scale: Tensor | None) -> None:
+        """Called when an optimizer is about to use the gradient.
+
+        Args:
+            wants_dense: whether the dense gradient is collected for this step; it is from now on what was collected,
+                times what the gradient was multiplied by since (a loss scale that was taken out, a clipped norm).
+            wants_active: whether the update after this step asks for the gradient of active connections.
+            scale: a loss scale that the optimizer will take out by itself.
+        """
+        grad = self.weight.grad
+        if grad is None:
+            return
+        self.storage.select_gradient(self.dense_gradient if wants_dense else None)
+        if wants_active:
+            self.active_gradient = grad.detach().clone() if scale is None else grad.detach() / scale
+        if wants_dense:
+            # A scaler that takes its factor out leaves no other trace in the gradient than the factor itself.
+            factor = self._factor_since(grad) if scale is None else 1 / scale
+            self.dense_gradient.scale(factor)
+            self.dense_gradient.close()
+
+    def _factor_since(self, grad: Tensor) -> float:
+        """By what the gradient was multiplied since it was accumulated; 1 where it was changed in another way."""
+        collected = self.dense_gradient.value
+        if not isinstance(collected, Tensor):
+            return 1.0
+        return common_factor(self.storage.collect(grad.detach()), self.storage.collect(collected))
 
     def take_active_gradient(self) -> Tensor | None:
         """The gradient of active connections in the shape of the dense weight, zeros elsewhere; None without one."""

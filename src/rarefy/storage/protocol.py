@@ -29,6 +29,15 @@ class Storage(Protocol):
         ...
 
     @property
+    def is_in_place(self) -> bool:
+        """Whether the module still has the weight as a parameter, with the mask beside it."""
+        ...
+
+    def check_in_place(self) -> None:
+        """Refuses a weight that other code took out of its module; see `SparseParameter.require_parameter`."""
+        ...
+
+    @property
     def shape(self) -> torch.Size:
         """The shape of the dense weight."""
         ...
@@ -41,6 +50,11 @@ class Storage(Protocol):
     @property
     def active(self) -> int:
         """How many connections are active, measured."""
+        ...
+
+    @property
+    def nonzero(self) -> int:
+        """How many positions are active, or hold something that somebody wrote there."""
         ...
 
     @property
@@ -82,8 +96,16 @@ class Storage(Protocol):
         """Makes whatever is kept of inactive connections exact zeros."""
         ...
 
-    def select_gradient(self) -> None:
-        """Makes the gradient of inactive connections exact zeros, unless they are so since the last time."""
+    def restore_zeros(self, optimizers: Iterable[Optimizer]) -> None:
+        """Prunes if somebody wrote to inactive positions of the weight."""
+        ...
+
+    def select_gradient(self, dense: DenseGradient | None) -> None:
+        """Makes the gradient of inactive connections exact zeros, unless they are so since the last time.
+
+        Args:
+            dense: takes in the whole of a gradient that no backward pass accumulated, if that is wanted.
+        """
         ...
 
     @property

@@ -12,6 +12,7 @@ Score = Callable[[Tensor], Tensor]
 
 _PART = 1 << 18
 _SAMPLED_FROM, _SAMPLES = 1 << 18, 1 << 16
+_COMPARED, _ROUNDING = 64, 0.02
 
 
 def ranked_in_place(grad: Tensor, score: Score) -> Tensor:
@@ -73,3 +74,34 @@ def _score_of_rank(rank: int, grad: Tensor, inactive: Tensor, score: Score) -> T
 def _parts(grad: Tensor) -> Sequence[Tensor]:
     """Views that fit into a cache."""
     return grad.split(max(1, _PART // grad[0].numel()))
+
+
+def common_factor(tensor: Tensor, other: Tensor) -> float:
+    """The factor by which `tensor` is larger than `other`, if nearly all of the largest sampled entries have the same.
+
+    Args:
+        tensor: any shape.
+        other: the shape of `tensor`.
+
+    Returns:
+        A power of two where it is one but for rounding, as loss scales are; 1 if there is no such factor.
+
+    Example:
+        >>> common_factor(torch.tensor([2.0, 0.0]), torch.tensor([1024.0, 5.0]))
+        0.001953125
+        >>> common_factor(torch.tensor([2.0, 3.0]), torch.tensor([1.0, 6.0]))
+        1.0
+    """
+    stride = max(1, tensor.numel() // _SAMPLES)
+    now, before = tensor.flatten()[::stride], other.flatten()[::stride]
+    places = now.abs().topk(min(_COMPARED, now.numel())).indices
+    ratios = now[places].double() / before[places].double()
+    ratios = ratios[ratios.isfinite() & (ratios != 0)]
+    if not len(ratios):
+        return 1.0
+    middle = float(ratios.median())
+    is_common = float(((ratios / middle - 1).abs() < _ROUNDING).double().mean()) > 0.9
+    if not is_common or middle <= 0:
+        return 1.0
+    power = math.log2(middle)
+    return 2.0 ** round(power) if abs(power - round(power)) < _ROUNDING else middle

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from rarefy.algorithms.attachment.copies import Copies, follow_topology, own_mask, place_of
 from rarefy.algorithms.attachment.following import Following
-from rarefy.algorithms.attachment.keep_pruned import KeepPruned, reclaim
+from rarefy.algorithms.attachment.keeper import Keeper, reclaim
 from rarefy.algorithms.attachment.saving import load_weights_state, weights_state
 from rarefy.algorithms.view import Needs, StepView
 from rarefy.errors import RarefyError
@@ -81,6 +82,7 @@ class Attachment:
         self._policy = policy
         self._models: list[weakref.ref[nn.Module]] = []
         self._following = Following(self.parameters, self._before_step, self._step_is_over)
+        self._copies = Copies()
         self._gradient_handles: dict[str, tuple[nn.Parameter, list[RemovableHandle]]] = {}
 
     @property
@@ -127,15 +129,16 @@ class Attachment:
         parameter.start_state(self._policy.connection_state)
         parameter.dense_gradient.shorten = partial(self._shorten, parameter)
         self._watch_gradient(parameter)
-        keeper = KeepPruned(
+        keeper = Keeper(
             first.module,
             first.leaf,
-            parameter.observe,
-            partial(self._after_load, parameter),
-            partial(self._release, parameter),
-            partial(self._before_load, parameter),
+            parameter.mask_leaf,
+            observe=parameter.observe,
+            prune=partial(self._before_state_dict, parameter),
+            before_load=partial(self._before_load, parameter),
+            on_load=partial(self._after_load, parameter),
+            on_release=partial(self._release, parameter),
         )
-        keeper.mask_leaf = parameter.mask_leaf
         if self._policy.restricts_forward:
             keeper.true_weight = parameter.true_weight
         keeper.register(dict.fromkeys(place.module for place in candidate.places))
@@ -159,7 +162,34 @@ class Attachment:
 
     def set_mask(self, parameter: SparseParameter, mask: Tensor) -> None:
         """Gives a weight a new topology, and its optimizers' state with it."""
+        before = parameter.mask.clone() if self._copies else mask
         parameter.set_mask(mask, self._following.optimizers)
+        if self._copies:
+            self._copies.follow(parameter.name, before, mask, parameter.dense_weight())
+
+    def track(self, copy: nn.Module) -> None:
+        """Lets a copy of the model follow its topology from now on, and gives it that of now.
+
+        Raises:
+            RarefyError: there is no sparse weight yet, or the copy lacks one.
+        """
+        if not self.parameters:
+            raise RarefyError("track comes after apply(model): no weight is sparse yet")
+        prefix = self._copies.add(copy, list(self.parameters))
+        for name, parameter in self.parameters.items():
+            module, leaf = place_of(copy, prefix + name)
+            old = own_mask(module, leaf)
+            follow_topology(
+                module,
+                leaf,
+                parameter.mask if old is None else old.clone(),
+                parameter.mask,
+                parameter.true_weight(),
+            )
+
+    def is_frozen(self, parameter: SparseParameter) -> bool:
+        """Whether a weight cannot learn, and keeps its topology therefore."""
+        return self._following.is_frozen(parameter)
 
     def choose_storage(self) -> None:
         """Gives parameters the storage that `compute` asks for at their present sparsity."""
@@ -169,6 +199,8 @@ class Attachment:
     def _release(self, parameter: SparseParameter) -> None:
         """Forgets a parameter of a model that is finalized; its optimizers may go on with the dense weight."""
         parameter.become("masked", self._following.optimizers)
+        if parameter.is_in_place:
+            parameter.storage.restore_zeros(self._following.optimizers)
         self.parameters.pop(parameter.name, None)
         for handle in self._gradient_handles.pop(parameter.name)[1]:
             handle.remove()
@@ -177,11 +209,20 @@ class Attachment:
         """Takes the topology of a state dict that is about to be loaded, so that its weight fits."""
         parameter.before_load(mask, self._following.optimizers)
 
+    def _before_state_dict(self, parameter: SparseParameter) -> None:
+        """Restores the zeros, so that files have them."""
+        if parameter.is_in_place:
+            parameter.storage.restore_zeros(self._following.optimizers)
+
     def _after_load(self, parameter: SparseParameter) -> None:
         """Follows a parameter whose module loaded a state dict, by copy or by assignment."""
+        self._find(parameter)
+        parameter.after_load(self._following.optimizers)
+
+    def _find(self, parameter: SparseParameter) -> None:
+        """Follows a parameter that was replaced by another one in its module."""
         if self._gradient_handles[parameter.name][0] is not parameter.weight:
             self._watch_gradient(parameter)
-        parameter.after_load(self._following.optimizers)
 
     # ---- gradients ----
 
@@ -217,9 +258,12 @@ class Attachment:
         grad = weight.grad
         if grad is None:
             return
+        parameter.require_parameter()
         if grad.layout is not torch.strided:
             raise RarefyError(f"{parameter.name} has a sparse gradient; build its module with sparse=False")
         parameter.after_accumulation(grad, self._collects_dense_grad())
+        if self._policy.autoupdate:
+            self._following.saw_gradient(parameter, grad)
 
     def _shorten(self, parameter: SparseParameter, grad: Tensor) -> Tensor | Shortlist:
         """What has to be held of a dense gradient that arrived in whole."""
@@ -228,15 +272,17 @@ class Attachment:
 
     # ---- steps ----
 
-    def _before_step(self, parameter: SparseParameter, optimizer: Optimizer) -> None:
-        """Called when the gradient is what the optimizer is about to use."""
+    def _before_step(self, parameter: SparseParameter, optimizer: Optimizer | None) -> None:
+        """Called when the gradient is what an optimizer is about to use; without one that of another weight."""
+        self._find(parameter)
         grad = parameter.weight.grad
-        if grad is None:
+        if optimizer is None or grad is None:
+            parameter.storage.select_gradient(None)
             return
         scale = scale_in_gradients(optimizer)
         policy = self._policy
-        if policy.needs == "active" and scale is not None and self._is_update_step(self.step + 1):
-            parameter.active_gradient = grad / scale
+        wants_active = policy.needs == "active" and self._is_update_step(self.step + 1)
+        parameter.finish_gradient(self._collects_dense_grad(), wants_active, scale)
         if policy.observes:
             unscaled = grad if scale is None else grad / scale
             weight = parameter.storage.entries.detach()
@@ -250,6 +296,8 @@ class Attachment:
         if is_update:
             self.forget_removed()
             self._policy.update()
+        for parameter in self.parameters.values():
+            parameter.dense_gradient.reopen()
         if is_update or self.step == 1:
             self.choose_storage()
         self.prepare()

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from rarefy.algorithms.attachment.step_watch import StepWatch
 from rarefy.errors import RarefyError
 from rarefy.storage.optimizer_traits import preserves_zeros, trained_parameters, with_inner
 from rarefy.storage.parameter import SparseParameter
@@ -22,7 +23,8 @@ class Following:
 
     Args:
         parameters: the sparse weights by name; the caller adds to it.
-        before_step: called with a weight and an optimizer when the weight's gradient is what the optimizer will use.
+        before_step: called with each weight when its gradient is what the optimizer will use; with the optimizer if
+            the weight is one of its own, else with None.
         after_step: called when every sparse weight has taken one more step.
 
     Attributes:
@@ -33,12 +35,13 @@ class Following:
     def __init__(
         self,
         parameters: Mapping[str, SparseParameter],
-        before_step: Callable[[SparseParameter, Optimizer], None],
+        before_step: Callable[[SparseParameter, Optimizer | None], None],
         after_step: Callable[[], None],
     ) -> None:
         self.optimizers: list[Optimizer] = []
         self.step = 0
         self._parameters = parameters
+        self._watch = StepWatch()
         self._before = before_step
         self._after = after_step
 
@@ -52,6 +55,8 @@ class Following:
             # SAM, Lookahead and their kin: the innermost takes the steps, and the wrapper may write afterwards.
             optimizer.register_step_post_hook(lambda *_: self._prune_all(inner[-1]))
             return self.follow(inner[-1])
+        for parameter in self._parameters.values():
+            parameter.require_parameter()
         self.optimizers.append(optimizer)
         optimizer.register_step_pre_hook(self._before_step)
         optimizer.register_step_post_hook(self._after_step)
@@ -60,6 +65,22 @@ class Following:
         optimizer.register_load_state_dict_post_hook(self._prune_all)
         self._prune_all(optimizer)
         return True
+
+    def saw_gradient(self, parameter: SparseParameter, grad: Tensor) -> None:
+        """Called after each backward pass, to notice that nobody makes use of its gradients."""
+        self._watch.saw_gradient(parameter.name, grad, bool(self.optimizers))
+
+    def is_frozen(self, parameter: SparseParameter) -> bool:
+        """Whether a weight cannot learn: no gradient is wanted, it is in no optimizer, or its learning rate is 0."""
+        weight = parameter.weight
+        groups = [
+            group
+            for optimizer in self.optimizers
+            for group in optimizer.param_groups
+            if any(other is weight for other in group["params"])
+        ]
+        rates = [float(group.get("lr", 1.0)) for group in groups]
+        return not weight.requires_grad or bool(self.optimizers and not any(rates))
 
     def _prune_all(self, optimizer: Optimizer) -> None:
         for parameter in self._parameters.values():
@@ -91,29 +112,37 @@ class Following:
         own = trained_parameters(optimizer)
         skips = was_told_to_skip(optimizer)
         for parameter in self._parameters.values():
-            parameter.storage.select_gradient()
-            if parameter.weight in own and not skips:
+            parameter.require_parameter()
+            is_own = parameter.weight in own and not skips
+            if is_own:
                 parameter.show()
-                self._before(parameter, optimizer)
+            self._before(parameter, optimizer if is_own else None)
 
     def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
         if was_told_to_skip(optimizer):
             return
+        now = trained_parameters(optimizer)
+        ever = set[nn.Parameter]().union(*map(trained_parameters, self.optimizers))
+        keeps_zeros = preserves_zeros(optimizer)
         for parameter in self._parameters.values():
-            if not (preserves_zeros(optimizer) and parameter.storage.gradient_is_selected):
+            if not (keeps_zeros and parameter.storage.gradient_is_selected):
                 parameter.prune([optimizer])
-        self._count(optimizer)
+            elif parameter.weight in now or parameter.weight not in ever:
+                parameter.storage.restore_zeros(self.optimizers)
+        self._count(optimizer, now, ever)
         for parameter in self._parameters.values():
             parameter.hide()
 
-    def _count(self, optimizer: Optimizer) -> None:
+    def _count(
+        self, optimizer: Optimizer, now: Container[nn.Parameter], ever: Container[nn.Parameter]
+    ) -> None:
         """Step k is over when every sparse parameter that is trained at all has taken its k-th step."""
-        now = trained_parameters(optimizer)
-        ever = set[nn.Parameter]().union(*map(trained_parameters, self.optimizers))
         for parameter in self._parameters.values():
             trained = parameter.weight in ever
             parameter.steps = parameter.steps + (parameter.weight in now) if trained else self.step + 1
         involved = [p.steps for p in self._parameters.values() if p.weight in ever]
+        if any(parameter.weight in now for parameter in self._parameters.values()):
+            self._watch.saw_step()
         if not involved:
             self._refuse_strangers(optimizer)
         if not involved or min(involved) <= self.step:

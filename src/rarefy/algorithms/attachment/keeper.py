@@ -1,4 +1,4 @@
-"""The object behind the module hooks: it keeps a weight pruned by its mask, in the original and in copies."""
+"""The object behind the module hooks of a sparse weight; in a copy of the model it only marks where a mask is."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rarefy import masks
 from rarefy.filters import Candidate
 from rarefy.nn import make_dense
 from rarefy.tensors import SparseWeight
@@ -18,24 +17,23 @@ from rarefy.torch_private import forward_pre_hooks, remove_hooks
 NO_KEYWORDS: Mapping[str, Any] = MappingProxyType({})
 
 
-class KeepPruned:
-    """Prunes a weight by the mask beside it.
+class Keeper:
+    """Tells an algorithm what happens to the module of a weight, and lets `finalize` find the mask.
 
-    In the trained model it acts only after a state dict was loaded, so that a forward pass computes nothing
-    more. A copy of the model (deepcopy, pickle, an average of weights) has no algorithm that looks after it;
-    there it prunes before every forward pass and every state dict, and where the weight has compact storage it
-    refuses values that were averaged over several topologies.
+    A copy of the model (deepcopy, pickle, an average of weights) has no algorithm: there the hooks do nothing, and the
+    mask is a buffer like others.
 
     Args:
         module: holds the weight and its mask.
         leaf: attribute name of the weight.
+        mask_leaf: attribute name of the mask.
         observe: called with the inputs that the trained model learns from.
+        prune: called before the trained model's state dict is made.
         on_load: called after a state dict was loaded into the trained model.
         on_release: called when the model is finalized.
         before_load: called with the mask of a state dict that is about to be loaded into the trained model.
 
     Attributes:
-        mask_leaf: attribute name of the mask.
         true_weight: the dense weight for state dicts, where forward passes use only a part of it; else None.
     """
 
@@ -43,17 +41,23 @@ class KeepPruned:
         self,
         module: nn.Module,
         leaf: str,
+        mask_leaf: str,
+        *,
         observe: Callable[[Tensor], None],
+        prune: Callable[[], None],
         on_load: Callable[[], None],
         on_release: Callable[[], None],
         before_load: Callable[[Tensor], None],
     ) -> None:
-        self.module, self.leaf, self.observe = module, leaf, observe
+        self.module = module
+        self.leaf = leaf
+        self.mask_leaf = mask_leaf
+        self.observe = observe
+        self.prune = prune
         self.on_load: Callable[[], None] | None = on_load
         self.on_release: Callable[[], None] | None = on_release
         self.on_mask: Callable[[Tensor], None] | None = before_load
         self.true_weight: Callable[[], Tensor] | None = None
-        self.mask_leaf = f"{leaf}_mask"
 
     @property
     def is_copy(self) -> bool:
@@ -62,43 +66,31 @@ class KeepPruned:
 
     def __getstate__(self) -> dict[str, Any]:
         own = {"module": self.module, "leaf": self.leaf, "mask_leaf": self.mask_leaf}
-        return {**own, **dict.fromkeys(("observe", "on_load", "on_release", "on_mask", "true_weight"))}
+        nobody = ("observe", "prune", "on_load", "on_release", "on_mask", "true_weight")
+        return {**own, **dict.fromkeys(nobody)}
 
     def register(self, modules: Iterable[nn.Module]) -> None:
         """Registers itself with every module that holds the weight."""
         for module in modules:
             module.register_forward_pre_hook(self.before_forward, with_kwargs=True)
-            module.register_state_dict_pre_hook(self.before_use)
+            module.register_state_dict_pre_hook(self.before_state_dict)
             module.register_load_state_dict_pre_hook(self.before_load)
             module.register_load_state_dict_post_hook(self.after_load)
             if self.true_weight is not None:
                 module.register_state_dict_post_hook(StateDictHook(self))
 
-    def prune(self) -> None:
-        """Makes inactive weights exact zeros, unless the weight is swapped for another tensor."""
-        weight, mask = getattr(self.module, self.leaf), getattr(self.module, self.mask_leaf)
-        if not isinstance(weight, nn.Parameter) or isinstance(weight, SparseWeight):
-            return
-        if torch.compiler.is_compiling():
-            with torch.no_grad():
-                weight.masked_fill_(~mask, 0)
-        else:
-            masks.zero_inactive_(weight.data, mask)
-
     def before_forward(
         self, module: nn.Module, inputs: tuple[Any, ...], keywords: Mapping[str, Any] = NO_KEYWORDS
     ) -> None:
         """Forward pre-hook, called with keyword arguments too, but by tools that move hooks to another module."""
-        if self.is_copy:
-            self.before_use()
-        elif module.training and not torch.compiler.is_compiling():
+        if not self.is_copy and module.training and not torch.compiler.is_compiling():
             x = next(iter(inputs or keywords.values()), None)
             if isinstance(x, Tensor):
                 self.observe(x)
 
-    def before_use(self, *_: Any) -> None:
-        """State-dict pre-hook; in a copy before the forward pass too."""
-        if self.is_copy:
+    def before_state_dict(self, *_: Any) -> None:
+        """State-dict pre-hook: files of a trained model have zeros where its masks have them."""
+        if not self.is_copy:
             self.prune()
 
     def before_load(self, module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
@@ -111,7 +103,6 @@ class KeepPruned:
 
     def after_load(self, *_: Any) -> None:
         """Post-hook of `load_state_dict`."""
-        self.prune()
         if self.on_load is not None:
             self.on_load()
 
@@ -121,14 +112,13 @@ class KeepPruned:
             self.on_release()
             self.on_release = None
         if self.mask_leaf in dict(self.module.named_buffers(recurse=False, remove_duplicate=False)):
-            self.prune()
             make_dense(self.module, self.leaf, self.mask_leaf)
 
 
 class StateDictHook:
     """The hook that a module calls with its state dict; torch marks it by an attribute, which a method cannot have."""
 
-    def __init__(self, keeper: KeepPruned) -> None:
+    def __init__(self, keeper: Keeper) -> None:
         self.__self__ = keeper
 
     def __call__(self, module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
@@ -138,36 +128,32 @@ class StateDictHook:
             state[prefix + keeper.leaf] = keeper.true_weight()
 
 
-def keepers(module: nn.Module) -> Iterator[KeepPruned]:
-    """The objects that keep weights of exactly this module pruned.
+def keepers(module: nn.Module) -> Iterator[Keeper]:
+    """The objects that look after weights of exactly this module.
 
     Example:
         >>> list(keepers(nn.Linear(2, 2)))
         []
     """
-    for hook in forward_pre_hooks(module).values():
+    for hook in list(forward_pre_hooks(module).values()):
         owner = getattr(hook, "__self__", None)
-        if isinstance(owner, KeepPruned):
+        if isinstance(owner, Keeper):
             yield owner
-
-
-def release(module: nn.Module, keeper: KeepPruned) -> None:
-    """Removes every hook of `keeper` from `module`."""
-    remove_hooks(module, keeper)
 
 
 def reclaim(candidate: Candidate) -> None:
     """Takes a weight over from an algorithm that no longer lives, in a copy of its model; the weight becomes dense."""
     for module in dict.fromkeys(place.module for place in candidate.places):
         for stale in [keeper for keeper in keepers(module) if keeper.leaf == candidate.places[0].leaf]:
-            release(module, stale)
-            if stale.mask_leaf in dict(module.named_buffers(recurse=False, remove_duplicate=False)):
-                delattr(module, stale.mask_leaf)
+            remove_hooks(module, stale)
+            stale.release()
         make_dense(module, candidate.places[0].leaf)
 
 
 def finalize(model: nn.Module) -> nn.Module:
     """Turns a sparse model back into plain dense modules with exact zeros, without a trace of rarefy.
+
+    A copy without an algorithm keeps what it computes with, and loses its masks.
 
     Args:
         model: any module, sparse or not; changed in place.
@@ -184,7 +170,7 @@ def finalize(model: nn.Module) -> nn.Module:
     """
     for module in model.modules():
         for keeper in list(keepers(module)):
-            release(module, keeper)
+            remove_hooks(module, keeper)
             keeper.release()
         for leaf in [
             leaf for leaf, one in module.named_parameters(recurse=False) if isinstance(one, SparseWeight)

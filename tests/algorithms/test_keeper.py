@@ -1,4 +1,4 @@
-"""Spec §2: inactive connections are exact zeros in copies, averages, conversions and loaded states too."""
+"""Inactive connections are exact zeros in conversions and loaded states too; copies are plain models."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import pickle
 import pytest
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 import rarefy
 from helpers import assert_exact_zeros, batch, small_model, train_step
-from rarefy.algorithms.attachment.keep_pruned import finalize, keepers
+from rarefy.algorithms.attachment.keeper import finalize, keepers
 from rarefy.errors import RarefyError
 
 EVERY_STEP = {"algorithm": "rigl", "sparsity": 0.75, "drop_fraction": 0.5, "update": {"freq": 1}, "seed": 0}
@@ -65,39 +65,16 @@ def assert_state_pruned(state):
 # ---- averages ----
 
 
-@pytest.mark.parametrize("average", ["mean", "exponential"])
-def test_an_average_of_a_changing_topology_is_exactly_sparse_at_every_use(average):
-    model = small_model()
-    sparsity, optimizer = sparse(model)
-    function = get_ema_multi_avg_fn(0.9) if average == "exponential" else None
-    averaged = AveragedModel(model, multi_avg_fn=function, use_buffers=False)
-    moved, seen = False, []
-    averaged.module[0].register_forward_hook(lambda module, *_: seen.append(module.weight.detach().clone()))
-    for step in range(6):
-        before = model[0].weight_mask.clone()
-        train_step(model, optimizer, step)
-        moved |= not torch.equal(before, model[0].weight_mask)
-        averaged.update_parameters(model)
-        if step % 2:
-            averaged(batch(step))
-            assert not seen[-1][~averaged.module[0].weight_mask].any()
-        assert_state_pruned(averaged.state_dict())
-        assert_pruned(averaged)
-        assert torch.equal(averaged.module[0].weight_mask, model[0].weight_mask)
-    assert moved
-    assert_exact_zeros(sparsity, optimizer)
-
-
-def test_a_compiled_copy_prunes_itself_in_one_graph():
+def test_a_compiled_copy_computes_with_what_was_written_into_it():
     model = small_model()
     sparse(model)
     inputs, twin = batch(0), copy.deepcopy(model)
-    expected = model(inputs)
     for weight, mask in masked_pairs(twin):
         weight[~mask] += 1.0
+    plain = small_model()
+    plain.load_state_dict({name: value for name, value in twin.state_dict().items() if "mask" not in name})
     compiled = torch.compile(twin, fullgraph=True, backend="aot_eager")
-    assert torch.allclose(compiled(inputs), expected, atol=1e-6)
-    assert_pruned(twin)
+    assert torch.allclose(compiled(inputs), plain(inputs), atol=1e-6)
 
 
 def test_an_average_does_not_disturb_the_trained_model():
@@ -135,7 +112,7 @@ def by_torch_save(model):
 
 @pytest.mark.parametrize("duplicate", [by_deepcopy, by_pickle, by_torch_save])
 @pytest.mark.parametrize("build", [small_model, Tied])
-def test_copies_are_equal_independent_and_stay_pruned(duplicate, build):
+def test_copies_are_equal_independent_and_plain(duplicate, build):
     model = build()
     sparsity, optimizer = sparse(model)
     train_step(model, optimizer, 0)
@@ -146,14 +123,9 @@ def test_copies_are_equal_independent_and_stay_pruned(duplicate, build):
     assert all(torch.equal(before[name], value) for name, value in twin.state_dict().items())
     with torch.no_grad():
         for weight in twin.parameters():
-            weight.add_(1.0)
-    assert_state_pruned(twin.state_dict())
-    assert_pruned(twin)
-    with torch.no_grad():
-        for weight in twin.parameters():
-            weight.add_(1.0)
+            weight.fill_(1.0)
     twin(batch(2))
-    assert_pruned(twin)
+    assert all(value.all() for name, value in twin.state_dict().items() if not name.endswith("mask"))
     assert sparsity.step == 2
 
 
@@ -326,16 +298,17 @@ def test_finalize_leaves_plain_modules_with_exact_zeros(build, duplicate):
     plain.load_state_dict(twin.state_dict())
 
 
-def test_finalize_prunes_what_an_average_left():
+def test_finalize_keeps_what_an_average_holds():
     model = small_model()
     _, optimizer = sparse(model)
     averaged = AveragedModel(model)
     for step in range(3):
         train_step(model, optimizer, step)
         averaged.update_parameters(model)
-    mask = averaged.module[0].weight_mask.clone()
+    weight = averaged.module[0].weight.clone()
     finalize(averaged)
-    assert not averaged.module[0].weight[~mask].any()
+    assert torch.equal(averaged.module[0].weight, weight)
+    assert not any(name.endswith("_mask") for name in averaged.state_dict())
 
 
 def test_after_finalize_training_is_dense_and_a_new_algorithm_is_welcome():
