@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from rarefy import masks
+from rarefy import kernels, masks
 from rarefy.errors import RarefyError
 from rarefy.nn import WeightMask, make_compact
 from rarefy.storage.gradients import DenseGradient
@@ -131,7 +131,8 @@ class CompactStorage:
         weight = self.weight
         grad = weight.grad
         if grad is not None and not isinstance(grad, SparseWeight):
-            if dense is not None:
+            # Zeros at all inactive positions: what the gradient was made of had been selected.
+            if dense is not None and not kernels.holds_zeros(grad, self.mask):
                 dense.assign(grad)
             weight.grad = weight.companion(weight.topology.gather(grad.detach()))
 
