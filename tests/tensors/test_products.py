@@ -179,9 +179,20 @@ def test_arguments_that_do_not_fit(x, bias, problem):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_torchscript_tracing_is_refused_with_the_way_out():
-    with pytest.raises(RarefyError, match=r"trace rarefy\.finalize"):
-        torch.jit.trace(Pair().sparse, inputs(0))
+def test_torchscript_tracing_keeps_values_as_constants():
+    model = Pair().sparse
+    with torch.no_grad():
+        traced = torch.jit.trace(model, inputs(0), check_trace=False)
+        torch.testing.assert_close(traced(inputs(1)), model(inputs(1)))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
+def test_quantisation_aware_training():
+    model = Pair().sparse.train()
+    model.qconfig = torch.ao.quantization.get_default_qat_qconfig()
+    prepared = torch.ao.quantization.prepare_qat(model)
+    prepared(inputs(0)).square().mean().backward()
+    assert type(prepared[0].weight) is SparseWeight and prepared[0].weight.grad.dense().any()
 
 
 # ---- operations ----

@@ -89,3 +89,21 @@ def test_a_step_that_is_differentiated_through():
     pair = Pair()
     torch.testing.assert_close(*pair.run(inner_step), rtol=1e-4, atol=1e-7)
     assert type(pair.sparse[0].weight.grad) is SparseWeight
+
+
+def test_a_batch_of_gradients_at_once():
+    seeds = torch.eye(16 * 8).view(128, 16, 8)
+
+    def batched(model):
+        given = inputs(0).requires_grad_()
+        wanted = [given, *model.parameters()]
+        return torch.autograd.grad(model(given), wanted, seeds, is_grads_batched=True)
+
+    pair = Pair()
+    expected, found = pair.run(batched)
+    masks = [
+        torch.tensor(True),
+        *(pair.masks.get(n, torch.tensor(True)) for n, _ in pair.dense.named_parameters()),
+    ]
+    for one, other, mask in zip(expected, found, masks, strict=True):
+        torch.testing.assert_close(whole(other) * mask, one * mask, rtol=1e-4, atol=1e-6)

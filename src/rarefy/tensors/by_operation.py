@@ -35,7 +35,7 @@ def dispatch(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 
 
 def _by_kind(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-    if takes_lists(func._schema.name):
+    if takes_lists(func._schema.name) and isinstance(args[0], list | tuple):
         return listwise(func, args, kwargs)
     # random numbers are drawn for the whole weight, so that they are those of the dense model
     if _ELEMENTWISE in func.tags and _RANDOM not in func.tags:

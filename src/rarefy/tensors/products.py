@@ -126,7 +126,8 @@ class _Product(torch.autograd.Function):
         [grad] = grads
         x, weight = ctx.saved_tensors
         needs = list(ctx.needs_input_grad)
-        find = _differentiable_gradients if torch.is_grad_enabled() else gradients
+        # transforms look into every operation, as a second derivative does
+        find = _differentiable_gradients if torch.is_grad_enabled() or has_transform() else gradients
         found = find(grad, x, weight, needs)
         of_x, of_weight, of_bias = (one if needed else None for one, needed in zip(found, needs, strict=True))
         return of_x, of_weight, None if of_bias is None else of_bias.to(ctx.bias_dtype)
@@ -140,7 +141,7 @@ def _differentiable_gradients(
     of_x = of_weight = of_bias = None
     flat = grad.reshape(-1, grad.shape[-1])
     if needs[0]:
-        whole: Any = ToDense.apply(weight)
+        whole: Any = ToDense.apply(weight) if torch.is_grad_enabled() else weight.dense()
         of_x = grad @ in_layout(whole, is_transposed).to(grad.dtype)
     if needs[1]:
         of_weight = in_layout(flat.t() @ x.reshape(-1, x.shape[-1]), is_transposed).to(weight.dtype)
