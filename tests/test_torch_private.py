@@ -209,6 +209,15 @@ def test_a_private_function_that_torch_lacks_answers_that_everything_is_watched(
 # ---- tensor subclasses ----
 
 
+def test_batches_of_gradients_are_seen():
+    x = torch.ones(3, requires_grad=True)
+    seen = []
+    x.register_hook(lambda grad: seen.append(torch_private.is_batched(grad)))
+    torch.autograd.grad(x * 2, x, torch.eye(3), is_grads_batched=True)
+    torch.autograd.grad(x * 2, x, torch.ones(3))
+    assert seen == [True, False]
+
+
 def test_forward_gradients_are_seen():
     assert not torch_private.has_forward_gradients()
     with torch.autograd.forward_ad.dual_level():

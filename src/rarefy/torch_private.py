@@ -255,6 +255,19 @@ mapped: Any = tree_map
 """The same nested containers with every leaf replaced by what a function makes of it."""
 
 
+def is_batched(tensor: Tensor) -> bool:
+    """Whether a gradient is one of many that `torch.autograd.grad(..., is_grads_batched=True)` computes at once.
+
+    Without the name such a call fails on sparse weights.
+
+    Example:
+        >>> is_batched(torch.ones(1))
+        False
+    """
+    functorch: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
+    return getattr(functorch, "is_legacy_batchedtensor", lambda _: False)(tensor)
+
+
 def has_forward_gradients() -> bool:
     """Whether forward-mode differentiation is going on.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+from functools import partial
 
 import pytest
 import torch
@@ -77,7 +78,7 @@ def test_clipped_weights():
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.clamp_(-0.001, 0.001)
-    assert float(model[0].weight.detach().abs().max()) <= 0.001
+    assert float(model[0].weight.detach().abs().max()) <= 0.00101
 
 
 def test_initialisers():
@@ -123,18 +124,20 @@ def test_an_assigned_state_dict_is_followed():
     assert not dense(model[0].weight)[~sparsity.parameters["0.weight"].mask].any()
 
 
-@pytest.mark.parametrize("optimizer", [torch.optim.Adafactor, torch.optim.LBFGS, torch.optim.RMSprop])
+@pytest.mark.parametrize(
+    "optimizer", [torch.optim.Adafactor, partial(torch.optim.LBFGS, max_iter=4), torch.optim.RMSprop]
+)
 def test_other_optimizers_with_explicit_compact_storage(optimizer):
     found = []
     for compute in ("masked", "compact"):
         torch.manual_seed(0)
-        model = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 8))
+        model = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 8)).double()
         sparsity = rarefy.configure({"sparsity": 0.8, "seed": 1, "compute": compute})
         sparsity.apply(model)
         trained_by = optimizer(model.parameters(), lr=1e-2)
         sparsity.apply(trained_by)
         for step in range(4):
-            x = torch.randn(32, 64, generator=torch.Generator().manual_seed(step))
+            x = torch.randn(32, 64, generator=torch.Generator().manual_seed(step)).double()
 
             def closure(model=model, trained_by=trained_by, x=x):
                 trained_by.zero_grad()
@@ -144,7 +147,7 @@ def test_other_optimizers_with_explicit_compact_storage(optimizer):
 
             trained_by.step(closure)
         found.append([dense(parameter) for parameter in model.parameters()])
-    torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(found[1], found[0], rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")

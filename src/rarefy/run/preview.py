@@ -203,7 +203,7 @@ def name_of(algorithm: SparsityAlgorithm) -> str:
 
 
 def one_step(trainer: Trainer, batch: Any) -> tuple[float, dict[str, int]]:
-    """Takes one step on one batch; the model's weights change, dense gradients for an update are not computed.
+    """Takes one step on one batch; the model's weights change.
 
     Args:
         trainer: with an optimizer.
@@ -219,8 +219,6 @@ def one_step(trainer: Trainer, batch: Any) -> tuple[float, dict[str, int]]:
     trainer.session.forward.check(batch)
     batch = to_device(batch, trainer.device)
     trainer.model.train()
-    for parameter in _sparse_parameters(trainer).values():
-        parameter.want_dense_gradient(False)
     with FlopCounterMode(display=False, custom_mapping=_AS_DENSE) as counter:
         with trainer.precision.autocast():
             loss = loss_of(trainer.session.forward(batch))

@@ -11,7 +11,7 @@ from torch.utils.hooks import RemovableHandle
 
 from rarefy.tensors.cell import Cell
 from rarefy.tensors.stored import StoredWeight
-from rarefy.torch_private import has_transform, without_subclass_functions
+from rarefy.torch_private import has_transform, is_batched, without_subclass_functions
 
 
 class Connection:
@@ -41,7 +41,7 @@ def connect(weight: StoredWeight) -> StoredWeight:
 
 
 def _arrive(connection: Connection, kind: type[StoredWeight], gradient: Tensor) -> Tensor | None:
-    if isinstance(gradient, StoredWeight) or has_transform():
+    if isinstance(gradient, StoredWeight) or has_transform() or is_batched(gradient):
         return None
     cell = connection.cell
     if cell.collect is not None:

@@ -14,7 +14,13 @@ from rarefy.tensors.cell import Cell
 from rarefy.tensors.gradient import ToDense, connect
 from rarefy.tensors.operation import LINEAR, gradients, in_layout
 from rarefy.tensors.stored import StoredWeight
-from rarefy.torch_private import has_forward_gradients, has_mode, has_transform, without_subclass_functions
+from rarefy.torch_private import (
+    has_forward_gradients,
+    has_mode,
+    has_transform,
+    is_batched,
+    without_subclass_functions,
+)
 
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -127,7 +133,8 @@ class _Product(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         needs = list(ctx.needs_input_grad)
         # transforms look into every operation, as a second derivative does
-        find = _differentiable_gradients if torch.is_grad_enabled() or has_transform() else gradients
+        is_watched = torch.is_grad_enabled() or has_transform() or is_batched(grad)
+        find = _differentiable_gradients if is_watched else gradients
         found = find(grad, x, weight, needs)
         of_x, of_weight, of_bias = (one if needed else None for one, needed in zip(found, needs, strict=True))
         return of_x, of_weight, None if of_bias is None else of_bias.to(ctx.bias_dtype)
