@@ -79,7 +79,7 @@ def test_compute_values(value):
 
 @pytest.mark.parametrize(
     ("value", "shown"),
-    [("fast", "'fast'"), (3, "3"), (None, "None")],
+    [("fast", "'fast'"), (3, "3"), (None, "null")],
 )
 def test_other_compute_values(value, shown):
     expected = f"compute: {shown} is not allowed; give auto, masked or compact (example: compute: auto)"
@@ -90,10 +90,10 @@ def test_seeds():
     assert check_seed(0) == 0 and check_seed(None) is None
 
 
-@pytest.mark.parametrize("value", [1.5, "one", True])
-def test_other_seeds(value):
+@pytest.mark.parametrize(("value", "shown"), [(1.5, "1.5"), ("one", "'one'"), (True, "true")])
+def test_other_seeds(value, shown):
     assert message_of(check_seed, value) == (
-        f"seed: {value!r} is not allowed; give a whole number (example: seed: 1)"
+        f"seed: {shown} is not allowed; give a whole number (example: seed: 1)"
     )
 
 

@@ -71,6 +71,7 @@ def test_every_update_agrees_with_the_naive_version(name, sparsity):
     layer = nn.Linear(SHAPE[1], SHAPE[0], bias=False)
     algorithm = rarefy.configure({"algorithm": name, "sparsity": sparsity, "seed": 3, **options, **update})
     algorithm.apply(layer)
+    algorithm.autoupdate = False  # it is updated by hand, and follows no optimizer
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.05)
     for _ in range(UPDATES):
         optimizer.zero_grad()
