@@ -299,7 +299,7 @@ def _resolved(value: Any, key: str, path: str, num_steps: int | None, steps: Map
     """A value with every `"75%"` that stands for a step, under a key of `steps`, replaced by that step."""
     here = join_path(path, key)
     if isinstance(value, Mapping):
-        return {inner: _resolved(item, inner, here, num_steps, steps) for inner, item in value.items()}
+        return {inner: _resolved(item, str(inner), here, num_steps, steps) for inner, item in value.items()}
     if key not in steps:
         return value
     if isinstance(value, Sequence) and not isinstance(value, str):

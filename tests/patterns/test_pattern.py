@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from rarefy.errors import ConfigError
 from rarefy.patterns import Pattern, parse_pattern
+from rarefy.validation import shorten
 from rarefy.patterns.structures import FREE, Blocks, NOfM
 
 
@@ -73,7 +74,7 @@ def test_group_numbers_are_whole_and_positive(key, value):
     with pytest.raises(ConfigError) as caught:
         parse_pattern("unstructured", **options)
     assert str(caught.value) == (
-        f"{key}: {value!r} is not allowed; give a whole number of groups ≥ 1 (example: {key}: 12)"
+        f"{key}: {shorten(value)} is not allowed; give a whole number of groups ≥ 1 (example: {key}: 12)"
     )
 
 
@@ -104,7 +105,7 @@ def test_other_patterns_are_refused(pattern):
     with pytest.raises(ConfigError) as caught:
         parse_pattern(pattern, None, None)
     assert str(caught.value) == (
-        f"pattern: {pattern!r} is not allowed; give unstructured, {{n: 2, m: 4}} or {{block: [8, 8]}} "
+        f"pattern: {shorten(pattern)} is not allowed; give unstructured, {{n: 2, m: 4}} or {{block: [8, 8]}} "
         "(example: pattern: {n: 2, m: 4})"
     )
 
@@ -116,7 +117,7 @@ def test_n_is_below_m_and_both_are_counts(n, m):
     with pytest.raises(ConfigError) as caught:
         parse_pattern({"n": n, "m": m}, None, None)
     assert str(caught.value) == (
-        f"pattern: {{'n': {n!r}, 'm': {m!r}}} is not allowed; give whole numbers 1 ≤ n < m: n of every m inputs "
+        f"pattern: {shorten({'n': n, 'm': m})} is not allowed; give whole numbers 1 ≤ n < m: n of every m inputs "
         "are active (example: pattern: {n: 2, m: 4})"
     )
 
@@ -126,6 +127,6 @@ def test_blocks_are_two_counts(block):
     with pytest.raises(ConfigError) as caught:
         parse_pattern({"block": block}, None, None)
     assert str(caught.value) == (
-        f"pattern.block: {block!r} is not allowed; give two whole numbers ≥ 1, the outputs and inputs of a block "
+        f"pattern.block: {shorten(block)} is not allowed; give two whole numbers ≥ 1, the outputs and inputs of a block "
         "(example: pattern: {block: [8, 8]})"
     )

@@ -95,7 +95,7 @@ def test_logs_and_checkpoints_count_global_steps_and_include_the_last() -> None:
         ({"eval_frequency": -1}, "loop.eval_frequency: -1"),
         ({"eval_frequency": 1.5}, "loop.eval_frequency: 1.5"),
         ({"eval_frequency": float("nan")}, "loop.eval_frequency: nan"),
-        ({"eval_frequency": True}, "loop.eval_frequency: True"),
+        ({"eval_frequency": True}, "loop.eval_frequency: true"),
         ({"max_skipped_steps": 0}, "loop.max_skipped_steps: 0"),
     ],
 )

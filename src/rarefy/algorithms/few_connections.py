@@ -11,6 +11,7 @@ from typing import Protocol
 from torch import nn
 
 from rarefy.algorithms.options import highest_number
+from rarefy.distributed import is_first
 from rarefy.distributions import share_out
 from rarefy.filters import Candidate, candidates
 from rarefy.patterns import Pattern
@@ -57,7 +58,7 @@ def warn_of_few(model: nn.Module, few: Mapping[str, str], chosen: Iterable[str])
         few: what to say of each weight.
         chosen: names of all weights that become sparse.
     """
-    if not few:
+    if not few or not is_first():
         return
     named = list(few.values())[:_MOST_NAMED]
     more = f" and {len(few) - len(named)} more" if len(few) > len(named) else ""

@@ -148,9 +148,9 @@ def refuse_step_keys(kind: type, options: Mapping[str, Any]) -> None:
         ConfigError: one is there, with the `update` that is meant.
 
     Example:
-        >>> refuse_step_keys(dict, {"freq": 10})
+        >>> refuse_step_keys(type("Mine", (), {}), {"freq": 10})
         Traceback (most recent call last):
-        rarefy.errors.ConfigError: freq=10 for dict is not allowed; give it inside update (example: update={'freq': 10})
+        rarefy.errors.ConfigError: freq=10 for Mine is not allowed; give it inside update (example: update={'freq': 10})
     """
     own = {
         name
