@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from rarefy.errors import ConfigError
 from rarefy.patterns import Pattern, parse_pattern
-from rarefy.validation import shorten
 from rarefy.patterns.structures import FREE, Blocks, NOfM
+from rarefy.validation import shorten
 
 
 @given(
@@ -127,6 +127,6 @@ def test_blocks_are_two_counts(block):
     with pytest.raises(ConfigError) as caught:
         parse_pattern({"block": block}, None, None)
     assert str(caught.value) == (
-        f"pattern.block: {shorten(block)} is not allowed; give two whole numbers ≥ 1, the outputs and inputs of a block "
-        "(example: pattern: {block: [8, 8]})"
+        f"pattern.block: {shorten(block)} is not allowed; give two whole numbers ≥ 1, the outputs and inputs of a "
+        "block (example: pattern: {block: [8, 8]})"
     )
