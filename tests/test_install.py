@@ -38,7 +38,9 @@ def without(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
         return None if name == package else real(name, *rest)
 
     monkeypatch.setattr(importlib.util, "find_spec", find_spec)
-    monkeypatch.setitem(sys.modules, package, None)
+    parts = [name for name in sys.modules if name.startswith(f"{package}.")]  # other tests imported them
+    for name in (package, *parts):
+        monkeypatch.setitem(sys.modules, name, None)
 
 
 def test_the_base_needs_few_packages_and_each_has_a_lower_bound() -> None:
