@@ -1,12 +1,12 @@
 """Optimizer state between memory and a state dict, so that a run may go on with another storage or machine.
 
 Same-shaped states of a weight with compact storage are saved as their active entries in row-major order. Beside `state`
-the state dict then has `topology`: for each such weight the checksum of its mask.
+the state dict has `topology`: for each sparse weight with a state the checksum of its mask.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -37,13 +37,15 @@ def save_entries(
     topology = dict(state_dict.get(KEY, {}))
     for parameter in parameters.values():
         index, storage = indices.get(parameter.weight), parameter.storage
-        if storage.kind == "compact" and index in saved:
+        if index is None or index not in saved:
+            continue
+        topology[index] = checksum(parameter.mask)
+        if storage.kind == "compact":
             wanted = partial(_is_of, optimizer, parameter.weight, {parameter.weight.shape})
             as_entries = changed(
                 saved[index], wanted, lambda _, state, save=storage.saved_entries: save(state)
             )
             saved[index] = all_dense(as_entries)
-            topology[index] = checksum(parameter.mask)
     return {**state_dict, "state": saved, **({KEY: topology} if topology else {})}
 
 
@@ -66,16 +68,17 @@ def load_entries(
         index = indices.get(parameter.weight)
         if index is None or index not in saved:
             continue
-        shape: Iterable[int] = parameter.shape
+        shapes = {parameter.shape}
         if index in topology:
             mask = parameter.mask
+            # Loaded before the model's, it would be pruned by a mask that is about to go.
             if topology.pop(index) != checksum(mask):
                 raise RarefyError(
                     f"the optimizer's state of {parameter.name} belongs to another topology; load the model's state "
                     "dict first, and the optimizer's of the same moment after it"
                 )
-            shape = (int(mask.count_nonzero()),)
-        wanted = partial(_is_of, optimizer, parameter.weight, {torch.Size(shape)})
+            shapes.add(torch.Size([int(mask.count_nonzero())]))
+        wanted = partial(_is_of, optimizer, parameter.weight, shapes)
         load = parameter.storage.loaded_entries
         saved[index] = changed(saved[index], wanted, lambda _, state, load=load: load(state))
     rest = {key: value for key, value in state_dict.items() if key != KEY}

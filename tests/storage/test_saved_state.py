@@ -1,0 +1,52 @@
+"""The order in which model, optimizer and algorithm load their states."""
+
+from __future__ import annotations
+
+import copy
+from itertools import permutations
+
+import pytest
+import torch
+from torch import nn
+
+import rarefy
+from rarefy.errors import RarefyError
+
+
+def parts(compute, seed):
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 4)).double()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    block = {"algorithm": "set", "sparsity": 0.7, "seed": 0, "update": {"freq": 2}, "compute": compute}
+    sparsity = rarefy.configure(block)
+    sparsity.apply(model)
+    sparsity.apply(optimizer)
+    return model, optimizer, sparsity
+
+
+def train(model, optimizer, steps):
+    for step in steps:
+        x = torch.randn(4, 8, generator=torch.Generator().manual_seed(step), dtype=torch.float64)
+        optimizer.zero_grad()
+        (model(x) - 1).square().mean().backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("order", list(permutations(range(3))))
+@pytest.mark.parametrize("loads", ["masked", "compact"])
+@pytest.mark.parametrize("saves", ["masked", "compact"])
+def test_a_state_loads_after_its_model_or_is_refused(saves, loads, order):
+    trained = parts(saves, seed=0)
+    train(*trained[:2], range(5))
+    saved = [copy.deepcopy(part.state_dict()) for part in trained]
+    train(*trained[:2], range(5, 9))
+    fresh = parts(loads, seed=1)
+    if order.index(1) < order.index(0):
+        with pytest.raises(RarefyError, match=r"0\.weight belongs to another topology; load the model's"):
+            fresh[1].load_state_dict(saved[1])
+        return
+    for index in order:
+        fresh[index].load_state_dict(saved[index])
+    train(*fresh[:2], range(5, 9))
+    torch.testing.assert_close(fresh[0][0].weight.detach() + 0, trained[0][0].weight.detach() + 0)
+    assert torch.equal(fresh[0][0].weight_mask, trained[0][0].weight_mask)
