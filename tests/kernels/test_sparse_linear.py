@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from rarefy.errors import RarefyError
-from rarefy.kernels import Panels, ops, sparse_linear
+from rarefy.kernels import Panels, linear_gradients, sparse_linear
 
 FUZZ = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 1e-2, torch.float64: 1e-12}
@@ -167,7 +167,11 @@ def test_probe_receives_the_dense_gradient(isa: str) -> None:
 @pytest.mark.parametrize("strided", [False, True])
 def test_a_large_dense_gradient(isa: str, strided: bool, monkeypatch) -> None:
     calls = []
-    monkeypatch.setattr(ops, "_ONEDNN", lambda *a, _onednn=ops._ONEDNN: (calls.append(1), _onednn(*a))[1])
+    monkeypatch.setattr(
+        linear_gradients,
+        "_ONEDNN",
+        lambda *a, _onednn=linear_gradients._ONEDNN: (calls.append(1), _onednn(*a))[1],
+    )
     panels = Panels.from_mask(torch.rand(300, 250) < 0.1)
     values = torch.randn(panels.nonzeros, requires_grad=True)
     # Overlapping windows are a layout that oneDNN refuses.
@@ -176,7 +180,7 @@ def test_a_large_dense_gradient(isa: str, strided: bool, monkeypatch) -> None:
     sparse_linear(x, values, None, panels, probe).backward(grad)
     wanted = grad.double().flatten(0, -2).t() @ x.double().flatten(0, -2)
     torch.testing.assert_close(probe.grad, wanted.float(), rtol=1e-4, atol=1e-4)
-    assert ops._LARGE < 300 * 250 * 158
+    assert linear_gradients._LARGE < 300 * 250 * 158
     assert bool(calls) == (isa == "v4" and not strided)
 
 

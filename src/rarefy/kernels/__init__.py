@@ -3,8 +3,9 @@
 from rarefy.kernels.block_ops import block_linear
 from rarefy.kernels.blocks import BlockTopology
 from rarefy.kernels.instruction_sets import available, instruction_set
+from rarefy.kernels.linear_gradients import dense_gradient
 from rarefy.kernels.native import Layout
-from rarefy.kernels.ops import dense_gradient, infer, sparse_linear, zero_inactive_
+from rarefy.kernels.ops import infer, sparse_linear, zero_inactive_
 from rarefy.kernels.panels import Panels
 from rarefy.kernels.selection import block_sums, holds_zeros, keep_n_of_m, keep_top
 

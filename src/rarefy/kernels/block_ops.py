@@ -7,7 +7,6 @@ because operations take tensors and numbers only.
 from __future__ import annotations
 
 import math
-from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from torch.utils.flop_counter import register_flop_formula
 from rarefy.errors import RarefyError
 from rarefy.kernels import block_native, blocks, reference
 from rarefy.kernels.blocks import BlockTopology
+from rarefy.kernels.linear_gradients import LinearOperations, tokens_of
 
 _TOPOLOGY = (
     "Tensor starts, Tensor indices, Tensor back_starts, Tensor back_indices, Tensor order, int[] sizes"
@@ -59,7 +59,7 @@ def block_linear(
         if tensor is not None:
             _check(name, tensor, shape, x.device)
     differentiates = torch.is_grad_enabled() and not torch.compiler.is_compiling()
-    apply = _BlockLinear.apply if differentiates else torch.ops.rarefy.block_linear.default
+    apply = _OPERATIONS.apply if differentiates else torch.ops.rarefy.block_linear.default
     return apply(x, values, bias, probe, *topology.tensors, topology.sizes)
 
 
@@ -88,7 +88,7 @@ def _linear(
         full_bias = None if bias is None else bias.float().contiguous()
         full = values.float().contiguous()
         return block_native.forward(x.contiguous(), full, full_bias, starts, indices, sizes)
-    flat = x.reshape(_tokens(x), sizes[1])
+    flat = x.reshape(tokens_of(x), sizes[1])
     y = reference.forward(flat, blocks.dense(values, starts, indices, sizes), bias)
     return y.view(*x.shape[:-1], sizes[0])
 
@@ -108,7 +108,7 @@ def _backward(
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     rows, columns, _, _ = sizes
-    tokens = _tokens(x)
+    tokens = tokens_of(x)
     flat_x = x.reshape(tokens, columns)
     flat_grad = grad.to(x.dtype).reshape(tokens, rows)
     if block_native.serves(sizes, x, values):
@@ -148,78 +148,12 @@ def _backward_shape(
     )
 
 
-_BACKWARD = torch.ops.rarefy.block_linear_backward.default
-
-
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, values, bias, probe, *topology, sizes = inputs
-    ctx.save_for_backward(x, values, probe, *topology)
-    ctx.sizes = sizes
-    ctx.bias_dtype = None if bias is None else bias.dtype
-    ctx.probe_dtype = None if probe is None else probe.dtype
-
-
-def _gradients(ctx: Any, grad: Tensor, once_more: bool = False) -> tuple[Tensor | None, ...]:
-    """The gradients; `once_more`: as functions that can be differentiated in their turn."""
-    x, values, probe, *topology = ctx.saved_tensors
-    needs = list(ctx.needs_input_grad[:3])
-    apply = partial(_BlockLinearBackward.apply, probe) if once_more else _BACKWARD
-    found = apply(grad, x, values, *topology, ctx.sizes, needs)
-    grad_x, grad_values, grad_bias = (g if needed else None for g, needed in zip(found, needs, strict=True))
-    if grad_bias is not None:
-        grad_bias = grad_bias.to(ctx.bias_dtype)
-    grad_probe = None
-    if ctx.needs_input_grad[3]:
-        grad_probe = _dense_gradient(grad, x).to(ctx.probe_dtype)
-    return grad_x, grad_values, grad_bias, grad_probe, *(None,) * (len(topology) + 1)
-
-
-torch.library.register_autograd("rarefy::block_linear", _gradients, setup_context=_setup)
-
-
-class _BlockLinear(torch.autograd.Function):
-    """The same gradients for `torch.func` transforms, which do not look into operations."""
-
-    @staticmethod
-    def forward(*inputs: Any) -> Tensor:
-        return torch.ops.rarefy.block_linear(*inputs)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _setup(ctx, inputs, output)
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        return _gradients(ctx, *grad_outputs, once_more=torch.is_grad_enabled())
-
-
-class _BlockLinearBackward(torch.autograd.Function):
-    """The gradients, to be differentiated once more; they consist of the same products again."""
-
-    @staticmethod
-    def forward(probe: Tensor | None, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-        return torch.ops.rarefy.block_linear_backward(*inputs)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        *tensors, ctx.sizes, ctx.needs = inputs
-        ctx.save_for_backward(*tensors)
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        probe, grad, x, values, *parts = ctx.saved_tensors
-        topology = (*parts, ctx.sizes)
-        of_x = grad_outputs[0] if ctx.needs[0] else torch.zeros_like(x)
-        of_values = grad_outputs[1] if ctx.needs[1] else torch.zeros_like(values)
-        of_bias = grad_outputs[2] if ctx.needs[2] else None
-        through_x = _BlockLinear.apply(of_x, values, of_bias, probe, *topology)
-        through_values = _BlockLinear.apply(x, of_values, None, None, *topology)
-        only_x = [True, False, False]
-        only_values = [False, True, False]
-        grad_x = _BlockLinearBackward.apply(None, grad, x, of_values, *topology, only_x)[0]
-        grad_values = _BlockLinearBackward.apply(None, grad, of_x, values, *topology, only_values)[1]
-        grad_probe = _dense_gradient(grad, of_x).to(probe.dtype) if ctx.needs_input_grad[0] else None
-        return grad_probe, through_x + through_values, grad_x, grad_values, *(None,) * (len(topology) + 1)
+_OPERATIONS = LinearOperations(
+    torch.ops.rarefy.block_linear.default, torch.ops.rarefy.block_linear_backward.default
+)
+torch.library.register_autograd(
+    "rarefy::block_linear", _OPERATIONS.gradients, setup_context=_OPERATIONS.setup
+)
 
 
 @register_flop_formula(torch.ops.rarefy.block_linear)
@@ -234,13 +168,3 @@ def _backward_flops(
 ) -> int:
     """The same for the gradient of x and for that of the values."""
     return sum(rest[-1][:2]) * 2 * math.prod(values) * math.prod(x[:-1])
-
-
-def _dense_gradient(grad: Tensor, x: Tensor) -> Tensor:
-    """gradᵀ · x, both with any number of batch dimensions."""
-    flat_grad = grad.reshape(_tokens(grad), grad.shape[-1])
-    return flat_grad.t() @ x.reshape(_tokens(x), x.shape[-1])
-
-
-def _tokens(x: Tensor) -> int:
-    return x.shape[:-1].numel()

@@ -7,7 +7,6 @@ operations take tensors and numbers only. `rarefy::zero_inactive_` changes its f
 from __future__ import annotations
 
 import math
-from functools import partial
 from typing import Any
 
 import torch
@@ -16,14 +15,11 @@ from torch.utils.flop_counter import register_flop_formula
 
 from rarefy.errors import RarefyError
 from rarefy.kernels import native, reference
-from rarefy.kernels.instruction_sets import instruction_set
+from rarefy.kernels.linear_gradients import LinearOperations, tokens_of
 from rarefy.kernels.native import Layout
 from rarefy.kernels.panels import Panels
-from rarefy.torch_private import onednn_product
 
 _PANELS = "Tensor starts, Tensor offsets, Tensor back_starts, Tensor back_offsets, Tensor order, int[] sizes"
-_ONEDNN = onednn_product()
-_LARGE = 1 << 23  # multiply-adds
 
 
 def sparse_linear(
@@ -62,7 +58,7 @@ def sparse_linear(
         if tensor is not None:
             _check(name, tensor, size, x.device)
     differentiates = torch.is_grad_enabled() and not torch.compiler.is_compiling()
-    apply = _SparseLinear.apply if differentiates else torch.ops.rarefy.sparse_linear.default
+    apply = _OPERATIONS.apply if differentiates else torch.ops.rarefy.sparse_linear.default
     return apply(x, values, bias, probe, *panels.tensors, panels.sizes)
 
 
@@ -157,7 +153,7 @@ def _linear(
         layout = Layout(rows, columns, width, starts, offsets)
         return native.forward(index, x.contiguous(), values.float().contiguous(), full_bias, layout)
     positions = reference.positions(rows, columns, width, starts, offsets)
-    flat = x.reshape(_tokens(x), columns)
+    flat = x.reshape(tokens_of(x), columns)
     y = reference.forward(flat, reference.dense(rows, columns, positions, values), bias)
     return y.view(*x.shape[:-1], rows)
 
@@ -177,7 +173,7 @@ def _backward(
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     rows, columns, width, transposed_width = sizes
-    tokens = _tokens(x)
+    tokens = tokens_of(x)
     flat_x, flat_grad = (t.to(x.dtype).reshape(tokens, size) for t, size in ((x, columns), (grad, rows)))
     if native.serves(x, values) and columns:
         transposed = Layout(columns, rows, transposed_width, back_starts, back_offsets)
@@ -206,76 +202,12 @@ def _backward_shape(
     )
 
 
-_BACKWARD = torch.ops.rarefy.sparse_linear_backward.default
-
-
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, values, bias, probe, *structure, sizes = inputs
-    ctx.save_for_backward(x, values, probe, *structure)
-    ctx.sizes = sizes
-    ctx.bias_dtype = None if bias is None else bias.dtype
-    ctx.probe_dtype = None if probe is None else probe.dtype
-
-
-def _gradients(ctx: Any, grad: Tensor, once_more: bool = False) -> tuple[Tensor | None, ...]:
-    """The gradients; `once_more`: as functions that can be differentiated in their turn."""
-    x, values, probe, *structure = ctx.saved_tensors
-    needs = list(ctx.needs_input_grad[:3])
-    apply = partial(_SparseLinearBackward.apply, probe) if once_more else _BACKWARD
-    found = apply(grad, x, values, *structure, ctx.sizes, needs)
-    grad_x, grad_values, grad_bias = (g if needed else None for g, needed in zip(found, needs, strict=True))
-    if grad_bias is not None:
-        grad_bias = grad_bias.to(ctx.bias_dtype)
-    grad_probe = None
-    if ctx.needs_input_grad[3]:
-        grad_probe = dense_gradient(grad, x).to(ctx.probe_dtype)
-    return grad_x, grad_values, grad_bias, grad_probe, *(None,) * (len(structure) + 1)
-
-
-torch.library.register_autograd("rarefy::sparse_linear", _gradients, setup_context=_setup)
-
-
-class _SparseLinear(torch.autograd.Function):
-    """The same gradients for `torch.func` transforms, which do not look into operations."""
-
-    @staticmethod
-    def forward(*inputs: Any) -> Tensor:
-        return torch.ops.rarefy.sparse_linear(*inputs)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _setup(ctx, inputs, output)
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        return _gradients(ctx, *grad_outputs, once_more=torch.is_grad_enabled())
-
-
-class _SparseLinearBackward(torch.autograd.Function):
-    """The gradients, to be differentiated once more; they consist of the same products again."""
-
-    @staticmethod
-    def forward(probe: Tensor | None, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-        return torch.ops.rarefy.sparse_linear_backward(*inputs)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        *tensors, ctx.sizes, ctx.needs = inputs
-        ctx.save_for_backward(*tensors)
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        probe, grad, x, values, *structure = ctx.saved_tensors
-        of_x = grad_outputs[0] if ctx.needs[0] else torch.zeros_like(x)
-        of_values = grad_outputs[1] if ctx.needs[1] else torch.zeros_like(values)
-        of_bias = grad_outputs[2] if ctx.needs[2] else None
-        panels = (*structure, ctx.sizes)
-        through_x = _SparseLinear.apply(of_x, values, of_bias, probe, *panels)
-        through_values = _SparseLinear.apply(x, of_values, None, None, *panels)
-        grad_x = _SparseLinearBackward.apply(None, grad, x, of_values, *panels, [True, False, False])[0]
-        grad_values = _SparseLinearBackward.apply(None, grad, of_x, values, *panels, [False, True, False])[1]
-        grad_probe = dense_gradient(grad, of_x).to(probe.dtype) if ctx.needs_input_grad[0] else None
-        return grad_probe, through_x + through_values, grad_x, grad_values, *(None,) * (len(panels) + 1)
+_OPERATIONS = LinearOperations(
+    torch.ops.rarefy.sparse_linear.default, torch.ops.rarefy.sparse_linear_backward.default
+)
+torch.library.register_autograd(
+    "rarefy::sparse_linear", _OPERATIONS.gradients, setup_context=_OPERATIONS.setup
+)
 
 
 @torch.library.impl("rarefy::zero_inactive_", "default")
@@ -304,23 +236,3 @@ def _backward_flops(
 ) -> int:
     """The same for the gradient of x and for that of the values."""
     return sum(rest[-1][:2]) * 2 * values[0] * math.prod(x[:-1])
-
-
-def dense_gradient(grad: Tensor, x: Tensor) -> Tensor:
-    """gradᵀ · x, both with any number of batch dimensions."""
-    grad = grad.reshape(_tokens(grad), grad.shape[-1])
-    x = x.reshape(_tokens(x), x.shape[-1])
-    if _ONEDNN is not None and _onednn_is_faster(grad, x):
-        return _ONEDNN(grad.t(), x.t())
-    return grad.t() @ x
-
-
-def _onednn_is_faster(grad: Tensor, x: Tensor) -> bool:
-    """For float32 on processors with AVX-512 torch multiplies with MKL, which uses it on some makes only."""
-    is_large = grad.numel() * x.shape[1] >= _LARGE and x.is_contiguous()  # other strides take it long
-    fits = grad.dtype == x.dtype == torch.float32 and native.serves(grad, x) and native.unwatched(grad, x)
-    return is_large and fits and instruction_set() == "v4"
-
-
-def _tokens(x: Tensor) -> int:
-    return x.shape[:-1].numel()
