@@ -42,9 +42,9 @@ def report(fused: bool) -> None:
     never, always = {"steps": [0]}, {"freq": 1}
     algorithms = {
         "dense": None,
-        "static": rarefy.Static(SPARSITY),
-        "rigl, ordinary step": rarefy.RigL(SPARSITY, update=never),
-        "rigl, update step": rarefy.RigL(SPARSITY, update=always),
+        "static": rarefy.Static(SPARSITY, compute="masked"),
+        "rigl, ordinary step": rarefy.RigL(SPARSITY, update=never, compute="masked"),
+        "rigl, update step": rarefy.RigL(SPARSITY, update=always, compute="masked"),
     }
     candidates = {name: training_step(copy.deepcopy(model), one, fused) for name, one in algorithms.items()}
     seconds = medians(candidates, ROUNDS)

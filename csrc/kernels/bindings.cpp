@@ -103,15 +103,19 @@ void backward(int isa, int64_t tokens, const Layout& transposed, Address order, 
   }));
 }
 
-void keep_top(int isa, Address scores, Address candidates, int64_t size, int64_t count, Address mask, int threads) {
+// Whether equal scores were told apart by their places.
+bool keep_top(int isa, Address scores, Address candidates, int64_t size, int64_t count, Address mask, int threads) {
+  bool cuts_tie = false;
   finish(table(isa).keep_top({
       .scores = at<const float>(scores),
       .candidates = at<const uint8_t>(candidates),
       .size = size,
       .count = count,
       .mask = at<uint8_t>(mask),
+      .cuts_tie = &cuts_tie,
       .threads = threads,
   }));
+  return cuts_tie;
 }
 
 void select(int isa, Address data, Address mask, int64_t size, int element_bytes, int threads) {

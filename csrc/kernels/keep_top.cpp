@@ -102,10 +102,14 @@ void apply_threshold(const Scores& s, Threshold threshold, uint8_t* mask, int64_
   }
 }
 
-bool keep_top_by_radix(const Scores& s, int64_t count, uint8_t* mask) {
+bool keep_top_by_radix(const Scores& s, int64_t count, uint8_t* mask, bool* cuts_tie) {
   const Buffer bins(sizeof(uint32_t) * kBins * kCopies * s.threads), equal(sizeof(int64_t) * s.threads);
   if (!bins.ok() || !equal.ok()) return false;
-  apply_threshold(s, radix_threshold(s, count, bins.as<uint32_t>()), mask, equal.as<int64_t>());
+  const Threshold threshold = radix_threshold(s, count, bins.as<uint32_t>());
+  apply_threshold(s, threshold, mask, equal.as<int64_t>());
+  int64_t ties = 0;
+  for (int t = 0; t < s.threads; t++) ties += equal.as<int64_t>()[t];
+  *cuts_tie = threshold.ties < ties;
   return true;
 }
 
@@ -225,7 +229,7 @@ void scan_share(const Scores& s, int t, Limits limits, uint8_t* mask, Found* f) 
 }
 
 // Settles the positions inside the bracket; false if the k-th key is not inside or not all were found.
-bool resolve(const Scores& s, int64_t count, const Found* found, uint32_t* keys, uint8_t* mask) {
+bool resolve(const Scores& s, int64_t count, const Found* found, uint32_t* keys, uint8_t* mask, bool* cuts_tie) {
   int64_t needed = count, total = 0;
   for (int t = 0; t < s.threads; t++) {
     if (found[t].size == found[t].capacity) return false;
@@ -236,8 +240,12 @@ bool resolve(const Scores& s, int64_t count, const Found* found, uint32_t* keys,
   if (needed < 0 || needed > total) return false;
   if (needed == 0) return true;
   const uint32_t threshold = kth_largest(keys, total, needed);
-  int64_t ties = needed;
-  for (int64_t i = 0; i < total; i++) ties -= keys[i] > threshold;
+  int64_t ties = needed, equal = 0;
+  for (int64_t i = 0; i < total; i++) {
+    ties -= keys[i] > threshold;
+    equal += keys[i] == threshold;
+  }
+  *cuts_tie = ties < equal;
   for (int t = 0; t < s.threads; t++)
     for (int64_t i = 0; i < found[t].size; i++) {
       const uint32_t key = found[t].keys[i];
@@ -249,7 +257,7 @@ bool resolve(const Scores& s, int64_t count, const Found* found, uint32_t* keys,
 }
 
 // 1 = done, 0 = the bracket does not serve, -1 = out of memory.
-int keep_top_by_bracket(const Scores& s, int64_t count, int64_t candidates, uint8_t* mask) {
+int keep_top_by_bracket(const Scores& s, int64_t count, int64_t candidates, uint8_t* mask, bool* cuts_tie) {
   const int64_t sample_size = s.size >= 1 << 22 ? 1 << 16 : 1 << 14;
   const int64_t capacity = max_of(int64_t{4096}, s.size / 16 / s.threads);
   const Buffer sample(sizeof(uint32_t) * sample_size), found_buffer(sizeof(Found) * s.threads);
@@ -266,7 +274,7 @@ int keep_top_by_bracket(const Scores& s, int64_t count, int64_t candidates, uint
     found[t] = {keys, keys + capacity, 0, capacity, 0};
     scan_share(s, t, limits, mask, &found[t]);
   }
-  return resolve(s, count, found, lists.as<uint32_t>() + 2 * capacity * s.threads, mask);
+  return resolve(s, count, found, lists.as<uint32_t>() + 2 * capacity * s.threads, mask, cuts_tie);
 }
 
 }  // namespace
@@ -275,6 +283,7 @@ bool keep_top(const KeepTopCall& c) {
   const Scores s{c.scores, c.candidates, c.size, c.size < kSmall ? 1 : c.threads};
   const int64_t candidates = count_candidates(s);
   const size_t bytes = static_cast<size_t>(c.size);
+  *c.cuts_tie = false;
   if (c.count <= 0 || c.size <= 0) {
     if (bytes) memset(c.mask, 0, bytes);
     return true;
@@ -286,8 +295,8 @@ bool keep_top(const KeepTopCall& c) {
       memset(c.mask, 1, bytes);
     return true;
   }
-  const int settled = c.size < kSmall ? 0 : keep_top_by_bracket(s, c.count, candidates, c.mask);
-  return settled ? settled > 0 : keep_top_by_radix(s, c.count, c.mask);
+  const int settled = c.size < kSmall ? 0 : keep_top_by_bracket(s, c.count, candidates, c.mask, c.cuts_tie);
+  return settled ? settled > 0 : keep_top_by_radix(s, c.count, c.mask, c.cuts_tie);
 }
 
 }  // namespace rarefy::RAREFY_ISA

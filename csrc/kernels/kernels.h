@@ -58,6 +58,7 @@ struct KeepTopCall {
   int64_t size;
   int64_t count;
   uint8_t* mask;
+  bool* cuts_tie;  // written: whether some of several equal scores were kept and others were not
   int threads;
 };
 

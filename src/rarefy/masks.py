@@ -45,7 +45,7 @@ def keep_top(scores: Tensor, count: int, order: TieOrder = DEFAULT_ORDER) -> Ten
         >>> keep_top(torch.tensor([0.2, 0.9, float("nan"), 0.9, 0.1]), 2).int()
         tensor([0, 1, 0, 1, 0], dtype=torch.int32)
     """
-    return _top(scores, torch.ones_like(scores, dtype=torch.bool), count, order)
+    return _top(scores, None, count, order)
 
 
 def drop_lowest(mask: Tensor, scores: Tensor, count: int, order: TieOrder = DEFAULT_ORDER) -> Tensor:
@@ -84,20 +84,6 @@ def grow_highest(mask: Tensor, scores: Tensor, count: int, order: TieOrder = DEF
         [True, False, True]
     """
     return mask | _top(scores, ~mask, count, order)
-
-
-def is_unique(kept: Tensor, scores: Tensor) -> bool:
-    """Whether every mask of as many highest scores is `kept`: no tie, or NaN, was told apart by its place.
-
-    Example:
-        >>> scores = torch.tensor([3.0, 1.0, 1.0])
-        >>> is_unique(keep_top(scores, 1), scores), is_unique(keep_top(scores, 2), scores)
-        (True, False)
-    """
-    if not kept.any():
-        return True
-    lowest = torch.where(kept, scores, torch.inf).min()
-    return int((scores >= lowest).count_nonzero()) == int(kept.count_nonzero())
 
 
 def keep_top_in_rows(scores: Tensor, count: int, order: TieOrder = DEFAULT_ORDER) -> Tensor:
@@ -205,10 +191,13 @@ def _high_in_rows(scores: Tensor, counts: Tensor) -> Tensor:
     return torch.empty_like(places).scatter_(1, places, ranks) < counts
 
 
-def _top(scores: Tensor, candidates: Tensor, count: int, order: TieOrder) -> Tensor:
-    """The mask of the `count` highest scores among the candidates."""
+def _top(scores: Tensor, candidates: Tensor | None, count: int, order: TieOrder) -> Tensor:
+    """The mask of the `count` highest scores among the candidates, or of all."""
     if scores.dtype in (torch.float16, torch.bfloat16):
         scores = scores.float()
-    flat, among = scores.detach().reshape(-1), candidates.reshape(-1)
-    kept = kernels.keep_top(flat, count, among)
-    return settle(kept, flat, among, order).view(scores.shape)
+    flat = scores.detach().reshape(-1)
+    among = None if candidates is None else candidates.reshape(-1)
+    kept, may_cut_a_tie = kernels.keep_top_and_tie(flat, count, among)
+    if may_cut_a_tie:
+        kept = settle(kept, flat, torch.ones_like(kept) if among is None else among, order)
+    return kept.view(scores.shape)

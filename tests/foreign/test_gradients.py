@@ -323,6 +323,27 @@ def test_updates_by_hand_need_no_optimizer():
         loss_of(model).backward()
 
 
+def test_the_many_gradients_of_one_step_of_lbfgs_are_no_lost_optimizer():
+    model = network()
+    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=20, tolerance_change=0)
+    sparsity = rarefy.configure(SET)
+    sparsity.apply(model)
+    sparsity.apply(optimizer)
+    calls = []
+
+    def closure():
+        optimizer.zero_grad()
+        loss = loss_of(model)
+        loss.backward()
+        calls.append(loss.detach())
+        return loss
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimizer.step(closure)
+    assert len(calls) > 10
+
+
 def test_an_optimizer_that_no_longer_steps_is_said_once():
     model, optimizer, _ = sparse(SET)
     step_once(model, optimizer, 0)

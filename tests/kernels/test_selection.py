@@ -5,7 +5,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rarefy.errors import RarefyError
-from rarefy.kernels import block_sums, keep_n_of_m, keep_top, zero_inactive_
+from rarefy.kernels import (
+    block_sums,
+    instruction_set,
+    keep_n_of_m,
+    keep_top,
+    keep_top_and_tie,
+    zero_inactive_,
+)
 
 FUZZ = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 KINDS = ["normal", "ties", "constant", "zeros", "nan", "special"]
@@ -53,6 +60,30 @@ def test_keep_top_is_the_definition(
         scores, int(share * size), candidates if some else torch.ones(size, dtype=torch.bool)
     )
     assert torch.equal(keep_top(scores, int(share * size), candidates if some else None), wanted)
+
+
+@FUZZ
+@given(
+    kind=st.sampled_from(KINDS),
+    size=st.sampled_from([0, 5, 257, 70_000, 300_000]),
+    share=st.sampled_from([0, 0.01, 0.5, 0.99, 1]),
+    some=st.booleans(),
+    seed=st.integers(0, 9),
+)
+def test_a_tie_that_is_cut_is_told(
+    isa: str, kind: str, size: int, share: float, some: bool, seed: int
+) -> None:
+    scores = scores_of(kind, size, seed)
+    candidates = torch.rand(size, generator=torch.Generator().manual_seed(seed)) < 0.5
+    allowed = candidates if some else torch.ones_like(candidates)
+    kept, is_cut = keep_top_and_tie(scores, int(share * size), candidates if some else None)
+    inside, outside = (
+        {"nan" if score != score else score for score in scores[part].tolist()}
+        for part in (kept, allowed & ~kept)
+    )
+    assert is_cut or not inside & outside
+    if instruction_set() != "reference":
+        assert is_cut == bool(inside & outside)
 
 
 def sorted_keep_top(scores: Tensor, count: int, candidates: Tensor | None = None) -> Tensor:

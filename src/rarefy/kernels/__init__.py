@@ -7,7 +7,7 @@ from rarefy.kernels.linear_gradients import dense_gradient
 from rarefy.kernels.native import Layout
 from rarefy.kernels.ops import infer, sparse_linear, zero_inactive_
 from rarefy.kernels.panels import Panels
-from rarefy.kernels.selection import block_sums, holds_zeros, keep_n_of_m, keep_top
+from rarefy.kernels.selection import block_sums, holds_zeros, keep_n_of_m, keep_top, keep_top_and_tie
 
 __all__ = [
     "BlockTopology",
@@ -22,6 +22,7 @@ __all__ = [
     "instruction_set",
     "keep_n_of_m",
     "keep_top",
+    "keep_top_and_tie",
     "sparse_linear",
     "zero_inactive_",
 ]

@@ -201,10 +201,10 @@ def backward(
     return grad_x, grad_values, grad_bias
 
 
-def keep_top(scores: Tensor, count: int, candidates: Tensor | None) -> Tensor:
-    """The mask of the `count` highest scores, contiguous float32."""
+def keep_top(scores: Tensor, count: int, candidates: Tensor | None) -> tuple[Tensor, bool]:
+    """The mask of the `count` highest scores, contiguous float32, and whether it cuts a tie."""
     mask = torch.empty(scores.shape, dtype=torch.bool, device="cpu")
-    _module().keep_top(
+    cuts_tie = _module().keep_top(
         isa=_index(),
         scores=scores.data_ptr(),
         candidates=0 if candidates is None else candidates.data_ptr(),
@@ -213,7 +213,7 @@ def keep_top(scores: Tensor, count: int, candidates: Tensor | None) -> Tensor:
         mask=mask.data_ptr(),
         threads=torch.get_num_threads(),
     )
-    return mask
+    return mask, cuts_tie
 
 
 def keep_n_of_m(scores: Tensor, n: int, m: int) -> Tensor:

@@ -29,6 +29,26 @@ def keep_top(scores: Tensor, count: int, candidates: Tensor | None = None) -> Te
         >>> keep_top(torch.tensor([3.0, 1.0, 2.0]), 1, candidates=torch.tensor([False, True, True]))
         tensor([False, False,  True])
     """
+    return keep_top_and_tie(scores, count, candidates)[0]
+
+
+def keep_top_and_tie(scores: Tensor, count: int, candidates: Tensor | None = None) -> tuple[Tensor, bool]:
+    """The same mask, and whether equal scores may have been told apart by their places.
+
+    The compiled kernel knows it for nothing; plain torch answers True without looking.
+
+    Args:
+        scores: as `keep_top` takes them.
+        count: as `keep_top` takes it.
+        candidates: as `keep_top` takes them.
+
+    Raises:
+        RarefyError: as `keep_top` does.
+
+    Example:
+        >>> keep_top_and_tie(torch.tensor([3.0, 1.0, 3.0]), 1)
+        (tensor([ True, False, False]), True)
+    """
     if candidates is not None and (candidates.dtype != torch.bool or candidates.shape != scores.shape):
         given = f"{candidates.dtype} with shape {tuple(candidates.shape)}"
         raise RarefyError(
@@ -36,7 +56,7 @@ def keep_top(scores: Tensor, count: int, candidates: Tensor | None = None) -> Te
         )
     scores, compiled = _prepared(scores)
     if not compiled or scores.numel() > 2**31:
-        return reference.keep_top(scores, count, candidates)
+        return reference.keep_top(scores, count, candidates), True
     return native.keep_top(scores, count, None if candidates is None else candidates.contiguous())
 
 

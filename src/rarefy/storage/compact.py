@@ -92,8 +92,8 @@ class CompactStorage:
     def keep_top(self, score: Score, count: int, order: TieOrder) -> Tensor:
         """By the scores of the values alone, unless ties are to be told apart by their places in the weight."""
         scores = score(self.entries)
-        kept = masks.keep_top(scores, count)
-        if masks.is_unique(kept, scores):
+        kept, may_cut_a_tie = kernels.keep_top_and_tie(scores, count)
+        if not may_cut_a_tie:
             return self.spread(kept)
         return masks.drop_lowest(self.mask, self.spread(scores), self.active - count, order)
 

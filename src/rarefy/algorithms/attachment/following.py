@@ -103,6 +103,7 @@ class Following:
         for parameter in self._parameters.values():
             parameter.hide()
         loss = closure()
+        self._watch.saw_step()  # LBFGS asks for many gradients in one step
         self._get_ready(optimizer)
         return loss
 
