@@ -35,9 +35,7 @@ BERT = {
 TINY = {"name": "./tiny.py:Tiny"}
 
 
-def checkpoint(
-    root: Path, model: dict[str, Any], sparsity: Any = 0.8, step: int = 6
-) -> tuple[Path, nn.Module]:
+def checkpoint(root: Path, model: dict[str, Any], sparsity: Any = 0.8, step: int = 6) -> tuple[Path, Any]:
     """A checkpoint of a sparse model beside the file of its run; and the model, in eval mode."""
     root.mkdir(exist_ok=True)
     content = tiny_run.configuration(root, sparsity)

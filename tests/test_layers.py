@@ -20,7 +20,8 @@ FLOORS = {
     "torch_private": 1,
     "yaml_files": 1,
     "decoder": 2,
-    "models": 3,
+    "architectures": 3,
+    "models": 4,
     "data": 2,
     "schedules": 2,
     "distributions": 2,
@@ -116,12 +117,12 @@ def test_files_and_functions_are_small(path):
     assert text.count("\n") <= 400
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            assert node.end_lineno - node.lineno < 80, f"{node.name} is too long"
+            assert (node.end_lineno or 0) - node.lineno < 80, f"{node.name} is too long"
 
 
 def test_nearly_all_functions_are_under_60_lines_and_the_median_is_short():
     lengths = [
-        node.end_lineno - node.lineno + 1
+        (node.end_lineno or 0) - node.lineno + 1
         for path in FILES
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)

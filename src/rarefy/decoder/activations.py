@@ -73,7 +73,7 @@ FUNCTIONS: Mapping[str, Function] = MappingProxyType(
 )
 # A gated unit multiplies one linear layer with the function of another.
 GATES: Mapping[str, str] = MappingProxyType(
-    {"swiglu": "silu", "geglu": "gelu", "reglu": "relu", "liglu": "linear"}
+    {"swiglu": "silu", "geglu": "gelu", "geglu_new": "gelu_new", "reglu": "relu", "liglu": "linear"}
 )
 NONLINEARITIES = (*FUNCTIONS, *GATES)
 

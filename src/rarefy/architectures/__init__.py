@@ -1,0 +1,1 @@
+"""The decoder under the names of Transformers' architectures, in both directions."""
