@@ -1,9 +1,12 @@
+import subprocess
+import sys
 from collections import OrderedDict
 
 import pytest
 
+import rarefy
 from rarefy.errors import ConfigError
-from rarefy.imports import import_object
+from rarefy.imports import import_object, on_first_use
 
 
 def test_module_attribute():
@@ -75,3 +78,19 @@ def test_file_that_fails_can_be_mended(tmp_path):
     assert "\n" not in str(error.value)
     (tmp_path / "broken.py").write_text("value = 'mended'\n")
     assert import_object("broken.py:value", path="name", base_dir=tmp_path) == "mended"
+
+
+def test_a_package_imports_the_home_of_a_name_when_the_name_is_used():
+    program = (
+        "import sys, rarefy.models as m; before = 'rarefy.models.gpt' in sys.modules; m.GPTModel;"
+        "print(before, 'rarefy.models.gpt' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "True"]
+
+
+def test_a_name_that_a_package_does_not_have_is_an_attribute_error_that_lists_those_it_has():
+    find = on_first_use({"OrderedDict": "collections"})
+    with pytest.raises(AttributeError, match="no 'Counter' here; there are OrderedDict"):
+        find("Counter")
+    assert not hasattr(rarefy.data, "no_such_name")

@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import importlib.util
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -105,6 +106,34 @@ def _find(module: ModuleType, name: str, spec: str, path: str) -> Any:
             raise ConfigError(path, f"{spec!r} (there is no {part} in it)", hint)
         found = getattr(found, part)
     return found
+
+
+def on_first_use(homes: Mapping[str, str]) -> Callable[[str], Any]:
+    """The `__getattr__` of a package that imports a public name's home when the name is first used.
+
+    Who needs one part of a package then pays for that part alone.
+
+    Args:
+        homes: name → module that defines it.
+
+    Returns:
+        What to call `__getattr__` in the package's `__init__.py`.
+
+    Raises:
+        AttributeError: by what is returned, for a name that is not among them.
+
+    Example:
+        >>> find = on_first_use({"OrderedDict": "collections"})
+        >>> find("OrderedDict")
+        <class 'collections.OrderedDict'>
+    """
+
+    def find(name: str) -> Any:
+        if name not in homes:
+            raise AttributeError(f"no {name!r} here; there are {', '.join(sorted(homes))}")
+        return getattr(importlib.import_module(homes[name]), name)
+
+    return find
 
 
 def require(extra: str, *modules: str) -> Any:

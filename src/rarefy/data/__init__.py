@@ -14,20 +14,27 @@ such a loader; the position in any other iterable is reached by reading it.
 Of several processes each reads its share (`shard`): `batch_size` is what one process takes in a step.
 """
 
-from rarefy.data.digits import DigitsConfig, DigitsDataProcessor
-from rarefy.data.hdf5 import GptHDF5MapConfig, GptHDF5MapDataProcessor
-from rarefy.data.hdf5_writer import write_hdf5
-from rarefy.data.loader import (
-    DataProcessor,
-    LoaderConfig,
-    ResumableDataLoader,
-    ResumableLoader,
-    make_loader,
-)
-from rarefy.data.registry import DATA_PROCESSORS, build_dataloader
-from rarefy.data.sampler import ResumableBatchSampler, epoch_order
-from rarefy.data.sharding import shard
-from rarefy.data.text_corpus import TextCorpusConfig, TextCorpusDataProcessor
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rarefy.imports import on_first_use
+
+if TYPE_CHECKING:
+    from rarefy.data.digits import DigitsConfig, DigitsDataProcessor
+    from rarefy.data.hdf5 import GptHDF5MapConfig, GptHDF5MapDataProcessor
+    from rarefy.data.hdf5_writer import write_hdf5
+    from rarefy.data.loader import (
+        DataProcessor,
+        LoaderConfig,
+        ResumableDataLoader,
+        ResumableLoader,
+        make_loader,
+    )
+    from rarefy.data.registry import DATA_PROCESSORS, build_dataloader
+    from rarefy.data.sampler import ResumableBatchSampler, epoch_order
+    from rarefy.data.sharding import shard
+    from rarefy.data.text_corpus import TextCorpusConfig, TextCorpusDataProcessor
 
 __all__ = [
     "DATA_PROCESSORS",
@@ -48,3 +55,25 @@ __all__ = [
     "shard",
     "write_hdf5",
 ]
+
+__getattr__ = on_first_use(
+    {
+        "DATA_PROCESSORS": "rarefy.data.registry",
+        "DataProcessor": "rarefy.data.loader",
+        "DigitsConfig": "rarefy.data.digits",
+        "DigitsDataProcessor": "rarefy.data.digits",
+        "GptHDF5MapConfig": "rarefy.data.hdf5",
+        "GptHDF5MapDataProcessor": "rarefy.data.hdf5",
+        "LoaderConfig": "rarefy.data.loader",
+        "ResumableBatchSampler": "rarefy.data.sampler",
+        "ResumableDataLoader": "rarefy.data.loader",
+        "ResumableLoader": "rarefy.data.loader",
+        "TextCorpusConfig": "rarefy.data.text_corpus",
+        "TextCorpusDataProcessor": "rarefy.data.text_corpus",
+        "build_dataloader": "rarefy.data.registry",
+        "epoch_order": "rarefy.data.sampler",
+        "make_loader": "rarefy.data.loader",
+        "shard": "rarefy.data.sharding",
+        "write_hdf5": "rarefy.data.hdf5_writer",
+    }
+)

@@ -18,12 +18,19 @@ Everything else is optional:
 `isinstance(model, ReportsMetrics)` and `isinstance(model, ChecksBatch)` tell who offers what.
 """
 
-from rarefy.decoder.decoder_config import GPTConfig
-from rarefy.decoder.weight_initializer import InitializerConfig
-from rarefy.models.gpt import GPTModel
-from rarefy.models.language_modeling import LanguageModelLoss, LanguageModelMetrics, LanguageModelOutput
-from rarefy.models.protocol import ChecksBatch, Metrics, ReportsMetrics
-from rarefy.models.registry import MODELS, build_model
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rarefy.imports import on_first_use
+
+if TYPE_CHECKING:
+    from rarefy.decoder.decoder_config import GPTConfig
+    from rarefy.decoder.weight_initializer import InitializerConfig
+    from rarefy.models.gpt import GPTModel
+    from rarefy.models.language_modeling import LanguageModelLoss, LanguageModelMetrics, LanguageModelOutput
+    from rarefy.models.protocol import ChecksBatch, Metrics, ReportsMetrics
+    from rarefy.models.registry import MODELS, build_model
 
 __all__ = [
     "MODELS",
@@ -38,3 +45,19 @@ __all__ = [
     "ReportsMetrics",
     "build_model",
 ]
+
+__getattr__ = on_first_use(
+    {
+        "ChecksBatch": "rarefy.models.protocol",
+        "GPTConfig": "rarefy.decoder.decoder_config",
+        "GPTModel": "rarefy.models.gpt",
+        "InitializerConfig": "rarefy.decoder.weight_initializer",
+        "LanguageModelLoss": "rarefy.models.language_modeling",
+        "LanguageModelMetrics": "rarefy.models.language_modeling",
+        "LanguageModelOutput": "rarefy.models.language_modeling",
+        "MODELS": "rarefy.models.registry",
+        "Metrics": "rarefy.models.protocol",
+        "ReportsMetrics": "rarefy.models.protocol",
+        "build_model": "rarefy.models.registry",
+    }
+)
