@@ -40,6 +40,11 @@ class Sparsifier(Shown, ABC):
     name: ClassVar[str] = ""
 
     @property
+    def label(self) -> str:
+        """The registered name, or that of the class."""
+        return self.name or type(self).__name__
+
+    @property
     @abstractmethod
     def algorithms(self) -> list[SparsityAlgorithm]:
         """The algorithms behind it, in order of precedence."""
@@ -374,7 +379,7 @@ class SparsityAlgorithm(UserHooks, Timing, Sparsifier):
     def state_dict(self) -> dict[str, Any]:
         """Everything that evolves, as plain values and tensors; masks are in the model's own state dict."""
         return {
-            "algorithm": self.name or type(self).__name__,
+            "algorithm": self.label,
             "step": self.step,
             "updates": self.updates,
             "target_sparsity": self.target_sparsity,
@@ -388,7 +393,7 @@ class SparsityAlgorithm(UserHooks, Timing, Sparsifier):
         Raises:
             RarefyError: the state belongs to another algorithm or to other parameters.
         """
-        check_state(state, self.name or type(self).__name__, self.parameters)
+        check_state(state, self.label, self.parameters)
         self.updates = state["updates"]
         self.seed = state["seed"]
         self.target_sparsity = state["target_sparsity"]

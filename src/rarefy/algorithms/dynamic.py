@@ -148,11 +148,10 @@ class DynamicSparsityAlgorithm(SparsityAlgorithm):
         """Says once that an update could not have the gradient that it ranks by."""
         if not self._has_told:
             self._has_told = True
-            kind = self.name or type(self).__name__
             warnings.warn(
-                f"{parameter.name} keeps its topology at step {self.step}: {kind} ranks by its {self.needs} gradient, "
-                "and no backward pass left one for this step (the weight was not used, the update was called before a "
-                "backward pass, or compact storage was given a gradient by hand); this is said once",
+                f"{parameter.name} keeps its topology at step {self.step}: {self.label} ranks by its {self.needs} "
+                "gradient, and no backward pass left one for this step (the weight was not used, the update was called "
+                "before a backward pass, or compact storage was given a gradient by hand); this is said once",
                 stacklevel=2,
             )
 
@@ -225,7 +224,7 @@ class DynamicSparsityAlgorithm(SparsityAlgorithm):
         """
         if parameter.dense_gradient.is_missing:
             raise RarefyError(
-                f"{parameter.name} has a gradient but no dense gradient, by which {self.name or type(self).__name__} "
+                f"{parameter.name} has a gradient but no dense gradient, by which {self.label} "
                 f"updates at step {self.step}: loss.backward(inputs=...) leaves it out in compact storage; call "
                 "loss.backward() without inputs, or set compute: masked"
             )

@@ -135,7 +135,8 @@ def summary(sparsity: HasAlgorithms) -> Summary:
 def _rows(algorithms: Iterable[Any]) -> Iterable[SummaryRow]:
     for algorithm in algorithms:
         algorithm.forget_removed()
-        kind, pattern = algorithm.name or type(algorithm).__name__, str(algorithm.pattern)
+        kind = algorithm.label
+        pattern = str(algorithm.pattern)
         targets = algorithm.shares(algorithm.target_sparsity)
         for name, parameter in algorithm.parameters.items():
             shape, actual = tuple(parameter.shape), parameter.actual_sparsity

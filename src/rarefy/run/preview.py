@@ -158,7 +158,7 @@ def plan_parameters(
             yield ParameterPlan(candidate.name, shape, _why_dense(candidate, algorithms))
         else:
             structure, storage = str(owner.pattern), owner.parameters[candidate.name].storage.kind
-            reason, kind = filters.decide(candidate, owner.globs).reason, name_of(owner)
+            reason, kind = filters.decide(candidate, owner.globs).reason, owner.label
             yield ParameterPlan(
                 candidate.name, shape, reason, kind, stages[candidate.name], structure, storage
             )
@@ -194,12 +194,7 @@ def plan_updates(algorithms: list[SparsityAlgorithm], total_steps: int) -> Itera
     for algorithm in algorithms:
         steps = list(update_steps(algorithm.update_schedule, 1, total_steps)) if algorithm.dynamic else []
         first, last = (steps[0], steps[-1]) if steps else (None, None)
-        yield UpdatePlan(name_of(algorithm), first, last, len(steps))
-
-
-def name_of(algorithm: SparsityAlgorithm) -> str:
-    """The registered name of an algorithm, or that of its class."""
-    return algorithm.name or type(algorithm).__name__
+        yield UpdatePlan(algorithm.label, first, last, len(steps))
 
 
 def one_step(trainer: Trainer, batch: Any) -> tuple[float, dict[str, int]]:

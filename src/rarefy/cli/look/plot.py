@@ -112,4 +112,4 @@ def title_of(algorithm: SparsityAlgorithm) -> str:
         'static, *attn*'
     """
     globs = ", ".join(algorithm.globs) if algorithm.globs else "default filter"
-    return f"{algorithm.name or type(algorithm).__name__}, {globs if len(globs) <= 60 else globs[:59] + '…'}"
+    return f"{algorithm.label}, {globs if len(globs) <= 60 else globs[:59] + '…'}"
