@@ -34,6 +34,7 @@ Made by `docs/scripts/key_reference.py` from the classes that check a file, so i
 BLOCKS: tuple[tuple[str, type, str], ...] = (
     ("trainer", file_keys.TrainerBlock, "`trainer` may also be a list of `trainer:` mappings, which run one after the other."),
     ("trainer.init", file_keys.InitBlock, ""),
+    ("trainer.init.model", file_keys.ModelBlock, "Other keys are the model's own. With `from_hf` they go before what the folder says, and no `name` is needed."),
     ("trainer.init.backend", file_keys.BackendBlock, "Other keys, which mean something to a Cerebras system only, are ignored with a note."),
     ("trainer.init.loop", LoopConfig, ""),
     ("trainer.init.logging", LoggingConfig, ""),

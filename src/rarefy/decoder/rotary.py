@@ -60,7 +60,8 @@ class Rotary:
     """
 
     def __init__(self, config: GPTConfig) -> None:
-        pairs = torch.arange(0, config.rotary_size, 2, dtype=torch.float64)
+        # These few numbers are read here, so they are real even where the model itself is only planned.
+        pairs = torch.arange(0, config.rotary_size, 2, dtype=torch.float64, device="cpu")
         frequencies = config.rope_theta ** (-pairs / config.rotary_size)
         given = dict(config.pos_scaling_extra_args or {})
         _check_keys(config.scaling_type, given)
@@ -133,7 +134,7 @@ def _yarn(frequencies: Tensor, config: GPTConfig, given: Mapping[str, Any]) -> S
     if given.get("truncate", True):
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, size - 1)
-    number = torch.arange(len(frequencies), dtype=torch.float64)
+    number = torch.arange(len(frequencies), dtype=torch.float64, device="cpu")
     ramp = ((number - low) / max(high - low, 0.001)).clamp(0, 1)
     kept = (1 - ramp) * given.get("extrapolation_factor", 1.0)
     factor = config.pos_scaling_factor
@@ -149,7 +150,7 @@ def _longrope(frequencies: Tensor, config: GPTConfig, given: Mapping[str, Any]) 
     factors = _factors(given, f"{name}_factor", len(frequencies))
     default = math.sqrt(1 + math.log(growth) / math.log(original)) if growth > 1 else 1.0
     magnitude = given.get(f"{name}_mscale", given.get("attention_factor", default))
-    return frequencies / torch.tensor(factors, dtype=torch.float64), float(magnitude)
+    return frequencies / torch.tensor(factors, dtype=torch.float64, device="cpu"), float(magnitude)
 
 
 def _factors(given: Mapping[str, Any], key: str, count: int) -> Sequence[float]:

@@ -80,7 +80,7 @@ class Job:
 
     def _built(self) -> nn.Module:
         try:
-            return self.builder.model()
+            return self.builder.model(starts=False)
         except RarefyError as error:
             if self.params is not None:
                 raise

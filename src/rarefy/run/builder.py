@@ -27,6 +27,7 @@ from rarefy.models.registry import build_model
 from rarefy.optim.optimizers import build_optimizer
 from rarefy.optim.schedulers import SchedulerFactory, first_learning_rate, read_schedulers
 from rarefy.run.file_keys import DataBlock, FitBlock
+from rarefy.run.from_hf import take_over
 from rarefy.run.schema import TrainerConfig
 from rarefy.trainer.feed import batches_in
 from rarefy.trainer.plan import LoopConfig, plan_run
@@ -174,15 +175,21 @@ class Builder:
         rate = first_learning_rate(self.schedulers)
         return build_optimizer(self.config.init.optimizer, model, path, learning_rate=rate, **self._imports)
 
-    def model(self) -> nn.Module:
+    def model(self, *, starts: bool = True) -> nn.Module:
         """The model.
 
+        Args:
+            starts: False leaves the weights of `from_hf` alone, because others come.
+
         Raises:
-            ConfigError: an unknown model, or options that it does not take.
+            ConfigError: an unknown model, options that it does not take, or weights that are not its own.
         """
         block, path = self.config.init.model, f"{self.path}.model"
         try:
-            return build_model({"name": block.name, **block.options}, path=path, **self._imports)
+            model = build_model({"name": block.name, **block.options}, path=path, **self._imports)
+            if block.from_hf is not None and starts:
+                take_over(model, block.from_hf, f"{path}.from_hf")
+            return model
         except RarefyError:
             raise
         except Exception as error:

@@ -31,7 +31,7 @@ _RESTART = (
 )
 # What a checkpoint holds the state of, or what decides which samples come next.
 _NEEDS_RESTART = (
-    r"init\.model\.name$",
+    r"init\.model\.(name|from_hf)$",
     r"init\.seed$",
     r"init\.optimizer$",
     r"init\.schedulers\b",

@@ -61,12 +61,29 @@ class Block(OpenBlock):
         return {key: value for key, value in given.items() if value is not None or key in keep}
 
 
+def _name_or_folder(schema: dict[str, Any]) -> None:
+    """A folder says the name itself, which is filled in before a block is checked."""
+    schema.pop("required", None)
+    schema["anyOf"] = [{"required": ["name"]}, {"required": ["from_hf"]}]
+
+
 class ModelBlock(OpenBlock):
-    """`model`: a registered model or an import path, with its options."""
+    """`model`: a registered model or an import path, with its options.
+
+    Args:
+        name: of the model; left out beside `from_hf`.
+        from_hf: a Hugging Face folder to take sizes and weights from; other keys go before what it says.
+    """
+
+    model_config = ConfigDict(json_schema_extra=_name_or_folder)
 
     name: Annotated[
         str, Field(min_length=1, description="a model's name or import path", examples=["gpt2"], strict=True)
     ]
+    from_hf: Annotated[
+        str | None,
+        Field(min_length=1, description="the path of a Hugging Face folder, or null", examples=["./llama"]),
+    ] = None
 
     @property
     def options(self) -> dict[str, Any]:

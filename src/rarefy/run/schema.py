@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from rarefy.errors import ConfigError, join_path
 from rarefy.run.file_keys import File, FitBlock, InitBlock, TrainerBlock, ValidateAllBlock, ValidateBlock
+from rarefy.run.from_hf import with_folder
 from rarefy.run.model_zoo import check_model, drop_ignored
 from rarefy.run.old_form import in_new_form
 from rarefy.run.unknown_keys import UnknownKey, of_open_blocks, refuse
@@ -152,6 +153,8 @@ def _parse_one(given: Any, path: str) -> TrainerConfig:
     if not isinstance(given, dict):
         raise ConfigError(path, shorten(given), "a mapping with `init`", "{init: {...}, fit: {...}}")
     check_model(given.get("init"), f"{path}.init")
+    if "init" in given:
+        given = {**given, "init": with_folder(given["init"], f"{path}.init")}
     cleaned = dict(given)
     dropped: list[str] = []
     if isinstance(given.get("init"), dict):

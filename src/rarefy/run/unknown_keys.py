@@ -54,7 +54,7 @@ def of_open_blocks(given: Mapping[str, Any]) -> Iterator[UnknownKey]:
     model = given.get("init", {}).get("model") if isinstance(given.get("init"), dict) else None
     if isinstance(model, dict) and isinstance(model.get("name"), str):
         known = model_registry.known_keys(model["name"])
-        yield from _unknown(model, "init.model", known, {"name"})
+        yield from _unknown(model, "init.model", known, {"name", "from_hf"})
     seen: list[Any] = []
     for path, block in _data_blocks(given):
         if block in seen or not isinstance(block.get("data_processor"), str):
