@@ -24,7 +24,7 @@ def layers() -> None:
             x = torch.randn(tokens, columns)
             index = native.index_for(x)
             assert index is not None, "the compiled kernels are missing"
-            entries, layout = sparse.weight.entries, sparse.weight.topology.panels.layout
+            entries, layout = sparse.weight.entries, sparse.weight.topology.layout
             kernel = partial(native.forward, index, x, entries, sparse.bias, layout)
             with torch.inference_mode():
                 seconds = medians(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from rarefy.errors import RarefyError
-from rarefy.kernels import infer, instruction_set, sparse_linear
+from rarefy.kernels import Panels, infer, instruction_set, sparse_linear
 from rarefy.nn import SparseLinear
 
 from .test_sparse_linear import Recorder
@@ -25,7 +26,13 @@ def layer(rows: int, columns: int, density: float, dtype: torch.dtype = torch.fl
 
 
 def shortest(sparse: SparseLinear, x: Tensor) -> Tensor | None:
-    return infer(x, sparse.weight.entries, sparse.bias, sparse.weight.topology.panels.layout)
+    return infer(x, sparse.weight.entries, sparse.bias, panels_of(sparse).layout)
+
+
+def panels_of(sparse: SparseLinear) -> Panels:
+    index = sparse.weight.topology.index
+    assert isinstance(index, Panels)
+    return index
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 5])
@@ -81,7 +88,7 @@ def test_the_bits_of_training(isa: str, batch: tuple[int, ...], dtype: torch.dty
     with torch.no_grad():
         y = shortest(sparse, x)
     assert (y is None) == (isa == "reference")
-    trained = sparse_linear(x, sparse.weight.entries, sparse.bias, sparse.weight.topology.panels)
+    trained = sparse_linear(x, sparse.weight.entries, sparse.bias, panels_of(sparse))
     assert y is None or (torch.equal(y, trained) and y.shape == trained.shape)
 
 
@@ -142,7 +149,7 @@ def test_a_layer_under_autocast() -> None:
 def test_tracing_sees_the_operation(isa: str) -> None:
     sparse, x = layer(30, 50, 0.3), torch.randn(3, 50)
     with torch.no_grad():
-        traced = torch.jit.trace(sparse, torch.ones(3, 50), check_trace=False)
+        traced: Any = torch.jit.trace(sparse, torch.ones(3, 50), check_trace=False)
         assert torch.equal(traced(x), sparse(x))
 
 

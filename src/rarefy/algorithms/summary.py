@@ -141,7 +141,7 @@ def _rows(algorithms: Iterable[Any]) -> Iterable[SummaryRow]:
         for name, parameter in algorithm.parameters.items():
             shape, actual = tuple(parameter.shape), parameter.actual_sparsity
             kept = round((1.0 - actual) * _numel(shape))
-            yield SummaryRow(name, kind, shape, targets[name], actual, kept, pattern, parameter.storage.kind)
+            yield SummaryRow(name, kind, shape, targets[name], actual, kept, pattern, parameter.storage.form)
 
 
 def _numel(shape: tuple[int, ...]) -> int:

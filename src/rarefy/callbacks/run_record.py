@@ -133,7 +133,7 @@ def _sparse_facts(trainer: TrainerView) -> Iterator[tuple[str, dict[str, Any]]]:
             facts = {"algorithm": leaf.label, "shape": list(parameter.mask.shape)}
             pattern = leaf.pattern
             balance = {"balance": pattern.key, "groups": pattern.groups} if pattern.key else {}
-            yield name, {**facts, "storage": parameter.storage.kind, **balance}
+            yield name, {**facts, "storage": parameter.storage.form, **balance}
 
 
 def _checkpoint_root(trainer: TrainerView) -> str | None:

@@ -1,5 +1,6 @@
 """Kernels that skip the zeros of a weight, and exact selections; README.md in this directory explains them."""
 
+from rarefy.kernels.block_index import BlockIndex, index_of, sources_between
 from rarefy.kernels.block_ops import block_linear
 from rarefy.kernels.blocks import BlockTopology
 from rarefy.kernels.instruction_sets import available, instruction_set
@@ -10,6 +11,7 @@ from rarefy.kernels.panels import Panels
 from rarefy.kernels.selection import block_sums, holds_zeros, keep_n_of_m, keep_top, keep_top_and_tie
 
 __all__ = [
+    "BlockIndex",
     "BlockTopology",
     "Layout",
     "Panels",
@@ -18,11 +20,13 @@ __all__ = [
     "block_sums",
     "dense_gradient",
     "holds_zeros",
+    "index_of",
     "infer",
     "instruction_set",
     "keep_n_of_m",
     "keep_top",
     "keep_top_and_tie",
+    "sources_between",
     "sparse_linear",
     "zero_inactive_",
 ]

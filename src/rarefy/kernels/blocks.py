@@ -56,13 +56,13 @@ class BlockTopology:
         if mask.dtype != torch.bool or mask.dim() != 2:
             given = f"{mask.dtype} with shape {tuple(mask.shape)}"
             raise RarefyError(f"mask: {given} is not allowed; give a bool matrix")
-        active = selection.block_sums(mask.float(), block)
-        whole = active == block[0] * block[1]
-        if not bool((whole | (active == 0)).all()):
+        selection.check_blocks(mask, block)
+        active = whole_blocks(mask, block)
+        if active is None:
             raise RarefyError(
                 f"mask: blocks {tuple(block)} that are active in part are not allowed; give whole ones"
             )
-        return cls.from_blocks(whole, block)
+        return cls.from_blocks(active, block)
 
     @classmethod
     def from_blocks(cls, active: Tensor, block: tuple[int, int]) -> BlockTopology:
@@ -188,6 +188,22 @@ class BlockTopology:
         count = torch.arange(previous.blocks, device=place.device)
         place[block_rows(previous.starts, previous.blocks), previous.indices.long()] = count
         return place[block_rows(self.starts, self.blocks), self.indices.long()]
+
+
+def whole_blocks(mask: Tensor, block: tuple[int, int]) -> Tensor | None:
+    """The active blocks of a mask as a bool matrix; None where it does not consist of whole ones.
+
+    Example:
+        >>> whole_blocks(torch.tensor([[True, True, False, False]]), (1, 2))
+        tensor([[ True, False]])
+        >>> whole_blocks(torch.tensor([[True, False, False, False]]), (1, 2)) is None
+        True
+    """
+    if mask.shape[0] % block[0] or mask.shape[1] % block[1]:
+        return None
+    active = selection.block_sums(mask.float(), block)
+    whole = active == block[0] * block[1]
+    return whole if bool((whole | (active == 0)).all()) else None
 
 
 def block_rows(starts: Tensor, blocks: int) -> Tensor:

@@ -154,6 +154,19 @@ class Panels:
             return reference.sources(self.rows * self.columns, self.positions(), previous.positions())
         return native.sources(self.layout, previous.layout)
 
+    # ---- products ----
+
+    def linear(self, x: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
+        """X · Wᵀ + bias as an operation; sizes and dtypes fit together already."""
+        return torch.ops.rarefy.sparse_linear(x, values, bias, None, *self.tensors, self.sizes)
+
+    def gradients(
+        self, grad: Tensor, x: Tensor, values: Tensor, needs: list[bool]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The gradients of x, values and bias; those that are not needed are of any content."""
+        operation = torch.ops.rarefy.sparse_linear_backward
+        return operation(grad, x, values, *self.tensors, self.sizes, needs)
+
 
 def _compiled(*tensors: Tensor) -> bool:
     """Whether the compiled kernels are in use and may read these tensors."""

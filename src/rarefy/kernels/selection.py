@@ -104,13 +104,22 @@ def block_sums(scores: Tensor, block: tuple[int, int]) -> Tensor:
         >>> block_sums(torch.tensor([[1.0, 1.0, 3.0, 0.0]]), (1, 2))
         tensor([[2., 3.]])
     """
-    if scores.dim() != 2 or min(block) < 1 or scores.shape[0] % block[0] or scores.shape[1] % block[1]:
-        shape = tuple(scores.shape)
+    check_blocks(scores, block)
+    scores, compiled = _prepared(scores)
+    return native.block_sums(scores, *block) if compiled else reference.block_sums(scores, *block)
+
+
+def check_blocks(matrix: Tensor, block: tuple[int, int]) -> None:
+    """Refuses blocks that do not divide a matrix.
+
+    Raises:
+        RarefyError: they do not, or it is no matrix.
+    """
+    if matrix.dim() != 2 or min(block) < 1 or matrix.shape[0] % block[0] or matrix.shape[1] % block[1]:
+        shape = tuple(matrix.shape)
         raise RarefyError(
             f"block: {tuple(block)} is not allowed for shape {shape}; give sizes that divide rows and columns"
         )
-    scores, compiled = _prepared(scores)
-    return native.block_sums(scores, *block) if compiled else reference.block_sums(scores, *block)
 
 
 def _prepared(scores: Tensor) -> tuple[Tensor, bool]:

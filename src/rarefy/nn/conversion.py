@@ -22,7 +22,9 @@ def is_conv1d(module: nn.Module) -> bool:
     return is_theirs or kind.__name__ == "SparseConv1D"
 
 
-def make_compact(module: nn.Module, leaf: str, mask: Tensor, mask_leaf: str) -> SparseWeight:
+def make_compact(
+    module: nn.Module, leaf: str, mask: Tensor, mask_leaf: str, block: tuple[int, int] | None = None
+) -> SparseWeight:
     """Stores only the active connections of a weight.
 
     Hooks, references and optimizers of the parameter stay valid. Nothing random is drawn.
@@ -32,6 +34,7 @@ def make_compact(module: nn.Module, leaf: str, mask: Tensor, mask_leaf: str) -> 
         leaf: attribute name of the weight.
         mask: bool, its shape.
         mask_leaf: name of the buffer that shows the mask.
+        block: outputs and inputs of the blocks in which masks of the weight come, if they do.
 
     Returns:
         The parameter, which is the same object as before.
@@ -47,7 +50,7 @@ def make_compact(module: nn.Module, leaf: str, mask: Tensor, mask_leaf: str) -> 
     """
     parameter: Any = getattr(module, leaf)
     dense = parameter.dense() if isinstance(parameter, SparseWeight) else parameter.detach()
-    weight = SparseWeight.from_dense(dense, mask, Role.MANAGED, is_conv1d(module))
+    weight = SparseWeight.from_dense(dense, mask, Role.MANAGED, is_conv1d(module), block)
     become(parameter, weight.requires_grad_(parameter.requires_grad))
     show_mask(module, parameter, mask_leaf)
     return parameter

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from rarefy.errors import RarefyError
 from rarefy.nn.conversion import make_compact
-from rarefy.tensors import SparseWeight, Topology, set_topology
+from rarefy.tensors import SparseWeight, set_topology
 
 
 class SparseLinear(nn.Linear):
@@ -22,6 +22,8 @@ class SparseLinear(nn.Linear):
         mask: bool [out_features, in_features], True = active.
         bias: whether there is a bias.
         dtype: of weight and bias; the default dtype if None.
+        block: outputs and inputs of the blocks in which its masks come, if they do: multiples of 8 are stored and
+            multiplied as whole blocks.
 
     Raises:
         RarefyError: the mask is not a bool matrix.
@@ -35,22 +37,31 @@ class SparseLinear(nn.Linear):
     weight: SparseWeight  # pyright: ignore[reportIncompatibleVariableOverride]
     weight_mask: Tensor
 
-    def __init__(self, mask: Tensor, bias: bool = True, dtype: torch.dtype | None = None) -> None:
+    def __init__(
+        self,
+        mask: Tensor,
+        bias: bool = True,
+        dtype: torch.dtype | None = None,
+        block: tuple[int, int] | None = None,
+    ) -> None:
         _check(mask)
         super().__init__(mask.shape[1], mask.shape[0], bias, mask.device, dtype)
-        self._take(mask)
+        self._take(mask, block)
 
-    def _take(self, mask: Tensor) -> None:
-        make_compact(self, "weight", mask, "weight_mask")
+    def _take(self, mask: Tensor, block: tuple[int, int] | None = None) -> None:
+        make_compact(self, "weight", mask, "weight_mask", block)
         self.register_load_state_dict_pre_hook(take_mask)
 
     @classmethod
-    def from_linear(cls, linear: nn.Linear, mask: Tensor) -> SparseLinear:
+    def from_linear(
+        cls, linear: nn.Linear, mask: Tensor, block: tuple[int, int] | None = None
+    ) -> SparseLinear:
         """The same layer with only the connections of `mask`; the bias parameter is shared, not copied.
 
         Args:
             linear: the dense layer; left as it is.
             mask: bool, the shape of its weight.
+            block: as the class takes it.
 
         Raises:
             RarefyError: the mask has another shape than the weight.
@@ -67,7 +78,7 @@ class SparseLinear(nn.Linear):
         layer.in_features, layer.out_features = linear.in_features, linear.out_features
         layer.register_parameter("weight", nn.Parameter(weight.detach().clone(), weight.requires_grad))
         layer.bias = linear.bias
-        layer._take(mask)
+        layer._take(mask, block)
         return layer.train(linear.training)
 
     def to_linear(self) -> nn.Linear:
@@ -107,7 +118,7 @@ class SparseLinear(nn.Linear):
                 f"mask: shape {tuple(mask.shape)} is not allowed; give the weight's, {tuple(self.weight.shape)}"
             )
         self.weight.grad = None
-        topology = Topology.from_mask(mask.to(self.weight.device), self.weight.topology.is_transposed)
+        topology = self.weight.topology.with_mask(mask.to(self.weight.device))
         return set_topology(self.weight, topology)
 
     def extra_repr(self) -> str:
@@ -133,4 +144,4 @@ def take_mask(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) ->
         wanted = mask.to(weight.device).bool()
         if not torch.equal(wanted, weight.topology.mask()):
             weight.grad = None
-            set_topology(weight, Topology.from_mask(wanted, weight.topology.is_transposed))
+            set_topology(weight, weight.topology.with_mask(wanted))

@@ -103,6 +103,17 @@ class Pattern:
         """The name of the option that asks for the groups; empty for whole weights."""
         return {None: "", 0: "balance_out_groups", 1: "balance_in_groups"}[self.axis]
 
+    @property
+    def block(self) -> tuple[int, int] | None:
+        """Outputs and inputs of the blocks that are active as a whole; None without any.
+
+        Example:
+            >>> Pattern(structure=Blocks(8, 16)).block
+            (8, 16)
+        """
+        structure = self.structure
+        return (structure.rows, structure.columns) if isinstance(structure, Blocks) else None
+
     def check(self, name: str, shape: Sequence[int]) -> None:
         """Refuses a weight that the pattern does not divide.
 

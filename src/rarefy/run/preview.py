@@ -157,7 +157,7 @@ def plan_parameters(
         if owner is None:
             yield ParameterPlan(candidate.name, shape, _why_dense(candidate, algorithms))
         else:
-            structure, storage = str(owner.pattern), owner.parameters[candidate.name].storage.kind
+            structure, storage = str(owner.pattern), owner.parameters[candidate.name].storage.form
             reason, kind = filters.decide(candidate, owner.globs).reason, owner.label
             yield ParameterPlan(
                 candidate.name, shape, reason, kind, stages[candidate.name], structure, storage

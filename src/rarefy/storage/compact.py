@@ -15,7 +15,7 @@ from rarefy.nn import WeightMask, make_compact
 from rarefy.storage.gradients import DenseGradient
 from rarefy.storage.optimizer_state import begin_entries, change_state, sparse_states
 from rarefy.storage.ranking import Score
-from rarefy.tensors import SparseWeight, Topology, move_entries, set_topology
+from rarefy.tensors import SparseWeight, move_entries, set_topology
 from rarefy.ties import TieOrder
 
 
@@ -26,12 +26,21 @@ class CompactStorage:
         module: holds the weight.
         leaf: attribute name of the weight, which is sparse already.
         mask_leaf: name of the buffer that shows the mask.
+        block: outputs and inputs of the blocks in which its masks come, if they do.
     """
 
     kind = "compact"
 
-    def __init__(self, module: nn.Module, leaf: str, mask_leaf: str) -> None:
+    def __init__(
+        self, module: nn.Module, leaf: str, mask_leaf: str, block: tuple[int, int] | None = None
+    ) -> None:
         self.module, self.leaf, self.mask_leaf = module, leaf, mask_leaf
+        self.block = block
+
+    @property
+    def form(self) -> str:
+        """`block` where whole blocks are stored and multiplied, else `compact`."""
+        return "block" if self.weight.topology.has_blocks else "compact"
 
     @property
     def weight(self) -> Any:
@@ -100,7 +109,7 @@ class CompactStorage:
     def set_mask(self, mask: Tensor, optimizers: Iterable[Optimizer]) -> None:
         """Moves values, gradient and optimizer state to the new connections."""
         weight, old = self.weight, self.weight.topology
-        topology = Topology.from_mask(mask.to(weight.device), old.is_transposed)
+        topology = old.with_mask(mask.to(weight.device))
         stays = old.mask() & mask.to(weight.device)
         sources = set_topology(weight, topology)
 
@@ -178,7 +187,7 @@ class CompactStorage:
                 "cannot follow; set compute: masked, or call rarefy.finalize(model) before you wrap or parametrize it"
             )
         mask = shown.dense() if isinstance(shown, WeightMask) else shown
-        make_compact(self.module, self.leaf, mask.to(weight.device), self.mask_leaf)
+        make_compact(self.module, self.leaf, mask.to(weight.device), self.mask_leaf, self.block)
 
     # ---- files ----
 

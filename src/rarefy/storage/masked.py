@@ -23,7 +23,7 @@ class MaskedStorage:
     Both are looked up in the module each time, so they may be moved, converted or loaded at will.
     """
 
-    kind = "masked"
+    kind = form = "masked"
 
     def __init__(self, module: nn.Module, leaf: str) -> None:
         self.module = module

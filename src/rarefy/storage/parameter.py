@@ -166,8 +166,9 @@ class SparseParameter:
         """Changes the storage of weight, mask and optimizer state."""
         mask, leaf, mask_leaf = self.mask, self.places[0].leaf, self.storage.mask_leaf
         if kind == "compact":
-            make_compact(self.module, leaf, mask, mask_leaf)
-            self.storage = CompactStorage(self.module, leaf, mask_leaf)
+            block = self.pattern.block
+            make_compact(self.module, leaf, mask, mask_leaf, block)
+            self.storage = CompactStorage(self.module, leaf, mask_leaf, block)
             change_state(optimizers, self.weight, self.shape, self.storage.loaded_entries)
         else:
             make_states_dense(optimizers, self.weight)

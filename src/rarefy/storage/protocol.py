@@ -24,6 +24,11 @@ class Storage(Protocol):
         ...
 
     @property
+    def form(self) -> str:
+        """What it is called for people: `masked`, `compact` or `block`."""
+        ...
+
+    @property
     def weight(self) -> nn.Parameter:
         """The parameter that the optimizer trains."""
         ...

@@ -1,7 +1,7 @@
 """The product with a sparse weight as operations that take the weight as one argument, for compilers and modes.
 
-`rarefy::linear` has a gradient, and is taken apart into `rarefy::sparse_linear` on the index tensors where a compiler
-sees the parts. `is_transposed` says that the weight is [in, out].
+`rarefy::linear` has a gradient, and is taken apart into `rarefy::sparse_linear` or `rarefy::block_linear` on the index
+tensors where a compiler sees the parts. `is_transposed` says that the weight is [in, out].
 """
 
 from __future__ import annotations
@@ -35,8 +35,7 @@ def _sparse_linear(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     x, weight, bias, _ = args
     if not isinstance(weight, StoredWeight) or type(x) is type(weight):
         return NotImplemented
-    panels = weight.topology.panels
-    return torch.ops.rarefy.sparse_linear(x, weight.entries, bias, None, *panels.tensors, panels.sizes)
+    return weight.topology.index.linear(x, weight.entries, bias)
 
 
 def _sparse_backward(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -55,11 +54,9 @@ def gradients(
         weight: sparse.
         needs: which of the three to compute; the others are of any content.
     """
-    panels = weight.topology.panels
     wants_dense = needs[1] and weight._cell.collect is not None
     wanted = [needs[0], needs[1] and not wants_dense, needs[2]]
-    parts = (*panels.tensors, panels.sizes, wanted)
-    of_x, of_values, of_bias = torch.ops.rarefy.sparse_linear_backward(grad, x, weight.entries, *parts)
+    of_x, of_values, of_bias = weight.topology.index.gradients(grad, x, weight.entries, wanted)
     if wants_dense:
         return of_x, in_layout(dense_gradient(grad.to(x.dtype), x), weight.topology.is_transposed), of_bias
     return of_x, weight.companion(of_values) if needs[1] else of_values, of_bias

@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rarefy.errors import RarefyError
-from rarefy.kernels import infer
 from rarefy.tensors.cell import Cell
 from rarefy.tensors.gradient import ToDense, connect
 from rarefy.tensors.operation import LINEAR, gradients, in_layout
@@ -43,7 +42,7 @@ def _inferred(x: Tensor, cell: Cell, bias: Tensor | None) -> Tensor | None:
     if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
         x = x.to(torch.get_autocast_dtype(x.device.type))
     cell.forget_snapshot()
-    return infer(x, cell.values, bias, topology.layout)
+    return topology.infer(x, cell.values, bias)
 
 
 def _is_sparse(x: Any) -> bool:
@@ -73,18 +72,18 @@ def product(x: Tensor, weight: StoredWeight, bias: Tensor | None) -> Tensor:
 
 def _check(x: Tensor, cell: Cell, bias: Tensor | None) -> None:
     """The kernels read memory by these sizes."""
-    panels, values = cell.topology.panels, cell.values  # asking the weight itself would go through torch
-    if x.dim() == 0 or x.shape[-1] != panels.columns:
+    index, values = cell.topology.index, cell.values  # asking the weight itself would go through torch
+    if x.dim() == 0 or x.shape[-1] != index.columns:
         raise RarefyError(
-            f"x: shape {tuple(x.shape)} is not allowed; its last dimension must be {panels.columns}"
+            f"x: shape {tuple(x.shape)} is not allowed; its last dimension must be {index.columns}"
         )
     dtype = values.dtype
     if x.dtype is not dtype and not (dtype is torch.float32 and x.dtype in (torch.bfloat16, torch.float16)):
         raise RarefyError(
             f"x: {x.dtype} is not allowed with {dtype} values; convert one, for example x.to({dtype})"
         )
-    if bias is not None and bias.shape != (panels.rows,):
-        raise RarefyError(f"bias: shape {tuple(bias.shape)} is not allowed; give ({panels.rows},)")
+    if bias is not None and bias.shape != (index.rows,):
+        raise RarefyError(f"bias: shape {tuple(bias.shape)} is not allowed; give ({index.rows},)")
     for name, tensor in (("bias", bias), ("weight", values)):
         if tensor is not None and tensor.device != x.device:
             raise RarefyError(
@@ -94,19 +93,14 @@ def _check(x: Tensor, cell: Cell, bias: Tensor | None) -> None:
 
 def _traced(x: Tensor, weight: StoredWeight, bias: Tensor | None) -> Tensor:
     """For TorchScript, which keeps values and indices as constants."""
-    panels = weight._cell.topology.panels
-    entries = weight._cell.values.detach()
-    return torch.ops.rarefy.sparse_linear(x, entries, bias, None, *panels.tensors, panels.sizes)
+    return weight._cell.topology.index.linear(x, weight._cell.values.detach(), bias)
 
 
 def _forward(x: Tensor, weight: StoredWeight, bias: Tensor | None) -> Tensor:
     cell = weight._cell
     cell.forget_snapshot()
-    panels = cell.topology.panels
-    y = infer(x, cell.values, bias, cell.topology.layout)
-    if y is None:
-        y = torch.ops.rarefy.sparse_linear(x, cell.values, bias, None, *panels.tensors, panels.sizes)
-    return y
+    y = cell.topology.infer(x, cell.values, bias)
+    return cell.topology.index.linear(x, cell.values, bias) if y is None else y
 
 
 def _by_dense(x: Tensor, weight: StoredWeight, bias: Tensor | None, is_transposed: bool) -> Tensor:

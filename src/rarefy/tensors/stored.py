@@ -11,7 +11,7 @@ from rarefy.tensors.cell import Cell, Role
 from rarefy.tensors.topology import Topology
 from rarefy.torch_private import make_wrapper, not_compiled
 
-PARTS = ("_entries", "_starts", "_offsets", "_back_starts", "_back_offsets", "_order")
+PARTS = ("_entries", "_starts", "_places", "_back_starts", "_back_places", "_order")
 
 
 class _Flatten:
@@ -89,25 +89,24 @@ class StoredWeight(Tensor):
     # ---- the parts, for compilers ----
 
     _entries = property(lambda self: self._cell.values)
-    _starts = property(lambda self: self._cell.topology.panels.tensors[0])
-    _offsets = property(lambda self: self._cell.topology.panels.tensors[1])
-    _back_starts = property(lambda self: self._cell.topology.panels.tensors[2])
-    _back_offsets = property(lambda self: self._cell.topology.panels.tensors[3])
-    _order = property(lambda self: self._cell.topology.panels.tensors[4])
+    _starts = property(lambda self: self._cell.topology.index.tensors[0])
+    _places = property(lambda self: self._cell.topology.index.tensors[1])
+    _back_starts = property(lambda self: self._cell.topology.index.tensors[2])
+    _back_places = property(lambda self: self._cell.topology.index.tensors[3])
+    _order = property(lambda self: self._cell.topology.index.tensors[4])
 
     def _flatten(self) -> tuple[list[str], Any]:
         cell = self._cell
         topology = cell.topology
-        facts = (topology.is_transposed, cell.role.value, cell.collect is not None)
-        return list(PARTS), (tuple(topology.panels.sizes), *facts)
+        return list(PARTS), (topology.facts, cell.role.value, cell.collect is not None)
 
     @classmethod
     def __tensor_unflatten__(
         cls, parts: dict[str, Tensor], facts: Any, outer_size: Any, outer_stride: Any
     ) -> StoredWeight:
-        sizes, is_transposed, role, wants_dense = facts
+        of_topology, role, wants_dense = facts
         values, *tensors = (parts[name] for name in PARTS)
-        cell = Cell(values, Topology.of_parts(sizes, tensors, is_transposed), Role(role))
+        cell = Cell(values, Topology.of_parts(of_topology, tensors), Role(role))
         if wants_dense:
             cell.collect = _ignore
         return cls(cell)

@@ -55,7 +55,12 @@ class SparseWeight(StoredWeight):
 
     @classmethod
     def from_dense(
-        cls, dense: Tensor, mask: Tensor, role: Role = Role.FREE, is_transposed: bool = False
+        cls,
+        dense: Tensor,
+        mask: Tensor,
+        role: Role = Role.FREE,
+        is_transposed: bool = False,
+        block: tuple[int, int] | None = None,
     ) -> SparseWeight:
         """The weight with only the connections of a mask.
 
@@ -64,6 +69,7 @@ class SparseWeight(StoredWeight):
             mask: bool, its shape.
             role: who decides on the connections.
             is_transposed: whether it multiplies as [in, out].
+            block: outputs and inputs of the blocks in which its masks come, if they do; see `Topology`.
 
         Raises:
             RarefyError: the mask has another shape, or is no bool matrix.
@@ -72,7 +78,7 @@ class SparseWeight(StoredWeight):
             raise RarefyError(
                 f"mask: shape {tuple(mask.shape)} is not allowed; give the weight's, {tuple(dense.shape)}"
             )
-        topology = Topology.from_mask(mask.to(dense.device), is_transposed)
+        topology = Topology.from_mask(mask.to(dense.device), is_transposed, block)
         return cls(Cell(topology.gather(dense.detach()), topology, role))
 
     @classmethod
@@ -256,14 +262,14 @@ def _gradient_for(parameter: Tensor, gradient: Tensor) -> Tensor:
 
 def _send(weight: SparseWeight) -> Any:
     topology = weight.topology
-    structure = (topology.panels.sizes, topology.panels.tensors, topology.is_transposed)
-    return _receive, (weight.entries, *structure, weight.requires_grad, "_is_param" in vars(weight))
+    parts = (topology.facts, topology.index.tensors)
+    return _receive, (weight.entries, *parts, weight.requires_grad, "_is_param" in vars(weight))
 
 
 def _receive(
-    entries: Tensor, sizes: Any, tensors: Any, is_transposed: bool, requires_grad: bool, is_parameter: bool
+    entries: Tensor, facts: Any, tensors: Any, requires_grad: bool, is_parameter: bool
 ) -> SparseWeight:
-    topology = Topology.of_parts(sizes, tensors, is_transposed)
+    topology = Topology.of_parts(facts, tensors)
     # the memory is that of the weight in the other process, whose topology must stay
     weight = SparseWeight(Cell(entries, topology, Role.MANAGED), requires_grad)
     if is_parameter:
