@@ -350,12 +350,14 @@ def _warn_out_of_range(algorithm: SparsityAlgorithm, entry: _Entry, num_steps: i
 
 def _warn_of_idle_drops(algorithm: SparsityAlgorithm, entry: _Entry) -> None:
     """Warns of a drop fraction that drops nothing in groups as small as those of n of m."""
-    fraction, structure = getattr(algorithm, "drop_fraction", None), algorithm.pattern.structure
+    fraction = getattr(algorithm, "drop_fraction", None)
+    structure = algorithm.pattern.structure
     if (
         isinstance(fraction, Constant)
         and isinstance(structure, NOfM)
         and not round(fraction.value * structure.n)
     ):
-        where, enough = join_path(entry.where("drop_fraction"), "drop_fraction"), 0.51 / structure.n
+        where = join_path(entry.where("drop_fraction"), "drop_fraction")
+        enough = 0.51 / structure.n
         message = f"{where} {fraction.value:g} drops none of {structure.n} in a group of {structure.m}"
         warnings.warn(f"{message}, so masks never change; give {enough:.2g} or more", stacklevel=2)

@@ -113,7 +113,8 @@ def _shared_out(sparsity: float, shapes: Shapes, weights: Sequence[float]) -> li
 
 def _scale(density: float, sizes: Sequence[int], weights: Sequence[float]) -> float:
     """The ε at which Σ size · min(1, ε · weight) = density · Σ size."""
-    left, dense = density * sum(sizes), set[int]()
+    left = density * sum(sizes)
+    dense = set[int]()
     while True:
         shares = {i: size * weights[i] for i, size in enumerate(sizes) if i not in dense}
         if not sum(shares.values()):

@@ -31,7 +31,11 @@ class ConfigError(RarefyError, ValueError):
     """
 
     def __init__(self, path: str, given: object, allowed: str, fix: str = "", place: str = "") -> None:
-        self.path, self.given, self.allowed, self.fix, self.place = path, given, allowed, fix, place
+        self.path = path
+        self.given = given
+        self.allowed = allowed
+        self.fix = fix
+        self.place = place
         example = f" (example: {fix})" if fix else ""
         where = "".join(f"{part}: " for part in (place, path) if part)
         super().__init__(f"{where}{given} is not allowed; give {allowed}{example}")

@@ -107,7 +107,8 @@ def checkerboard(
         [[0, 1, 0, 1], [0, 1, 0, 1]]
     """
     rows, units = structure.layout(weight.shape)
-    total, kept = rows * units, rows * masks.kept_count(units, sparsity)
+    total = rows * units
+    kept = rows * masks.kept_count(units, sparsity)
     position = torch.arange(total, device=weight.device)
     active = (position + 1) * kept // max(total, 1) > position * kept // max(total, 1)
     return structure.unfold(active.view(rows, units), weight.shape)

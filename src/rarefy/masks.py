@@ -183,7 +183,8 @@ def _top_in_rows(scores: Tensor, candidates: Tensor, counts: Tensor, order: TieO
 
 def _high_in_rows(scores: Tensor, counts: Tensor) -> Tensor:
     """The highest scores of each row; a NaN may be among them once nothing else is left."""
-    columns, (low, high) = scores.shape[1], (int(count) for count in counts.aminmax())
+    columns = scores.shape[1]
+    low, high = (int(count) for count in counts.aminmax())
     if low == high and columns <= _FEW_COLUMNS:
         return kernels.keep_n_of_m(scores, min(max(low, 0), columns), columns)
     places = (-scores).argsort(dim=1, stable=True)

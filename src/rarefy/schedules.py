@@ -120,7 +120,8 @@ class Cosine:
 
     def __call__(self, step: int, update: int = 0) -> float:
         """The value at `step`."""
-        middle, amplitude = (self.init + self.minimum) / 2, (self.init - self.minimum) / 2
+        middle = (self.init + self.minimum) / 2
+        amplitude = (self.init - self.minimum) / 2
         return middle + amplitude * math.cos(math.pi * step / self.half_period)
 
 

@@ -240,7 +240,8 @@ def not_compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     if hasattr(frames, "skip_code"):  # torch 2.6
         frames.skip_code(code)
     else:
-        skipped, traced = frames._FrameAction.SKIP, frames._FrameAction.DEFAULT
+        skipped = frames._FrameAction.SKIP
+        traced = frames._FrameAction.DEFAULT
         frames.set_code_exec_strategy(code, frames._FrameExecStrategy(skipped, traced))
     return function
 

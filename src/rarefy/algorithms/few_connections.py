@@ -27,7 +27,8 @@ class SharesOut(Protocol):
 
 
 ENOUGH = 4
-_MOST_NAMED, _MOST_GLOBS = 3, 4
+_MOST_NAMED = 3
+_MOST_GLOBS = 4
 
 
 def few_connections(algorithm: SharesOut, chosen: Mapping[str, Candidate]) -> dict[str, str]:

@@ -325,10 +325,12 @@ def options_of(kind: type) -> dict[str, OptionField]:
         if "__init__" not in vars(base):
             continue
         parameters = list(inspect.signature(vars(base)["__init__"]).parameters.values())[1:]
-        hints, words = _hints_of(vars(base)["__init__"]), _descriptions_of(base)
+        hints = _hints_of(vars(base)["__init__"])
+        words = _descriptions_of(base)
         for one in parameters:
             if one.kind not in (one.VAR_KEYWORD, one.VAR_POSITIONAL) and one.name not in found:
-                hint, description = hints.get(one.name), words.get(one.name, "")
+                hint = hints.get(one.name)
+                description = words.get(one.name, "")
                 types = next(marks_in(hint, OptionType), None), next(marks_in(hint, StepMark), None)
                 found[one.name] = OptionField(one.name, one.default, *types, description)
         if not any(one.kind is one.VAR_KEYWORD for one in parameters):

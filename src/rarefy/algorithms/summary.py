@@ -83,7 +83,8 @@ class Summary:
             yield row.name, row.algorithm, *facts, row.pattern, row.storage
 
     def _total(self) -> tuple[str, ...]:
-        total, kept = sum(_numel(row.shape) for row in self.rows), sum(row.kept for row in self.rows)
+        total = sum(_numel(row.shape) for row in self.rows)
+        kept = sum(row.kept for row in self.rows)
         return "all", "", f"{total:,} weights", "", f"{self.actual_sparsity:.4f}", f"{kept:,}", "", ""
 
     def __str__(self) -> str:
@@ -139,7 +140,8 @@ def _rows(algorithms: Iterable[Any]) -> Iterable[SummaryRow]:
         pattern = str(algorithm.pattern)
         targets = algorithm.shares(algorithm.target_sparsity)
         for name, parameter in algorithm.parameters.items():
-            shape, actual = tuple(parameter.shape), parameter.actual_sparsity
+            shape = tuple(parameter.shape)
+            actual = parameter.actual_sparsity
             kept = round((1.0 - actual) * _numel(shape))
             yield SummaryRow(name, kind, shape, targets[name], actual, kept, pattern, parameter.storage.form)
 

@@ -83,7 +83,8 @@ class MetricsTable:
             file.seek(start)
             file.write(_line([row.get(name, "") for name in self._columns]))
             file.truncate()
-        self._last, self._last_start = row, start
+        self._last = row
+        self._last_start = start
 
     def _rewrite(self, rows: Sequence[Mapping[str, str]]) -> None:
         lines = [

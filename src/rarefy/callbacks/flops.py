@@ -95,7 +95,8 @@ def _multi_head(
     result: Any, query: Tensor, key: Tensor, value: Tensor, width: int, heads: int, *rest: Any, **_: Any
 ) -> list[Counted]:
     """One call of torch's multi-head attention; `rest` begins with in_proj weight and bias."""
-    positions, source = query.numel() // width, key.shape[0]
+    positions = query.numel() // width
+    source = key.shape[0]
     weights = [one for one in (rest[0], rest[6]) if one is not None]
     return [
         *((weight, 2 * positions * weight.numel()) for weight in weights),

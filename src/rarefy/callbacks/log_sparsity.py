@@ -38,7 +38,8 @@ class LogSparsity(Callback):
         """Follows every topology update from here on."""
         for handle in self._handles:
             handle.remove()
-        self._ever_active, self._grown = {}, {}
+        self._ever_active = {}
+        self._grown = {}
         self._handles = [leaf.register_topology_hook(self._follow) for leaf in algorithms_of(trainer)]
 
     def on_fit_start(self, trainer: TrainerView) -> None:
@@ -92,7 +93,8 @@ def targets_of(algorithms: Sequence[SparsityAlgorithm]) -> dict[str, float]:
     targets: dict[str, float] = {}
     for leaf in algorithms:
         pattern = f"{common_prefix(list(leaf.parameters))}*" if leaf.dynamic else "*"
-        name, count = f"sparsity/{pattern}/target", 1
+        name = f"sparsity/{pattern}/target"
+        count = 1
         while name in targets:
             count += 1
             name = f"sparsity/{pattern}[{count}]/target"
@@ -107,7 +109,8 @@ def common_prefix(names: Sequence[str]) -> str:
         >>> common_prefix(["layers.0.weight", "layers.10.weight"])
         'layers.'
     """
-    first, last = min(names), max(names)
+    first = min(names)
+    last = max(names)
     differing = (place for place, (a, b) in enumerate(zip(first, last, strict=False)) if a != b)
     return first[: next(differing, len(first))]
 

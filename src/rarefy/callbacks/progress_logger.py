@@ -36,12 +36,14 @@ class ProgressLogger(Logger):
     """
 
     def __init__(self, console: Console | None = None, clock: Callable[[], float] = perf_counter) -> None:
-        self._console, self._clock = console or Console(), clock
+        self._console = console or Console()
+        self._clock = clock
         self._metrics: dict[str, float] = {}
         self._bar: Progress | None = None
         self._cell: Any = None
         self._task = TaskID(0)
-        self._first_step, self._since = 0, 0.0
+        self._first_step = 0
+        self._since = 0.0
         self._facts: list[str] = []
         self._results: list[str] = []
         self._line = ""
@@ -50,8 +52,10 @@ class ProgressLogger(Logger):
 
     def on_train_start(self, trainer: TrainerView) -> None:
         """Shows the bar."""
-        self._first_step, self._since = trainer.global_step, self._clock()
-        self._facts, self._final = [], final_target_of(trainer)
+        self._first_step = trainer.global_step
+        self._since = self._clock()
+        self._facts = []
+        self._final = final_target_of(trainer)
         self._results = []
         self._line = ""
         if self._console.is_terminal:

@@ -41,7 +41,9 @@ class RunRecord(Callback):
     """
 
     def __init__(self, now: Callable[[], str] = lambda: time.strftime("%Y-%m-%dT%H:%M:%S%z")) -> None:
-        self._now, self._record, self._counting = now, dict[str, Any](), ExitStack()
+        self._now = now
+        self._record = dict[str, Any]()
+        self._counting = ExitStack()
         self._flops: ForwardFlops | None = None
 
     def on_fit_start(self, trainer: TrainerView) -> None:
@@ -91,7 +93,8 @@ class RunRecord(Callback):
     def _write(self, folder: Path) -> None:
         if not is_first():
             return
-        path, temporary = folder / FILE_NAME, folder / f".tmp-{FILE_NAME}"
+        path = folder / FILE_NAME
+        temporary = folder / f".tmp-{FILE_NAME}"
         try:
             folder.mkdir(parents=True, exist_ok=True)
             temporary.write_text(json.dumps(self._record, indent=1), encoding="utf-8")

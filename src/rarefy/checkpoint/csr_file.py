@@ -29,7 +29,8 @@ from torch import Tensor
 from rarefy.checkpoint.error import CheckpointError, NewerFormatError
 from rarefy.checkpoint.tensor_file import encode_tensors, read_metadata, read_tensors
 
-FORMAT, VERSION = "rarefy-csr", 1
+FORMAT = "rarefy-csr"
+VERSION = 1
 PARTS = ("values", "columns", "starts")
 
 
@@ -74,13 +75,16 @@ class Connections:
             ValueError: the indices do not describe a weight of this shape.
         """
         size = _matrix_size(shape)
-        counts, columns = self.starts.long().diff(), self.columns.long()
+        counts = self.starts.long().diff()
+        columns = self.columns.long()
         fits = len(counts) == size[0] and not (counts < 0).any() and counts.sum() == len(columns)
         if not fits or len(columns) != len(self.values) or not _all_below(columns, size[1]):
             raise ValueError(f"indices that do not fit the shape {list(shape)}")
         rows = torch.arange(size[0]).repeat_interleave(counts)
-        weight, mask = self.values.new_zeros(size), torch.zeros(size, dtype=torch.bool)
-        weight[rows, columns], mask[rows, columns] = self.values, True
+        weight = self.values.new_zeros(size)
+        mask = torch.zeros(size, dtype=torch.bool)
+        weight[rows, columns] = self.values
+        mask[rows, columns] = True
         return weight.reshape(shape), mask.reshape(shape)
 
     @property

@@ -21,7 +21,9 @@ class CheckpointError(RarefyError):
     """
 
     def __init__(self, path: Path | str, problem: str, remedy: str) -> None:
-        self.path, self.problem, self.remedy = Path(path), problem, remedy
+        self.path = Path(path)
+        self.problem = problem
+        self.remedy = remedy
         super().__init__(f"{path}: {problem}; {remedy}")
 
 

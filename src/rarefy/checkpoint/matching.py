@@ -104,7 +104,8 @@ def match_masks(model_state: Mapping[str, Tensor], checkpoint_state: Mapping[str
         >>> match_masks(sparse, {"fc.weight": torch.ones(2)}).missing
         ('fc.weight',)
     """
-    wanted, found = mask_names(model_state), mask_names(checkpoint_state)
+    wanted = mask_names(model_state)
+    found = mask_names(checkpoint_state)
     missing = tuple(name for name in wanted if name not in found)
     surplus = tuple(name for name in found if name not in wanted)
     return MaskDifference(missing, surplus, complete=not wanted.keys() & found.keys())
@@ -121,7 +122,8 @@ def match_model(model_state: Mapping[str, Tensor], checkpoint_state: Mapping[str
         >>> match_model({"w": torch.ones(2)}, {"w": torch.ones(3)}).problem()
         'is of another model: it has other shapes for w ([3] where the model has [2])'
     """
-    model, checkpoint = without_masks(model_state), without_masks(checkpoint_state)
+    model = without_masks(model_state)
+    checkpoint = without_masks(checkpoint_state)
     reshaped = tuple(
         f"{name} ({list(checkpoint[name].shape)} where the model has {list(model[name].shape)})"
         for name in model

@@ -84,7 +84,8 @@ class _TensorNames:
         return self._name_of[key]
 
     def _free(self, place: str) -> str:
-        name, count = place, 1
+        name = place
+        count = 1
         while name in self.by_name or name in RESERVED_NAMES:
             count += 1
             name = f"{place}#{count}"

@@ -93,7 +93,8 @@ def open_saved(path: Path) -> SavedModel:
 
 
 def _open_checkpoint(path: Path) -> SavedModel:
-    parts, named = load(path, only=("model",)), DIRECTORY_NAME.fullmatch(path.resolve().name)
+    parts = load(path, only=("model",))
+    named = DIRECTORY_NAME.fullmatch(path.resolve().name)
     return SavedModel(path, parts.model, parts.params or {}, int(named[1]) if named else None)
 
 

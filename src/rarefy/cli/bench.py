@@ -26,7 +26,9 @@ from rarefy.kernels import instruction_set
 from rarefy.kernels.instruction_sets import REFERENCE
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-_SHAPES, _TOKENS, _SPARSITIES = ("768x768", "3072x768", "2048x2048"), (16, 512), (0.5, 0.8, 0.9, 0.95)
+_SHAPES = ("768x768", "3072x768", "2048x2048")
+_TOKENS = (16, 512)
+_SPARSITIES = (0.5, 0.8, 0.9, 0.95)
 _SECONDS = 1.0  # for one measurement
 _CALIBRATION_SECONDS = 0.1  # for one of three
 _TOLERANCE = 1.03

@@ -20,7 +20,10 @@ from rarefy.yaml_files.yaml_lines import line_of
 
 log = logging.getLogger("rarefy")
 
-DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+DONE = 0
+FAILED = 1
+BAD_INPUT = 2
+INTERRUPTED = 130
 
 
 def guarded(action: Callable[[], None], has_begun: Callable[[], bool] = lambda: False) -> int:
@@ -81,7 +84,8 @@ def located(file: Path, flags: Flags) -> Iterator[dict[str, Any]]:
 
 def _reached(content: Any, error: ConfigError) -> list[Any]:
     """The value that an error is about, and how far its path leads to it."""
-    values, rest = [], join_path(error.path, error.key)
+    values = []
+    rest = join_path(error.path, error.key)
     while rest and isinstance(content, dict | list):
         keys = range(len(content)) if isinstance(content, list) else content
         names = {(f"[{key}]" if isinstance(content, list) else str(key)): key for key in keys}
@@ -89,7 +93,8 @@ def _reached(content: Any, error: ConfigError) -> list[Any]:
         if not fitting:
             break
         name = max(fitting, key=len)
-        content, rest = content[names[name]], rest[len(name) :].removeprefix(".")
+        content = content[names[name]]
+        rest = rest[len(name) :].removeprefix(".")
         values.append(name)
     return [values, content if not rest else None]
 

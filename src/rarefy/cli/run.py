@@ -40,7 +40,9 @@ class Watch(Callback):
 
     def __init__(self) -> None:
         self.has_begun = False
-        self._seconds, self._steps, self._since = 0.0, 0, 0.0
+        self._seconds = 0.0
+        self._steps = 0
+        self._since = 0.0
 
     @property
     def steps_per_second(self) -> float | None:
@@ -51,7 +53,8 @@ class Watch(Callback):
         """Training begins."""
         self.has_begun = True
         if trainer.sparsity is not None and is_first():
-            algorithms, total = trainer.sparsity.algorithms, trainer.total_steps
+            algorithms = trainer.sparsity.algorithms
+            total = trainer.total_steps
             parameters = plan_parameters(trainer.model, algorithms, total)
             Console().print(plan_table(parameters, plan_updates(algorithms, total)))
 
@@ -62,7 +65,8 @@ class Watch(Callback):
 
     def on_train_batch_end(self, trainer: TrainerView, metrics: dict[str, Any]) -> None:
         """The clock of a step stops."""
-        self._seconds, self._steps = self._seconds + perf_counter() - self._since, self._steps + 1
+        self._seconds += perf_counter() - self._since
+        self._steps += 1
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,8 @@ def _parameter_row(plan: ParameterPlan) -> list[str]:
 
 def _total_row(plans: list[ParameterPlan]) -> list[str]:
     sparse = [plan for plan in plans if plan.stages]
-    total, covered = sum(plan.size for plan in plans), sum(plan.size for plan in sparse)
+    total = sum(plan.size for plan in plans)
+    covered = sum(plan.size for plan in sparse)
     kept = [sum(plan.stages[moment].kept for plan in sparse) for moment in range(3)]
     shares = [f"{1 - count / covered:.4g}" if covered else "" for count in kept]
     facts = f"{len(sparse)} of {len(plans)} are sparse"
@@ -79,10 +80,13 @@ def plan_table(plans: Iterable[ParameterPlan], updates: Iterable[UpdatePlan]) ->
             alike.setdefault((plan.algorithm, plan.reason, targets, plan.structure), []).append(plan)
     table = Table("algorithm", "filter", "sparsity", "pattern", "weights", "kept", title="Plan", box=SIMPLE)
     for facts, members in alike.items():
-        kept, size = sum(plan.stages[-1].kept for plan in members), sum(plan.size for plan in members)
+        kept = sum(plan.stages[-1].kept for plan in members)
+        size = sum(plan.size for plan in members)
         table.add_row(*map(Text, [*facts, str(len(members)), f"{kept:,} of {size:,}"]))
     lines = dict.fromkeys(_update_line(plan) for plan in updates)
-    table.caption, table.title_justify, table.caption_justify = "\n".join(lines), "left", "left"
+    table.caption = "\n".join(lines)
+    table.title_justify = "left"
+    table.caption_justify = "left"
     return table
 
 

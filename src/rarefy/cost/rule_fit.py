@@ -58,7 +58,8 @@ def _robust_factors(terms: Tensor, times: Tensor) -> Tensor:
     """Non-negative factors f with terms · f ≈ times, by iteratively reweighted least squares."""
     relative = terms / times[:, None]
     near = torch.exp(-((times.log() / _NEAR) ** 2) / 2).clamp(min=_FAR)
-    weights, factors = near, near.new_zeros(3)
+    weights = near
+    factors = near.new_zeros(3)
     for _ in range(_ROUNDS):
         factors = _non_negative_least_squares(relative, weights)
         error = relative @ factors - 1

@@ -73,7 +73,8 @@ class Images(Dataset[dict[str, Tensor]]):
     """
 
     def __init__(self, images: Tensor, labels: Tensor) -> None:
-        self.images, self.labels = images, labels
+        self.images = images
+        self.labels = labels
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         return {"images": self.images[index], "labels": self.labels[index]}

@@ -210,7 +210,8 @@ class HDF5Corpus(Dataset[dict[str, Tensor]]):
         if length is None:
             given = f"null with {rows.files[0]}, which is a corpus of single tokens,"
             raise ConfigError("max_sequence_length", given, "a whole number ≥ 1", "max_sequence_length: 1024")
-        self.rows, self.length = rows, length
+        self.rows = rows
+        self.length = length
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         start = index * self.length

@@ -82,7 +82,8 @@ class HDF5Rows:
         first = int(np.searchsorted(self.starts, start, side="right")) - 1
         parts = []
         for number in range(first, len(self.files)):
-            begin, end = self.starts[number], self.starts[number + 1]
+            begin = self.starts[number]
+            end = self.starts[number + 1]
             if begin >= stop:
                 break
             parts.append(self._read_file(number, max(start, begin) - begin, min(stop, end) - begin))
@@ -112,7 +113,8 @@ class HDF5Rows:
 
     def _file(self, number: int) -> Any:
         if self._process != os.getpid():
-            self._open, self._process = OrderedDict(), os.getpid()
+            self._open = OrderedDict()
+            self._process = os.getpid()
         if number not in self._open:
             h5py = require("hdf5", "h5py")
 

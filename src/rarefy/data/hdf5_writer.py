@@ -167,7 +167,8 @@ def _chunks(pieces: Iterator[Tokens], length: int, *, overlap: int) -> Iterator[
             while len(joined) >= length + overlap:
                 yield joined[: length + overlap]
                 joined = joined[length:]
-            held, count = [joined], len(joined)
+            held = [joined]
+            count = len(joined)
     if count > overlap:
         yield np.concatenate(held)
 

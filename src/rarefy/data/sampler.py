@@ -78,11 +78,16 @@ class ResumableBatchSampler(Sampler[list[int]]):
         drop_last: bool = True,
         num_samples: int | None = None,
     ) -> None:
-        self.size, self.batch_size = size, batch_size
-        self.shuffle, self.seed = shuffle, seed
-        self.drop_last, self.num_samples = drop_last, num_samples
-        self.epoch, self.batch = 0, 0
-        self.rank, self.processes = 0, 1
+        self.size = size
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.seed = seed
+        self.drop_last = drop_last
+        self.num_samples = num_samples
+        self.epoch = 0
+        self.batch = 0
+        self.rank = 0
+        self.processes = 1
 
     def shard(self, rank: int, processes: int) -> None:
         """Leaves this process its share of every epoch.
@@ -100,7 +105,8 @@ class ResumableBatchSampler(Sampler[list[int]]):
             >>> list(batches)
             [[1, 3], [5, 7]]
         """
-        self.rank, self.processes = rank, processes
+        self.rank = rank
+        self.processes = processes
         if not len(self):
             raise RarefyError(
                 f"{processes} processes cannot share {self._samples} samples an epoch in batches of {self.batch_size}; "
@@ -122,7 +128,8 @@ class ResumableBatchSampler(Sampler[list[int]]):
                 f"the data cannot start at epoch {epoch}, batch {batch}: an epoch has {len(self)} batches; "
                 "use the data and the batch size that the position was saved with"
             )
-        self.epoch, self.batch = epoch, batch
+        self.epoch = epoch
+        self.batch = batch
 
     def __iter__(self) -> Iterator[list[int]]:
         order = epoch_order(

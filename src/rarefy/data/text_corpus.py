@@ -104,7 +104,8 @@ class ByteWindows(Dataset[dict[str, Tensor]]):
     """
 
     def __init__(self, tokens: Tensor, length: int) -> None:
-        self.tokens, self.length = tokens, length
+        self.tokens = tokens
+        self.length = length
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         start = index * self.length
@@ -161,7 +162,8 @@ def _hash_share(name: str) -> float:
 def _find(source: str) -> tuple[Path, list[str]]:
     root, names = _find_stdlib() if source == "python_stdlib" else _find_glob(source)
     if not names:
-        given, allowed = f"{source!r} (no files match)", "python_stdlib or a glob of text files"
+        given = f"{source!r} (no files match)"
+        allowed = "python_stdlib or a glob of text files"
         raise ConfigError("source", given, allowed, "texts/*.txt")
     return root, names
 

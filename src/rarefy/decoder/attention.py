@@ -132,7 +132,8 @@ class _Prefixes(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
-        sums, begin = list[Tensor](), 0
+        sums = list[Tensor]()
+        begin = 0
         for number, end in enumerate(ctx.ends):
             first, *others = (grad[:, :, begin:end] for grad in grad_outputs[number:])
             sums.append(sum(others, first))

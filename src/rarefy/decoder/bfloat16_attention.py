@@ -49,7 +49,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 def _weights(query: Tensor, key: Tensor) -> Tensor:
     """The attention weights [batch, queries, positions]."""
-    queries, scale = query.shape[1], query.shape[2] ** -0.5
+    queries = query.shape[1]
+    scale = query.shape[2] ** -0.5
     transposed = key.transpose(1, 2)
     rounded = torch.baddbmm(query.new_empty(1, 1, 1), query, transposed, beta=0, alpha=scale)
     rest = torch.baddbmm(rounded, query, transposed, beta=-1, alpha=scale)
@@ -78,7 +79,8 @@ class _Attention(torch.autograd.Function):
         if grads[1] is not None:  # by second derivatives
             of_weights = of_weights + grads[1]
         of_scores = softmax_backward(of_weights, weights)
-        unused, scale = query.new_empty(1, 1, 1), query.shape[2] ** -0.5
+        unused = query.new_empty(1, 1, 1)
+        scale = query.shape[2] ** -0.5
         of_query = torch.baddbmm(unused, of_scores, key, beta=0, alpha=scale)
         of_key = torch.baddbmm(unused, of_scores.transpose(1, 2), query, beta=0, alpha=scale)
         return of_query, of_key, weights.transpose(1, 2) @ mixed

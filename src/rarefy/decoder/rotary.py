@@ -87,7 +87,8 @@ def rotate(heads: Tensor, rotation: Rotation) -> Tensor:
     """
     cosines, sines = (part.to(heads.dtype) for part in rotation)
     size = 2 * cosines.shape[-1]
-    even, odd = heads[..., 0:size:2], heads[..., 1:size:2]
+    even = heads[..., 0:size:2]
+    odd = heads[..., 1:size:2]
     turned = torch.stack((even * cosines - odd * sines, odd * cosines + even * sines), dim=-1).flatten(-2)
     return turned if size == heads.shape[-1] else torch.cat((turned, heads[..., size:]), dim=-1)
 
@@ -132,8 +133,10 @@ def _yarn(frequencies: Tensor, config: GPTConfig, given: Mapping[str, Any]) -> S
     low = pair_with(given.get("beta_fast", 32))
     high = pair_with(given.get("beta_slow", 1))
     if given.get("truncate", True):
-        low, high = math.floor(low), math.ceil(high)
-    low, high = max(low, 0), min(high, size - 1)
+        low = math.floor(low)
+        high = math.ceil(high)
+    low = max(low, 0)
+    high = min(high, size - 1)
     number = torch.arange(len(frequencies), dtype=torch.float64, device="cpu")
     ramp = ((number - low) / max(high - low, 0.001)).clamp(0, 1)
     kept = (1 - ramp) * given.get("extrapolation_factor", 1.0)

@@ -70,7 +70,8 @@ class Job:
         Raises:
             RarefyError: the configuration has none, or it cannot be read.
         """
-        fit, path = self.builder.config.fit, "fit.train_dataloader"
+        fit = self.builder.config.fit
+        path = "fit.train_dataloader"
         if fit is None:
             where = f"{self.builder.config.path}.{path}"
             raise ConfigError(where, "a missing value", "it, since a batch shows what the model takes")

@@ -100,7 +100,8 @@ def _interface(job: Job) -> Interface:
         ids = torch.zeros(EXAMPLE_SHAPE, dtype=torch.int64)
         return Interface(network, {"input_ids": ids}, ["logits"], [TOKENS])
     batch = job.batch()
-    examples, network = _inputs(batch), Positional(model, batch)
+    examples = _inputs(batch)
+    network = Positional(model, batch)
     with torch.no_grad():
         outputs = list(_outputs(network.call(batch)))
     free = [{0: torch.export.Dim.AUTO} if tensor.ndim else {} for tensor in examples.values()]

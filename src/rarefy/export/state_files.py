@@ -20,7 +20,8 @@ INDEX_BYTES = 2
 
 def dense(job: Job) -> Fill:
     """A file for `torch.load(path, weights_only=True)`: the state dict, tied tensors stored once."""
-    saved, buffer = job.saved, io.BytesIO()
+    saved = job.saved
+    buffer = io.BytesIO()
     copies = {name: tensor.clone() for name, tensor in saved.dense.items() if name not in saved.tied}
     torch.save({name: copies[saved.tied.get(name, name)] for name in saved.dense}, buffer)
     return lambda path: write_file(path, [buffer.getbuffer()])

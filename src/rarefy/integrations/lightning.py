@@ -38,7 +38,9 @@ class SparsityCallback(Callback):
     """
 
     def __init__(self, config: Any, *, num_steps: int | None = None, log_parameters: bool = False) -> None:
-        self.config, self.num_steps, self.log_parameters = config, num_steps, log_parameters
+        self.config = config
+        self.num_steps = num_steps
+        self.log_parameters = log_parameters
         self._sparsity: Sparsifier | None = None
         self._module: nn.Module | None = None
         self._logged = 0

@@ -41,7 +41,8 @@ def carry_masks(model: nn.Module, names: Sequence[str]) -> None:
 def _write(names: tuple[str, ...], module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
     """Leaves variables alone (`keep_vars`), which are for computing and not for saving."""
     for name in names:
-        weight, mask = state.get(prefix + name), state.get(prefix + name + MASK_SUFFIX)
+        weight = state.get(prefix + name)
+        mask = state.get(prefix + name + MASK_SUFFIX)
         if weight is not None and mask is not None and not weight.requires_grad:
             state[prefix + name] = with_signed_zeros(weight, mask)
 

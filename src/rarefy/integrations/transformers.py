@@ -54,7 +54,9 @@ class SparsityCallback(TrainerCallback):
     """
 
     def __init__(self, config: Any, *, num_steps: int | None = None, log_parameters: bool = False) -> None:
-        self.config, self.num_steps, self.log_parameters = config, num_steps, log_parameters
+        self.config = config
+        self.num_steps = num_steps
+        self.log_parameters = log_parameters
         self._sparsity: Sparsifier | None = None
         self._model: nn.Module | None = None
         self._optimizer: Optimizer | None = None
@@ -84,7 +86,8 @@ class SparsityCallback(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **objects: Any) -> None:
         """Takes back the state of a checkpoint that the Trainer loaded, and follows the optimizer."""
-        saved, model = state.stateful_callbacks.get(STATE_KEY), objects["model"]
+        saved = state.stateful_callbacks.get(STATE_KEY)
+        model = objects["model"]
         if saved is None and state.global_step > 0:
             raise RarefyError(
                 "the checkpoint was saved without SparsityCallback; load its model with from_pretrained and build "
@@ -121,7 +124,9 @@ class SparsityCallback(TrainerCallback):
         num_steps = self.num_steps or (args.max_steps if args.max_steps > 0 else None)
         self._sparsity = configure(self.config, num_steps=num_steps, seed=args.seed)
         self.sparsity.apply(model)
-        self._model, self._optimizer, self._untrained = model, None, self._actual()
+        self._model = model
+        self._optimizer = None
+        self._untrained = self._actual()
         carry_masks(model, list(self._untrained))
         _save_without_masks(model, self._untrained)
 
@@ -148,7 +153,8 @@ class SparsityCallback(TrainerCallback):
 
     def _topology(self, optimizer: Optimizer, loaded: Any) -> dict[int, int]:
         """The entry that torch drops from a state dict when it loads one without rarefy's hooks."""
-        indices, states = saved_indices(optimizer), loaded if isinstance(loaded, list) else [loaded]
+        indices = saved_indices(optimizer)
+        states = loaded if isinstance(loaded, list) else [loaded]
         kinds = {name: kind for state in states for name, kind in state["storage"].items()}
         weights = [one for leaf in self.sparsity.algorithms for one in leaf.parameters.values()]
         return {

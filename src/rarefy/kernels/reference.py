@@ -26,7 +26,8 @@ def build(
     rows, columns = mask.shape
     row, column = mask.nonzero().unbind(1)
     first = (column // width).argsort(stable=True)
-    row, column = row[first], column[first]
+    row = row[first]
+    column = column[first]
     order = ((row // transposed_width) * columns + column).argsort(stable=True)
     return (
         _starts(column // width * rows + row, _panels(columns, width) * rows),
@@ -98,7 +99,8 @@ def backward(grad: Tensor, x: Tensor, weight: Tensor, positions: Tensor) -> tupl
         [[[3.0, 0.0], [3.0, 0.0]], [2.0], [2.0]]
     """
     wide = _wide(x.dtype)
-    grad, full = grad.to(wide), weight.to(wide)
+    grad = grad.to(wide)
+    full = weight.to(wide)
     grad_values = (grad.t() @ x.to(wide)).reshape(-1)[positions]
     return (grad @ full).to(x.dtype), grad_values.to(weight.dtype), grad.sum(0).to(weight.dtype)
 
@@ -216,7 +218,8 @@ def _bracket(scores: Tensor, ranked: Tensor, share: float) -> tuple[Tensor, Tens
     """Two sampled scores that most probably enclose the one with `share` of the ranked scores above it."""
     stride = max(1, scores.numel() // _SAMPLES)
     sample = scores[::stride][ranked[::stride]].sort(descending=True).values
-    rank, margin = share * sample.numel(), 6.0 * (sample.numel() * share * (1 - share)) ** 0.5 + 2
+    rank = share * sample.numel()
+    margin = 6.0 * (sample.numel() * share * (1 - share)) ** 0.5 + 2
     infinity = scores.new_tensor(float("inf"))
     low = sample[round(rank + margin)] if rank + margin < sample.numel() - 1 else -infinity
     high = sample[round(rank - margin)] if rank - margin > 0 else infinity

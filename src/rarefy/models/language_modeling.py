@@ -71,7 +71,8 @@ class LanguageModelLoss:
     def detailed(self, logits: Tensor, batch: Mapping[str, Tensor]) -> LanguageModelOutput:
         """The loss of one batch and the sums behind it; the arguments are the same."""
         mask = loss_mask(batch)
-        nll, normalizer = self._nll(logits, batch, mask), self._normalizer(mask)
+        nll = self._nll(logits, batch, mask)
+        normalizer = self._normalizer(mask)
         correct = ((logits.argmax(-1) == batch["labels"]) * mask).sum()
         return LanguageModelOutput(nll / normalizer, nll, normalizer, mask.sum(), correct)
 

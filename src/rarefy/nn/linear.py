@@ -75,7 +75,8 @@ class SparseLinear(nn.Linear):
         weight: Any = linear.weight
         layer = cls.__new__(cls)
         nn.Module.__init__(layer)
-        layer.in_features, layer.out_features = linear.in_features, linear.out_features
+        layer.in_features = linear.in_features
+        layer.out_features = linear.out_features
         layer.register_parameter("weight", nn.Parameter(weight.detach().clone(), weight.requires_grad))
         layer.bias = linear.bias
         layer._take(mask, block)
@@ -136,7 +137,8 @@ def _check(mask: Tensor) -> None:
 
 def take_mask(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
     """Hook before `load_state_dict`: takes the topology of the state, so that its weight fits."""
-    weight, mask = module.get_parameter("weight"), state.get(f"{prefix}weight_mask")
+    weight = module.get_parameter("weight")
+    mask = state.get(f"{prefix}weight_mask")
     given = state.get(f"{prefix}weight")
     if isinstance(given, SparseWeight):
         state[f"{prefix}weight"] = given.dense()  # the mask alone says which connections are taken

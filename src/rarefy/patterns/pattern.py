@@ -136,10 +136,8 @@ class Pattern:
 
     def _check_axes(self, name: str, shape: Sequence[int]) -> None:
         """Refuses a weight in whose dimensions outputs and inputs cannot be told apart."""
-        given, allowed = (
-            str(self),
-            "unstructured connections for this weight, or a param_filter that leaves it out",
-        )
+        given = str(self)
+        allowed = "unstructured connections for this weight, or a param_filter that leaves it out"
         if self.axes.unknown:
             raise ConfigError(self.key or "pattern", f"{given} for {name} ({self.axes.unknown})", allowed)
         convolution_groups = self.axes.groups
@@ -203,7 +201,8 @@ def _parse_structure(pattern: object) -> Structure:
 
 
 def _n_of_m(n: object, m: object) -> NOfM:
-    kept, size = _count(n), _count(m)
+    kept = _count(n)
+    size = _count(m)
     if not 0 < kept < size:
         what = "whole numbers 1 ≤ n < m: n of every m inputs are active"
         raise ConfigError("pattern", shorten({"n": n, "m": m}), what, "pattern: {n: 2, m: 4}")

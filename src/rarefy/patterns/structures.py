@@ -248,7 +248,8 @@ class Blocks(Structure):
 
     def unfold(self, units: Tensor, shape: Sequence[int]) -> Tensor:
         """Each block all active or all inactive."""
-        height, width = math.prod(shape) // shape[1] // self.rows, shape[1] // self.columns
+        height = math.prod(shape) // shape[1] // self.rows
+        width = shape[1] // self.columns
         blocks = units.view(height, 1, width, 1).expand(height, self.rows, width, self.columns)
         return _from_matrix(blocks, shape)
 

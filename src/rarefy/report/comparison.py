@@ -64,7 +64,8 @@ def _row(run: Run, name: str, first: Run) -> Iterator[str]:
     for metric in ("loss", "eval/loss"):
         yield readable(run.metrics[metric].last) if metric in run.metrics else ""
     yield readable(overall_sparsity(run), "percent") if run.masks else ("dense" if run.is_dense else "")
-    rate, before = _rate(run), _rate(first)
+    rate = _rate(run)
+    before = _rate(first)
     yield "" if rate is None else f"{readable(round(rate[1]))} {rate[0].partition('_')[0]}/s"
     comparable = rate is not None and before is not None and rate[0] == before[0] and before[1] > 0
     yield f"{rate[1] / before[1]:.2f} ×" if comparable and rate and before else ""

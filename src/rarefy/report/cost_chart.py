@@ -24,7 +24,8 @@ def sparse_flops(run: Run) -> float | None:
 
 def flops_over_time(run: Run) -> Series | None:
     """Operations against dense at every logged step; None where the parameters' sparsity was not logged."""
-    dense, actual = dense_flops(run), run.of_parameters("actual")
+    dense = dense_flops(run)
+    actual = run.of_parameters("actual")
     if dense is None or not actual:
         return None
     weights = run.record["forward"]["weights"]

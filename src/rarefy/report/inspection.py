@@ -122,9 +122,11 @@ def inspect(saved: SavedModel) -> tuple[list[Inspected], str]:
         ('fc.weight', 0.75, 0)
     """
     try:
-        patterns, problem = _patterns(saved), ""
+        patterns = _patterns(saved)
+        problem = ""
     except RarefyError as error:
-        patterns, problem = {}, str(error)
+        patterns = {}
+        problem = str(error)
     names = [name for name in saved.dense if name not in saved.tied]
     return [_inspected(saved, name, patterns.get(name)) for name in names], problem
 
@@ -152,7 +154,8 @@ def _pattern_of(
 
 
 def _inspected(saved: SavedModel, name: str, pattern: Pattern | None) -> Inspected:
-    weight, active = saved.state[name], saved.active(name)
+    weight = saved.state[name]
+    active = saved.active(name)
     rows, columns = _dead(active)
     return Inspected(
         name=name,

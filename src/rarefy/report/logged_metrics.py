@@ -32,7 +32,8 @@ def read_metrics(folder: Path, wanted: Callable[[str], bool]) -> dict[str, Serie
     Raises:
         RarefyError: a file that cannot be read.
     """
-    path, events = folder / FILE_NAME, folder / DIRECTORY_NAME
+    path = folder / FILE_NAME
+    events = folder / DIRECTORY_NAME
     if path.is_file():
         return {name: joined(parts).thinned() for name, parts in read_csv(path, wanted).items()}
     return read_events(events, wanted) if events.is_dir() else {}
@@ -56,7 +57,8 @@ def read_csv(path: Path, wanted: Callable[[str], bool]) -> dict[str, list[Series
             if STEP not in names:
                 raise RarefyError(f"{path} has no column {STEP!r}; give a folder that CSVLogger wrote to")
             chosen = {i: name for i, name in enumerate(names) if name != STEP and wanted(name)}
-            most, size = 0, path.stat().st_size
+            most = 0
+            size = path.stat().st_size
             for rows in iter(lambda: list(islice(reader, ROWS_AT_ONCE)), []):
                 most = most or _points_of_a_part(rows, size)
                 for name, series in _columns(rows, names.index(STEP), chosen):

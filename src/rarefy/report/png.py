@@ -14,7 +14,8 @@ from rarefy.report.scale import readable
 
 COLOURS = ("#2463a8", "#c4561a", "#2f7d4f", "#a8871c", "#b03a5b", "#4a8d9c", "#666666")
 MARKS = "#8a4fa3"
-WIDTH, HEIGHT = 8.0, 2.8
+WIDTH = 8.0
+HEIGHT = 2.8
 DOTS_PER_INCH = 120
 MOST_PIXELS = 60_000
 MOST_RUGS = 300
@@ -84,7 +85,8 @@ def _draw_lines(axes: Any, chart: LineChart) -> None:
 
 
 def _draw_line(axes: Any, line: Line, colour: str) -> None:
-    series, options = line.series, {"color": colour, "label": line.label}
+    series = line.series
+    options = {"color": colour, "label": line.label}
     if line.style == "points":
         axes.plot(series.steps, series.mean, "o", markersize=3, **options)
         return

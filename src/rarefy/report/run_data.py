@@ -85,7 +85,8 @@ class Run:
 
     def of_parameters(self, kind: str) -> dict[str, Series]:
         """The metrics `sparsity/<parameter>/<kind>` by parameter, those of the whole model left out."""
-        prefix, suffix = "sparsity/", f"/{kind}"
+        prefix = "sparsity/"
+        suffix = f"/{kind}"
         found = {
             name[len(prefix) : -len(suffix)]: series
             for name, series in self.metrics.items()

@@ -22,7 +22,8 @@ def ticks(low: float, high: float, most: int = 6) -> list[float]:
     rough = (high - low) / max(most - 1, 1)
     power = 10.0 ** math.floor(math.log10(rough))
     width = next(step * power for step in (1, 2, 2.5, 5, 10) if step * power >= rough * 0.999)
-    first, last = math.ceil(low / width - 1e-12), math.floor(high / width + 1e-12)
+    first = math.ceil(low / width - 1e-12)
+    last = math.floor(high / width + 1e-12)
     return [round(index * width, 12) for index in range(first, last + 1)]
 
 
@@ -33,7 +34,8 @@ def log_ticks(low: float, high: float) -> list[float]:
         >>> log_ticks(0.5, 2000)
         [1.0, 10.0, 100.0, 1000.0]
     """
-    first, last = math.ceil(math.log10(low) - 1e-9), math.floor(math.log10(high) + 1e-9)
+    first = math.ceil(math.log10(low) - 1e-9)
+    last = math.floor(math.log10(high) + 1e-9)
     return [10.0**power for power in range(first, last + 1, max(1, (last - first) // 6))]
 
 

@@ -54,11 +54,14 @@ def target_line(algorithm: SparsityAlgorithm, total_steps: int) -> Line:
     """The target sparsity that is in force at every step; 0 before the first mask."""
     updates = updates_within(algorithm, total_steps)
     series = _at_updates(algorithm.sparsity, updates)
-    steps, values = series.steps.tolist(), series.mean.tolist()
+    steps = series.steps.tolist()
+    values = series.mean.tolist()
     if not updates or updates[0] > 0:
-        steps, values = [0.0, *steps], [0.0, *values]
+        steps = [0.0, *steps]
+        values = [0.0, *values]
     if steps[-1] < total_steps:
-        steps, values = [*steps, float(total_steps)], [*values, values[-1]]
+        steps = [*steps, float(total_steps)]
+        values = [*values, values[-1]]
     return Line("target", Series.of(steps, values), "steps")
 
 
@@ -72,7 +75,8 @@ def _drop_chart(drop: Schedule, updates: Sequence[int], total_steps: int, key: s
         *([Line("schedule", asked, dashed=True)] if asked is not None else []),
         Line("drop fraction of an update", series, "points"),
     ]
-    first, last = readable(float(series.mean[0]), "percent"), readable(series.last, "percent")
+    first = readable(float(series.mean[0]), "percent")
+    last = readable(series.last, "percent")
     told = f"{first} of the active connections at every update" if first == last else f"{first} → {last}"
     marks = [step for step in updates if step > 0]
     return LineChart(key, title, lines, "percent", marks, "update steps", total_steps, told)

@@ -43,7 +43,8 @@ def headlines(run: Run) -> Iterator[tuple[str, str]]:
             yield name, readable(run.metrics[metric].last)
     if run.masks:
         yield "sparsity", readable(overall_sparsity(run), "percent")
-    dense, sparse = dense_flops(run), sparse_flops(run)
+    dense = dense_flops(run)
+    sparse = sparse_flops(run)
     if dense and sparse is not None:
         yield "FLOPs against dense", readable(sparse / dense, "percent")
     name = _rate_name(run)
@@ -157,7 +158,9 @@ def balance_section(run: Run) -> Section:
 
 def cost_section(run: Run) -> Section:
     """Floating-point operations of a forward pass, inactive connections left out."""
-    title, dense, sparse = "FLOPs against dense", dense_flops(run), sparse_flops(run)
+    title = "FLOPs against dense"
+    dense = dense_flops(run)
+    sparse = sparse_flops(run)
     if dense is None:
         why = f"Operations were not counted: {KEEP_RECORD}. A model under torch.compile is not counted."
         return Section("cost", title, missing=[why])
@@ -173,7 +176,8 @@ def cost_section(run: Run) -> Section:
             ("as of the newest checkpoint", scaled(sparse, "FLOP"), readable(sparse / dense, "percent"))
         )
     over_time = flops_over_time(run)
-    charts, missing = [], []
+    charts = []
+    missing = []
     if over_time is not None:
         lines = [Line("FLOPs, dense = 100%", over_time, "steps")]
         charts = [LineChart("flops", "FLOPs of a forward pass against dense", lines, "percent")]
@@ -223,7 +227,8 @@ def parameter_section(run: Run) -> Section:
         for mask in run.masks
     ]
     table = Table(("parameter", "shape", "algorithm", "sparsity", "active", "of"), rows, frozenset({3, 4, 5}))
-    size, active = sum(mask.size for mask in run.masks), sum(mask.active for mask in run.masks)
+    size = sum(mask.size for mask in run.masks)
+    active = sum(mask.active for mask in run.masks)
     told = f"Step {run.step:,}: {len(rows)} parameters, {active:,} of {size:,} connections are active."
     return Section("parameters", title, [told], tables=[table])
 

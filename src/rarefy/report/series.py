@@ -36,9 +36,11 @@ class Series:
             >>> Series.of([1, 2, 3], [0.5, float("nan"), 0.25]).steps.tolist()
             [1.0, 3.0]
         """
-        at, values = np.asarray(steps, dtype=np.float64), np.asarray(values, dtype=np.float64)
+        at = np.asarray(steps, dtype=np.float64)
+        values = np.asarray(values, dtype=np.float64)
         finite = np.isfinite(values)
-        at, values = at[finite], values[finite]
+        at = at[finite]
+        values = values[finite]
         return cls(at, values, values, values, np.ones_like(values))
 
     def __len__(self) -> int:

@@ -16,12 +16,17 @@ import numpy as np
 from rarefy.report.chart import HeatMap, Line, LineChart
 from rarefy.report.scale import log_ticks, readable, ticks
 
-WIDTH, HEIGHT = 880, 300
-LEFT, RIGHT, TOP, BOTTOM = 64, 16, 12, 40
+WIDTH = 880
+HEIGHT = 300
+LEFT = 64
+RIGHT = 16
+TOP = 12
+BOTTOM = 40
 MOST_MARKS = 300
 COLOURS = 8
 MOST_CELLS_APART = 48
-LABELS_WIDTH, LETTER = 330, 6.1
+LABELS_WIDTH = 330
+LETTER = 6.1
 HEAT_COLOUR = (36, 99, 168)
 
 
@@ -47,7 +52,9 @@ class Frame:
         """Where a value lies."""
         low, high = self.axis
         if self.is_logarithmic:
-            low, high, value = math.log(low), math.log(high), math.log(max(value, 1e-300))
+            low = math.log(low)
+            high = math.log(high)
+            value = math.log(max(value, 1e-300))
         return HEIGHT - BOTTOM - (value - low) / (high - low) * (HEIGHT - TOP - BOTTOM)
 
     @property
@@ -94,7 +101,8 @@ def _grid(frame: Frame, chart: LineChart) -> Iterator[str]:
 
 
 def _marks(frame: Frame, steps: Sequence[int]) -> Iterator[str]:
-    foot, stride = HEIGHT - BOTTOM, max(1, len(steps) // MOST_MARKS)
+    foot = HEIGHT - BOTTOM
+    stride = max(1, len(steps) // MOST_MARKS)
     path = "".join(f"M{frame.x(step):.1f} {foot}v-8" for step in steps[::stride])
     if path:
         yield f'<path class="mark" d="{path}"/>'
@@ -155,7 +163,8 @@ def heat_map(chart: HeatMap, description: str) -> str:
         description: the same in words, for those who do not see it.
     """
     frame = HeatFrame.of(chart)
-    width, height = WIDTH - RIGHT - frame.left, frame.cell_height * frame.rows
+    width = WIDTH - RIGHT - frame.left
+    height = frame.cell_height * frame.rows
     picture = (
         f'<image x="{frame.left:.0f}" y="{TOP}" width="{width:.0f}" height="{height:.0f}" '
         f'preserveAspectRatio="none" href="{picture_of(chart)}"/>'
@@ -167,7 +176,9 @@ def heat_map(chart: HeatMap, description: str) -> str:
 
 def _gaps(frame: HeatFrame, chart: HeatMap) -> str:
     """Lines between the cells, where these are few enough."""
-    columns, right, foot = len(chart.columns), WIDTH - RIGHT, TOP + frame.cell_height * frame.rows
+    columns = len(chart.columns)
+    right = WIDTH - RIGHT
+    foot = TOP + frame.cell_height * frame.rows
     if columns > MOST_CELLS_APART or frame.cell_height < 10:
         return ""
     width = (right - frame.left) / columns

@@ -90,7 +90,8 @@ class Builder:
         Raises:
             ConfigError: an unknown processor, an option that it does not take, or data that cannot be used.
         """
-        where, seed = f"{self.config.path}.{path}", self.config.init.seed
+        where = f"{self.config.path}.{path}"
+        seed = self.config.init.seed
         return build_dataloader(block.options, path=where, default_seed=seed, **self._imports)
 
     def several_data(self, blocks: Sequence[DataBlock], path: str) -> list[Iterable[Any]]:
@@ -184,7 +185,8 @@ class Builder:
         Raises:
             ConfigError: an unknown model, options that it does not take, or weights that are not its own.
         """
-        block, path = self.config.init.model, f"{self.path}.model"
+        block = self.config.init.model
+        path = f"{self.path}.model"
         try:
             model = build_model({"name": block.name, **block.options}, path=path, **self._imports)
             if block.from_hf is not None and starts:
@@ -207,7 +209,8 @@ class Builder:
         return self._watchers("loggers")
 
     def _watchers(self, kind: Kind) -> list[Any]:
-        entries, path = getattr(self.config.init, kind), f"{self.path}.{kind}"
+        entries = getattr(self.config.init, kind)
+        path = f"{self.path}.{kind}"
         return build_callbacks(entries, DEFAULTS[kind], path=path, kind=kind, **self._imports)
 
     @cached_property

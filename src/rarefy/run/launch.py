@@ -132,7 +132,8 @@ def _resumed(builder: Builder, ckpt_path: CheckpointPath) -> Path | None:
 def _fit(
     builder: Builder, validates: bool, ckpt_path: CheckpointPath, launch: Launch, compares: bool
 ) -> Trainer:
-    config, block = builder.config, builder.config.fit
+    config = builder.config
+    block = builder.config.fit
     if block is None:
         raise _missing(config, "fit", "{train_dataloader: {...}}")
     builder.check()

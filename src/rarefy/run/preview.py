@@ -153,12 +153,15 @@ def plan_parameters(
         name: plan for algorithm in algorithms for name, plan in _stages(algorithm, total_steps).items()
     }
     for candidate in filters.candidates(model):
-        shape, owner = tuple(candidate.shape), owners.get(candidate.name)
+        shape = tuple(candidate.shape)
+        owner = owners.get(candidate.name)
         if owner is None:
             yield ParameterPlan(candidate.name, shape, _why_dense(candidate, algorithms))
         else:
-            structure, storage = str(owner.pattern), owner.parameters[candidate.name].storage.form
-            reason, kind = filters.decide(candidate, owner.globs).reason, owner.label
+            structure = str(owner.pattern)
+            storage = owner.parameters[candidate.name].storage.form
+            reason = filters.decide(candidate, owner.globs).reason
+            kind = owner.label
             yield ParameterPlan(
                 candidate.name, shape, reason, kind, stages[candidate.name], structure, storage
             )
@@ -245,7 +248,8 @@ def plan_cost(trainer: Trainer, parameters: tuple[ParameterPlan, ...], flops: di
         parameters: the plan of every parameter.
         flops: by module name, from `one_step`.
     """
-    dense = sparse = flops.get("Global", 0)
+    dense = flops.get("Global", 0)
+    sparse = dense
     for plan in parameters:
         if plan.stages:
             counted = flops.get(plan.name.rpartition(".")[0], 0)
@@ -293,10 +297,12 @@ def _sparse_parameters(trainer: Trainer) -> dict[str, SparseParameter]:
 
 def _memory(trainer: Trainer) -> tuple[int, int]:
     """Bytes of weights, gradients and optimizer state: if all were dense, and as they are, with masks and indices."""
-    dense = stored = 0
+    dense = 0
+    stored = 0
     owners = {parameter.weight: parameter for parameter in _sparse_parameters(trainer).values()}
     for weight in trainer.model.parameters():
-        state, parameter = trainer.trained_by.state.get(weight, {}), owners.get(weight)
+        state = trainer.trained_by.state.get(weight, {})
+        parameter = owners.get(weight)
         copies = [weight] * (1 + weight.requires_grad) + same_shaped(state, weight.shape)
         rest = _bytes(state) - _bytes(dict(enumerate(same_shaped(state, weight.shape))))
         dense += rest + sum(copy.element_size() for copy in copies) * weight.numel()

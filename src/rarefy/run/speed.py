@@ -42,7 +42,8 @@ def speed_up(builder: Builder, trained: Trainer, steps: int) -> float:
 
 def _steps_of(data: Any, builder: Builder) -> Iterator[list[Any]]:
     """The micro-batches of one step after the other, without end."""
-    batches, loop = iter(cycle(data)), builder.config.init.loop
+    batches = iter(cycle(data))
+    loop = builder.config.init.loop
     size = 1 if loop is None else loop.grad_accum_steps
     while True:
         yield list(islice(batches, size))

@@ -31,7 +31,8 @@ def obstacle(places: Sequence[Place]) -> str:
         >>> obstacle([Place(nn.Linear(2, 2), "weight")]), obstacle([Place(nn.Conv2d(2, 2, 2), "weight")])
         ('', 'its module is a Conv2d, not an nn.Linear itself')
     """
-    module, leaf = places[0].module, places[0].leaf
+    module = places[0].module
+    leaf = places[0].leaf
     if len(places) > 1:
         return "it is tied"
     if leaf != "weight":
@@ -116,7 +117,8 @@ def restore_storage(
     """Takes up the choices of `auto` that were saved with these kernels, so that a run goes on bit for bit."""
     for name, seen in state.get("activations", {}).items():
         if name in parameters:
-            parameters[name].tokens, parameters[name].dtype = seen["tokens"], getattr(torch, seen["dtype"])
+            parameters[name].tokens = seen["tokens"]
+            parameters[name].dtype = getattr(torch, seen["dtype"])
     if state.get("instruction_set") != instruction_set():
         return
     for name, kind in state["storage"].items():

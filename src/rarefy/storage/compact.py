@@ -34,7 +34,9 @@ class CompactStorage:
     def __init__(
         self, module: nn.Module, leaf: str, mask_leaf: str, block: tuple[int, int] | None = None
     ) -> None:
-        self.module, self.leaf, self.mask_leaf = module, leaf, mask_leaf
+        self.module = module
+        self.leaf = leaf
+        self.mask_leaf = mask_leaf
         self.block = block
 
     @property
@@ -108,7 +110,8 @@ class CompactStorage:
 
     def set_mask(self, mask: Tensor, optimizers: Iterable[Optimizer]) -> None:
         """Moves values, gradient and optimizer state to the new connections."""
-        weight, old = self.weight, self.weight.topology
+        weight = self.weight
+        old = self.weight.topology
         topology = old.with_mask(mask.to(weight.device))
         stays = old.mask() & mask.to(weight.device)
         sources = set_topology(weight, topology)
@@ -178,7 +181,8 @@ class CompactStorage:
         Raises:
             RarefyError: it is neither a plain parameter nor a sparse one.
         """
-        weight, shown = self.weight, getattr(self.module, self.mask_leaf, None)
+        weight = self.weight
+        shown = getattr(self.module, self.mask_leaf, None)
         if type(weight) is SparseWeight and isinstance(shown, WeightMask) and shown.weight is weight:
             return
         if type(weight) not in (nn.Parameter, SparseWeight) or not isinstance(shown, Tensor):

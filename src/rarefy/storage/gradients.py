@@ -71,7 +71,8 @@ class Shortlist:
             score: ranks every entry by itself.
             order: decides among equal scores.
         """
-        grown, places = kept.flatten().clone(), self.places.long()
+        grown = kept.flatten().clone()
+        places = self.places.long()
         grown[places] = masks.grow_highest(grown[places], score(self.entries), count, order.among(places))
         return grown.view(kept.shape)
 
@@ -132,7 +133,8 @@ class DenseGradient:
         """Called once a micro-batch was added whose dense gradient arrives, or has arrived."""
         if self._is_closed:
             return
-        arrived, self._arrived = self._arrived, None
+        arrived = self._arrived
+        self._arrived = None
         self._is_expected = arrived is None
         if arrived is not None:
             self._sum_up(arrived)
@@ -166,14 +168,17 @@ class DenseGradient:
     def take(self) -> Tensor | Shortlist | None:
         """The sum, which is forgotten; None if no gradient came."""
         value = self.value
-        self.value, self._arrived, self._is_expected = None, None, False
+        self.value = None
+        self._arrived = None
+        self._is_expected = False
         self._is_closed = False
         return value
 
     def saved(self) -> Any:
         """A copy of the sum for a state dict: a tensor, a shortlist's parts by name, or None."""
         if isinstance(self.value, Shortlist):
-            places, entries = self.value.places.clone(), self.value.entries.clone()
+            places = self.value.places.clone()
+            entries = self.value.entries.clone()
             return {"places": places, "entries": entries, "counts": list(self.value.counts)}
         return None if self.value is None else self.value.clone()
 
@@ -213,7 +218,8 @@ class LastSelected:
 
     def remember(self, grad: Tensor) -> None:
         """Called once `grad` was selected."""
-        self._grad, self._version = weakref.ref(grad), times_written(grad)
+        self._grad = weakref.ref(grad)
+        self._version = times_written(grad)
 
     def is_of(self, grad: Tensor) -> bool:
         """Whether `grad` is the very tensor that was selected last, written to or not."""

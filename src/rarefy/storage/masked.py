@@ -115,7 +115,8 @@ class MaskedStorage:
     def prune(self, optimizers: Iterable[Optimizer]) -> None:
         """Zeroes weight, gradient and optimizer state of inactive connections."""
         self.check_in_place()
-        weight, mask = self.weight, self.mask
+        weight = self.weight
+        mask = self.mask
         masks.zero_inactive_(weight.data, mask)
         if weight.grad is not None:
             masks.zero_inactive_(weight.grad, mask)

@@ -48,7 +48,9 @@ class SparseParameter:
     def __init__(self, candidate: Candidate, pattern: Pattern) -> None:
         pattern = pattern.on(candidate.axes)
         pattern.check(candidate.name, candidate.shape)
-        self.name, self.places, self.pattern = candidate.name, candidate.places, pattern
+        self.name = candidate.name
+        self.places = candidate.places
+        self.pattern = pattern
         first = candidate.places[0]
         storage = MaskedStorage(first.module, first.leaf)
         self.mask_leaf = storage.mask_leaf
@@ -164,7 +166,9 @@ class SparseParameter:
 
     def _convert(self, kind: Kind, optimizers: Iterable[Optimizer]) -> None:
         """Changes the storage of weight, mask and optimizer state."""
-        mask, leaf, mask_leaf = self.mask, self.places[0].leaf, self.storage.mask_leaf
+        mask = self.mask
+        leaf = self.places[0].leaf
+        mask_leaf = self.storage.mask_leaf
         if kind == "compact":
             block = self.pattern.block
             make_compact(self.module, leaf, mask, mask_leaf, block)

@@ -11,8 +11,10 @@ from torch import Tensor
 Score = Callable[[Tensor], Tensor]
 
 _PART = 1 << 18
-_SAMPLED_FROM, _SAMPLES = 1 << 18, 1 << 16
-_COMPARED, _ROUNDING = 64, 0.02
+_SAMPLED_FROM = 1 << 18
+_SAMPLES = 1 << 16
+_COMPARED = 64
+_ROUNDING = 0.02
 
 
 def ranked_in_place(grad: Tensor, score: Score) -> Tensor:
@@ -66,7 +68,9 @@ def _score_of_rank(rank: int, grad: Tensor, inactive: Tensor, score: Score) -> T
             grad.numel(), (_SAMPLES,), generator=torch.Generator().manual_seed(0), device="cpu"
         )
         wanted = rank / grad.numel() * _SAMPLES
-        grad, inactive, rank = grad[places], inactive[places], math.ceil(wanted + 5 * math.sqrt(wanted)) + 4
+        grad = grad[places]
+        inactive = inactive[places]
+        rank = math.ceil(wanted + 5 * math.sqrt(wanted)) + 4
     scores = score(grad[inactive])
     return scores.topk(rank).values[-1] if rank <= scores.numel() else scores.new_tensor(-torch.inf)
 
@@ -93,7 +97,8 @@ def common_factor(tensor: Tensor, other: Tensor) -> float:
         1.0
     """
     stride = max(1, tensor.numel() // _SAMPLES)
-    now, before = tensor.flatten()[::stride], other.flatten()[::stride]
+    now = tensor.flatten()[::stride]
+    before = other.flatten()[::stride]
     places = now.abs().topk(min(_COMPARED, now.numel())).indices
     ratios = now[places].double() / before[places].double()
     ratios = ratios[ratios.isfinite() & (ratios != 0)]

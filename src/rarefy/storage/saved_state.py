@@ -33,10 +33,12 @@ def save_entries(
         optimizer: whose state dict it is.
         state_dict: as torch makes it; left as it is.
     """
-    indices, saved = saved_indices(optimizer), dict(state_dict["state"])
+    indices = saved_indices(optimizer)
+    saved = dict(state_dict["state"])
     topology = dict(state_dict.get(KEY, {}))
     for parameter in parameters.values():
-        index, storage = indices.get(parameter.weight), parameter.storage
+        index = indices.get(parameter.weight)
+        storage = parameter.storage
         if index is None or index not in saved:
             continue
         topology[index] = checksum(parameter.mask)
@@ -62,7 +64,8 @@ def load_entries(
     Raises:
         RarefyError: a state was saved with another topology than the weight has.
     """
-    indices, saved = saved_indices(optimizer), dict(state_dict["state"])
+    indices = saved_indices(optimizer)
+    saved = dict(state_dict["state"])
     topology = {int(index): value for index, value in state_dict.get(KEY, {}).items()}
     for parameter in parameters.values():
         index = indices.get(parameter.weight)

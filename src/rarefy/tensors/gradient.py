@@ -34,7 +34,8 @@ def connect(weight: StoredWeight) -> StoredWeight:
     facts["_is_param"] = True
     with without_subclass_functions():
         if "_connection" not in facts and weight.requires_grad and weight.is_leaf:
-            connection = facts["_connection"] = Connection(weight._cell)
+            connection = Connection(weight._cell)
+            facts["_connection"] = connection
             kind = type(weight)
             connection.handle = weight.register_hook(partial(_arrive, connection, kind))
     return weight

@@ -72,7 +72,8 @@ def product(x: Tensor, weight: StoredWeight, bias: Tensor | None) -> Tensor:
 
 def _check(x: Tensor, cell: Cell, bias: Tensor | None) -> None:
     """The kernels read memory by these sizes."""
-    index, values = cell.topology.index, cell.values  # asking the weight itself would go through torch
+    index = cell.topology.index
+    values = cell.values  # asking the weight itself would go through torch
     if x.dim() == 0 or x.shape[-1] != index.columns:
         raise RarefyError(
             f"x: shape {tuple(x.shape)} is not allowed; its last dimension must be {index.columns}"
@@ -139,7 +140,9 @@ def _differentiable_gradients(
 ) -> tuple[Tensor | None, ...]:
     """The same, to be differentiated once more: dense, by operations that torch knows."""
     is_transposed = weight.topology.is_transposed
-    of_x = of_weight = of_bias = None
+    of_x: Tensor | None = None
+    of_weight: Tensor | None = None
+    of_bias: Tensor | None = None
     flat = grad.reshape(-1, grad.shape[-1])
     if needs[0]:
         whole: Any = ToDense.apply(weight) if torch.is_grad_enabled() else weight.dense()

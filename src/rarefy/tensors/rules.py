@@ -26,7 +26,8 @@ def alias(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 
 def same_shape(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """`view` and `expand` to the shape that the weight has."""
-    weight, shape = args[0], tuple(args[1])
+    weight = args[0]
+    shape = tuple(args[1])
     if not isinstance(weight, StoredWeight):
         return NotImplemented
     fits = shape in (tuple(weight.shape), (-1, weight.shape[1]), (weight.shape[0], -1))
@@ -67,7 +68,8 @@ def filled_companion(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 
 def new_companion(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """`new_empty_strided` and `new_zeros` of the weight's shape, as autograd asks for a gradient."""
-    weight, shape = args[0], tuple(args[1])
+    weight = args[0]
+    shape = tuple(args[1])
     if shape != tuple(weight.shape) or kwargs.get("device") not in (None, weight.device):
         return NotImplemented
     options = {key: value for key, value in kwargs.items() if key == "dtype"}
@@ -90,7 +92,8 @@ def norm(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 
 def copy_into(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """`copy_`: a dense tensor into a sparse one, a sparse one into a dense one, or both sparse."""
-    target, source = args[0], args[1]
+    target = args[0]
+    source = args[1]
     if not isinstance(target, StoredWeight):
         target.copy_(source.dense())
     elif isinstance(source, StoredWeight):

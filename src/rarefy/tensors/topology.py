@@ -163,7 +163,8 @@ class Topology:
 
     def sources_in(self, previous: Topology) -> Tensor:
         """int64 [connections]: the place of each connection among those of `previous`, −1 where it is new there."""
-        mine, theirs = self.index, previous.index
+        mine = self.index
+        theirs = previous.index
         if isinstance(mine, Panels) and isinstance(theirs, Panels):
             return mine.sources_in(theirs)
         return mine.sources_in(theirs) if isinstance(mine, BlockIndex) else sources_between(mine, theirs)
@@ -180,7 +181,8 @@ class Topology:
         """Whether these are the same index tensors; while a compiler traces, whether they could be."""
         if self is other:
             return True
-        mine, theirs = self.index.tensors, other.index.tensors
+        mine = self.index.tensors
+        theirs = other.index.tensors
         if self.facts != other.facts or mine[1].shape != theirs[1].shape:
             return False
         # two of one kind and size, built apart, count as different: what follows is slower, and right

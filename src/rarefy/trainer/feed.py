@@ -75,7 +75,8 @@ class TrainFeed:
     def __init__(self, loader: Loader, accumulate: int = 1) -> None:
         self.data = open_loader(loader)
         self.accumulate = accumulate
-        self.epoch, self.batch = 0, 0
+        self.epoch = 0
+        self.batch = 0
         self._iterator: Iterator[Any] | None = None
         self._at_epoch_start: dict[str, Tensor] = {}
 
@@ -100,7 +101,8 @@ class TrainFeed:
         if window:
             return window
         if self._iterator is not None and self.batch:
-            self.epoch, self.batch = self.epoch + 1, 0
+            self.epoch += 1
+            self.batch = 0
         self._begin_epoch(0)
         window = self._read()
         if not window:
@@ -132,7 +134,8 @@ class TrainFeed:
                 f"its data is shared by {state['processes']} processes, this run's by {self._processes}; start "
                 f"{state['processes']}, or begin anew with --load_checkpoint_states model"
             )
-        self.epoch, self._iterator = state["epoch"], None
+        self.epoch = state["epoch"]
+        self._iterator = None
         if state["batch"]:
             self._restore(state["at_epoch_start"])
             self._begin_epoch(state["batch"])
@@ -178,7 +181,8 @@ class TrainFeed:
 
 def _generators(data: Any) -> list[torch.Generator]:
     """The random generators that a DataLoader and its samplers own."""
-    sampler, batch_sampler = getattr(data, "sampler", None), getattr(data, "batch_sampler", None)
+    sampler = getattr(data, "sampler", None)
+    batch_sampler = getattr(data, "batch_sampler", None)
     owners = [data, sampler, batch_sampler, getattr(batch_sampler, "sampler", None)]
     found = [getattr(owner, "generator", None) for owner in owners]
     return list(dict.fromkeys(generator for generator in found if isinstance(generator, torch.Generator)))

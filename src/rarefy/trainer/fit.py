@@ -81,7 +81,8 @@ class Fit:
             raise Interrupted(received, progress.global_step, path, self.continues)
 
     def _step(self) -> None:
-        session, progress = self.session, self.session.progress
+        session = self.session
+        progress = self.session.progress
         session.is_log_step = self.plan.logs_at(progress.global_step + 1)
         batches = self._read()
         self._saved = None
@@ -126,7 +127,8 @@ class Fit:
 
     def _rare_metrics(self) -> dict[str, float]:
         metrics = self._throughput.take()
-        precision, skipped = self.session.precision, self.session.progress.skipped
+        precision = self.session.precision
+        skipped = self.session.progress.skipped
         if precision.config.log_loss_scale:
             metrics["loss_scale"] = precision.scale
         if skipped.total:

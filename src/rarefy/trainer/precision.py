@@ -80,7 +80,8 @@ class Precision:
     """
 
     def __init__(self, config: PrecisionConfig, device: torch.device) -> None:
-        self.config, self.device = config, device
+        self.config = config
+        self.device = device
         dynamic = config.loss_scaling_factor == "dynamic"
         self._constant = 1.0 if config.loss_scaling_factor == "dynamic" else config.loss_scaling_factor
         self.scaler: torch.amp.GradScaler | None = None

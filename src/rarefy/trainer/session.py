@@ -65,7 +65,8 @@ class Progress:
         """Takes up the counters of a checkpoint."""
         for name in ("global_step", "start", "stop", "validation_due"):
             setattr(self, name, state[name])
-        self.skipped.total, self.skipped.in_a_row = state["skipped"], state["skipped_in_a_row"]
+        self.skipped.total = state["skipped"]
+        self.skipped.in_a_row = state["skipped_in_a_row"]
 
 
 @dataclass(kw_only=True)

@@ -33,7 +33,8 @@ def gather(session: Session) -> CheckpointParts:
     """Everything that a run needs to go on as if it had never stopped."""
     own: dict[str, Any] = {}
     session.emit("on_save_checkpoint", own)
-    optimizer, sparsity = session.optimizer, session.sparsity
+    optimizer = session.optimizer
+    sparsity = session.sparsity
     state = {
         "progress": session.progress.state_dict(),
         "data": None if session.feed is None else session.feed.state_dict(),
@@ -114,7 +115,8 @@ def _read(session: Session, path: Path) -> CheckpointParts:
 def _load_model(session: Session, path: Path, state: Mapping[str, Tensor], is_strict: bool) -> bool:
     """Loads weights and masks; whether the same parameters are sparse on both sides."""
     own = session.model.state_dict()
-    difference, masks = match_model(own, state), match_masks(own, state)
+    difference = match_model(own, state)
+    masks = match_masks(own, state)
     if difference.reshaped or (difference and is_strict):
         remedy = "give the model that it was made with"
         if not difference.reshaped:
@@ -172,7 +174,9 @@ def _load_position(feed: TrainFeed, path: Path, position: Any) -> None:
 
 
 def _load_optimizer(session: Session, path: Path, parts: CheckpointParts) -> None:
-    optimizer, saved, state = session.needed_optimizer, parts.optimizer, parts.state
+    optimizer = session.needed_optimizer
+    saved = parts.optimizer
+    state = parts.state
     remedy = "give the optimizer and schedulers that it was made with, or --load_checkpoint_states model"
     if saved is None or state["optimizer_class"] != type(optimizer).__name__:
         problem = f"has the state of {state['optimizer_class']}, but this run uses {type(optimizer).__name__}"

@@ -39,4 +39,6 @@ class Throughput:
 
     def restart(self) -> None:
         """Forgets what was counted, so that a validation or a checkpoint does not count as training time."""
-        self.samples, self.tokens, self.since = 0, None, time.perf_counter()
+        self.samples = 0
+        self.tokens = None
+        self.since = time.perf_counter()

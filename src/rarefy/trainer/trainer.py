@@ -130,16 +130,13 @@ class Trainer:
         self.session = build_session(ingredients, Dispatcher(self, self.callbacks, self.loggers))
 
     def __repr__(self) -> str:
-        kind, step = type(self.model).__name__, f"step {self.global_step} of {self.total_steps}"
+        kind = type(self.model).__name__
+        step = f"step {self.global_step} of {self.total_steps}"
         return one_line("Trainer", {kind: None, step: None, f"model_dir={str(self.model_dir)!r}": None})
 
     def _repr_html_(self) -> str:
         shown = {"model": type(self.model).__name__, "step": f"{self.global_step:,} of {self.total_steps:,}"}
-        shown |= {
-            "model_dir": str(self.model_dir),
-            "device": str(self.device),
-            "sparsity": repr(self.sparsity),
-        }
+        shown |= {name: str(getattr(self, name)) for name in ("model_dir", "device", "sparsity")}
         shown |= {name: f"{value:.5g}" for name, value in self.last_metrics.items() if name in SHOWN_METRICS}
         return html_table(("", ""), shown.items(), "Trainer")
 
@@ -271,7 +268,8 @@ class Trainer:
         """The plan of a fit that begins here, or of the interrupted one that a checkpoint belongs to."""
         progress = self.progress
         if not (continues and progress.is_unfinished):
-            progress.start, progress.validation_due = progress.global_step, False
+            progress.start = progress.global_step
+            progress.validation_due = False
         per_epoch = self.session.needed_feed.steps_per_epoch
         plan = plan_run(self.loop, progress.start, per_epoch, self.logging.log_steps, self.checkpoint.steps)
         progress.stop = plan.stop

@@ -105,7 +105,8 @@ def option_error(error: ValidationError, fields: Mapping[str, FieldInfo]) -> Con
     raised = found.get("ctx", {}).get("error")
     if isinstance(raised, ConfigError):
         return raised.under(dotted(found["loc"]))
-    location, kind = dotted(found["loc"]), found["type"]
+    location = dotted(found["loc"])
+    kind = found["type"]
     field = fields.get(str(found["loc"][0])) if found["loc"] else None
     allowed = (field.description if field else None) or found["msg"].removeprefix("Value error, ")
     example = f"{found['loc'][0]}: {field.examples[0]}" if field and field.examples else ""

@@ -88,7 +88,8 @@ def validated(validate: Callable[[dict[str, Any]], T], given: Mapping[str, Any],
 
 
 def _with_numbers(given: dict[str, Any], error: ValidationError, path: str) -> dict[str, Any]:
-    mended, seen = given, set[str]()
+    mended = given
+    seen = set[str]()
     for found in error.errors(include_url=False):
         location = location_in(found["loc"], given)
         here = dotted(location)

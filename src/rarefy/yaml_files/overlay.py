@@ -56,7 +56,9 @@ def assign(config: dict[str, Any], path: str, value: Any, blocks: Collection[str
         >>> assign(config, "trainer.init.loop.num_steps", 5, blocks=["loop"]); config
         {'trainer': {'init': {'loop': {'num_steps': 5}}}}
     """
-    here, done, rest = config, "", path
+    here = config
+    done = ""
+    rest = path
     while True:
         key, rest = _first_key(here, rest, done)
         if not rest:
@@ -64,7 +66,8 @@ def assign(config: dict[str, Any], path: str, value: Any, blocks: Collection[str
             return
         if isinstance(here, dict) and here.get(key) is None:
             _create(here, key, done, blocks)
-        here, done = here[key], join_path(done, f"[{key}]" if isinstance(here, list) else key)
+        done = join_path(done, f"[{key}]" if isinstance(here, list) else key)
+        here = here[key]
 
 
 def _first_key(here: Any, rest: str, done: str) -> tuple[Any, str]:

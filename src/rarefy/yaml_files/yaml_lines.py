@@ -24,7 +24,8 @@ def line_of(text: str, path: str, key: str = "") -> int | None:
         >>> line_of("trainer:\n  init:\n    seed: -1", "trainer.init.seed")
         3
     """
-    node, line = _root(text), None
+    node = _root(text)
+    line = None
     for step in _steps(node, path):
         node, line = step
     if key and isinstance(node, yaml.MappingNode) and (line is not None or not path):

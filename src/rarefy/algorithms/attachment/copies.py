@@ -92,7 +92,9 @@ def follow_topology(module: nn.Module, leaf: str, old: Tensor, new: Tensor, weig
     parameter = getattr(module, leaf)
     is_compact = isinstance(parameter, SparseWeight)
     own: Tensor = parameter.dense() if is_compact else parameter.detach()
-    old, new, weight = old.to(own.device), new.to(own.device), weight.to(own)
+    old = old.to(own.device)
+    new = new.to(own.device)
+    weight = weight.to(own)
     wanted = torch.where(new, torch.where(old, own, weight), 0)
     if is_compact:
         storage = CompactStorage(module, leaf, f"{leaf}_mask")

@@ -95,7 +95,8 @@ class Keeper:
 
     def before_load(self, module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
         """Pre-hook of `load_state_dict`."""
-        weight, mask = state.get(f"{prefix}{self.leaf}"), state.get(f"{prefix}{self.mask_leaf}")
+        weight = state.get(f"{prefix}{self.leaf}")
+        mask = state.get(f"{prefix}{self.mask_leaf}")
         if isinstance(weight, SparseWeight) and not self.is_copy:
             state[f"{prefix}{self.leaf}"] = weight.dense()  # the mask alone says which connections are taken
         if self.on_mask is not None and mask is not None:
