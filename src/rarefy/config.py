@@ -25,6 +25,7 @@ from rarefy.schedules import Constant, Cycling, update_steps
 from rarefy.validation import StepMark, shorten
 from rarefy.validation.numerals import read_number, share_hint
 
+# The Model Zoo's names.
 _ALIASES = {"type": "algorithm", "schedule": "sparsity"}
 _PERCENT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*%\s*")
 
@@ -119,6 +120,7 @@ def _entries(block: Any, path: str) -> tuple[list[_Entry | Sparsifier], bool]:
     """The entries of a block, and whether they form a group."""
     if isinstance(block, str):
         block = read_number(block, path)
+    # True is a number to Python.
     if isinstance(block, Real) and not isinstance(block, bool):
         parse_fraction(block, path, below_one=True)
         return [_Entry({"sparsity": block}, path, {}, path)], False
@@ -196,6 +198,7 @@ def _overlaid(options: Mapping[str, Any], path: str) -> Iterator[_Entry]:
         if overlay is not None and not isinstance(overlay, Mapping):
             raise ConfigError(here, shorten(overlay), "a dict of options, or null for no override")
         own = _without_aliases(dict(overlay or {}), here)
+        # The glob itself is the filter of its entry.
         if "param_filter" in own:
             raise ConfigError(
                 here, "a param_filter inside param_filter", "other options", "{balance_out_groups: 12}"
@@ -217,6 +220,7 @@ def _build(entry: _Entry | Sparsifier, context: _Context) -> Sparsifier:
     }
     if isinstance(options.get("init_method"), str) and ":" in options["init_method"]:
         options["init_method"] = _import(options["init_method"], "init_method", entry, context)
+    # `seed: null` says no more than no seed.
     if options.get("seed") is None:
         options["seed"] = context.seed
     _warn_of_implied_freq(options.get("update"), entry)
@@ -288,7 +292,9 @@ def _construct(kind: type[SparsityAlgorithm], options: Mapping[str, Any], entry:
                 option.check(options[name])
         return kind(**options)
     except ConfigError as error:
+        # The path begins with the option, which may stand in the entry or in the overlay of its glob.
         raise error.under(entry.where(re.split(r"[.\[]", error.path)[0])) from None
+    # A constructor of the user's own; ConfigError is a ValueError as well, so it comes first.
     except (TypeError, ValueError) as error:
         raise ConfigError(
             entry.path, f"{kind.__name__}: {error}", "options that its constructor takes"
@@ -315,6 +321,7 @@ def _step(value: Any, path: str, num_steps: int | None, mark: StepMark) -> Any:
         raise ConfigError(path, shorten(value), "a whole number of steps; a percentage needs num_steps", "75")
     if float(percent[1]) > 100:
         raise ConfigError(path, shorten(value), 'at most "100%"', '"75%"')
+    # A small share of a short run rounds to 0, where a frequency has to be 1.
     return max(round(float(percent[1]) / 100 * num_steps), mark.least)
 
 
@@ -337,6 +344,7 @@ def _warn_out_of_range(algorithm: SparsityAlgorithm, entry: _Entry, num_steps: i
         ("drop_fraction", 1.0),
     ):
         schedule = getattr(algorithm, option, None)
+        # Numbers that hold as they are were refused when they were read.
         if num_steps is None or schedule is None or isinstance(schedule, Constant | Cycling):
             continue
         steps = update_steps(algorithm.update_schedule, 0, num_steps)
@@ -358,6 +366,7 @@ def _warn_of_idle_drops(algorithm: SparsityAlgorithm, entry: _Entry) -> None:
         and not round(fraction.value * structure.n)
     ):
         where = join_path(entry.where("drop_fraction"), "drop_fraction")
+        # A little more than a half, which itself rounds to even, that is to none.
         enough = 0.51 / structure.n
         message = f"{where} {fraction.value:g} drops none of {structure.n} in a group of {structure.m}"
         warnings.warn(f"{message}, so masks never change; give {enough:.2g} or more", stacklevel=2)

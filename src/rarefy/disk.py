@@ -19,6 +19,7 @@ def flush(path: Path) -> None:
         >>> import tempfile
         >>> flush(Path(tempfile.mkdtemp()))
     """
+    # Reading is enough for fsync, and a directory cannot be opened for writing.
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -44,6 +44,7 @@ def mean_over_ranks(tensor: Tensor) -> Tensor:
         tensor([1., 1.])
     """
     if ranks() > 1:
+        # Summed and divided: gloo has no mean.
         dist.all_reduce(tensor)
         tensor /= ranks()
     return tensor
@@ -58,6 +59,7 @@ def agreed_seed(seed: int) -> int:
     """
     if ranks() == 1:
         return seed
+    # As an object: torch's seeds have up to 64 bits without a sign, which no int64 tensor holds.
     box: list[int] = [seed]
     dist.broadcast_object_list(box, src=0)
     return box[0]
@@ -76,6 +78,7 @@ def join_processes(device: torch.device) -> torch.device:
         return device
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        # Else NCCL and every `cuda` without a number would mean GPU 0 in all processes.
         torch.cuda.set_device(device)
     if not dist.is_initialized():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")

@@ -108,6 +108,7 @@ def _sum_to_product(sizes: Sequence[int]) -> float:
 def _shared_out(sparsity: float, shapes: Shapes, weights: Sequence[float]) -> list[float]:
     """Sparsities whose densities are min(1, ε · weight)."""
     scale = _scale(1.0 - sparsity, [math.prod(shape) for shape in shapes], weights)
+    # An empty weight has no density (∞ · 0 is none); rounding may leave ε a little below 0.
     return [1.0 - min(1.0, max(0.0, scale * weight)) if weight else sparsity for weight in weights]
 
 
@@ -118,8 +119,11 @@ def _scale(density: float, sizes: Sequence[int], weights: Sequence[float]) -> fl
     while True:
         shares = {i: size * weights[i] for i, size in enumerate(sizes) if i not in dense}
         if not sum(shares.values()):
+            # All are dense, or empty: whatever is large enough will do.
             return math.inf
         scale = (left - sum(sizes[i] for i in dense)) / sum(shares.values())
+        # What a dense weight cannot take goes to the others and may fill
+        # them too; `dense` only grows, so this ends.
         above = {i for i in shares if scale * weights[i] > 1.0}
         if not above:
             return scale

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 # A slip of the finger, no word of another meaning: attention_softmax_fp32 is 0.67 attention_type, gtp2 0.75 gpt2.
 _NEAR = 0.75
+# More names than this would bury the message.
 _LISTED = 25
 
 

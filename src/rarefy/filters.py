@@ -18,7 +18,9 @@ from rarefy.errors import ConfigError, join_path
 from rarefy.roles import Axes, Place, axes_of, parametrization_problem, why_dense
 from rarefy.validation import shorten
 
+# The Model Zoo's default filter leaves these dense.
 _DENSE_NAMES = ("embedding", "norm", "lm_head", "pe_helper")
+# Adapters are small by design, and are what is trained.
 _ADAPTER = re.compile(r"(^|[._])(lora|dora|loha|lokr|hada|oft|boft|vera|ia3|adapters?)([._]|$)")
 
 
@@ -176,6 +178,7 @@ def decide(candidate: Candidate, globs: tuple[str, ...] | None) -> Decision:
     if globs is None:
         reason = default_reason(candidate)
         return Decision(not reason, reason or f"default filter: {_role(candidate)}")
+    # `fnmatch` alone ignores case on some systems.
     match = next((glob for glob in globs if fnmatch.fnmatchcase(candidate.name, glob)), None)
     return Decision(match is not None, match or "no glob matches")
 
@@ -199,9 +202,11 @@ def select(model: nn.Module, globs: tuple[str, ...] | None) -> dict[str, Candida
         ['weight']
     """
     everything = list(candidates(model))
+    # All of them, not the chosen ones: a filter cannot judge what has no shape yet.
     for candidate in everything:
         _check_exists(candidate)
     for glob in globs or ():
+        # A glob that matches nothing is a slip, even where the others of the list match.
         if not any(fnmatch.fnmatchcase(candidate.name, glob) for candidate in everything):
             raise ConfigError("param_filter", f"{glob!r} (it matches no parameter)", _near(glob, everything))
     chosen = {c.name: c for c in everything if decide(c, globs).sparse}

@@ -47,6 +47,7 @@ def import_object(spec: str, *, path: str, base_dir: Path | None = None, allow_i
         >>> import_object("collections:OrderedDict", path="trainer.init.model.name")
         <class 'collections.OrderedDict'>
     """
+    # From the right: the path of a file may have a colon itself.
     module_name, separator, name = spec.rpartition(":")
     if not separator or not module_name or not all(part.isidentifier() for part in name.split(".")):
         raise ConfigError(path, repr(spec), _FORMS, "torch.nn:Linear")
@@ -62,6 +63,7 @@ def import_object(spec: str, *, path: str, base_dir: Path | None = None, allow_i
 def _load_module(name: str, path: str) -> ModuleType:
     try:
         return importlib.import_module(name)
+    # Importing runs somebody's code, which may raise anything.
     except Exception as error:
         raise _failed(f"the module {name!r}", error, path) from error
 
@@ -70,6 +72,7 @@ def _load_file(file: Path, path: str) -> ModuleType:
     file = file.resolve()
     if not file.is_file():
         raise ConfigError(path, f"{file} (there is no such file)", _FORMS, "./my_model.py:MyModel")
+    # One file is one module, so that a class named twice is the same class; two files of one name are two modules.
     name = f"{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:12]}"
     return sys.modules.get(name) or _execute(file, name, path)
 
@@ -78,10 +81,12 @@ def _execute(file: Path, name: str, path: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    # Before it runs: dataclasses and pickle look a class's module up here.
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
     except Exception as error:
+        # Half a module would be found, and taken for the whole, at the next attempt.
         del sys.modules[name]
         raise _failed(str(file), error, path) from error
     return module
@@ -96,6 +101,7 @@ def _find(module: ModuleType, name: str, spec: str, path: str) -> Any:
     found: Any = module
     for part in name.split("."):
         if not hasattr(found, part):
+            # A module may define hundreds of names; they are worth a hint only where few or near.
             public = [known for known in dir(found) if not known.startswith("_")]
             near = did_you_mean(part, public)
             hint = (
@@ -151,6 +157,7 @@ def require(extra: str, *modules: str) -> Any:
         'json'
     """
     reasons = []
+    # Of two packages with the same classes the program's own is meant; those of the other would fail isinstance.
     for name in sorted(modules, key=lambda name: name not in sys.modules):
         try:
             return importlib.import_module(name)

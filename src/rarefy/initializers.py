@@ -34,6 +34,7 @@ def generator_for(seed: int, name: str, update: int) -> torch.Generator:
         >>> bool(a == b)
         True
     """
+    # Python's `hash` of a string differs in every process.
     digest = hashlib.sha256(f"{seed}/{name}/{update}".encode()).digest()
     return torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
@@ -45,6 +46,7 @@ def random_scores(like: Tensor, generator: torch.Generator) -> Tensor:
         >>> random_scores(torch.empty(2, 3, dtype=torch.bfloat16), torch.Generator()).dtype
         torch.float32
     """
+    # Never in the weight's dtype: bfloat16 has so few numbers in [0, 1) that most scores would tie.
     return torch.rand(like.shape, generator=generator, dtype=torch.float32, device="cpu").to(like.device)
 
 
@@ -107,6 +109,7 @@ def checkerboard(
         [[0, 1, 0, 1], [0, 1, 0, 1]]
     """
     rows, units = structure.layout(weight.shape)
+    # In whole numbers: as float32, places above 2^24 would be rounded.
     total = rows * units
     kept = rows * masks.kept_count(units, sparsity)
     position = torch.arange(total, device=weight.device)
@@ -133,6 +136,8 @@ def parse_initializer(value: Any) -> Initializer:
         True
     """
     if callable(value):
+        # One of this file's passed as a function still knows structures,
+        # of which `_checked` tells a user's nothing.
         return next((known for known in INITIALIZERS.values() if known is value), None) or _checked(value)
     if isinstance(value, str) and value.lower() in INITIALIZERS:
         return INITIALIZERS[value.lower()]
@@ -177,4 +182,5 @@ def check_mask(mask: Any, weight: Tensor, source: str) -> Tensor:
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != weight.shape:
         got = f"{mask.dtype} {list(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
         raise RarefyError(f"{source} returned {got}; return a bool tensor of shape {list(weight.shape)}")
+    # Users build masks on the CPU, wherever the weight is.
     return mask.to(weight.device)

@@ -135,6 +135,7 @@ def drop_and_grow(
         tensor([[0, 1, 0, 1]], dtype=torch.int32)
     """
     active = _active_in_rows(mask)
+    # In double: float32 skips whole numbers above 2^24.
     stay = (active - (fraction * active.double()).round().long()).clamp(max=count)
     stay = stay.masked_fill(active == mask.shape[1], count)
     kept = _top_in_rows(drop_scores, mask, stay, order)
@@ -174,8 +175,10 @@ def _top_in_rows(scores: Tensor, candidates: Tensor, counts: Tensor, order: TieO
     if len(scores) == 1:
         return _top(scores, candidates, int(counts), order)
     ranked = candidates & ~scores.isnan()
+    # What is no candidate is made NaN as well, which every selection below ranks last.
     top = ranked & _high_in_rows(scores.masked_fill(~ranked, torch.nan), counts)
     rest = candidates & ~ranked
+    # Where numbers do not suffice, candidates that are NaN fill the count, which has to be exact.
     if rest.any():
         top = top | (rest & (rest.cumsum(1) <= counts - _active_in_rows(ranked)))
     return settle(top, scores, candidates, order)
@@ -187,6 +190,7 @@ def _high_in_rows(scores: Tensor, counts: Tensor) -> Tensor:
     low, high = (int(count) for count in counts.aminmax())
     if low == high and columns <= _FEW_COLUMNS:
         return kernels.keep_n_of_m(scores, min(max(low, 0), columns), columns)
+    # Negated and rising: `descending=True` would put NaN first.
     places = (-scores).argsort(dim=1, stable=True)
     ranks = torch.arange(columns, device=scores.device).expand_as(places)
     return torch.empty_like(places).scatter_(1, places, ranks) < counts
@@ -194,6 +198,7 @@ def _high_in_rows(scores: Tensor, counts: Tensor) -> Tensor:
 
 def _top(scores: Tensor, candidates: Tensor | None, count: int, order: TieOrder) -> Tensor:
     """The mask of the `count` highest scores among the candidates, or of all."""
+    # Once, for the selection and for `settle`; nothing is rounded.
     if scores.dtype in (torch.float16, torch.bfloat16):
         scores = scores.float()
     flat = scores.detach().reshape(-1)

@@ -20,19 +20,23 @@ _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _LINEAR = (nn.Linear, nn.Bilinear, *_CONVOLUTIONS, *_TRANSPOSED)
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 _PACKED = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+# Words, between underscores, in names of weights that multiply activations.
 _PRODUCT = re.compile(
     r"(^|_)(weights?|kernels?|proj(ections?)?|matrix|filters?|linear|fc|qkv|experts?|w|w[a-z]{1,2})\d*(_|$)"
 )
+# Words that outweigh those: a `pos_weight` or a `bias_proj` is added or looked up.
 _OTHER = re.compile(
     r"(^|_)(tokens?|pos|positions?|positional|embeds?|embeddings?|bias|biases|scales?|gains?|gamma|beta|temperature|"
     r"codebooks?|norm|table)\d*(_|$)"
 )
+# Words that do so only where nothing says product: `query_proj` and `state_weight` are matrices.
 _ALONE = re.compile(
     r"(^|_)(quer(y|ies)|latents?|prompts?|cent(er|re|roid)s?|prototypes?|alpha|log|states?|mean|std|masks?)\d*(_|$)"
 )
 _ENDS_AS_PRODUCT = re.compile(r"_(kernel|proj|projection)$")
 _NAMED_PRODUCT = re.compile(r"_weights?$")
 _OTHER_CLASSES = re.compile(r"norm|embed|position|scale|quantiz|codebook|token", re.IGNORECASE)
+# They divide by one number, or multiply with a mask.
 _KEEPS_ZEROS = ("_SpectralNorm", "FakeSparsity")
 
 
@@ -149,13 +153,16 @@ def parametrization_problem(place: Place) -> str:
 @torch.no_grad()
 def _loses_zeros(chain: nn.Module) -> bool:
     """Tried on a copy with zeros planted in it."""
+    # In training a parametrization may change its own buffers, or draw random numbers.
     copied = copy.deepcopy(chain).eval()
     original = copied.get_parameter("original")
     if original.is_meta:
         return True
     planted = torch.arange(original.numel(), device=original.device).view(original.shape) % 3 == 1
+    # A generator of its own: asking must not change what the model draws next.
     original.normal_(generator=torch.Generator(original.device).manual_seed(0)).masked_fill_(planted, 0)
     weight = copied()
+    # A weight that is zero everywhere says nothing about the planted ones.
     return weight.shape != original.shape or bool(weight[planted].any()) or not bool(weight.any())
 
 

@@ -77,6 +77,7 @@ class Exp:
 
     def __call__(self, step: int, update: int = 0) -> float:
         """The value at `step`."""
+        # math.exp raises where floats would be infinite; a constant stays one, as 0·∞ is no number.
         try:
             return self.final - (self.final - self.init) * math.exp(self.gamma * step)
         except OverflowError:
@@ -183,6 +184,7 @@ class FromFunction:
         Raises:
             RarefyError: the function returned NaN.
         """
+        # NaN compares false with every bound, and would pass all later checks.
         value = float(self.function(step))
         if math.isnan(value):
             raise RarefyError(f"the schedule function returned NaN at step {step}; return a number")
@@ -217,12 +219,14 @@ def parse_schedule(value: Any, *, path: str = "") -> Schedule:
     """
     if isinstance(value, str):
         value = read_number(value, path)
+    # True is a number to Python.
     if isinstance(value, Real) and not isinstance(value, bool):
         return _unnamed(Constant, "value", value, path)
     if isinstance(value, Mapping):
         return _schedule_from_mapping(value, path)
     if isinstance(value, Sequence) and not isinstance(value, str):
         return _unnamed(Cycling, "values", list(value), path)
+    # Schedules are callable too, so they come before functions.
     if isinstance(value, _KINDS):
         return value
     if callable(value):
@@ -295,11 +299,8 @@ class EveryNSteps:
 
     def __call__(self, step: int) -> bool:
         """Whether `step` is an update step."""
-        return (
-            step >= self.start
-            and (self.stop is None or step < self.stop)
-            and (step - self.start) % self.freq == 0
-        )
+        is_within = step >= self.start and (self.stop is None or step < self.stop)
+        return is_within and (step - self.start) % self.freq == 0
 
 
 @dataclass(frozen=True, config=_CONFIG)
@@ -321,6 +322,7 @@ class AtSteps:
     def _rising(self) -> AtSteps:
         if any(later <= earlier for earlier, later in zip(self.steps, self.steps[1:], strict=False)):
             raise ValueError("a rising list of step numbers ≥ 0")
+        # A set, because it is asked at every step, and the list may be long; the class is frozen to all but this.
         object.__setattr__(self, "_members", frozenset(self.steps))
         return self
 
@@ -376,10 +378,10 @@ def update_steps(schedule: UpdateSchedule, first: int, last: int) -> Iterable[in
     if isinstance(schedule, AtSteps):
         return [step for step in schedule.steps if first <= step <= last]
     if isinstance(schedule, EveryNSteps):
+        # Python's remainder is never negative, so this is the first update step from `first` on.
         begin = max(schedule.start, first + (schedule.start - first) % schedule.freq)
-        return range(
-            begin, last + 1 if schedule.stop is None else min(schedule.stop, last + 1), schedule.freq
-        )
+        end = last + 1 if schedule.stop is None else min(schedule.stop, last + 1)
+        return range(begin, end, schedule.freq)
     return (step for step in range(first, last + 1) if schedule(step))
 
 

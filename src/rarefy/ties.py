@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+# SplitMix64's increment, and the two factors of its finalizer.
 _GOLDEN = 0x9E3779B97F4A7C15
 _FACTORS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 
@@ -77,6 +78,7 @@ def settle(kept: Tensor, scores: Tensor, candidates: Tensor, order: TieOrder) ->
 
 
 def _settled(kept: Tensor, scores: Tensor, candidates: Tensor, order: TieOrder) -> Tensor:
+    # The lowest of no scores is an error in torch.
     lowest = scores[kept].amin() if kept.any() else scores.new_tensor(torch.inf)
     tied = (candidates & _equal(scores, lowest)).nonzero().squeeze(1)
     was_kept = kept[tied]
@@ -85,6 +87,7 @@ def _settled(kept: Tensor, scores: Tensor, candidates: Tensor, order: TieOrder) 
         return kept
     keys = order.keys(tied)
     settled = kept.clone()
+    # No two keys are equal, so exactly `count` win.
     settled[tied] = keys <= keys.kthvalue(count).values
     return settled
 

@@ -55,6 +55,8 @@ def checkpoint_at(path: Path) -> Path:
     Raises:
         CheckpointError: a directory without a valid checkpoint.
     """
+    # A name like a checkpoint's is enough: one without a manifest is
+    # damaged, and must be said to be, not passed over.
     is_one = DIRECTORY_NAME.fullmatch(path.resolve().name) is not None or (path / MANIFEST_NAME).exists()
     if is_one or not path.is_dir():
         return path
@@ -87,5 +89,6 @@ def find_all(ckpt_paths: str | Path | Sequence[str | Path]) -> list[Path]:
 
 
 def _by_step(path: Path) -> tuple[int, str]:
+    # As text, checkpoint_1000 would come before checkpoint_200.
     digits = path.stem.rpartition("_")[2]
     return int(digits) if digits.isdigit() else -1, path.name

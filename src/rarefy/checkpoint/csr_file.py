@@ -75,8 +75,10 @@ class Connections:
             ValueError: the indices do not describe a weight of this shape.
         """
         size = _matrix_size(shape)
+        # torch has hardly any arithmetic for uint16.
         counts = self.starts.long().diff()
         columns = self.columns.long()
+        # A negative index would be taken from the end without an error, and the weight be silently wrong.
         fits = len(counts) == size[0] and not (counts < 0).any() and counts.sum() == len(columns)
         if not fits or len(columns) != len(self.values) or not _all_below(columns, size[1]):
             raise ValueError(f"indices that do not fit the shape {list(shape)}")
@@ -143,6 +145,7 @@ def load_csr(path: str | Path, *, masks: bool = False) -> dict[str, Tensor]:
     try:
         _check_version(path, int(metadata["version"]))
         return _decoded(tensors, json.loads(metadata["layout"]), masks)
+    # The layout is JSON that anybody may have edited: whatever is missing or of another type ends up here.
     except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         raise CheckpointError(path, f"is damaged ({error})", "export it once more") from error
 
@@ -164,6 +167,7 @@ def _decoded(tensors: dict[str, Tensor], layout: Any, masks: bool) -> dict[str, 
 
 
 def _matrix_size(shape: Sequence[int]) -> tuple[int, int]:
+    # A vector has one row, or each of its numbers would need a start of its own.
     rows = shape[0] if len(shape) > 1 else 1
     return rows, prod(shape[1:] if len(shape) > 1 else shape)
 

@@ -59,6 +59,7 @@ def without_aliases(state: Mapping[str, Tensor], known: Collection[str]) -> dict
     kept = {}
     for name, tensor in state.items():
         first = name.replace(*SECOND_NAME)
+        # Equal content is asked for as well: under the second name there could be a norm of another model.
         is_second = bool(known) and name not in known and first != name and first in known and first in state
         if not (is_second and torch.equal(state[first], tensor)):
             kept[name] = tensor
@@ -102,6 +103,7 @@ def _read(path: Path) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
+    # torch raises whatever the unpickler, the archive or the storage stumbled over; there is no common base.
     except Exception as error:
         problem = "is damaged, or holds more than tensors and plain values (loading that could run code)"
         raise CheckpointError(path, problem, "give a file that holds a state dict") from error
@@ -121,7 +123,9 @@ def _state_dict(path: Path, content: Any) -> dict[str, Tensor]:
 
 
 def _unwrap(name: str) -> str:
+    # Layers may be compiled one by one; `module.` further inside may be the model's own name.
     name = name.replace(f".{WRAPPERS[1]}", ".")
+    # Wrapped in either order, or twice.
     while name.startswith(WRAPPERS):
         name = name[name.index(".") + 1 :]
     return name

@@ -85,6 +85,7 @@ def mask_names(state: Mapping[str, Tensor]) -> dict[str, str]:
         {'fc.weight': 'fc.weight_mask'}
     """
     candidates = {name.removesuffix(MASK_SUFFIX): name for name in state if name.endswith(MASK_SUFFIX)}
+    # A model's own `attention_mask` is told from a mask of `attention` by its shape.
     return {
         parameter: name
         for parameter, name in candidates.items()
@@ -154,6 +155,7 @@ def dense_state(state: Mapping[str, Tensor], parameters: Iterable[str]) -> dict[
     dense = dict(state)
     for name in parameters:
         mask = dense.pop(name + MASK_SUFFIX)
+        # Selected: other programs leave numbers, even NaN, at inactive positions.
         dense[name] = torch.where(mask.bool(), dense[name], 0)
     return dense
 

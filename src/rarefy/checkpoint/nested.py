@@ -86,6 +86,7 @@ class _TensorNames:
     def _free(self, place: str) -> str:
         name = place
         count = 1
+        # Two places may have one name: the keys 1 and "1", or "a.b" and b in a.
         while name in self.by_name or name in RESERVED_NAMES:
             count += 1
             name = f"{place}#{count}"
@@ -94,8 +95,10 @@ class _TensorNames:
 
 def _storage_key(tensor: Tensor, place: str) -> StorageKey:
     """Equal for two tensors only when both are the same view of the same memory."""
+    # Empty tensors all have the address 0, and sparse ones have none.
     if tensor.numel() == 0 or tensor.layout is not torch.strided:
         return (place, "alone")
+    # A lazily conjugated or negated tensor shares memory and strides with the plain one, but not its values.
     view = (tensor.shape, tensor.stride(), tensor.dtype, tensor.is_conj(), tensor.is_neg())
     return (tensor.device, tensor.data_ptr(), *view)
 
@@ -117,6 +120,7 @@ def _encode(value: Any, place: str, tensors: _TensorNames) -> Json:
 
 def _encode_dict(value: dict[Any, Any], place: str, tensors: _TensorNames) -> Json:
     items = [(key, _encode(item, _below(place, key), tensors)) for key, item in value.items()]
+    # A dict of the user's own with the key `$` would be taken for one of the tagged objects.
     if TAG not in value and all(isinstance(key, str) for key in value):
         return dict(items)
     return {TAG: "dict", "items": [[_encode(key, f"a key of {place}", tensors), item] for key, item in items]}

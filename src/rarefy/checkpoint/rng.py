@@ -49,6 +49,7 @@ def restore(states: Mapping[str, Tensor]) -> None:
 def _capture_python() -> dict[str, Tensor]:
     _, words, gauss = random.getstate()
     spare = [] if gauss is None else [gauss]
+    # float32, torch's default, would round the spare number, and the next draw would differ.
     return {"python.words": torch.tensor(words), "python.gauss": torch.tensor(spare, dtype=torch.float64)}
 
 
@@ -68,4 +69,5 @@ def _capture_numpy() -> dict[str, Tensor]:
 def _restore_numpy(states: Mapping[str, Tensor]) -> None:
     *key, position, has_gauss = states["numpy.words"].tolist()
     gauss = states["numpy.gauss"].item()
+    # NumPy's global generator is this one, unless somebody has replaced it.
     np.random.set_state(("MT19937", np.array(key, dtype=np.uint32), position, has_gauss, gauss))
