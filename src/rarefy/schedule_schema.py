@@ -16,6 +16,7 @@ _NUMBER: Json = {"type": "number"}
 _PERCENT: Json = {"type": "string", "pattern": r"^\s*\d+(\.\d+)?\s*%\s*$", "description": "a part of the run"}
 
 
+# Asked for every entry of a file, and resolving the type hints of all schedules is slow.
 @cache
 def step_keys() -> dict[str, StepMark]:
     """The keys of all schedules that count optimizer steps, each with its mark.

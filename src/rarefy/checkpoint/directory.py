@@ -50,13 +50,11 @@ from rarefy.disk import flush
 from rarefy.validation import StepCount
 
 PART_NAMES = ("model", "optimizer", "state", "rng")
-STATE_NAME = "state.json"
-PARAMS_NAME = "params.yaml"
+STATE_NAME, PARAMS_NAME = "state.json", "params.yaml"
 FILE_NAMES = (*(f"{part}.safetensors" for part in PART_NAMES), STATE_NAME, PARAMS_NAME)
 DIRECTORY_NAME = re.compile(r"checkpoint_(\d+)(\.replaced)?")
 Flag = Annotated[bool, Field(strict=True, description="true or false", examples=["true"])]
-TEMPORARY_PREFIX = ".tmp-"
-REPLACED_SUFFIX = ".replaced"
+TEMPORARY_PREFIX, REPLACED_SUFFIX = ".tmp-", ".replaced"
 
 
 class CheckpointConfig(BaseModel):
@@ -203,8 +201,7 @@ class CheckpointWriter:
     """
 
     def __init__(self, root: Path, *, keep_last: int | None = None) -> None:
-        self.root = Path(root)
-        self.keep_last = keep_last
+        self.root, self.keep_last = Path(root), keep_last
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
 
@@ -230,8 +227,7 @@ class CheckpointWriter:
             self._thread.join()
             self._thread = None
         if self._error is not None:
-            error = self._error
-            self._error = None
+            error, self._error = self._error, None
             raise error
 
     def _run(self, frozen: _Frozen) -> None:
@@ -253,8 +249,7 @@ class _Frozen:
     @classmethod
     def of(cls, root: Path, step: int, parts: CheckpointParts) -> _Frozen:
         path = Path(root) / f"checkpoint_{step}"
-        skeletons = {}
-        tensors = {}
+        skeletons, tensors = {}, {}
         for part in PART_NAMES:
             try:
                 skeletons[part], named = split(getattr(parts, part))

@@ -46,8 +46,7 @@ def write_file(path: Path, chunks: Iterable[bytes | memoryview]) -> FileRecord:
     Raises:
         OSError: when the file system refuses.
     """
-    digest = hashlib.sha256()
-    size = 0
+    digest, size = hashlib.sha256(), 0
     with path.open("xb") as file:
         for chunk in chunks:
             file.write(chunk)
@@ -138,8 +137,7 @@ def _verify_file(path: Path, record: FileRecord | None) -> None:
 
 
 def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    buffer = memoryview(bytearray(1 << 20))
+    digest, buffer = hashlib.sha256(), memoryview(bytearray(1 << 20))
     with path.open("rb", buffering=0) as file:
         while count := file.readinto(buffer):
             digest.update(buffer[:count])

@@ -110,6 +110,7 @@ class GptHDF5MapDataProcessor:
 
     def __init__(self, config: GptHDF5MapConfig) -> None:
         self.config = config
+        # The shape of a row tells the format; the Model Zoo's files do not say it.
         rows = HDF5Rows(find_files(config.data_dir))
         self.dataset: HDF5Samples | HDF5Corpus | Transformed
         if rows.row_shape:
@@ -118,6 +119,7 @@ class GptHDF5MapDataProcessor:
             self.dataset = HDF5Corpus(rows, config.max_sequence_length)
         for transform in config.data_transforms or []:
             self.dataset = Transformed(self.dataset, transform)
+        # One sample shows data of another kind before training begins; to read all of it could take hours.
         if len(self.dataset):
             _check_sample(self.dataset[0], str(rows.files[0]))
 
@@ -192,6 +194,7 @@ class HDF5Samples(Dataset[dict[str, Tensor]]):
 
     def largest_token(self) -> int | None:
         """The largest token id; None where the data is too large to be read for that."""
+        # Input ids and labels; between them stands the mask.
         return self.rows.largest(lambda rows: rows[:, ::2])
 
 
@@ -219,6 +222,7 @@ class HDF5Corpus(Dataset[dict[str, Tensor]]):
         return dict(zip(_FIELDS, (window[:-1], torch.ones_like(window[1:]), window[1:]), strict=True))
 
     def __len__(self) -> int:
+        # The last token of a window is only a label, so each window after the first begins with it.
         return max(len(self.rows) - 1, 0) // self.length
 
     def largest_token(self) -> int | None:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from rarefy.errors import ConfigError, RarefyError
 from rarefy.imports import require
 
+# Far below the usual limit of open files of a process.
 _OPEN_FILES = 64
 _SCANNED = 1 << 26  # numbers that are read to check token ids before training, about a second's work
 
@@ -23,6 +24,7 @@ class ReadError(RarefyError):
     """A file that cannot be read any more; one line even when a data loader's worker passes it on."""
 
     def __init__(self, message: str) -> None:
+        # torch makes the exception of a worker anew, from its class and the text of the whole traceback.
         last_line = message.strip().splitlines()[-1]
         super().__init__(last_line.removeprefix(f"{__name__}.ReadError: "))
 
@@ -79,6 +81,7 @@ class HDF5Rows:
         Raises:
             ReadError: a file cannot be read any more.
         """
+        # To the right of equals: an empty file begins where the next one does, and has no row.
         first = int(np.searchsorted(self.starts, start, side="right")) - 1
         parts = []
         for number in range(first, len(self.files)):
@@ -104,6 +107,7 @@ class HDF5Rows:
 
     def _read_file(self, number: int, start: int, stop: int) -> NDArray[np.int64]:
         try:
+            # The files hold int32; torch's losses take int64 labels only.
             return self._file(number)["data"][start:stop].astype(np.int64)
         except (OSError, KeyError) as error:
             reason = " ".join(str(error).split())
@@ -112,6 +116,7 @@ class HDF5Rows:
             ) from None
 
     def _file(self, number: int) -> Any:
+        # HDF5's handles must not be used after a fork: a worker opens its own, and leaves the parent's alone.
         if self._process != os.getpid():
             self._open = OrderedDict()
             self._process = os.getpid()
@@ -125,6 +130,7 @@ class HDF5Rows:
         return self._open[number]
 
     def __getstate__(self) -> dict[str, Any]:
+        # Open files cannot be pickled, as for spawned workers.
         return {**self.__dict__, "_open": OrderedDict()}
 
 

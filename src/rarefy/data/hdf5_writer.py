@@ -124,6 +124,7 @@ def _byte_pieces(files: Sequence[Path]) -> Iterator[tuple[Tokens, int]]:
 def _token_pieces(files: Sequence[Path], tokenizer: Any) -> Iterator[tuple[Tokens, int]]:
     for file in files:
         try:
+            # Whole, since a tokenizer cannot be given a text cut anywhere.
             text = file.read_text(encoding="utf-8")
         except OSError as error:
             raise _unreadable(file, error) from error
@@ -141,6 +142,7 @@ def _load_tokenizer(file: Path) -> Any:
         ) from error
     try:
         return Tokenizer.from_file(str(file))
+    # The package raises plain Exception.
     except Exception as error:
         reason = " ".join(str(error).split())
         raise RarefyError(f"{file}: is not a tokenizer file ({reason}); give a tokenizer.json") from error
@@ -151,6 +153,7 @@ def _report(
 ) -> Iterator[tuple[Tokens, int]]:
     done = 0
     for piece, size in pieces:
+        # First on, then counted: once this goes on, the piece has been dealt with.
         yield piece, size
         done += size
         progress(done, total)
@@ -162,6 +165,7 @@ def _chunks(pieces: Iterator[Tokens], length: int, *, overlap: int) -> Iterator[
     for piece in pieces:
         held.append(piece)
         count += len(piece)
+        # Joined only once there is enough, or every small piece would copy all that is held.
         if count >= length + overlap:
             joined = np.concatenate(held)
             while len(joined) >= length + overlap:
@@ -169,6 +173,7 @@ def _chunks(pieces: Iterator[Tokens], length: int, *, overlap: int) -> Iterator[
                 joined = joined[length:]
             held = [joined]
             count = len(joined)
+    # A single token is a label only, and a sample needs one before it.
     if count > overlap:
         yield np.concatenate(held)
 
@@ -179,8 +184,10 @@ def _appearing(out_dir: Path) -> Iterator[Path]:
     folder: Path | None = None
     try:
         out_dir.parent.mkdir(parents=True, exist_ok=True)
+        # Beside the target, because a rename does not cross file systems.
         folder = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}.", dir=out_dir.parent))
         yield folder
+        # mkdtemp's directories are for their owner alone.
         folder.chmod(0o755)
         flush(folder)
         folder.rename(out_dir)

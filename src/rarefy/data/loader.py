@@ -84,6 +84,7 @@ class ResumableDataLoader(DataLoader[Any]):
             num_workers=workers,
             prefetch_factor=config.prefetch_factor if workers else None,
             persistent_workers=config.persistent_workers and workers > 0,
+            # Else the DataLoader draws a seed for its workers from torch's global generator at every epoch.
             generator=torch.Generator(),
         )
         self.order = order

@@ -63,6 +63,7 @@ def build_dataloader(
         return _call(function, name, arguments, path)
     processor = _find(name, where)
     if default_seed is not None:
+        # Only where the file gives none.
         arguments.setdefault(processor.seed_key, default_seed)
     options = build(processor.config_class, arguments, path=path)
     try:
@@ -117,6 +118,7 @@ def _call(function: Any, name: str, arguments: dict[str, Any], path: str) -> Ite
         raise ConfigError(where, f"{name} ({shorten(function)})", "a function that returns an iterable")
     try:
         loader = function(**arguments)
+    # Arguments that do not fit; anything else is a fault of the function, whose traceback its author needs.
     except (TypeError, ValueError, KeyError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         given = f"{name} with these arguments ({reason})"

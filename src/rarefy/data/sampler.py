@@ -35,6 +35,7 @@ def epoch_order(size: int, *, epoch: int, shuffle: bool, seed: int, num_samples:
     count = size if num_samples is None else num_samples
     if not shuffle:
         return torch.arange(count) % size
+    # A generator for every epoch, so that any can be begun without going through those before it.
     generator = torch.Generator().manual_seed(seed + epoch)
     if count <= size:
         return torch.randperm(size, generator=generator)[:count]

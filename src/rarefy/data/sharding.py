@@ -66,6 +66,7 @@ class EveryNthBatch:
         stream = iter(self.data)
         first: list[Any] = []
         while group := list(islice(stream, self.processes)):
+            # The first group is full unless it is also the last; the loop below then takes from it several times.
             first = first or group
             while len(group) < self.processes:
                 group += first[: self.processes - len(group)]
@@ -82,6 +83,7 @@ def _with_distributed_sampler(
 ) -> DataLoader[Any]:
     """The same loader over this process's samples."""
     sampler = loader.sampler
+    # Somebody has dealt out the samples already; twice would leave most of them unread.
     if isinstance(sampler, DistributedSampler):
         return loader
     _refuse_unknown_order(loader)

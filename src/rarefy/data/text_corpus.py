@@ -21,6 +21,7 @@ from rarefy.errors import ConfigError
 
 Split = Literal["train", "validation"]
 
+# What differs from one installation of the same Python to the next.
 _SKIPPED = frozenset({"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"})
 _VALIDATION_SHARE = 0.05
 
@@ -109,6 +110,7 @@ class ByteWindows(Dataset[dict[str, Tensor]]):
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         start = index * self.length
+        # Held as bytes: int64 would take eight times the memory.
         window = self.tokens[start : start + self.length + 1].long()
         mask = torch.ones(self.length, dtype=torch.int64)
         return {"input_ids": window[:-1], "labels": window[1:], "attention_mask": mask}
@@ -134,6 +136,7 @@ def split_names(names: Sequence[str], split: Split) -> list[str]:
         >>> split_names(["a.txt", "b.txt"], "train"), split_names(["a.txt", "b.txt"], "validation")
         (['b.txt'], ['a.txt'])
     """
+    # By hash, so that a file keeps its split when others come or go.
     ranked = sorted(names, key=_hash_share)
     held_out = sum(_hash_share(name) < _VALIDATION_SHARE for name in ranked)
     held_out = min(max(held_out, 1), len(ranked) - 1) if ranked else 0
@@ -177,6 +180,7 @@ def _find_stdlib() -> tuple[Path, list[str]]:
 def _find_glob(pattern: str) -> tuple[Path, list[str]]:
     parts = Path(pattern).parts[:-1]
     fixed = next((i for i, part in enumerate(parts) if glob.has_magic(part)), len(parts))
+    # Names below the fixed part of the glob: the split must not depend on where the folder lies.
     root = Path(*parts[:fixed])
     files = (Path(name) for name in glob.glob(pattern, recursive=True) if os.path.isfile(name))
     return root, [file.relative_to(root).as_posix() for file in files]

@@ -50,6 +50,7 @@ class AddSinkTokens(BaseModel):
             {'input_ids': tensor([9, 5, 6]), 'attention_mask': tensor([0, 1, 1])}
         """
         return {
+            # The mask is that of the loss, in which the new tokens do not count.
             name: self._insert(values, 0 if name == "attention_mask" else self.sink_token_id)
             for name, values in sample.items()
         }

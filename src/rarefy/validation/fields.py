@@ -89,7 +89,9 @@ def build(kind: type[T], options: Mapping[str, Any], *, path: str = "") -> T:
         ConfigError: an unknown, missing or invalid field, with its path.
     """
     declared: Mapping[str, FieldInfo] = kind.__pydantic_fields__  # type: ignore[attr-defined]
+    # A dataclass also declares what it computes for itself, which no file may set.
     fields = {name: field for name, field in declared.items() if field.init is not False}
+    # Before pydantic looks: a misspelt key should not be answered with the key that is then missing.
     for key in options:
         if key not in fields:
             raise ConfigError(path, f"the key {key!r}", f"a known key ({did_you_mean(str(key), fields)})")
@@ -102,6 +104,7 @@ def build(kind: type[T], options: Mapping[str, Any], *, path: str = "") -> T:
 def option_error(error: ValidationError, fields: Mapping[str, FieldInfo]) -> ConfigError:
     """The first finding of `error`, worded with the description and the example of its field."""
     found = error.errors(include_url=False)[0]
+    # A validator of rarefy's own has worded it already; pydantic wraps what is a ValueError.
     raised = found.get("ctx", {}).get("error")
     if isinstance(raised, ConfigError):
         return raised.under(dotted(found["loc"]))
@@ -130,6 +133,7 @@ def shorten(value: object, limit: int = 60) -> str:
 def _as_written(value: object) -> str:
     if value is None or isinstance(value, bool):
         return "null" if value is None else str(value).lower()
+    # Plain lists and dicts alone: a subclass may print itself in another way.
     if type(value) is list:
         return f"[{', '.join(map(_as_written, value))}]"
     if type(value) is dict:

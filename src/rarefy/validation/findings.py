@@ -31,6 +31,7 @@ def as_config_error(error: ValidationError, model: type[BaseModel], given: Mappi
         The error with its path inside `given`.
     """
     found = error.errors(include_url=False)
+    # A misspelt key makes another one missing; only the first is the slip.
     first = next((one for one in found if one["type"] in _UNKNOWN), found[0])
     location = location_in(first["loc"], given)
     if first["type"] in _UNKNOWN:
@@ -104,6 +105,7 @@ def _fields(model: Any, location: Sequence[str | int]) -> Iterator[tuple[str, Fi
             if part not in fields:
                 return
             model = fields[part].annotation
+    # A union's members all at once: which of them was meant is not known when none fits.
     for kind in _models_in(model):
         for name, field in kind.__pydantic_fields__.items():
             yield field.alias or name, field

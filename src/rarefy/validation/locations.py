@@ -35,6 +35,8 @@ def location_in(location: Sequence[str | int], given: Any) -> list[str | int]:
             given = given[part] if part < len(given) else None
         elif isinstance(part, str) and isinstance(given, dict) and (part in given or is_last):
             given = given.get(part)
+        # A part that the data does not have is the name of a union's
+        # member, or the index in a list made of one value.
         else:
             continue
         path.append(part)

@@ -16,6 +16,7 @@ T = TypeVar("T")
 
 _NUMERAL = re.compile(r"[-+]?(?:\.\d+|\d+(?:\.\d*)?)(?:[eE][-+]?\d+)?")
 _SHARE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*%\s*")
+# Nobody writes longer ones, and of thousands of digits Python makes an error of its own.
 _LONGEST = 40
 _WANTED = ("int_type", "float_type", "int_parsing", "float_parsing")
 
@@ -29,6 +30,7 @@ def as_number(text: object) -> int | float | None:
     """
     if not isinstance(text, str) or len(text) > _LONGEST or not _NUMERAL.fullmatch(text.strip()):
         return None
+    # Whole numbers stay whole: strict fields take no float for a count.
     return float(text) if re.search(r"[.eE]", text) else int(text)
 
 
@@ -81,6 +83,7 @@ def validated(validate: Callable[[dict[str, Any]], T], given: Mapping[str, Any],
     try:
         return validate(content)
     except ValidationError as error:
+        # Only where pydantic wanted a number: elsewhere "100" may be a name.
         mended = _with_numbers(content, error, path)
         if mended is content:
             raise

@@ -78,6 +78,7 @@ def _first_key(here: Any, rest: str, done: str) -> tuple[Any, str]:
             f"--set {done}".strip(), f"`{rest}` below {here!r}", "a path that ends here", f"--set {done}=..."
         )
     whole = [key for key in here if rest == key or rest.startswith((f"{key}.", f"{key}["))]
+    # The longest, as `a.b` may be a key beside `a`.
     key = max(whole, key=len) if whole else re.split(r"[.\[]", rest, maxsplit=1)[0]
     if not key:
         raise ConfigError(f"--set {done}".strip(), f"`{rest}`", "keys with one dot between them", _EXAMPLE)
@@ -94,6 +95,7 @@ def _first_index(here: list[Any], rest: str, done: str) -> tuple[int, str]:
 
 def _create(here: dict[str, Any], key: str, done: str, blocks: Collection[str]) -> None:
     if key not in blocks:
+        # A key that is there but null is spelt rightly; the blocks would be no help.
         known = [str(name) for name in here] + ([] if key in here else list(blocks))
         raise ConfigError(
             f"--set {done}".strip(), f"`{key}`", f"a key of the file ({did_you_mean(key, known)})", _EXAMPLE

@@ -53,6 +53,7 @@ def expand(content: Any, read: Callable[[str], Any], environment: Mapping[str, s
 def _expanded(text: str, read: Callable[[str], Any], variables: Mapping[str, str]) -> Any:
     is_alone = _BRACED.fullmatch(text) is not None
     filled = _BRACED.sub(lambda found: _value(found[1], found[2], text, variables), text)
+    # Never a list or a map: a variable holds one value, and must not bring structure into the file.
     if is_alone and _is_scalar(value := read(filled)) and not isinstance(value, str):
         return value
     return _expanded_path(filled, text, variables) if _is_path(filled) else filled

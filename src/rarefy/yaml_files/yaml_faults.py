@@ -31,6 +31,7 @@ def plain_words(error: yaml.MarkedYAMLError, text: str) -> str:
     mark = error.problem_mark
     if mark is None or mark.line >= len(lines):
         return said
+    # First, since PyYAML words a tab in several ways, none of which names it plainly.
     if "\t" in _indent(lines[mark.line]):
         return "is indented with a tab; use spaces"
     return (
@@ -66,6 +67,7 @@ def _first_alias(line: str, column: int) -> int:
 def _unexpected_colon(said: str, lines: list[str], row: int, column: int) -> str:
     if "mapping values are not allowed" not in said:
         return ""
+    # The mark stands on the second colon; what is before it must be a key of its own.
     if _KEY.search(lines[row][: column - 1]):
         return "has a second `: ` in its value; put the value in quotes if the colon belongs to it"
     above = _row_above(lines, row)

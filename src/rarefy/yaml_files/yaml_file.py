@@ -14,10 +14,12 @@ from rarefy.errors import RarefyError
 from rarefy.yaml_files.variables import UnsetVariableError, expand
 from rarefy.yaml_files.yaml_faults import plain_words
 
+# Far above any configuration; they bound what a hostile file costs before it is refused.
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 50
 MAX_VALUES = 100_000
 
+# PyYAML follows YAML 1.1, where a number with an exponent needs a dot and a sign.
 _FLOAT = re.compile(r"^[-+]?(?:\.[0-9_]+|[0-9][0-9_]*(?:\.[0-9_]*)?)(?:[eE][-+]?[0-9]+)?$")
 
 
@@ -45,6 +47,7 @@ def load_file(path: Path) -> dict[str, Any]:
     name = str(path)
     try:
         size = path.stat().st_size
+        # The size first: the path may be that of a checkpoint of gigabytes.
         raw = path.read_bytes() if size <= MAX_BYTES else b""
     except OSError as error:
         raise YamlError(name, f"cannot be read: {error.strerror}; give the path of a YAML file") from error
@@ -95,6 +98,7 @@ def parse_value(text: str) -> Any:
 
 def _construct(text: str, name: str) -> Any:
     try:
+        # Before it is built: a few lines of aliases of aliases can expand to billions of values.
         _check_size(text, name)
         return expand(_unshared(yaml.load(text, Loader=_Loader)), _scalar)
     except UnsetVariableError as error:
@@ -119,12 +123,14 @@ def _scalar(text: str) -> Any:
 
 def _unshared(value: Any) -> Any:
     if isinstance(value, dict):
+        # PyYAML gives every alias the same object, and changing one place would change the others.
         return {key: _unshared(part) for key, part in value.items()}
     return [_unshared(part) for part in value] if isinstance(value, list) else value
 
 
 def _decode(raw: bytes, name: str) -> str:
     try:
+        # Editors on Windows put a byte order mark in front.
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
@@ -174,6 +180,7 @@ class _SizeCheck:
 
     def _aliased(self, event: yaml.AliasEvent) -> _Size:
         anchor = str(event.anchor)
+        # Endless when expanded.
         if any(part.anchor == anchor for part in self.stack):
             raise YamlError(self.name, f"the anchor &{anchor} contains itself", _line(event))
         return self.anchors.get(anchor, _Size())
@@ -216,12 +223,14 @@ class _Loader(yaml.SafeLoader):
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
         """Merges; a mapping's own keys win over merged ones in whatever merges that mapping in turn."""
         super().flatten_mapping(node)
+        # PyYAML puts merged pairs first, so the last pair of a key is the mapping's own.
         last = {(key.tag, str(key.value)): (key, value) for key, value in node.value}
         node.value = list(last.values())
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
             return super().construct_object(node, deep)
+        # A date such as 2024-13-45 has the form of one, and fails only when it is made.
         except (ValueError, OverflowError) as error:
             shown = str(node.value)[:40]
             raise yaml.MarkedYAMLError(

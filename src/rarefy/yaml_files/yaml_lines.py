@@ -34,6 +34,7 @@ def line_of(text: str, path: str, key: str = "") -> int | None:
 
 
 def _root(text: str) -> yaml.Node | None:
+    # The line is a help in the message of another error, which must not be replaced by this one.
     with contextlib.suppress(yaml.YAMLError):
         return yaml.compose(text, Loader=yaml.SafeLoader)
     return None
@@ -59,6 +60,7 @@ def _below(node: yaml.Node | None, rest: str) -> tuple[yaml.Node, int, str] | No
     if isinstance(node, yaml.MappingNode):
         fitting = [(key, value) for key, value in _pairs(node) if _begins(rest, key.value)]
         if fitting:
+            # The longest, as `a.b` may be a key beside `a`.
             key, value = max(fitting, key=lambda pair: len(pair[0].value))
             return value, key.start_mark.line, rest[len(key.value) :].removeprefix(".")
     return None
