@@ -102,16 +102,16 @@ def test_a_manifest_that_lacks_a_file(checkpoint):
 
 
 def test_a_newer_format(checkpoint):
-    edit(checkpoint / "MANIFEST.json", format_version=2, files={}, new_key=True)
+    edit(checkpoint / "MANIFEST.json", format_version=3, files={}, new_key=True)
     with pytest.raises(
-        CheckpointError, match="has checkpoint format 2; this rarefy reads formats up to 1; upgrade"
+        CheckpointError, match="has checkpoint format 3; this rarefy reads formats up to 2; upgrade"
     ):
         load(checkpoint)
 
 
 def test_a_newer_format_is_not_passed_over_and_then_replaced(checkpoint):
-    edit(checkpoint / "MANIFEST.json", format_version=2)
-    with pytest.raises(CheckpointError, match="checkpoint format 2"):
+    edit(checkpoint / "MANIFEST.json", format_version=3)
+    with pytest.raises(CheckpointError, match="checkpoint format 3"):
         newest_valid(checkpoint.parent, pytest.fail)
 
 
@@ -169,7 +169,7 @@ def as_a_user(code: str, root: Path, *, uid: int | None = None, limit: int | Non
 EXPECT_REFUSAL = """
 for write in (lambda *a: save(root, *a), lambda *a: [(w := CheckpointWriter(root)).save_async(*a), w.wait()]):
     try:
-        write(2, CheckpointParts(model={"w": torch.zeros(100_000)}))
+        write(2, CheckpointParts(model={"w": torch.ones(100_000)}))
     except CheckpointError as error:
         assert "checkpoint_2: cannot be written: MESSAGE; free space or fix" in str(error), error
         assert "earlier" not in str(error) and chr(10) not in str(error)
@@ -284,6 +284,6 @@ def test_a_kill_leaves_the_old_or_the_new_checkpoint(tmp_path, step):
 
 
 def test_the_interpreter_finishes_the_last_checkpoint_before_it_exits(tmp_path):
-    code = 'CheckpointWriter(root).save_async(3, CheckpointParts(model={"w": torch.zeros(1_000_000)}))'
+    code = 'CheckpointWriter(root).save_async(3, CheckpointParts(model={"w": torch.ones(1_000_000)}))'
     as_a_user(code, tmp_path)
     assert newest_valid(tmp_path, pytest.fail) == tmp_path / "checkpoint_3"

@@ -85,7 +85,7 @@ def test_the_directory_holds_exactly_the_documented_files(tmp_path):
     assert path == tmp_path / "checkpoint_12"
     assert set(names_in(path)) == NAMES
     manifest = json.loads((path / "MANIFEST.json").read_text())
-    assert manifest["format_version"] == 1 and manifest["step"] == 12
+    assert manifest["format_version"] == 2 and manifest["step"] == 12
     for name in FILE_NAMES:
         content = (path / name).read_bytes()
         expected = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}

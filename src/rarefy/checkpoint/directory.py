@@ -2,7 +2,7 @@
 
 A checkpoint is a directory `checkpoint_{step}`:
 
-    model.safetensors  optimizer.safetensors  state.safetensors  rng.safetensors    the tensors of each part
+    model.safetensors  optimizer.safetensors  state.safetensors  rng.safetensors    the tensors of each part, packed
     state.json                                format version, step, and what of the parts is no tensor
     params.yaml                               the configuration of the run
     MANIFEST.json                             sizes and SHA-256 of all of these, written last
@@ -45,6 +45,7 @@ from rarefy.checkpoint.manifest import (
     write_manifest,
 )
 from rarefy.checkpoint.nested import Json, join, split
+from rarefy.checkpoint.packed import pack
 from rarefy.checkpoint.tensor_file import encode_tensors, read_tensors, snapshot
 from rarefy.disk import flush
 from rarefy.validation import StepCount
@@ -307,7 +308,7 @@ def _only_writer(root: Path) -> Iterator[None]:
 def _fill(temporary: Path, frozen: _Frozen) -> None:
     temporary.mkdir()
     chunks: dict[str, Iterable[bytes | memoryview]] = {name: [text] for name, text in frozen.texts.items()}
-    chunks |= {f"{part}.safetensors": encode_tensors(named) for part, named in frozen.tensors.items()}
+    chunks |= {f"{part}.safetensors": encode_tensors(*pack(named)) for part, named in frozen.tensors.items()}
     files = {name: write_file(temporary / name, chunks[name]) for name in FILE_NAMES}
     write_manifest(temporary, Manifest(format_version=FORMAT_VERSION, step=frozen.step, files=files))
     flush(temporary)

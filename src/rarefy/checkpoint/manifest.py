@@ -13,7 +13,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from rarefy.checkpoint.error import CheckpointError, NewerFormatError
 
-FORMAT_VERSION = 1
+# 2: tensors with many zeros are packed. A format 1 is read as one in which nothing is.
+FORMAT_VERSION = 2
 MANIFEST_NAME = "MANIFEST.json"
 USE_ANOTHER = "use another checkpoint, or delete this one"
 GIVE_CHECKPOINT = "give a checkpoint_<step> directory"

@@ -104,7 +104,7 @@ def _open_file(path: Path) -> SavedModel:
         if is_csr(path):
             return SavedModel(path, load_csr(path, masks=True), storage="csr")
         return SavedModel(path, read_tensors(path))
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
         problem = f"cannot be read: {' '.join(str(error).split())}"
         raise CheckpointError(path, problem, "check the permissions, or give another file") from error
 

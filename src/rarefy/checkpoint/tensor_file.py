@@ -15,6 +15,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from rarefy.checkpoint.packed import unpack
+
 CHUNK_BYTES = 1 << 22
 ALIGNMENT = 8
 DTYPE_NAMES: Mapping[torch.dtype, str] = {
@@ -77,8 +79,12 @@ def encode_tensors(
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, in CPU memory."""
-    return load_file(path)
+    """The tensors of a safetensors file, in CPU memory; those that were packed as they were.
+
+    Raises:
+        KeyError, ValueError: what was packed is not what the header says.
+    """
+    return unpack(load_file(path), read_metadata(path))
 
 
 def read_metadata(path: Path) -> dict[str, str]:
