@@ -94,6 +94,7 @@ def _with_mode(mode: Mode, text: str) -> Callable[..., None]:
     def command(**flags: Any) -> None:
         _run(mode=mode, **flags)
 
+    # typer makes a command's flags from the signature; a fixed mode is none of them.
     parameters = [one for one in signature.parameters.values() if one.name != "mode"]
     command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     command.__doc__ = text

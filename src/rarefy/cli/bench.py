@@ -31,6 +31,7 @@ _TOKENS = (16, 512)
 _SPARSITIES = (0.5, 0.8, 0.9, 0.95)
 _SECONDS = 1.0  # for one measurement
 _CALIBRATION_SECONDS = 0.1  # for one of three
+# Smaller differences are noise of the measurement.
 _TOLERANCE = 1.03
 
 Shapes = Annotated[list[str] | None, Option("--shape", help="Rows x columns of the weight; repeatable.")]

@@ -41,10 +41,12 @@ def guarded(action: Callable[[], None], has_begun: Callable[[], bool] = lambda: 
         try:
             action()
             return DONE
+        # Before RarefyError, of which it is one: an end that was asked for is no error.
         except Interrupted as stop:
             messages.say(str(stop))
             return stop.exit_code
         except RarefyError as error:
+            # A configuration is bad input whenever it is found out.
             is_failure = has_begun() and not isinstance(error, ConfigError)
             return _fail(str(error), FAILED if is_failure else BAD_INPUT)
         except KeyboardInterrupt:
@@ -100,6 +102,7 @@ def _reached(content: Any, error: ConfigError) -> list[Any]:
 
 
 def _fail(problem: str, code: int) -> int:
+    # One line, however narrow the terminal; brackets and colons in paths are not rich's markup.
     Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False).print(
         f"Error: {problem}"
     )

@@ -39,7 +39,9 @@ def shown_on_stderr() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("default")
+            # These are for the authors of libraries; what a file should change is a FutureWarning.
             warnings.simplefilter("ignore", DeprecationWarning)
+            # `catch_warnings` puts the old one back.
             warnings.showwarning = lambda message, *_, **__: _warn_once(str(message), seen)
             yield
     finally:

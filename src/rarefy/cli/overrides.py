@@ -74,6 +74,7 @@ def apply_flags(content: Mapping[str, Any], flags: Flags) -> dict[str, Any]:
 
 def _apply_to(content: dict[str, Any], path: str, init: dict[str, Any], flags: Flags) -> None:
     loop = init.get("loop")
+    # A file may have one of the two only, so a flag takes the other's place.
     for given, replaced in ((flags.num_steps, "num_epochs"), (flags.num_epochs, "num_steps")):
         if given is not None and isinstance(loop, dict):
             loop.pop(replaced, None)

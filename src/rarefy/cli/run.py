@@ -28,6 +28,7 @@ from rarefy.run.schema import TrainerConfig, parse
 from rarefy.run.speed import speed_up
 from rarefy.trainer.trainer import Trainer
 
+# rich measures a table inside a width; this one holds every table whole.
 _WIDEST = 400
 
 
@@ -129,6 +130,7 @@ def _run_file(params: Path, content: dict[str, Any], request: Request, watch: Wa
     for trainer in run_all(configs, launch):
         rows = [*result_rows(trainer, watch.steps_per_second)]
         if request.compare_dense and trainer.sparsity is not None and watch.has_begun:
+            # A file may have several trainers, and they come out one by one.
             builders = [launch.builder(config) for config in configs if config.as_params == trainer.params]
             rows.append(_comparison(builders[0], trainer, request.compare_dense))
         if is_first():
@@ -140,6 +142,7 @@ def _as_saved(configs: list[TrainerConfig], ckpt_path: CheckpointPath, flags: Fl
     if len(configs) > 1:
         allowed = "it with a file of one trainer"
         raise ConfigError("--resume", f"as_saved with {len(configs)} trainers", allowed)
+    # The directory is where the checkpoint was found, flag or not.
     return parse(apply_flags(as_saved(configs[0], ckpt_path), replace(flags, model_dir=None)))
 
 

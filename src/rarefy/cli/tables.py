@@ -12,6 +12,7 @@ from rich.text import Text
 
 from rarefy.run.preview import CostPlan, ParameterPlan, RunPreview, UpdatePlan
 
+# rich measures a table inside a width; this one holds every table whole.
 _WIDEST = 400
 
 
@@ -44,6 +45,7 @@ def parameter_table(plans: Iterable[ParameterPlan]) -> Table:
     table.add_column("pattern")
     table.add_column("storage")
     for plan in plans:
+        # As Text: a glob such as `[ab]*` would be taken for rich's markup.
         table.add_row(*map(Text, _parameter_row(plan)))
     table.add_section()
     table.add_row(*map(Text, _total_row(plans)))

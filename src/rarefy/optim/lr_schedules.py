@@ -54,6 +54,7 @@ class ScheduledLR(LRScheduler):
         rates = self.get_lr()
         set_progress(self, self.last_epoch, rates)
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            # In place: compiled and capturable optimizers hold on to the tensor.
             if isinstance(group["lr"], Tensor):
                 group["lr"].fill_(rate)
             else:
@@ -108,6 +109,7 @@ class _Decay(LRSchedule):
 
     def rate(self, step: int) -> float:
         """The learning rate after `step` optimizer steps."""
+        # The end rate itself, where the formula could miss it by a rounding.
         if step >= self.total_iters:
             return self.end_learning_rate
         share = self.remaining(step / self.total_iters)

@@ -100,6 +100,7 @@ class SequentialLR(_Milestones):
     milestones: list[Step] = Field(
         default_factory=list, description="a rising list of steps", examples=[[100, 200]]
     )
+    # As any: pydantic writes only the fields of the declared class, here the base.
     schedulers: Annotated[
         list[SerializeAsAny[LRSchedule]], Field(min_length=1, description="a list of schedules")
     ]
@@ -110,6 +111,7 @@ class SequentialLR(_Milestones):
         schedules = given.get("schedulers") if isinstance(given, dict) else None
         if not isinstance(schedules, list) or given.get("milestones") is not None:
             return given
+        # The last one has no successor to wait for its end.
         lengths = [getattr(one, "total_iters", None) for one in schedules[:-1]]
         if None in lengths:
             where = f"schedulers[{lengths.index(None)}]"

@@ -17,6 +17,7 @@ from rarefy.optim.parameter_groups import SCALE_KEY, learning_rate_scales, param
 from rarefy.validation import shorten
 from rarefy.validation.numerals import read_number, share_hint
 
+# The base class, one that steps with a closure only, and one for sparse gradients only.
 _NEEDS_MORE = {"Optimizer", "LBFGS", "SparseAdam"}
 _FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
 _EXAMPLE = "AdamW: {lr: 1.0e-3, weight_decay: 0.1}"
@@ -119,6 +120,7 @@ def _torch_options(kind: Any, options: dict[str, Any], path: str) -> dict[str, A
         if "lr" in options:
             raise ConfigError(path, "learning_rate beside lr", "one of the two", "lr: 1.0e-3")
         options["lr"] = options.pop("learning_rate")
+    # An option of the Model Zoo's AdamW.
     is_foreign = "correct_bias" in options and not _takes(kind, "correct_bias")
     if is_foreign and options.pop("correct_bias") is not True:
         where = join_path(path, "correct_bias")
@@ -134,6 +136,7 @@ def _as_torch_takes_it(kind: Any, key: str, value: Any, path: str) -> Any:
     parameter = inspect.signature(kind).parameters.get(key)
     if parameter is None or type(parameter.default) not in (int, float) or not isinstance(value, str):
         return value
+    # torch would compare the text with a number, and its error names no option.
     number = read_number(value, where)
     if isinstance(number, str):
         raise ConfigError(

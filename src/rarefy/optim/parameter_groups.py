@@ -48,6 +48,7 @@ def parameter_groups(
     scales = scales or {}
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     found: list[dict[str, Any]] = []
+    # In a fixed order: an optimizer's state knows parameters by their places in the groups.
     for scale in [1.0, *sorted(set(scales.values()) - {1.0})]:
         mine = [parameter for name, parameter in trained.items() if scales.get(name, 1.0) == scale]
         decayed: dict[str, Any] = {"params": [parameter for parameter in mine if parameter not in exempt]}
@@ -85,6 +86,7 @@ def learning_rate_scales(model: nn.Module, given: Any, path: str) -> dict[str, f
     for globs, factor in groups.values():
         for name, _ in model.named_parameters() if factor != 1.0 else ():
             if any(fnmatch.fnmatchcase(name, glob) for glob in globs):
+                # The first group that a parameter is in decides.
                 scales.setdefault(name, factor)
     return scales
 
@@ -109,6 +111,7 @@ def _checked(given: Any, groups: Groups, path: str) -> dict[str, float]:
 def _without_decay(model: nn.Module) -> set[nn.Parameter]:
     found = set()
     for module in model.modules():
+        # The bases too: a layer norm by another name is still one.
         kinds = " ".join(kind.__name__.lower() for kind in type(module).__mro__)
         exempt_module = any(word in kinds for word in _NO_DECAY_KINDS)
         for leaf, parameter in module.named_parameters(recurse=False):

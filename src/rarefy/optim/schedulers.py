@@ -74,6 +74,7 @@ def read_schedulers(
         raise ConfigError(path, shorten(config), "a list of maps from one scheduler to its options", _EXAMPLE)
     read = partial(_read_one, base_dir=base_dir, allow_imports=allow_imports)
     factories = [read(one, join_path(path, f"[{index}]")) for index, one in enumerate(config or [])]
+    # Each sets the rate outright, so only the last would count.
     if sum(isinstance(factory, LRSchedule) for factory in factories) > 1:
         allowed = "one of them, or all of them inside SequentialLR"
         raise ConfigError(path, "more than one schedule that sets the learning rate", allowed)

@@ -61,6 +61,7 @@ class LineChart:
         first = min(float(line.series.steps[0]) for line in self.lines)
         last = max(float(line.series.steps[-1]) for line in self.lines)
         last = max(last, self.last_step or 0)
+        # A single step needs an axis of some width to lie on.
         return (first, last) if last > first else (first - 0.5, last + 0.5)
 
     @property
@@ -77,12 +78,14 @@ class LineChart:
             return 0.0, 1.0 if high >= 0.5 else max(high * 1.15, 0.01)
         if self.is_logarithmic:
             return low / 1.1, high * 1.1
+        # A constant curve has no height of its own, and one of zeros no size either.
         room = 0.06 * (high - low) or 0.06 * abs(high) or 1.0
         return low - room, high + room
 
     @property
     def is_logarithmic(self) -> bool:
         """Whether the values spread so far that a linear axis would hide most of them."""
+        # By the means, or one spike in a thinned curve would flatten all the others.
         low = min(float(line.series.mean.min()) for line in self.lines)
         high = max(float(line.series.mean.max()) for line in self.lines)
         return self.unit == "number" and self.values[0] > 0 and high / low >= 100
@@ -120,6 +123,7 @@ class HeatMap:
     def high(self) -> float:
         """The value with full colour."""
         found = self.values[np.isfinite(self.values)]
+        # Never `low` itself, by whose distance the colours are divided.
         return max(float(found.max()), self.low + 1e-9) if found.size else self.low + 1.0
 
 

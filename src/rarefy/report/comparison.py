@@ -73,4 +73,5 @@ def _row(run: Run, name: str, first: Run) -> Iterator[str]:
 
 def _rate(run: Run) -> tuple[str, float] | None:
     found = next((name for name in RATES if name in run.metrics), None)
+    # The median: one step that compiled, or waited for a disk, says nothing of the run.
     return None if found is None else (found, float(np.median(run.metrics[found].mean)))

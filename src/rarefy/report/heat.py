@@ -27,6 +27,7 @@ def topology_map(run: Run) -> HeatMap | None:
         columns = np.searchsorted(edges, grown[name].steps, side="right") - 1
         counts = np.bincount(columns, minlength=len(edges))
         sums = np.bincount(columns, weights=grown[name].mean, minlength=len(edges))
+        # numpy computes both sides of `where`, so the division must not be one by 0.
         values[row] = np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
     several = (
         ""

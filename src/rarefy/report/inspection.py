@@ -137,6 +137,7 @@ def _patterns(saved: SavedModel) -> Mapping[str, Pattern]:
     if block is None:
         return {}
     with warnings.catch_warnings():
+        # What they say of the file was said when the run began.
         warnings.simplefilter("ignore")
         rules = patterns_of(block)
     return {name: _pattern_of(name, saved.state[name], rules) for name in saved.masks}
@@ -196,5 +197,6 @@ def quantiles(values: Tensor, shares: Sequence[float]) -> tuple[float | None, ..
         return tuple(None for _ in shares)
     flat = values.flatten().float() if values.element_size() < 4 else values.flatten()
     places = [1 + round(share * (flat.numel() - 1)) for share in shares]
+    # torch.quantile refuses more than 16 million numbers.
     found = [float(flat.kthvalue(place).values) for place in places]
     return tuple(value if math.isfinite(value) else None for value in found)

@@ -51,6 +51,7 @@ def read_csv(path: Path, wanted: Callable[[str], bool]) -> dict[str, list[Series
     """
     found: dict[str, list[Series]] = {}
     try:
+        # A kill may have cut the last row within a character.
         with path.open(newline="", encoding="utf-8", errors="replace") as file:
             reader = csv.reader(file)
             names = next(reader, [])
@@ -70,6 +71,7 @@ def read_csv(path: Path, wanted: Callable[[str], bool]) -> dict[str, list[Series
 
 def _points_of_a_part(rows: list[list[str]], size: int) -> int:
     """How many points of the first rows, and of as many later ones, to keep, so that all fit into memory."""
+    # Rows are about equally long, so the first ones tell how many parts the file has.
     parts = size / sum(sum(map(len, row)) + len(row) for row in rows)
     return max(8, min(ROWS_AT_ONCE, round(POINTS_IN_MEMORY / parts))) if parts > 1.5 else ROWS_AT_ONCE
 
@@ -92,6 +94,7 @@ def _columns(
 def _number(cell: str) -> float:
     try:
         return float(cell)
+    # A cell that was cut, or no number: a series leaves it out.
     except ValueError:
         return float("nan")
 
@@ -107,6 +110,7 @@ def read_events(folder: Path, wanted: Callable[[str], bool]) -> dict[str, Series
         RarefyError: tensorboard is not installed.
     """
     reading = require("tensorboard", "tensorboard.backend.event_processing.event_accumulator")
+    # Of longer series TensorBoard keeps a random sample, by default of 10,000 points.
     events = reading.EventAccumulator(str(folder), size_guidance={reading.SCALARS: 100_000}).Reload()
     return {
         name: Series.of([e.step for e in found], [e.value for e in found]).thinned()

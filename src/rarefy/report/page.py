@@ -26,6 +26,7 @@ from rarefy.report.svg import (
 
 MOST_TABLE_ROWS = 40
 MOST_TABLE_COLUMNS = 12
+# Names and configuration may be a stranger's; whatever gets onto the page can load and send nothing.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 
 
@@ -95,6 +96,7 @@ def _figure(chart: LineChart | HeatMap) -> str:
     is_lines = isinstance(chart, LineChart)
     drawing = line_chart(chart, told) if is_lines else heat_map(chart, told)
     legend = _legend(chart) if is_lines else _scale(chart)
+    # A `</script>` in a name would end the element, hence the replacement of `<` below.
     data = json.dumps(_line_data(chart) if is_lines else _heat_data(chart), separators=(",", ":"))
     subtitle = f"<small>{escape(chart.subtitle)}</small>" if chart.subtitle else ""
     return (
@@ -159,6 +161,7 @@ def _texts(line: Line, chart: LineChart) -> list[str]:
 
 def _heat_data(chart: HeatMap) -> dict[str, object]:
     frame = HeatFrame.of(chart)
+    # JSON has no NaN.
     rounded = np.where(np.isfinite(chart.values), np.round(chart.values, 4), -1.0).tolist()
     area = [round(frame.left), WIDTH - RIGHT, TOP, TOP + frame.cell_height * frame.rows]
     names = {"rows": list(chart.rows), "columns": list(chart.columns), "columnTitle": chart.column_title}

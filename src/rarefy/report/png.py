@@ -17,6 +17,7 @@ MARKS = "#8a4fa3"
 WIDTH = 8.0
 HEIGHT = 2.8
 DOTS_PER_INCH = 120
+# matplotlib's renderer refuses 2^16 pixels and more.
 MOST_PIXELS = 60_000
 MOST_RUGS = 300
 MOST_LABELS = 40
@@ -55,6 +56,7 @@ def _new_figure(heights: Sequence[float]) -> Any:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise RarefyError("PNG files need matplotlib; pip install 'rarefy[plot]'") from error
+    # Without pyplot, which keeps every figure in a global list and may look for a display.
     figure = Figure(figsize=(WIDTH, sum(heights)), layout="constrained")
     FigureCanvasAgg(figure)
     figure.subplots(len(heights), 1, squeeze=False, height_ratios=heights)
@@ -72,6 +74,7 @@ def _draw_lines(axes: Any, chart: LineChart) -> None:
     if chart.is_logarithmic:
         axes.set_yscale("log")
     axes.set_ylim(*chart.axis)
+    # Ticks are sums, such as 0.30000000000000004.
     axes.yaxis.set_major_formatter(lambda value, _: readable(round(value, 9), chart.unit))
     rugs = np.asarray(chart.marks)[:: max(1, len(chart.marks) // MOST_RUGS)]
     if len(rugs):

@@ -119,6 +119,7 @@ def read_run(folder: Path, warn: Callable[[str], None]) -> Run:
         return Run(folder, metrics, record)
     parts = load(checkpoint)
     masks = tuple(mask_facts(parts.model, record.get("sparse", {})))
+    # The newest may be a `checkpoint_5.replaced`.
     return Run(folder, metrics, record, int(checkpoint.name.split("_")[1].split(".")[0]), parts.params, masks)
 
 
@@ -129,6 +130,7 @@ def is_wanted(name: str) -> bool:
         >>> is_wanted("eval/loss"), is_wanted("per_layer_grad_norm/fc.weight")
         (True, False)
     """
+    # The rest may be norms of every layer: thousands of columns that nothing here draws.
     return name in PLAIN or name.startswith(("eval/", "sparsity/"))
 
 

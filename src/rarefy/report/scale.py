@@ -22,6 +22,7 @@ def ticks(low: float, high: float, most: int = 6) -> list[float]:
     rough = (high - low) / max(most - 1, 1)
     power = 10.0 ** math.floor(math.log10(rough))
     width = next(step * power for step in (1, 2, 2.5, 5, 10) if step * power >= rough * 0.999)
+    # An end that is a tick but for its rounding is one.
     first = math.ceil(low / width - 1e-12)
     last = math.floor(high / width + 1e-12)
     return [round(index * width, 12) for index in range(first, last + 1)]

@@ -41,6 +41,7 @@ def schedule_charts(
     target = target_line(algorithm, total_steps)
     asked = _asked(algorithm.sparsity, total_steps)
     lines = [target, *([Line("schedule", asked, dashed=True)] if asked is not None else [])]
+    # Step 0 sets the first mask and updates nothing.
     marks = [step for step in updates if step > 0]
     end = f"{told} · {readable(target.series.last, 'percent')} at the end"
     charts = [LineChart(key, f"{title}: sparsity", lines, "percent", marks, "update steps", total_steps, end)]
@@ -84,6 +85,7 @@ def _drop_chart(drop: Schedule, updates: Sequence[int], total_steps: int, key: s
 
 def _at_updates(schedule: Schedule, updates: Sequence[int]) -> Series:
     """The value that every update asks for, thinned to a picture."""
+    # A function is called for each; a run of millions of updates would keep the user waiting for one picture.
     stride = max(1, len(updates) // MOST_UPDATES)
     chosen = range(0, len(updates), stride)
     values = [value_at(schedule, updates[index], index) for index in chosen]

@@ -26,6 +26,7 @@ MOST_MARKS = 300
 COLOURS = 8
 MOST_CELLS_APART = 48
 LABELS_WIDTH = 330
+# The mean width of a letter of the style sheet's font; SVG cannot be asked how wide a text is.
 LETTER = 6.1
 HEAT_COLOUR = (36, 99, 168)
 
@@ -111,6 +112,7 @@ def _marks(frame: Frame, steps: Sequence[int]) -> Iterator[str]:
 def _line(frame: Frame, line: Line, colour: str) -> Iterator[str]:
     series = line.series
     points = [(frame.x(x), frame.y(y)) for x, y in zip(series.steps, series.mean, strict=True)]
+    # A path through one point draws nothing.
     if line.style == "points" or len(points) == 1:
         dots = "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3"/>' for x, y in points)
         yield f'<g class="dots {colour}">{dots}</g>'
@@ -205,6 +207,7 @@ def _heat_labels(frame: HeatFrame, chart: HeatMap) -> Iterator[str]:
 
 
 def _short(label: str, most: int = 51) -> str:
+    # Names of parameters differ at their ends.
     return label if len(label) <= most else "…" + label[-most + 1 :]
 
 
@@ -220,6 +223,7 @@ def picture_of(chart: HeatMap) -> str:
     share = np.clip((np.nan_to_num(values) - chart.low) / (chart.high - chart.low), 0, 1)
     pixels = np.empty((*values.shape, 4), dtype=np.uint8)
     pixels[..., :3] = HEAT_COLOUR
+    # A little colour even at 0, to tell it from what is missing.
     pixels[..., 3] = np.where(np.isfinite(values), 14 + 241 * share, 0).round()
     return "data:image/png;base64," + base64.b64encode(png_bytes(pixels)).decode()
 
@@ -235,6 +239,7 @@ def png_bytes(pixels: np.ndarray) -> bytes:
         b'PNG'
     """
     height, width = pixels.shape[:2]
+    # PNG wants the kind of filter in front of each row; 0 is none.
     rows = np.concatenate([np.zeros((height, 1), np.uint8), pixels.reshape(height, -1)], axis=1)
     header = struct.pack(">IIBBBBB", width, height, 8, 6, 0, 0, 0)
     chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows.tobytes(), 9)), (b"IEND", b""))

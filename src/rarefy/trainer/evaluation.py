@@ -36,10 +36,12 @@ class MeanLoss:
 
     def update(self, outputs: Any, batch: Any) -> None:
         """Adds one batch."""
+        # Read at the end only: asking for a number makes a GPU finish what it is at.
         self._losses.append(loss_of(outputs).detach())
 
     def compute(self) -> dict[str, float]:
         """The mean over every batch so far."""
+        # In double, since losses may be bfloat16 and batches many.
         return {"eval/loss": torch.stack(self._losses).double().mean().item()}
 
 
@@ -95,6 +97,7 @@ def evaluate(
     metrics = model.eval_metrics() if isinstance(model, ReportsMetrics) else MeanLoss()
     with untouched(model), torch.no_grad():
         session.emit("on_validate_start")
+        # islice calls iter, and that starts the data workers.
         with signals_held_back():
             iterator = islice(data, session.loop.eval_steps)
         seen = _run(session, iterator, metrics, stop)
@@ -129,6 +132,7 @@ def _run(session: Session, iterator: Iterator[Any], metrics: Metrics, stop: Call
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
     """Evaluation mode; afterwards every module's mode and all random generators are as before."""
+    # One by one: `train()` afterwards would also wake what somebody keeps in evaluation mode, such as frozen norms.
     modes = [(module, module.training) for module in model.modules()]
     states = rng.capture()
     model.eval()

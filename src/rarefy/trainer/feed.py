@@ -30,6 +30,7 @@ def open_loader(loader: Loader) -> Iterable[Any]:
         >>> open_loader(lambda: [1, 2])
         [1, 2]
     """
+    # What can be iterated is data, even where it can be called as well.
     opened = loader() if callable(loader) and not isinstance(loader, Iterable) else loader
     if not isinstance(opened, Iterable):
         kind = type(opened).__name__
@@ -50,6 +51,7 @@ def batches_in(data: Any) -> int | None:
     """
     if not isinstance(data, Sized):
         return None
+    # A DataLoader of an iterable data set has `__len__`, which then fails.
     try:
         return len(data)
     except TypeError:
@@ -100,6 +102,7 @@ class TrainFeed:
         window = self._read()
         if window:
             return window
+        # Only a pass that gave something is over; an iterator used up would count epochs without end.
         if self._iterator is not None and self.batch:
             self.epoch += 1
             self.batch = 0
@@ -129,6 +132,7 @@ class TrainFeed:
         Raises:
             RarefyError: the position is one of another number of processes.
         """
+        # Checkpoints from before data was shared do not say it.
         if state.get("processes", self._processes) != self._processes:
             raise RarefyError(
                 f"its data is shared by {state['processes']} processes, this run's by {self._processes}; start "
@@ -137,6 +141,7 @@ class TrainFeed:
         self.epoch = state["epoch"]
         self._iterator = None
         if state["batch"]:
+            # The order of an epoch is drawn when it begins, so the generators go back to that moment.
             self._restore(state["at_epoch_start"])
             self._begin_epoch(state["batch"])
         self.batch = state["batch"]
@@ -152,9 +157,11 @@ class TrainFeed:
         return window
 
     def _begin_epoch(self, batch: int) -> None:
+        # Before `iter`, which draws the order and the seeds of the workers.
         self._at_epoch_start = self._capture()
         sampler = getattr(self.data, "sampler", None)
         if hasattr(sampler, "set_epoch"):
+            # torch's DistributedSampler repeats its order otherwise.
             sampler.set_epoch(self.epoch)  # type: ignore[union-attr]
         if isinstance(self.data, ResumableLoader):
             self.data.set_position(self.epoch, batch)
@@ -164,6 +171,7 @@ class TrainFeed:
         if batch:
             log.info("reading past the first %d batches of epoch %d", batch, self.epoch)
         for _ in range(batch):
+            # Data that has become shorter ends the epoch here, which is not an error.
             next(self._iterator, None)
 
     def _capture(self) -> dict[str, Tensor]:
@@ -185,4 +193,5 @@ def _generators(data: Any) -> list[torch.Generator]:
     batch_sampler = getattr(data, "batch_sampler", None)
     owners = [data, sampler, batch_sampler, getattr(batch_sampler, "sampler", None)]
     found = [getattr(owner, "generator", None) for owner in owners]
+    # A DataLoader hands its generator to its sampler, so one may be found twice.
     return list(dict.fromkeys(generator for generator in found if isinstance(generator, torch.Generator)))

@@ -55,6 +55,7 @@ class Fit:
         try:
             emit("on_fit_start")
             self.session.model.train()
+            # A fit that goes on has its initial checkpoint already.
             if self.session.checkpoint.save_initial_checkpoint and self._began == self.plan.start:
                 self._save()
             emit("on_train_start")
@@ -84,6 +85,7 @@ class Fit:
         session = self.session
         progress = self.session.progress
         session.is_log_step = self.plan.logs_at(progress.global_step + 1)
+        # Read first: if the data fails, what was saved after the last step is still the newest state.
         batches = self._read()
         self._saved = None
         outcome = take_step(session, batches)
@@ -105,6 +107,7 @@ class Fit:
             for batch in batches:
                 session.forward.check(batch)
         except Exception:
+            # The checkpoint's position is then before the bad batches, which the next run meets again.
             session.needed_feed.give_back(batches)
             if session.progress.global_step > self._began:
                 path = self._save()
@@ -143,6 +146,7 @@ class Fit:
             for name, data in self.validations.items():
                 if evaluate(self.session, data, name, self._gives_up) is None:
                     return
+        # What was learnt must not be lost to a fault in the validation, which stays due.
         except Exception:
             self._save()
             raise

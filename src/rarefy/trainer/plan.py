@@ -61,6 +61,7 @@ class LoopConfig(BaseModel):
     @field_validator("eval_frequency")
     @classmethod
     def _check_frequency(cls, given: int | float | None) -> int | float | None:
+        # 1 is every step, 1.0 the whole run.
         is_part = isinstance(given, float)
         if given is not None and not (given >= 0 and (given <= 1 or not is_part)):
             raise ValueError("a whole number of steps, a part of the run in (0, 1], or null")
@@ -152,6 +153,7 @@ class RunPlan:
 
     def validates_at(self, step: int) -> bool:
         """Whether a validation follows global step `step`."""
+        # Nothing has been learnt before the first step.
         if self.eval_every is None or step == self.start:
             return False
         return step == self.stop or (step - self.start) % self.eval_every == 0

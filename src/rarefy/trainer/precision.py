@@ -120,6 +120,7 @@ class Precision:
     def clip(self, optimizer: Optimizer, norm: Tensor) -> None:
         """Clips the gradients, whose norm over all parameters is `norm`."""
         if self.config.max_gradient_norm is not None:
+            # `clip_grad_norm_` would compute the norm, which is known, once more.
             clip_grads_with_norm_(list(trained_parameters(optimizer)), self.config.max_gradient_norm, norm)
         elif self.config.max_gradient_value is not None:
             clip_grad_value_(list(trained_parameters(optimizer)), self.config.max_gradient_value)

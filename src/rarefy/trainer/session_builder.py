@@ -37,6 +37,7 @@ OptimizerLike = Optimizer | Callable[[nn.Module], Optimizer]
 SchedulerLike = LRScheduler | Callable[[Optimizer], LRScheduler]
 
 _DEVICES = {"gpu": "cuda", "csx": "auto"}
+# The Model Zoo's level between DEBUG and INFO, of which Python knows nothing.
 _LEVELS = {"VERBOSE": 15}
 
 
@@ -72,6 +73,7 @@ def build_session(given: Ingredients, emit: Dispatcher) -> Session:
     loop = read_block(LoopConfig, given.loop, "loop")
     checkpoint = read_block(CheckpointConfig, given.checkpoint, "checkpoint")
     logging_config = read_block(LoggingConfig, given.logging, "logging")
+    # A block without `enabled` means it is on; no block at all, that the model's own precision stays.
     asked = {"enabled": False} if given.precision is None else given.precision
     precision = read_block(PrecisionConfig, asked, "precision")
     set_log_level(logging_config.log_level)
@@ -81,6 +83,7 @@ def build_session(given: Ingredients, emit: Dispatcher) -> Session:
     model = make_model(given.model, device)
     sparsity = make_sparsity(given.sparsity, loop.total_steps(), given.seed)
     if sparsity is not None:
+        # A promise of one backward pass a step, with which RigL keeps less of the dense gradients.
         sparsity.accumulates = loop.grad_accum_steps > 1
         sparsity.apply(model)
     # The optimizer is made of the sparse model, so that a factory sees the parameters that it will train.
@@ -113,6 +116,7 @@ def seed_everything(seed: int | None) -> None:
     if seed is not None:
         torch.manual_seed(seed)
         random.seed(seed)
+        # NumPy's seeds have 32 bits.
         np.random.seed(seed % 2**32)
 
 
@@ -220,6 +224,7 @@ def make_optimizer(given: OptimizerLike | None, model: nn.Module) -> Optimizer |
     if not isinstance(optimizer, Optimizer):
         form = "a torch.optim.Optimizer or a function of the model that returns one"
         raise RarefyError(f"optimizer is {shorten(optimizer)}; give {form}")
+    # Training would run, and change nothing.
     if trained_parameters(optimizer).keys().isdisjoint(model.parameters()):
         hint = "build it from the same model, or give a function of the model"
         raise RarefyError(f"the optimizer trains none of the model's parameters; {hint}")

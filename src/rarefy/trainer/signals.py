@@ -79,12 +79,16 @@ class SignalGuard:
 
     def _handle(self, number: int, _: FrameType | None) -> None:
         is_worker = os.getpid() != self._process
+        # A forked worker has inherited this handler; a terminal sends Ctrl-C
+        # to it as well, and the loop still needs it.
         if is_worker and number == signal.SIGINT:
             return
         if self.received is None and not is_worker:
             self.received = number
+            # Not print, which cannot be entered twice: the signal may have come in the middle of one.
             os.write(STDERR, self._announcement(number).encode())
             return
+        # Once more, with the handlers from before, for its ordinary effect.
         self.__exit__()
         signal.raise_signal(number)
 

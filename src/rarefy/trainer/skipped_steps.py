@@ -71,6 +71,7 @@ def first_not_finite(gradients: Iterable[tuple[str, Tensor | None]], loss: float
     for name, gradient in gradients:
         if gradient is not None and not bool(torch.isfinite(gradient).all()):
             return f"the gradient of {name} is not finite"
+    # All gradients finite: the sum of their squares can still be too large for a float.
     return (
         "the norm of the gradients overflows" if torch.isfinite(torch.tensor(loss)) else f"the loss is {loss}"
     )

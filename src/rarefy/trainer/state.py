@@ -32,6 +32,7 @@ States = Literal["all", "model"]
 def gather(session: Session) -> CheckpointParts:
     """Everything that a run needs to go on as if it had never stopped."""
     own: dict[str, Any] = {}
+    # First, so that what a callback changes is saved with the rest.
     session.emit("on_save_checkpoint", own)
     optimizer = session.optimizer
     sparsity = session.sparsity
@@ -125,7 +126,9 @@ def _load_model(session: Session, path: Path, state: Mapping[str, Tensor], is_st
     if masks and is_strict:
         raise CheckpointError(path, masks.problem(), masks.remedy())
     loaded = dense_state(state, masks.surplus)
+    # With a full mask the weight arrives whole; the mask that it has here was made for other values.
     loaded |= {name + MASK_SUFFIX: torch.ones_like(own[name], dtype=torch.bool) for name in masks.missing}
+    # What is strict has been checked above, in words of its own.
     session.model.load_state_dict(loaded, strict=False)
     _prune_afresh(session, masks.missing)
     return not masks
@@ -162,6 +165,7 @@ def _load_rest(session: Session, path: Path, parts: CheckpointParts) -> None:
         session.precision.load_state_dict(state["scaler"])
         if state["data"] is not None:
             _load_position(session.feed, path, state["data"])
+    # Random numbers last: reading up to the position, and callbacks, may draw some.
     session.emit("on_load_checkpoint", state["callbacks"])
     rng.restore(parts.rng)
 
@@ -178,6 +182,7 @@ def _load_optimizer(session: Session, path: Path, parts: CheckpointParts) -> Non
     saved = parts.optimizer
     state = parts.state
     remedy = "give the optimizer and schedulers that it was made with, or --load_checkpoint_states model"
+    # torch would take the state of any other optimizer without a word.
     if saved is None or state["optimizer_class"] != type(optimizer).__name__:
         problem = f"has the state of {state['optimizer_class']}, but this run uses {type(optimizer).__name__}"
         raise CheckpointError(path, problem, remedy)
@@ -185,6 +190,7 @@ def _load_optimizer(session: Session, path: Path, parts: CheckpointParts) -> Non
         problem = f"has {len(state['schedulers'])} schedulers, but this run has {len(session.schedulers)}"
         raise CheckpointError(path, problem, remedy)
     loaded: list[Mapping[str, Any]] = []
+    # The last of the hooks, so it sees what the storages have made of the state.
     handle = optimizer.register_load_state_dict_pre_hook(lambda _, state: loaded.append(state))
     try:
         optimizer.load_state_dict(saved)

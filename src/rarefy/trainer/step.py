@@ -51,8 +51,10 @@ def take_step(session: Session, batches: list[Any]) -> StepOutcome:
     precision = session.precision
     losses = [_learn(session, batch, index, len(batches)) for index, batch in enumerate(batches)]
     precision.unscale(optimizer)
+    # Callbacks see unscaled gradients, and what they do to them counts in the norm.
     session.emit("on_before_optimizer_step")
     norm = gradient_norm(trained_parameters(optimizer))
+    # Of all processes, so that each of them takes the step or skips it.
     loss = mean_over_ranks(torch.stack(losses).float().mean()).item()
     outcome = _outcome(session, loss, norm)
     if outcome.culprit is None:
@@ -94,5 +96,6 @@ def _outcome(session: Session, loss: float, norm: Tensor) -> StepOutcome:
     lr = float(session.needed_optimizer.param_groups[0]["lr"])
     if math.isfinite(loss) and math.isfinite(grad_norm):
         return StepOutcome(loss, grad_norm, lr)
+    # Looked for only now: on every step it would cost as much as the norm.
     gradients = ((name, parameter.grad) for name, parameter in named_weights(session.model))
     return StepOutcome(loss, grad_norm, lr, first_not_finite(gradients, loss))

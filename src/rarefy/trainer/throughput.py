@@ -31,6 +31,7 @@ class Throughput:
     def take(self) -> dict[str, float]:
         """The rate since `since`; counting starts afresh."""
         now = time.perf_counter()
+        # A clock may give the same time twice.
         seconds = max(now - self.since, 1e-9)
         name, amount = ("samples", self.samples) if self.tokens is None else ("tokens", self.tokens)
         self.restart()

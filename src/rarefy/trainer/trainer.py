@@ -177,6 +177,7 @@ class Trainer:
         if not self.progress.is_unfinished:
             log.info("nothing to do: global step %d of %d is reached", self.global_step, plan.stop)
             return
+        # Gradients from before would be added to those of the first step.
         optimizer.zero_grad(set_to_none=True)
         continues = isinstance(ckpt_path, Unset) and self.checkpoint.autoload_last_checkpoint
         try:

@@ -48,6 +48,7 @@ def compare(folders: Sequence[Path], out: Path) -> None:
     Raises:
         RarefyError: fewer than two runs, a folder without one, or a file that cannot be written.
     """
+    # A run given twice, by itself and in its folder, is one run.
     found = list(dict.fromkeys(run for folder in folders for run in _runs_in(folder)))
     if len(found) < 2:
         given = f"{len(found)} run" if found else "no run"
