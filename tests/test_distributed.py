@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import rarefy
 from rarefy.distributed import agreed_seed, mean_over_ranks, ranks
-from rarefy.errors import ConfigError
+from rarefy.errors import ConfigError, RarefyError
 
 RANKS, STEPS = 2, 4
 SCENARIOS = {"set": ("set", 1), "rigl 1": ("rigl", 1), "rigl 2": ("rigl", 2)}
@@ -59,6 +59,22 @@ def train_sparse(rank, algorithm, micro_batches):
     return {"masks": [first, *masks], "seen": seen, "weight": model.weight.detach()}
 
 
+def diverged(rank):
+    """What the ranks are told whose weights are their own."""
+    torch.manual_seed(rank)
+    model = nn.Sequential(*(nn.Linear(8, 8, bias=False) for _ in range(4)), nn.Linear(8, 8))
+    model[4].requires_grad_(False)
+    sparsity = rarefy.SET(0.5, drop_fraction=0.5)
+    sparsity.apply(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    sparsity.apply(optimizer)
+    model(torch.ones(1, 8)).sum().backward()
+    try:
+        optimizer.step()
+    except RarefyError as error:
+        return str(error)
+
+
 def storages():
     """What `auto` chooses where it would be compact in a single process, and what `compact` is told."""
     model = nn.Linear(256, 384)
@@ -75,6 +91,7 @@ def work(rank, address, folder):
     dist.init_process_group("gloo", init_method=address, rank=rank, world_size=RANKS)
     torch.set_num_threads(1)
     results: dict[str, object] = {key: train_sparse(rank, *scenario) for key, scenario in SCENARIOS.items()}
+    results["diverged"] = diverged(rank)
     results["mean"] = mean_over_ranks(torch.tensor([float(rank)]))
     results["storages"] = storages()
     results["ranks and seed"] = (ranks(), agreed_seed(7 + rank))
@@ -111,6 +128,15 @@ def test_rigl_ranks_by_the_mean_dense_gradient(results, micro_batches):
     assert all(torch.equal(*pair) for pair in zip(first["seen"], second["seen"], strict=True))
     expected = dense_gradient_of_the_first_step(first["masks"][0], micro_batches)
     torch.testing.assert_close(first["seen"][0], expected)
+
+
+def test_processes_whose_masks_differ_are_told_so_at_the_update(results):
+    message = (
+        "the processes have different masks of 0.weight, 1.weight, 2.weight and 1 more after the update at step 1, "
+        "because their weights or gradients differ; wrap the model in DistributedDataParallel, give every process the "
+        "same seed and initial weights, or destroy the process group if they train different models"
+    )
+    assert [result["diverged"] for result in results] == [message, message]
 
 
 def test_means_and_seeds_are_shared(results):

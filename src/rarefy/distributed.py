@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 
 import torch
 import torch.distributed as dist
@@ -113,6 +114,27 @@ def highest_of_all(number: int) -> int:
     box: list[int] = [0] * ranks()
     dist.all_gather_object(box, number)
     return max(box)
+
+
+def differing(numbers: Mapping[str, int], device: torch.device) -> list[str]:
+    """The names whose number is not the same in all processes; each brings the same names.
+
+    Args:
+        numbers: whole numbers below 2^63 by name.
+        device: one that the process group can send from.
+
+    Example:
+        >>> differing({"fc.weight": 3}, torch.device("cpu"))
+        []
+    """
+    if ranks() == 1 or not numbers:
+        return []
+    own = torch.tensor(list(numbers.values()), device=device)
+    # One exchange for both bounds: the highest of −x is minus the lowest of x.
+    bounds = torch.stack([own, -own])
+    dist.all_reduce(bounds, dist.ReduceOp.MAX)
+    differs = bounds[0] != -bounds[1]
+    return [name for name, found in zip(numbers, differs.tolist(), strict=True) if found]
 
 
 def wrapped(model: nn.Module) -> nn.Module:

@@ -13,13 +13,14 @@ from torch import Tensor
 from rarefy.algorithms.base import SparsityAlgorithm
 from rarefy.algorithms.options import Sparsity, Update, refuse_step_keys
 from rarefy.algorithms.view import WeightView, arguments_of, call_update_mask, is_replaced
-from rarefy.distributed import mean_over_ranks, ranks
+from rarefy.distributed import differing, mean_over_ranks, ranks
 from rarefy.errors import RarefyError
 from rarefy.filters import Candidate
 from rarefy.initializers import check_mask, generator_for
 from rarefy.schedules import parse_update_schedule
 from rarefy.storage.gradients import Shortlist
 from rarefy.storage.parameter import SparseParameter
+from rarefy.storage.protocol import checksum
 from rarefy.ties import TieOrder
 
 
@@ -127,6 +128,22 @@ class DynamicSparsityAlgorithm(SparsityAlgorithm):
             self._update_parameter(parameter, targets[name]) for name, parameter in self.parameters.items()
         ]
         self.updates += any(changes)
+        self._refuse_diverged()
+
+    def _refuse_diverged(self) -> None:
+        """Refuses masks that differ between processes: gradients would be averages over different models."""
+        if ranks() == 1:
+            return
+        sums = {name: checksum(parameter.mask) for name, parameter in self.parameters.items()}
+        device = next(iter(self.parameters.values())).weight.device
+        diverged = differing(sums, device)
+        if diverged:
+            names = ", ".join(diverged[:3]) + (f" and {len(diverged) - 3} more" if len(diverged) > 3 else "")
+            raise RarefyError(
+                f"the processes have different masks of {names} after the update at step {self.step}, because their "
+                "weights or gradients differ; wrap the model in DistributedDataParallel, give every process the same "
+                "seed and initial weights, or destroy the process group if they train different models"
+            )
 
     def _update_parameter(self, parameter: SparseParameter, sparsity: float) -> bool:
         """Updates one weight, unless it is frozen or what the algorithm needs is missing; whether it did."""
