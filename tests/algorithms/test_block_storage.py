@@ -274,3 +274,16 @@ def test_a_compiled_model_trains_alike():
             optimizer.step()
         states.append(model.state_dict())
     torch.testing.assert_close(*states)
+
+
+@pytest.mark.parametrize("score", ["norm", "max"])
+def test_blocks_that_are_ranked_in_another_way(score):
+    states = []
+    for compute in ("masked", "compact"):
+        states.append(learn(*prepare(compute, pattern={"block": [8, 8], "score": score})[::2]))
+    torch.testing.assert_close(*states)
+    model, sparsity, _ = prepare(pattern={"block": [8, 8], "score": score}, init_method="topk")
+    weight = layers()[0].weight.detach().unflatten(1, (-1, 8)).unflatten(0, (-1, 8))
+    found = weight.abs().amax((1, 3)) if score == "max" else weight.square().sum((1, 3)).sqrt()
+    active = model[0].weight_mask.dense().unflatten(1, (-1, 8)).unflatten(0, (-1, 8)).any(3).any(1)
+    assert found[active].min() > found[~active].max() and forms(sparsity) == ["block", "block"]

@@ -93,6 +93,7 @@ def test_only_one_balance():
         ({"n": 2, "m": 4}, NOfM(2, 4)),
         ({"block": [8, 16]}, Blocks(8, 16)),
         ({"block": (1, 4)}, Blocks(1, 4)),
+        ({"block": [2, 2], "score": "max"}, Blocks(2, 2, "max")),
     ],
 )
 def test_structures(pattern, structure):
@@ -100,7 +101,9 @@ def test_structures(pattern, structure):
     assert parse_pattern(pattern, None, 2) == Pattern(0, 2, structure)
 
 
-@pytest.mark.parametrize("pattern", ["blocky", {"n": 2}, {"n": 2, "m": 4, "block": [2, 2]}, {}, None, 4])
+@pytest.mark.parametrize(
+    "pattern", ["blocky", {"n": 2}, {"n": 2, "m": 4, "block": [2, 2]}, {}, None, 4, {"score": "sum"}]
+)
 def test_other_patterns_are_refused(pattern):
     with pytest.raises(ConfigError) as caught:
         parse_pattern(pattern, None, None)
@@ -120,6 +123,17 @@ def test_n_is_below_m_and_both_are_counts(n, m):
         f"pattern: {shorten({'n': n, 'm': m})} is not allowed; give whole numbers 1 ≤ n < m: n of every m inputs "
         "are active (example: pattern: {n: 2, m: 4})"
     )
+
+
+@pytest.mark.parametrize("score", ["mean", None, 1, ["sum"], True])
+def test_block_scores_are_named(score):
+    with pytest.raises(ConfigError) as caught:
+        parse_pattern({"block": [8, 8], "score": score}, None, None)
+    assert str(caught.value) == (
+        f"pattern.score: {shorten(score)} is not allowed; give sum or norm or max "
+        "(example: pattern: {block: [8, 8], score: norm})"
+    )
+    assert str(Blocks(8, 8, "norm")) == "{block: [8, 8], score: norm}"
 
 
 @pytest.mark.parametrize("block", [8, [8], [8, 8, 8], [0, 8], [8, 1.5], ["8", 8], "88", None, {"r": 8}])

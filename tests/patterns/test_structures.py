@@ -29,7 +29,8 @@ def structured(draw):
     if draw(st.booleans()):
         m = draw(st.sampled_from([2, 3, 4, 8, 40]))
         return NOfM(draw(st.integers(1, m - 1)), m), [rows, m * draw(st.integers(1, 3)), *more]
-    structure = Blocks(draw(st.integers(1, 4)), draw(st.integers(1, 4)))
+    score = draw(st.sampled_from(["sum", "norm", "max"]))
+    structure = Blocks(draw(st.integers(1, 4)), draw(st.integers(1, 4)), score)
     return structure, [rows * structure.rows, columns * structure.columns, *more]
 
 
@@ -66,9 +67,16 @@ def naive(structure, shape, choose):
     return mask.view(*shape)
 
 
-def sums(row, scores):
+def unit_scores(structure, row, scores):
     wide = scores.flatten().to(torch.promote_types(scores.dtype, torch.float32))
-    return torch.stack([wide[unit].sum() for unit in row])
+    return torch.stack([unit_score(wide[unit], getattr(structure, "score", "sum")) for unit in row])
+
+
+def unit_score(scores, kind):
+    if kind == "norm":
+        squares = (scores.double().square() * scores.sign()).sum()
+        return squares.sign() * squares.abs().sqrt()
+    return scores.max() if kind == "max" else scores.sum()
 
 
 def order_of(structure, shape, row):
@@ -77,16 +85,16 @@ def order_of(structure, shape, row):
     return TieOrder(9).among(torch.arange(len(row)) + rows.index(row) * len(row))
 
 
-def naive_update(row, mask, drop, grow, sparsity, fraction, order):
+def naive_update(structure, row, mask, drop, grow, sparsity, fraction, order):
     """Spec §3 for one group: keep the highest active ones, grow to the target among all that were not kept."""
     flat = mask.flatten()
     active = torch.tensor([bool(flat[unit].any()) for unit in row])
     target, before = kept_count(len(row), sparsity), int(active.sum())
     if before == len(row):
-        return keep_top(sums(row, drop), target, order)
+        return keep_top(unit_scores(structure, row, drop), target, order)
     stay = min(before - round(fraction * before), target)
-    kept = drop_lowest(active, sums(row, drop), before - stay, order)
-    return grow_highest(kept, sums(row, grow), target - stay, order.other())
+    kept = drop_lowest(active, unit_scores(structure, row, drop), before - stay, order)
+    return grow_highest(kept, unit_scores(structure, row, grow), target - stay, order.other())
 
 
 @given(structured(), st.floats(0, 1), st.integers(0, 99), DTYPES)
@@ -96,7 +104,11 @@ def test_keep_top_is_naive_selection_in_every_group(case, sparsity, seed, dtype)
     mask = structure.keep_top(scores, sparsity, TieOrder(9))
 
     def best(row):
-        return keep_top(sums(row, scores), kept_count(len(row), sparsity), order_of(structure, shape, row))
+        return keep_top(
+            unit_scores(structure, row, scores),
+            kept_count(len(row), sparsity),
+            order_of(structure, shape, row),
+        )
 
     expected = naive(structure, shape, best)
     assert torch.equal(mask, expected)
@@ -114,7 +126,9 @@ def test_drop_and_grow_is_the_naive_rule_in_every_group(case, sparsity, fraction
     found = structure.drop_and_grow(mask, drop, grow, sparsity, fraction, TieOrder(9))
 
     def updated(row):
-        return naive_update(row, mask, drop, grow, sparsity, fraction, order_of(structure, shape, row))
+        return naive_update(
+            structure, row, mask, drop, grow, sparsity, fraction, order_of(structure, shape, row)
+        )
 
     expected = naive(structure, shape, updated)
     assert torch.equal(found, expected) and torch.equal(mask, before)
@@ -276,3 +290,14 @@ def test_shapes_that_do_not_divide_are_refused(pattern, shape, message):
     with pytest.raises(ConfigError) as caught:
         pattern.check("w", shape)
     assert str(caught.value) == message
+
+
+def test_the_norm_of_tiny_scores_still_ranks_blocks():
+    scores = torch.tensor([[1e-30, 1e-30, 2e-30, 1e-30, -1e-30, 0.0]])
+    assert Blocks(1, 2, "norm").keep_top(scores, 0.67).int().tolist() == [[0, 0, 1, 1, 0, 0]]
+    assert Blocks(1, 2, "norm").fold(scores).argmin() == 2
+
+
+def test_a_weight_without_rows_has_no_blocks():
+    for score in ("sum", "norm", "max"):
+        assert Blocks(2, 2, score).fold(torch.zeros(0, 4)).shape == (1, 0)

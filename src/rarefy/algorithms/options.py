@@ -18,7 +18,7 @@ from typing import Annotated, Any, get_type_hints
 from rarefy.distributions import DISTRIBUTIONS
 from rarefy.errors import ConfigError, join_path
 from rarefy.initializers import INITIALIZERS
-from rarefy.patterns.structures import TOLERANCE, NOfM, Structure
+from rarefy.patterns.structures import BLOCK_SCORES, TOLERANCE, NOfM, Structure
 from rarefy.schedule_schema import Json, schedule_schema, update_schema
 from rarefy.schedules import Constant, Cycling, Schedule, parse_schedule, parse_update_schedule
 from rarefy.validation import LevelMark, StepMark, marked_fields, marks_in, shorten
@@ -231,9 +231,15 @@ class OptionType:
 def _pattern_schema() -> Json:
     size: Json = {"type": "integer", "minimum": 1}
     pair = {"type": "array", "items": size, "minItems": 2, "maxItems": 2}
-    forms = ({"n": size, "m": size}, {"block": pair})
+    score: Json = {"enum": list(BLOCK_SCORES), "description": "of a block, from those of its connections"}
+    forms = ({"n": size, "m": size}, {"block": pair, "score": score})
     objects = [
-        {"type": "object", "properties": form, "required": list(form), "additionalProperties": False}
+        {
+            "type": "object",
+            "properties": form,
+            "required": [key for key in form if key != "score"],
+            "additionalProperties": False,
+        }
         for form in forms
     ]
     return {"anyOf": [{"const": "unstructured"}, *objects]}
@@ -270,7 +276,7 @@ Groups = Annotated[
 Distribution = Annotated[str, OptionType(lambda: {"enum": list(DISTRIBUTIONS)})]
 """How the sparsity is shared out among the parameters."""
 PatternForm = Annotated[Any, OptionType(_pattern_schema)]
-"""`unstructured`, `{n, m}` or `{block: [rows, columns]}`."""
+"""`unstructured`, `{n, m}` or `{block: [rows, columns], score: sum | norm | max}`."""
 Compute = Annotated[str, OptionType(lambda: {"enum": list(COMPUTE)})]
 """How the weights are stored."""
 Seed = Annotated[int | None, OptionType(lambda: {"type": "integer", "minimum": 0})]

@@ -42,6 +42,7 @@ class Measurement:
         density: share of active connections.
         dense: seconds of the dense layer's forward and backward pass.
         sparse: seconds of the sparse layer's.
+        block: of its weight; None for single connections.
 
     Example:
         >>> Measurement(768, 768, 2048, density=0.1, dense=0.5, sparse=0.125).relative_time
@@ -54,6 +55,7 @@ class Measurement:
     density: float
     dense: float
     sparse: float
+    block: tuple[int, int] | None = None
 
     @property
     def relative_time(self) -> float:

@@ -30,6 +30,7 @@ class Case:
         tokens: rows of the activations.
         sparsity: of its weight, in [0, 1).
         dtype: of the activations; other than float32, autocast's.
+        block: outputs and inputs of the blocks that are active as a whole; None for single connections.
     """
 
     rows: int
@@ -37,9 +38,16 @@ class Case:
     tokens: int
     sparsity: float
     dtype: torch.dtype = torch.float32
+    block: tuple[int, int] | None = None
+
+    def mask(self, generator: torch.Generator) -> Tensor:
+        """Random connections, or random blocks."""
+        height, width = self.block or (1, 1)
+        active = torch.rand(self.rows // height, self.columns // width, generator=generator) >= self.sparsity
+        return active.repeat_interleave(height, 0).repeat_interleave(width, 1)
 
 
-def calibration_cases(dtype: torch.dtype) -> list[Case]:
+def calibration_cases(dtype: torch.dtype, block: tuple[int, int] | None = None) -> list[Case]:
     """The layers that the cost rule is fitted to: around break-even, from 16 tokens on.
 
     With fewer tokens the dense layer waits for memory; the rule then expects less of the sparse one than it does.
@@ -51,8 +59,8 @@ def calibration_cases(dtype: torch.dtype) -> list[Case]:
     layers = [(256, 256, t) for t in (64, 256, 1024)] + [(768, 768, t) for t in (16, 64, 256, 1024)]
     layers += [(512, 512, t) for t in (64, 256)]
     layers += [(3072, 768, t) for t in (16, 64, 256)] + [(2048, 2048, t) for t in (16, 128)]
-    cases = [Case(*layer, s, dtype) for layer in layers for s in (0.5, 0.7, 0.85, 0.95)]
-    very_large = [Case(4096, 4096, t, s, dtype) for t in (16, 64) for s in (0.5, 0.7, 0.9)]
+    cases = [Case(*layer, s, dtype, block) for layer in layers for s in (0.5, 0.7, 0.85, 0.95)]
+    very_large = [Case(4096, 4096, t, s, dtype, block) for t in (16, 64) for s in (0.5, 0.7, 0.9)]
     return cases + very_large
 
 
@@ -61,7 +69,7 @@ def affordable(cases: Sequence[Case]) -> list[Case]:
 
     Example:
         >>> affordable([Case(64, 64, 64, 0.5), Case(10**9, 10**9, 64, 0.5)])
-        [Case(rows=64, columns=64, tokens=64, sparsity=0.5, dtype=torch.float32)]
+        [Case(rows=64, columns=64, tokens=64, sparsity=0.5, dtype=torch.float32, block=None)]
     """
     per_product = {}
     for dtype in {case.dtype for case in cases}:
@@ -118,17 +126,17 @@ def measure(case: Case, seconds: float, clock: Clock = time.perf_counter) -> Mea
     turns = min(99, max(3, round(seconds / max(turn, 1e-6))))
     times = [[_time(run, count, clock) for run, count in zip(runs, calls, strict=True)] for _ in range(turns)]
     dense, sparse = (statistics.median(column) for column in zip(*times, strict=True))
-    return Measurement(case.rows, case.columns, case.tokens, 1 - case.sparsity, dense, sparse)
+    return Measurement(case.rows, case.columns, case.tokens, 1 - case.sparsity, dense, sparse, case.block)
 
 
 def _steps(case: Case) -> list[Callable[[], object]]:
     """A step of the dense layer and one of the sparse layer, the same numbers each time."""
     generator = torch.Generator().manual_seed(0)
     dense = nn.Linear(case.columns, case.rows)
-    mask = torch.rand(case.rows, case.columns, generator=generator) >= case.sparsity
+    sparse = SparseLinear.from_linear(dense, case.mask(generator), case.block)
     x = torch.randn(case.tokens, case.columns, generator=generator).to(case.dtype).requires_grad_()
     grad = torch.randn(case.tokens, case.rows, generator=generator).to(case.dtype)
-    return [_step(layer, x, grad) for layer in (dense, SparseLinear.from_linear(dense, mask))]
+    return [_step(layer, x, grad) for layer in (dense, sparse)]
 
 
 def _step(layer: nn.Module, x: Tensor, grad: Tensor) -> Callable[[], object]:

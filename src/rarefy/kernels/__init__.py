@@ -8,7 +8,14 @@ from rarefy.kernels.linear_gradients import dense_gradient
 from rarefy.kernels.native import Layout
 from rarefy.kernels.ops import infer, sparse_linear, zero_inactive_
 from rarefy.kernels.panels import Panels
-from rarefy.kernels.selection import block_sums, holds_zeros, keep_n_of_m, keep_top, keep_top_and_tie
+from rarefy.kernels.selection import (
+    block_sums,
+    check_blocks,
+    holds_zeros,
+    keep_n_of_m,
+    keep_top,
+    keep_top_and_tie,
+)
 
 __all__ = [
     "BlockIndex",
@@ -18,6 +25,7 @@ __all__ = [
     "available",
     "block_linear",
     "block_sums",
+    "check_blocks",
     "dense_gradient",
     "holds_zeros",
     "index_of",

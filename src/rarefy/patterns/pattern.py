@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rarefy.errors import ConfigError
 from rarefy.masks import kept_count
-from rarefy.patterns.structures import FREE, Blocks, NOfM, Structure
+from rarefy.patterns.structures import BLOCK_SCORES, FREE, Blocks, NOfM, Structure
 from rarefy.roles import OUT_IN, Axes
 from rarefy.validation import shorten
 
@@ -165,7 +165,7 @@ def parse_pattern(pattern: object, balance_in_groups: object, balance_out_groups
     """The pattern that three options of the `sparsity:` block describe.
 
     Args:
-        pattern: `unstructured`, `{n: 2, m: 4}` or `{block: [8, 8]}`.
+        pattern: `unstructured`, `{n: 2, m: 4}` or `{block: [8, 8]}`, the latter with a `score` or without.
         balance_in_groups: number of input groups, ≥ 1, or None.
         balance_out_groups: number of output groups, ≥ 1, or None.
 
@@ -193,8 +193,8 @@ def _parse_structure(pattern: object) -> Structure:
         return FREE
     if isinstance(pattern, Mapping) and set(pattern) == {"n", "m"}:
         return _n_of_m(pattern["n"], pattern["m"])
-    if isinstance(pattern, Mapping) and set(pattern) == {"block"}:
-        return _blocks(pattern["block"])
+    if isinstance(pattern, Mapping) and "block" in pattern and set(pattern) <= {"block", "score"}:
+        return _blocks(pattern["block"], pattern.get("score", "sum"))
     raise ConfigError(
         "pattern", shorten(pattern), "unstructured, {n: 2, m: 4} or {block: [8, 8]}", "pattern: {n: 2, m: 4}"
     )
@@ -209,12 +209,15 @@ def _n_of_m(n: object, m: object) -> NOfM:
     return NOfM(kept, size)
 
 
-def _blocks(block: object) -> Blocks:
+def _blocks(block: object, score: object) -> Blocks:
     sizes = [_count(size) for size in block] if isinstance(block, list | tuple) else []
     if len(sizes) != 2 or not all(sizes):
         what = "two whole numbers ≥ 1, the outputs and inputs of a block"
         raise ConfigError("pattern.block", shorten(block), what, "pattern: {block: [8, 8]}")
-    return Blocks(*sizes)
+    if score not in list(BLOCK_SCORES):  # a list, because what was written may not be hashable
+        example = "pattern: {block: [8, 8], score: norm}"
+        raise ConfigError("pattern.score", shorten(score), " or ".join(BLOCK_SCORES), example)
+    return Blocks(sizes[0], sizes[1], str(score))
 
 
 def _checked_groups(key: str, groups: object) -> int:

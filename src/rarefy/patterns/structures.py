@@ -35,7 +35,7 @@ class Structure(ABC):
 
     @abstractmethod
     def fold(self, scores: Tensor) -> Tensor:
-        """The scores of the units, [rows, units]; a unit's score is the sum over its connections."""
+        """The scores of the units, [rows, units]; a unit's score is made of those of its connections."""
 
     @abstractmethod
     def unfold(self, units: Tensor, shape: Sequence[int]) -> Tensor:
@@ -214,6 +214,21 @@ class NOfM(Structure):
         return not (self.fold_mask(mask).sum(1, dtype=torch.int32) > most).any()
 
 
+def _norms(matrix: Tensor, block: tuple[int, int]) -> Tensor:
+    """Root of the sum of squares; of negative scores the squares count as negative, so that higher stays better."""
+    wide = matrix.double()  # squares of small gradients would vanish
+    sums = kernels.block_sums(wide * wide.abs(), block)
+    return sums.sign() * sums.abs().sqrt()
+
+
+def _highest(matrix: Tensor, block: tuple[int, int]) -> Tensor:
+    kernels.check_blocks(matrix, block)
+    return matrix.unflatten(1, (-1, block[1])).unflatten(0, (-1, block[0])).amax((1, 3))
+
+
+BLOCK_SCORES = {"sum": kernels.block_sums, "norm": _norms, "max": _highest}
+
+
 @dataclass(frozen=True)
 class Blocks(Structure):
     """Connections are active in whole blocks of outputs × inputs.
@@ -223,13 +238,21 @@ class Blocks(Structure):
     Args:
         rows: outputs of a block.
         columns: inputs of a block.
+        score: what a block's score is of those of its connections, a name in `BLOCK_SCORES`.
+
+    Example:
+        >>> scores = torch.tensor([[3.0, 3.0, 5.0, 0.0]])
+        >>> [Blocks(1, 2, score).fold(scores).tolist() for score in ("sum", "max")]
+        [[[6.0, 5.0]], [[3.0, 5.0]]]
     """
 
     rows: int
     columns: int
+    score: str = "sum"
 
     def __str__(self) -> str:
-        return f"{{block: [{self.rows}, {self.columns}]}}"
+        score = "" if self.score == "sum" else f", score: {self.score}"
+        return f"{{block: [{self.rows}, {self.columns}]{score}}}"
 
     def check(self, name: str, shape: Sequence[int]) -> None:
         """Refuses a weight that the blocks do not divide."""
@@ -243,8 +266,12 @@ class Blocks(Structure):
         return 1, math.prod(shape) // (self.rows * self.columns)
 
     def fold(self, scores: Tensor) -> Tensor:
-        """Sums over the blocks."""
-        return kernels.block_sums(_matrix(scores), (self.rows, self.columns)).view(1, -1)
+        """The scores of the blocks."""
+        matrix = _matrix(scores)
+        block = (self.rows, self.columns)
+        if matrix.numel() == 0:
+            return matrix.reshape(1, 0)
+        return BLOCK_SCORES[self.score](matrix, block).reshape(1, -1)
 
     def unfold(self, units: Tensor, shape: Sequence[int]) -> Tensor:
         """Each block all active or all inactive."""
