@@ -65,6 +65,7 @@ def _norms(tensors: Mapping[str, Tensor]) -> dict[str, float]:
 
 
 def _wide(tensor: Tensor) -> torch.dtype:
+    # A sum of squares in bfloat16 soon stops growing.
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 

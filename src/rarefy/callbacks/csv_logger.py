@@ -34,6 +34,7 @@ class CSVLogger(Logger):
         """Adds metrics to the row of `step`; they are in the file when this returns."""
         path = trainer.model_dir / FILE_NAME
         try:
+            # A validation without a fit is logged as well.
             self._table = self._table or MetricsTable(path)
             self._table.add(step, {name: str(float(value)) for name, value in metrics.items()})
         except OSError as error:
@@ -79,6 +80,7 @@ class MetricsTable:
             self._write_last({STEP: str(step), **cells}, self.path.stat().st_size)
 
     def _write_last(self, row: dict[str, str], start: int) -> None:
+        # The last row alone: to rewrite the file at every step would take longer and longer.
         with self.path.open("r+b") as file:
             file.seek(start)
             file.write(_line([row.get(name, "") for name in self._columns]))
@@ -94,6 +96,7 @@ class MetricsTable:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_name(f".tmp-{self.path.name}")
         temporary.write_bytes(b"".join(lines))
+        # A kill leaves the old table or the new one.
         temporary.replace(self.path)
         self._last = dict(rows[-1]) if rows else {}
         self._last_start = sum(map(len, lines[:-1]))

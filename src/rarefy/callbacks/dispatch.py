@@ -32,6 +32,7 @@ class Dispatcher:
         self._listeners: dict[str, list[Callable[..., None]]] = {name: [] for name in EVENTS}
         for callback in (*callbacks, *loggers):
             for name in EVENTS:
+                # On the classes, as each look at an object's method makes another bound one.
                 if getattr(type(callback), name) is not getattr(Callback, name):
                     self._listeners[name].append(getattr(callback, name))
 

@@ -59,6 +59,7 @@ def _count(func: Any, args: Any, kwargs: Mapping[str, Any], result: Any) -> list
         return []
     try:
         return rule(result, *args, **kwargs)
+    # Called in a way that no rule expects: not counted, rather than disturbed.
     except (TypeError, AttributeError, IndexError):
         return []
 
@@ -104,6 +105,7 @@ def _multi_head(
     ]
 
 
+# Within a function that the mode has seen it is off, so what that calls is not counted again.
 _RULES: Mapping[Any, Callable[..., list[Counted]]] = {
     F.linear: _linear,
     **dict.fromkeys((F.conv1d, F.conv2d, F.conv3d), _convolution),

@@ -36,6 +36,7 @@ class LogSparsity(Callback):
 
     def setup(self, trainer: TrainerView) -> None:
         """Follows every topology update from here on."""
+        # The same object may be given to another trainer.
         for handle in self._handles:
             handle.remove()
         self._ever_active = {}
@@ -47,6 +48,7 @@ class LogSparsity(Callback):
         for name, parameter in parameters_of(trainer).items():
             mask = parameter.mask
             ever_active = self._ever_active.get(name, mask)
+            # `|` makes a tensor of its own, to which updates are added in place.
             self._ever_active[name] = ever_active.to(mask.device) | mask
 
     def on_train_batch_end(self, trainer: TrainerView, metrics: dict[str, Any]) -> None:
@@ -109,6 +111,7 @@ def common_prefix(names: Sequence[str]) -> str:
         >>> common_prefix(["layers.0.weight", "layers.10.weight"])
         'layers.'
     """
+    # In sorted order the first and the last name part earliest.
     first = min(names)
     last = max(names)
     differing = (place for place, (a, b) in enumerate(zip(first, last, strict=False)) if a != b)

@@ -52,6 +52,7 @@ class ProgressLogger(Logger):
 
     def on_train_start(self, trainer: TrainerView) -> None:
         """Shows the bar."""
+        # Steps of an earlier session took their time elsewhere.
         self._first_step = trainer.global_step
         self._since = self._clock()
         self._facts = []

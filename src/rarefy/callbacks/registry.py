@@ -39,6 +39,7 @@ class Registered:
     @property
     def is_usable(self) -> bool:
         """Whether the package that the class needs is installed."""
+        # Looked for, not imported, which may take seconds.
         return not self.package or importlib.util.find_spec(self.package) is not None
 
 
@@ -119,6 +120,7 @@ class _Source:
         """Adds to, replaces in or removes from `chosen` what one entry asks for."""
         if isinstance(entry, Callback):
             registered = type(entry) in [one.kind for one in REGISTRY[self.kind].values()]
+            # Ready-made ones of a registered class replace the default; of a user's class there may be several.
             chosen[type(entry).__name__ if registered else path] = self._checked(entry, path)
             return
         name, options = _one_key(entry, path)

@@ -48,6 +48,7 @@ class RunRecord(Callback):
 
     def on_fit_start(self, trainer: TrainerView) -> None:
         """Notes what is known before the first step."""
+        # A run that begins at step 0 is another one, in whatever directory.
         before = read_record(trainer.model_dir) if trainer.global_step else {}
         session = {"started": self._now(), "first_step": trainer.global_step, **_versions(trainer)}
         self._record = {
@@ -85,6 +86,7 @@ class RunRecord(Callback):
 
     def on_fit_end(self, trainer: TrainerView) -> None:
         """Notes when and where the fit ended."""
+        # A forward pass that failed has left the mode on.
         self._counting.close()
         if self._record:
             self._record["sessions"][-1] |= {"ended": self._now(), "last_step": trainer.global_step}
@@ -141,6 +143,7 @@ def _sparse_facts(trainer: TrainerView) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _checkpoint_root(trainer: TrainerView) -> str | None:
     root = getattr(trainer.checkpoint, "checkpoint_root", None)
+    # A report may be made from another working directory.
     return None if root is None else str(root.absolute())
 
 

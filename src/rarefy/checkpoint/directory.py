@@ -51,11 +51,14 @@ from rarefy.disk import flush
 from rarefy.validation import StepCount
 
 PART_NAMES = ("model", "optimizer", "state", "rng")
-STATE_NAME, PARAMS_NAME = "state.json", "params.yaml"
+STATE_NAME = "state.json"
+PARAMS_NAME = "params.yaml"
 FILE_NAMES = (*(f"{part}.safetensors" for part in PART_NAMES), STATE_NAME, PARAMS_NAME)
 DIRECTORY_NAME = re.compile(r"checkpoint_(\d+)(\.replaced)?")
 Flag = Annotated[bool, Field(strict=True, description="true or false", examples=["true"])]
-TEMPORARY_PREFIX, REPLACED_SUFFIX = ".tmp-", ".replaced"
+Folder = Annotated[Path | None, Field(description="a directory", examples=["./checkpoints"])]
+TEMPORARY_PREFIX = ".tmp-"
+REPLACED_SUFFIX = ".replaced"
 
 
 class CheckpointConfig(BaseModel):
@@ -75,9 +78,7 @@ class CheckpointConfig(BaseModel):
     autoload_last_checkpoint: Flag = True
     disable_strict_checkpoint_loading: Flag = False
     save_initial_checkpoint: Flag = False
-    checkpoint_root: Annotated[Path | None, Field(description="a directory", examples=["./checkpoints"])] = (
-        None
-    )
+    checkpoint_root: Folder = None
     keep_last: Annotated[
         int | None, Field(strict=True, ge=1, description="a whole number of checkpoints ≥ 1", examples=[3])
     ] = None
@@ -174,6 +175,7 @@ def newest_valid(root: Path, warn: Callable[[str], None]) -> Path | None:
         try:
             verify(path, FILE_NAMES)
             return path
+        # A subclass of the next one, and the only fault that must not be skipped.
         except NewerFormatError:
             raise
         except CheckpointError as error:
@@ -202,7 +204,8 @@ class CheckpointWriter:
     """
 
     def __init__(self, root: Path, *, keep_last: int | None = None) -> None:
-        self.root, self.keep_last = Path(root), keep_last
+        self.root = Path(root)
+        self.keep_last = keep_last
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
 
@@ -212,8 +215,10 @@ class CheckpointWriter:
         Raises:
             CheckpointError: when a value cannot be stored, or when the previous checkpoint failed.
         """
+        # First, so that there are never two copies of the training state in memory.
         self.wait()
         frozen = _Frozen.of(self.root, step, parts)
+        # No daemon: the interpreter would end it half-way through the file.
         self._thread = threading.Thread(target=self._run, args=(frozen,), name=f"checkpoint_{step}")
         self._thread.start()
         return frozen.path
@@ -228,12 +233,14 @@ class CheckpointWriter:
             self._thread.join()
             self._thread = None
         if self._error is not None:
-            error, self._error = self._error, None
+            error = self._error
+            self._error = None
             raise error
 
     def _run(self, frozen: _Frozen) -> None:
         try:
             _write(self.root, frozen, self.keep_last)
+        # Raised here it would be printed and lost with the thread; `wait` raises it where somebody can act.
         except Exception as error:
             self._error = error
 
@@ -250,7 +257,8 @@ class _Frozen:
     @classmethod
     def of(cls, root: Path, step: int, parts: CheckpointParts) -> _Frozen:
         path = Path(root) / f"checkpoint_{step}"
-        skeletons, tensors = {}, {}
+        skeletons = {}
+        tensors = {}
         for part in PART_NAMES:
             try:
                 skeletons[part], named = split(getattr(parts, part))
@@ -268,6 +276,7 @@ def _texts(path: Path, step: int, skeletons: Json, params: dict[str, Any]) -> di
     except yaml.YAMLError as error:
         problem = f"cannot be saved: params hold what YAML cannot ({str(error).splitlines()[0]})"
         raise CheckpointError(path, problem, "keep plain values there") from error
+    # `split` has tagged infinities and NaN; a bare one would be no JSON to any other reader.
     state_text = json.dumps(state, indent=1, allow_nan=False)
     return {STATE_NAME: state_text.encode(), PARAMS_NAME: yaml_text.encode()}
 
@@ -282,6 +291,7 @@ def _write(root: Path, frozen: _Frozen, keep_last: int | None) -> Path:
                 _fill(temporary, frozen)
                 _publish(temporary, frozen.path)
             finally:
+                # After a failure only; what was published no longer has this name. A full disk gets its space back.
                 shutil.rmtree(temporary, ignore_errors=True)
             _delete_old(root, frozen.path, keep_last)
     except OSError as error:
@@ -300,6 +310,7 @@ def _only_writer(root: Path) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
+        # Closing alone would not do while a data worker, forked meanwhile, holds a copy of the descriptor.
         with suppress(OSError):
             fcntl.flock(descriptor, fcntl.LOCK_UN)
         os.close(descriptor)
@@ -316,9 +327,11 @@ def _fill(temporary: Path, frozen: _Frozen) -> None:
 
 def _publish(temporary: Path, final: Path) -> None:
     replaced = final.with_name(final.name + REPLACED_SUFFIX)
+    # No rename replaces a directory that holds something.
     if final.exists():
         final.rename(replaced)
     temporary.rename(final)
+    # The new name has to be on the disk before the old checkpoint goes.
     flush(final.parent)
     if replaced.exists():
         _delete(replaced)
@@ -332,12 +345,14 @@ def _clear_leftovers(root: Path) -> None:
         if final.exists():
             _delete(path)
         else:
+            # Killed between the two renames of `_publish`: this is the only checkpoint of its step.
             path.rename(final)
 
 
 def _delete_old(root: Path, newest: Path, keep_last: int | None) -> None:
     if keep_last is None:
         return
+    # A directory that is no checkpoint must not take the place of one that is kept.
     complete = [path for path in _candidates(root) if path != newest and (path / MANIFEST_NAME).exists()]
     for path in complete[: max(0, len(complete) - keep_last + 1)]:
         _delete(path)
@@ -355,6 +370,7 @@ def _candidates(root: Path) -> list[Path]:
     if not root.is_dir():
         return []
     named = [(DIRECTORY_NAME.fullmatch(path.name), path) for path in root.iterdir()]
+    # Of one step the set-aside checkpoint is the older.
     ranked = [(int(match[1]), match[2] is None, path) for match, path in named if match and path.is_dir()]
     return [path for _, _, path in sorted(ranked)]
 

@@ -47,13 +47,16 @@ def write_file(path: Path, chunks: Iterable[bytes | memoryview]) -> FileRecord:
     Raises:
         OSError: when the file system refuses.
     """
-    digest, size = hashlib.sha256(), 0
+    digest = hashlib.sha256()
+    size = 0
+    # Never over a file that is there: that could only be another writer's.
     with path.open("xb") as file:
         for chunk in chunks:
             file.write(chunk)
             digest.update(chunk)
             size += len(chunk)
         file.flush()
+        # Without it a power failure can leave the renamed directory with empty files.
         os.fsync(file.fileno())
     return FileRecord(size=size, sha256=digest.hexdigest())
 
@@ -89,6 +92,7 @@ def read_json(path: Path) -> Any:
     """
     try:
         return json.loads(path.read_bytes())
+    # RecursionError comes of brackets nested too deeply.
     except (ValueError, RecursionError) as error:
         raise CheckpointError(path, "is not valid JSON", USE_ANOTHER) from error
 
@@ -116,6 +120,7 @@ def _read_manifest(directory: Path) -> Manifest:
         problem = f"has no {MANIFEST_NAME}, so it is not a complete checkpoint"
         raise CheckpointError(directory, problem, GIVE_CHECKPOINT)
     content = read_json(path)
+    # Before the keys: a newer format may have others, and should be told by its version.
     check_version(path, content)
     try:
         return Manifest.model_validate(content)
@@ -129,6 +134,7 @@ def _verify_file(path: Path, record: FileRecord | None) -> None:
         raise CheckpointError(path, f"is not listed in {MANIFEST_NAME}", USE_ANOTHER)
     if not path.is_file():
         raise CheckpointError(path, "is missing", USE_ANOTHER)
+    # The size tells a truncated file without reading gigabytes.
     size = path.stat().st_size
     if size != record.size:
         problem = f"is damaged: {size} bytes where {MANIFEST_NAME} says {record.size}"
@@ -138,7 +144,9 @@ def _verify_file(path: Path, record: FileRecord | None) -> None:
 
 
 def _sha256(path: Path) -> str:
-    digest, buffer = hashlib.sha256(), memoryview(bytearray(1 << 20))
+    digest = hashlib.sha256()
+    buffer = memoryview(bytearray(1 << 20))
+    # One buffer of a megabyte, whatever the size of the file; a second one of Python's own would only cost time.
     with path.open("rb", buffering=0) as file:
         while count := file.readinto(buffer):
             digest.update(buffer[:count])

@@ -49,6 +49,7 @@ class SavedModel:
         """Further names of a tensor → the name that stands for it, the one with a mask if there is one."""
         names: dict[Any, list[str]] = {}
         for name, tensor in self.state.items():
+            # Empty tensors all have the address 0.
             if tensor.numel():
                 view = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
                 names.setdefault(view, []).append(name)
@@ -93,7 +94,8 @@ def open_saved(path: Path) -> SavedModel:
 
 
 def _open_checkpoint(path: Path) -> SavedModel:
-    parts, named = load(path, only=("model",)), DIRECTORY_NAME.fullmatch(path.resolve().name)
+    parts = load(path, only=("model",))
+    named = DIRECTORY_NAME.fullmatch(path.resolve().name)
     return SavedModel(path, parts.model, parts.params or {}, int(named[1]) if named else None)
 
 
@@ -110,5 +112,6 @@ def _open_file(path: Path) -> SavedModel:
 
 
 def _is_safetensors(path: Path) -> bool:
+    # By content: names of files promise nothing. A file of torch.save begins with PK or a pickle's 0x80.
     with path.open("rb") as file:
         return file.read(HEADER_LENGTH_BYTES + 1)[HEADER_LENGTH_BYTES:] == b"{"

@@ -70,9 +70,11 @@ def encode_tensors(
         >>> len(b"".join(encode_tensors({"w": torch.zeros(2)})))
         80
     """
+    # The largest elements first, as safetensors does: every tensor then begins at a multiple of its element size.
     ordered = sorted(tensors, key=lambda name: -tensors[name].element_size())
     yield _header({name: tensors[name] for name in ordered}, metadata)
     for name in ordered:
+        # As bytes, because NumPy has no bfloat16; flat first, because a scalar cannot be seen in another dtype.
         data = tensors[name].reshape(-1).view(torch.uint8).numpy().data
         for start in range(0, len(data), CHUNK_BYTES):
             yield data[start : start + CHUNK_BYTES]
@@ -101,6 +103,7 @@ def _check_storable(name: str, tensor: Tensor) -> None:
 
 
 def _copy(tensor: Tensor) -> Tensor:
+    # `cpu()` copies nothing that is there already, and `clone` keeps strides, which the file cannot express.
     return torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu").copy_(tensor.detach())
 
 
@@ -108,7 +111,8 @@ def _header(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None) -
     entries: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     end = 0
     for name, tensor in tensors.items():
-        start, end = end, end + tensor.numel() * tensor.element_size()
+        start = end
+        end += tensor.numel() * tensor.element_size()
         entries[name] = {
             "dtype": DTYPE_NAMES[tensor.dtype],
             "shape": list(tensor.shape),

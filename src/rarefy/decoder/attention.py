@@ -93,6 +93,7 @@ def _attend_in_bfloat16(*heads: Tensor) -> Tensor:
 def _attend(query: Tensor, key: Tensor, value: Tensor, dropout_rate: float) -> Tensor:
     """The part of one block of queries, the last of the positions of `key`."""
     begin = key.shape[2] - query.shape[2]
+    # torch's `is_causal` lets the first query see the first key only, which is wrong for any later block.
     sees = query.new_ones(query.shape[2], key.shape[2], dtype=torch.bool).tril(begin) if begin else None
     attend = functional.scaled_dot_product_attention
     return attend(query, key, value, sees, dropout_rate, is_causal=begin == 0).transpose(1, 2)

@@ -65,6 +65,7 @@ class CausalSelfAttention(nn.Module):
             return capped_attention(query, key, value, mask, self.softcap, rate)
         if mask is None:
             return causal_attention(query, key, value, rate)
+        # torch takes a bias in the dtype of the queries only.
         if mask.dtype != torch.bool:
             mask = mask.to(query.dtype)
         attend = functional.scaled_dot_product_attention

@@ -52,6 +52,7 @@ def _weights(query: Tensor, key: Tensor) -> Tensor:
     queries = query.shape[1]
     scale = query.shape[2] ** -0.5
     transposed = key.transpose(1, 2)
+    # The scale costs nothing within the product; with beta=0 torch does not read the first operand.
     rounded = torch.baddbmm(query.new_empty(1, 1, 1), query, transposed, beta=0, alpha=scale)
     rest = torch.baddbmm(rounded, query, transposed, beta=-1, alpha=scale)
     scores = rounded.to(torch.promote_types(rounded.dtype, torch.float32)).add_(rest)
@@ -69,6 +70,7 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
         ctx.save_for_backward(*inputs, output[1])
+        # The weights' own gradient is asked for by second derivatives only; zeros for it would be a large tensor.
         ctx.set_materialize_grads(False)
 
     @staticmethod

@@ -138,6 +138,7 @@ def _yarn(frequencies: Tensor, config: GPTConfig, given: Mapping[str, Any]) -> S
     low = max(low, 0)
     high = min(high, size - 1)
     number = torch.arange(len(frequencies), dtype=torch.float64, device="cpu")
+    # Both ends may be the same pair.
     ramp = ((number - low) / max(high - low, 0.001)).clamp(0, 1)
     kept = (1 - ramp) * given.get("extrapolation_factor", 1.0)
     factor = config.pos_scaling_factor

@@ -50,6 +50,7 @@ def _decoder_folder(model: GPTModel) -> Fill:
     def save(path: Path) -> None:
         path.mkdir()
         write_file(path / "config.json", [text.encode()])
+        # Transformers refuses a file whose header does not name the framework.
         write_file(path / "model.safetensors", encode_tensors(tensors, {"format": "pt"}))
 
     return save
@@ -73,6 +74,7 @@ def architecture_of(model: GPTModel) -> Architecture:
 def _theirs(model: nn.Module) -> Any:
     inner: Any = model.model if isinstance(model, HuggingFaceCausalModel | HuggingFaceModel) else model
     if isinstance(model, HuggingFaceCausalModel):
+        # Turned off for training, and wanted again where text is generated.
         inner.config.use_cache = True
     if hasattr(inner, "save_pretrained"):
         return inner

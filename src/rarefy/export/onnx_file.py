@@ -19,6 +19,7 @@ from rarefy.models.call import ModelCall
 from rarefy.models.gpt import GPTModel
 from rarefy.models.hugging_face import HuggingFaceCausalModel
 
+# torch's exporter takes sizes of 1 as fixed, and equal ones for the same.
 EXAMPLE_SHAPE = (3, 5)
 TOKENS = {0: "batch", 1: "sequence"}
 
@@ -157,6 +158,7 @@ def _to_onnx(interface: Interface) -> bytes:
             )
             return program.model_proto.SerializeToString()
         except Exception as error:
+            # torch wraps the reason in a page of advice.
             reason = " ".join(str(error.__cause__ or error).split())[:200]
             raise RarefyError(f"torch cannot export this model to ONNX ({reason}); use --to dense") from error
 

@@ -53,6 +53,7 @@ def write(out: Path, fill: Callable[[Path], object]) -> int:
     """
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
+        # Beside the target, because a rename does not cross file systems.
         with tempfile.TemporaryDirectory(prefix=PREFIX, dir=out.parent) as folder:
             made = Path(folder) / "made"
             fill(made)
@@ -70,6 +71,7 @@ def write(out: Path, fill: Callable[[Path], object]) -> int:
 
 def _publish(made: Path, out: Path) -> None:
     replaced = made.with_name("replaced")
+    # No rename replaces a folder that holds something; set aside, it goes with the temporary directory.
     if out.is_dir():
         out.rename(replaced)
     try:

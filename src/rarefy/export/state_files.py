@@ -15,6 +15,7 @@ from rarefy.checkpoint.saved_model import SavedModel
 from rarefy.checkpoint.tensor_file import encode_tensors, snapshot
 from rarefy.export.job import Fill, Job
 
+# Of a column; few weights have more than 65,536 of them.
 INDEX_BYTES = 2
 
 
@@ -22,6 +23,7 @@ def dense(job: Job) -> Fill:
     """A file for `torch.load(path, weights_only=True)`: the state dict, tied tensors stored once."""
     saved = job.saved
     buffer = io.BytesIO()
+    # torch.save writes all the memory that a tensor is a view of.
     copies = {name: tensor.clone() for name, tensor in saved.dense.items() if name not in saved.tied}
     torch.save({name: copies[saved.tied.get(name, name)] for name in saved.dense}, buffer)
     return lambda path: write_file(path, [buffer.getbuffer()])

@@ -60,6 +60,7 @@ class SparsityCallback(Callback):
 
     def setup(self, trainer: Any, pl_module: nn.Module, stage: str) -> None:
         """Makes the module sparse before a checkpoint is loaded and before the optimizers are built."""
+        # Called for every stage: fit, validate, test.
         if pl_module is self._module:
             return
         num_steps = self.num_steps or (trainer.max_steps if trainer.max_steps > 0 else None)
@@ -75,6 +76,7 @@ class SparsityCallback(Callback):
     def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
         """Logs the sparsity every `log_every_n_steps` optimizer steps."""
         step = trainer.global_step
+        # With accumulated gradients several batches end at the same step.
         if step == self._logged or step % trainer.log_every_n_steps:
             return
         self._logged = step

@@ -51,6 +51,7 @@ def _read(names: tuple[str, ...], module: nn.Module, state: dict[str, Any], pref
     for name in names:
         weight = state.get(prefix + name)
         if weight is not None:
+            # A state dict with masks of its own means those.
             state.setdefault(prefix + name + MASK_SUFFIX, active_connections(weight))
 
 

@@ -112,6 +112,7 @@ class SparsityCallback(TrainerCallback):
         if "loss" in logs:
             metrics = sparsity_metrics(self.sparsity, every_parameter=self.log_parameters)
             logs.update(metrics)
+            # The history already holds a copy of `logs`.
             state.log_history[-1].update(metrics)
 
     # ---- the model ----
@@ -139,12 +140,14 @@ class SparsityCallback(TrainerCallback):
         loaded = {name: weight.detach().clone() for name, weight in model.named_parameters()}
         self._begin(args, model)
         if is_resumed:
+            # The signs of its zeros bring back the masks.
             model.load_state_dict(loaded, strict=False)
 
     def _follow(self, optimizer: Optimizer, loaded: Any) -> None:
         """Follows an optimizer that the Trainer may have built, and given the state of a checkpoint, just before."""
         if optimizer is self._optimizer:
             return
+        # Before the hooks of `apply`: as the checkpoint had it.
         raw = optimizer.state_dict()
         self.sparsity.apply(optimizer)
         self._optimizer = optimizer

@@ -25,6 +25,7 @@ def to_device(batch: Any, device: torch.device) -> Any:
     if isinstance(batch, Mapping):
         return {key: to_device(value, device) for key, value in batch.items()}
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        # A named tuple takes its fields one by one.
         return type(batch)(*(to_device(value, device) for value in batch))
     if isinstance(batch, list | tuple):
         return type(batch)(to_device(value, device) for value in batch)
@@ -53,6 +54,7 @@ class ModelCall:
         self.model = model
         checked = model if check is None else check
         self._check = checked.check_batch if isinstance(checked, ChecksBatch) else None
+        # Of the model itself: a wrapper's forward takes anything.
         parameters = inspect.signature(checked.forward).parameters.values()
         named = [p for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
         self._names = {p.name for p in named}
@@ -100,6 +102,7 @@ def loss_of(outputs: Any) -> Tensor:
     """
     if isinstance(outputs, Mapping):
         loss = outputs.get("loss")
+    # A named tuple with a loss need not begin with it.
     elif isinstance(outputs, list | tuple) and not hasattr(outputs, "loss"):
         loss = outputs[0] if outputs else None
     else:

@@ -101,6 +101,7 @@ class GPTModel(nn.Module):
             ConfigError: as for `check_batch`.
         """
         check_shapes(batch, max_length=self.config.max_position_embeddings)
+        # On a GPU the check would wait for it, and in a compiled graph it cannot read values.
         if batch["input_ids"].device.type == "cpu" and not torch.compiler.is_compiling():
             check_token_ids(batch, self.config.vocab_size)
         routings: list[Routing] = []
@@ -150,6 +151,7 @@ class GPTDecoder(nn.Module):
         self.transformer_decoder = TransformerDecoder(config)
         self.ln_f = norm(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=config.use_bias_in_output)
+        # Before weights are drawn, so that the shared one is drawn once.
         if config.share_embedding_weights:
             self.lm_head.weight = self.embedding_layer.word_embeddings.weight
         self.rotary = Rotary(config) if config.position_embedding_type == "rotary" else None

@@ -57,6 +57,7 @@ class HuggingFaceCausalModel(nn.Module):
         super().__init__()
         self.model = model
         config: Any = model.config
+        # Keys and values are kept for generating text, and cost memory in training.
         config.use_cache = False
         self.vocab_size: int = config.vocab_size
         self.loss = LanguageModelLoss()

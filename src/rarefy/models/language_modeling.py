@@ -77,6 +77,7 @@ class LanguageModelLoss:
         return LanguageModelOutput(nll / normalizer, nll, normalizer, mask.sum(), correct)
 
     def _nll(self, logits: Tensor, batch: Mapping[str, Tensor], mask: Tensor) -> Tensor:
+        # Where the mask is 0 a label may be anything, and cross_entropy reads memory by it.
         labels = batch["labels"].masked_fill(mask == 0, 0).long()
         losses = functional.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), reduction="none")
         return (losses * mask.flatten()).sum()
@@ -84,6 +85,7 @@ class LanguageModelLoss:
     def _normalizer(self, mask: Tensor) -> Tensor:
         tokens = mask.sum()
         if self.scaling == "num_tokens":
+            # A batch without a token that counts has loss 0, not 0/0.
             return torch.where(tokens > 0, tokens, 1.0)
         return torch.full_like(tokens, len(mask) / self.weight)
 
@@ -107,6 +109,7 @@ class LanguageModelMetrics:
 
     def __init__(self, vocab_size: int) -> None:
         self.byte_tokens = vocab_size == BYTE_VOCABULARY
+        # float32 stops counting at 2^24 tokens.
         self.totals = torch.zeros(4, dtype=torch.float64)  # nll, normalizer, weight, correct
 
     def update(self, outputs: LanguageModelOutput, batch: Any) -> None:

@@ -194,6 +194,7 @@ class Builder:
             return model
         except RarefyError:
             raise
+        # A constructor of the user's own may raise anything on options that do not suit it.
         except Exception as error:
             reason = shorten(str(error), limit=200)
             raise ConfigError(path, f"{block.name} with these options ({reason})", "others") from error
@@ -228,6 +229,7 @@ class Builder:
             ConfigError: anything in these parts of the file that is not allowed.
         """
         _ = self.device, self.schedulers, self.callbacks, self.loggers
+        # Percentages need the length of the run, and to count an epoch the data would have to be opened.
         if (self.config.init.loop or LoopConfig()).tells_its_length:
             _ = self.sparsity
 

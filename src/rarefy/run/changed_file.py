@@ -179,6 +179,7 @@ def _saved_config(checkpoint: Path) -> TrainerConfig | None:
     params = load_params(checkpoint)
     try:
         return parse(params)[0] if params else None
+    # An older rarefy may have written it; the checkpoint itself can be whole.
     except RarefyError as error:
         log.warning("the configuration in %s cannot be compared with the file: %s", checkpoint, error)
         return None

@@ -55,6 +55,7 @@ class Block(OpenBlock):
     @model_validator(mode="before")
     @classmethod
     def _drop_empty(cls, given: Any) -> Any:
+        # There null says something: start from no checkpoint, the newest one not either.
         keep = ("ckpt_path", "ckpt_paths")
         if not isinstance(given, dict):
             return given
@@ -177,6 +178,7 @@ class InitBlock(Block):
     precision: PrecisionConfig | None = Field(
         default=None, description="a mapping of precision options", examples=["{enabled: true}"]
     )
+    # Checked by `configure`, which knows the options of users' own classes.
     sparsity: Annotated[Any, WithJsonSchema(sparsity_schema())] = Field(
         default=None, description="a number, a mapping or a list of mappings", examples=[0.9]
     )
@@ -284,6 +286,7 @@ class TrainerBlock(Block):
     fit: FitBlock | None = Field(
         default=None, description="a mapping with `train_dataloader`", examples=["{train_dataloader: {...}}"]
     )
+    # Not `validate`, which is a method of pydantic's models.
     validation: ValidateBlock | None = Field(
         default=None,
         alias="validate",

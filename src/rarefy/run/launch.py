@@ -188,6 +188,7 @@ def _named(loaders: Sequence[Iterable[Any]]) -> dict[str, Iterable[Any]]:
 
 
 def _given(block: FitBlock | ValidateBlock | None, ckpt_path: CheckpointPath) -> CheckpointPath:
+    # null that was written is an answer; a key that was left out is none.
     if ckpt_path is UNSET and block is not None and "ckpt_path" in block.model_fields_set:
         return block.ckpt_path
     return ckpt_path

@@ -115,6 +115,7 @@ def drop_ignored(init: Mapping[str, Any], path: str) -> tuple[dict[str, Any], li
     """
     rest = dict(init)
     dropped: list[str] = []
+    # Taken out either way, told only where it would have done something.
     if "autorestart" in rest and rest.pop("autorestart"):
         dropped.append(f"{path}.autorestart")
     for block, ignored in _IGNORED_KEYS.items():

@@ -194,6 +194,7 @@ def _take_model(model: dict[str, Any], init: dict[str, Any], dropped: list[str])
     kept = {
         key: value for key, value in model.items() if key not in _SUMMARIES and key != "alibi_implementation"
     }
+    # Its name in files of that time.
     if "scale_by_layer_index" in kept:
         kept["scale_qk_dot_by_layer_idx"] = kept.pop("scale_by_layer_index")
     name = kept.pop("name", None) or ("gptj" if kept.keys() & _OF_PARALLEL else "gpt2")

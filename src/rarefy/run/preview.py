@@ -126,6 +126,7 @@ def preview(builder: Builder) -> RunPreview:
     trainer = builder.trainer(quiet=True)
     algorithms = trainer.sparsity.algorithms if trainer.sparsity is not None else []
     check_tokens(trainer.model, data, f"{config.path}.fit.train_dataloader")
+    # Before the costs: the optimizer's state, which counts in them, is made by its first step.
     loss, flops = one_step(trainer, next(iter(data)))
     for validation in builder.fit_validations:
         check_tokens(trainer.model, validation, f"{config.path}.fit.val_dataloader")
@@ -176,6 +177,7 @@ def _stages(algorithm: SparsityAlgorithm, total_steps: int) -> dict[str, tuple[S
     """Start, first update and last update of every parameter of an algorithm."""
     steps = list(update_steps(algorithm.update_schedule, 0, total_steps))
     starts_dense = steps[:1] != [0]
+    # The number of the update as well: a cycling schedule goes by it.
     moments = [(0, 0), *((step, index) for index, step in enumerate(steps) if step > 0)]
     chosen = [moments[0], moments[min(1, len(moments) - 1)], moments[-1]]
     targets = [
@@ -303,6 +305,7 @@ def _memory(trainer: Trainer) -> tuple[int, int]:
     for weight in trainer.model.parameters():
         state = trainer.trained_by.state.get(weight, {})
         parameter = owners.get(weight)
+        # The weight, its gradient, and what of the optimizer's state is stored as the weight is.
         copies = [weight] * (1 + weight.requires_grad) + same_shaped(state, weight.shape)
         rest = _bytes(state) - _bytes(dict(enumerate(same_shaped(state, weight.shape))))
         dense += rest + sum(copy.element_size() for copy in copies) * weight.numel()

@@ -13,6 +13,7 @@ from rarefy.run.builder import Builder
 from rarefy.trainer.step import take_step
 from rarefy.trainer.trainer import Trainer
 
+# The first step makes the optimizer's state, and after it `compute: auto` decides once more.
 _WARM_UP = 2
 
 
@@ -34,6 +35,7 @@ def speed_up(builder: Builder, trained: Trainer, steps: int) -> float:
     seconds: dict[Trainer, list[float]] = {dense: [], trained: []}
     for batches in islice(_steps_of(builder.train_data, builder), steps + _WARM_UP):
         for trainer, times in seconds.items():
+            # In turns, so that whatever else the machine does slows both.
             begin = perf_counter()
             take_step(trainer.session, batches)
             times.append(perf_counter() - begin)

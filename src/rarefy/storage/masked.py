@@ -23,7 +23,8 @@ class MaskedStorage:
     Both are looked up in the module each time, so they may be moved, converted or loaded at will.
     """
 
-    kind = form = "masked"
+    kind = "masked"
+    form = "masked"
 
     def __init__(self, module: nn.Module, leaf: str) -> None:
         self.module = module
