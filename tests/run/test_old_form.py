@@ -235,3 +235,19 @@ def test_convert_of_the_new_form(tmp_path: Path) -> None:
     path.write_text("trainer: {init: {}}")
     with pytest.raises(ConfigError, match="does not have the older form"):
         convert_file(path)
+
+
+@pytest.mark.parametrize(("size", "expected"), [(8, 8), ("auto", "auto"), (None, None)])
+def test_the_part_of_a_batch_that_is_learnt_at_a_time(
+    size: int | str | None, expected: int | str | None
+) -> None:
+    data = {"data_processor": "GptHDF5MapDataProcessor", "data_dir": "d", "batch_size": 16}
+    older = {
+        "model": {},
+        "train_input": {**data, "micro_batch_size": size},
+        "eval_input": {**data, "micro_batch_size": size},
+        "runconfig": {"max_steps": 3},
+    }
+    [config] = parse(older)
+    assert config.init.loop is not None and config.init.loop.micro_batch_size == expected
+    assert config.fit is not None and "micro_batch_size" not in config.fit.train_dataloader.options

@@ -6,7 +6,7 @@
         on_fit_start
         on_train_start
         while global_step < total_steps:
-            for micro_step in range(grad_accum_steps):
+            for micro_step in range(micro_batches):  # grad_accum_steps, each in parts of micro_batch_size
                 on_train_batch_start(batch, micro_step)
                 on_before_forward(batch)
                 outputs = model(batch)

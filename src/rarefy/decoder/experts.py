@@ -81,7 +81,7 @@ class Experts(nn.Module):
             chosen = uniform_choice(hidden.shape[1], self.moe).to(hidden.device).expand(len(hidden), -1, -1)
             return Routing(chosen / self.moe.top_k, chosen, chosen / self.moe.top_k)
         logits = self.gate(hidden)
-        return choose(logits.float() if self.moe.router_fp32 else logits, self.moe)
+        return choose(at_least_float32(logits) if self.moe.router_fp32 else logits, self.moe)
 
 
 def choose(logits: Tensor, moe: MoEConfig) -> Routing:
@@ -101,7 +101,7 @@ def choose(logits: Tensor, moe: MoEConfig) -> Routing:
     weights = _weigh(logits, moe.expert_weighting_nonlinearity) * chosen
     if moe.expert_weighting_normalization:
         weights = weights / (weights.sum(-1, keepdim=True) + (moe.null_expert_bias or 0.0))
-    return Routing(probabilities.float(), chosen.float(), weights)
+    return Routing(at_least_float32(probabilities), at_least_float32(chosen), weights)
 
 
 def uniform_choice(length: int, moe: MoEConfig) -> Tensor:
@@ -134,6 +134,11 @@ def balance_loss(routings: list[Routing], mask: Tensor) -> Tensor:
     shares = (chosen * mask.unsqueeze(2)).sum(1) / counts
     means = (probabilities * mask.unsqueeze(2)).sum(1) / counts
     return chosen.shape[2] ** 2 * (shares * means).mean()
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """Narrower numbers as float32; float64 stays."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def _weigh(logits: Tensor, kind: str | None) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 
 import torch
@@ -16,7 +16,9 @@ from rarefy.decoder.initialization import initialize
 from rarefy.decoder.layers import TransformerDecoder, norm
 from rarefy.decoder.rotary import Rotary
 from rarefy.decoder.visibility import SequenceContext, mask_of
+from rarefy.models.activation_memory import activation_bytes
 from rarefy.models.language_modeling import (
+    SHARE_OF_SAMPLES,
     LanguageModelLoss,
     LanguageModelMetrics,
     LanguageModelOutput,
@@ -110,11 +112,11 @@ class GPTModel(nn.Module):
             return self.loss.detailed(logits, batch)
         coefficient = self.config.moe.load_balancing_loss_coef
         loss = self.loss(logits, batch)
-        return (
-            loss + coefficient * balance_loss(routings, loss_mask(batch))
-            if coefficient and routings
-            else loss
-        )
+        if not coefficient or not routings:
+            return loss
+        # The balance is a mean over samples, so a part of a batch counts by how many of them it has.
+        share = batch.get(SHARE_OF_SAMPLES, 1.0)
+        return loss + coefficient * share * balance_loss(routings, loss_mask(batch))
 
     def check_batch(self, batch: Mapping[str, Tensor]) -> None:
         """Whether this model can run on a batch; reads the batch's values.
@@ -125,6 +127,14 @@ class GPTModel(nn.Module):
         """
         check_shapes(batch, max_length=self.config.max_position_embeddings)
         check_token_ids(batch, self.config.vocab_size)
+
+    def parts_of(self, batch: Mapping[str, Tensor], size: int) -> Iterator[dict[str, Tensor]]:
+        """A batch in parts of at most `size` samples, whose losses and gradients add up to those of the whole."""
+        return self.loss.parts_of(batch, size)
+
+    def activation_bytes(self, samples: int, length: int, number_bytes: int = 4) -> int:
+        """Memory that a training step takes for activations, roughly; see `activation_memory`."""
+        return activation_bytes(self.config, samples, length, number_bytes)
 
     def learning_rate_groups(self) -> dict[str, tuple[tuple[str, ...], float]]:
         """Groups of parameters by their Model Zoo names, with the factors of their learning rates under muP."""

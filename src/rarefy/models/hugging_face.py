@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -80,6 +80,10 @@ class HuggingFaceCausalModel(nn.Module):
         """
         check_shapes(batch)
         check_token_ids(batch, self.vocab_size)
+
+    def parts_of(self, batch: Mapping[str, Tensor], size: int) -> Iterator[dict[str, Tensor]]:
+        """A batch in parts of at most `size` samples, whose losses and gradients add up to those of the whole."""
+        return self.loss.parts_of(batch, size)
 
     def eval_metrics(self) -> LanguageModelMetrics:
         """A fresh accumulator of `eval/loss`, `eval/lm_perplexity` and `eval/accuracy`."""

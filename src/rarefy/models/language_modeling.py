@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -12,9 +12,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from rarefy.decoder.decoder_config import LossScaling
+from rarefy.decoder.experts import at_least_float32
 from rarefy.errors import ConfigError
 
 BYTE_VOCABULARY = 256
+# Entries of a part of a batch, beside those of the batch itself.
+WHOLE_NORMALIZER = "whole_normalizer"
+SHARE_OF_SAMPLES = "share_of_samples"
 
 
 class LanguageModelOutput(NamedTuple):
@@ -37,7 +41,7 @@ class LanguageModelOutput(NamedTuple):
 
 @dataclass(frozen=True)
 class LanguageModelLoss:
-    """Cross entropy of the next token, in float32.
+    """Cross entropy of the next token, in float32, of float64 logits in float64.
 
     Σ(CE · mask) / Σ mask with `num_tokens`, Σ(CE · mask) / batch size · weight with `batch_size`.
 
@@ -63,10 +67,11 @@ class LanguageModelLoss:
             batch: `labels` [batch, sequence] and, where given, the loss mask of the same shape.
 
         Returns:
-            A scalar, float32.
+            A scalar. Of a part of a batch (`parts_of`), its share of the loss of the whole.
         """
         mask = loss_mask(batch)
-        return self._nll(logits, batch, mask) / self._normalizer(mask)
+        whole = batch.get(WHOLE_NORMALIZER)
+        return self._nll(logits, batch, mask) / (self._normalizer(mask) if whole is None else whole)
 
     def detailed(self, logits: Tensor, batch: Mapping[str, Tensor]) -> LanguageModelOutput:
         """The loss of one batch and the sums behind it; the arguments are the same."""
@@ -76,10 +81,29 @@ class LanguageModelLoss:
         correct = ((logits.argmax(-1) == batch["labels"]) * mask).sum()
         return LanguageModelOutput(nll / normalizer, nll, normalizer, mask.sum(), correct)
 
+    def parts_of(self, batch: Mapping[str, Tensor], size: int) -> Iterator[dict[str, Tensor]]:
+        """A batch in parts of at most `size` samples, whose losses and gradients add up to those of the whole.
+
+        Each part is told what the loss of the whole is divided by, and which share of the samples it has.
+
+        Example:
+            >>> ids = torch.zeros(3, 2, dtype=torch.int64)
+            >>> parts = LanguageModelLoss().parts_of({"input_ids": ids, "labels": ids}, 2)
+            >>> [(len(part["labels"]), float(part["whole_normalizer"])) for part in parts]
+            [(2, 6.0), (1, 6.0)]
+        """
+        samples = len(batch["labels"])
+        normalizer = self._normalizer(loss_mask(batch))
+        for begin in range(0, samples, size):
+            part = {key: value[begin : begin + size] for key, value in batch.items()}
+            share = torch.tensor(len(part["labels"]) / samples, dtype=torch.float64)
+            yield {**part, WHOLE_NORMALIZER: normalizer, SHARE_OF_SAMPLES: share}
+
     def _nll(self, logits: Tensor, batch: Mapping[str, Tensor], mask: Tensor) -> Tensor:
         # Where the mask is 0 a label may be anything, and cross_entropy reads memory by it.
         labels = batch["labels"].masked_fill(mask == 0, 0).long()
-        losses = functional.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), reduction="none")
+        precise = at_least_float32(logits).flatten(0, 1)
+        losses = functional.cross_entropy(precise, labels.flatten(), reduction="none")
         return (losses * mask.flatten()).sum()
 
     def _normalizer(self, mask: Tensor) -> Tensor:

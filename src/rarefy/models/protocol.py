@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 
@@ -33,4 +33,22 @@ class ChecksBatch(Protocol):
 
     def check_batch(self, batch: Mapping[str, Any]) -> None:
         """Raises a RarefyError that names what is wrong with the batch."""
+        ...
+
+
+@runtime_checkable
+class SplitsBatch(Protocol):
+    """A model that knows what its loss is divided by, so that a batch can be learnt part by part."""
+
+    def parts_of(self, batch: Mapping[str, Any], size: int) -> Iterable[Mapping[str, Any]]:
+        """Parts of at most `size` samples, whose losses add up to the loss of the batch."""
+        ...
+
+
+@runtime_checkable
+class EstimatesMemory(Protocol):
+    """A model that can tell how much memory its activations take."""
+
+    def activation_bytes(self, samples: int, length: int, number_bytes: int = 4) -> int:
+        """Bytes that one training step keeps for the backward pass and works in, roughly."""
         ...

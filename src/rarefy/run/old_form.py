@@ -156,7 +156,7 @@ def new_form(content: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     _take_model(blocks.pop("model", {}), init, dropped)
     _take_optimizer(blocks.pop("optimizer", {}), init, dropped)
     _take_sparsity(content.get("sparsity"), init)
-    fit = _take_inputs(blocks, dropped)
+    fit = _take_inputs(blocks, init, dropped)
     _take_runconfig(blocks.pop("runconfig", {}), init, fit, dropped)
     for name in blocks:
         allowed = "model, optimizer, sparsity, train_input, eval_input, runconfig"
@@ -286,14 +286,16 @@ def _glob(pattern: Any) -> str:
     return text if text.startswith("*") else f"*{text}"
 
 
-def _take_inputs(blocks: dict[str, Any], dropped: list[str]) -> dict[str, Any]:
+def _take_inputs(blocks: dict[str, Any], init: dict[str, Any], dropped: list[str]) -> dict[str, Any]:
     fit: dict[str, Any] = {}
     for old, new in _INPUTS.items():
         if old in blocks:
             options = blocks.pop(old)
             dropped += [f"{old}.{key}" for key in ("num_examples",) if key in options]
             size = options.pop("micro_batch_size", None)
-            if size not in (None, "auto"):
+            if size is not None and old == "train_input":
+                init.setdefault("loop", {})["micro_batch_size"] = size
+            elif size is not None:
                 dropped.append(f"{old}.micro_batch_size")
             fit[new] = {key: value for key, value in options.items() if key != "num_examples"}
     return fit

@@ -20,6 +20,7 @@ from rarefy.run.token_check import check_tokens
 from rarefy.schedules import update_steps
 from rarefy.storage.optimizer_state import same_shaped, stored_numbers
 from rarefy.storage.parameter import SparseParameter
+from rarefy.trainer.micro_batches import choose_size, parts_of
 from rarefy.trainer.trainer import Trainer
 
 
@@ -217,16 +218,19 @@ def one_step(trainer: Trainer, batch: Any) -> tuple[float, dict[str, int]]:
         RarefyError: the model refuses the batch or returns no loss.
     """
     trainer.session.forward.check(batch)
-    batch = to_device(batch, trainer.device)
+    choose_size(trainer.session, batch)
     trainer.model.train()
+    total = 0.0
     with FlopCounterMode(display=False, custom_mapping=_AS_DENSE) as counter:
-        with trainer.precision.autocast():
-            loss = loss_of(trainer.session.forward(batch))
-        loss.backward()
+        for part in parts_of(trainer.session, batch):
+            with trainer.precision.autocast():
+                loss = loss_of(trainer.session.forward(to_device(part, trainer.device)))
+            loss.backward()
+            total += float(loss.detach())
     trainer.trained_by.step()
     prefix = f"{type(trainer.model).__name__}."
     counts = counter.get_flop_counts().items()
-    return float(loss.detach()), {name.removeprefix(prefix): sum(ops.values()) for name, ops in counts}
+    return total, {name.removeprefix(prefix): sum(ops.values()) for name, ops in counts}
 
 
 @torch.no_grad()
@@ -238,8 +242,9 @@ def try_batch(trainer: Trainer, batch: Any) -> None:
     """
     trainer.session.forward.check(batch)
     trainer.model.eval()
+    part = next(iter(parts_of(trainer.session, batch)))
     with trainer.precision.autocast():
-        loss_of(trainer.session.forward(to_device(batch, trainer.device)))
+        loss_of(trainer.session.forward(to_device(part, trainer.device)))
 
 
 def plan_cost(trainer: Trainer, parameters: tuple[ParameterPlan, ...], flops: dict[str, int]) -> CostPlan:

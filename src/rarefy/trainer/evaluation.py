@@ -15,6 +15,7 @@ from rarefy.errors import RarefyError
 from rarefy.models.call import loss_of, to_device
 from rarefy.models.protocol import Metrics, ReportsMetrics
 from rarefy.trainer.feed import Loader, open_loader
+from rarefy.trainer.micro_batches import parts_of
 from rarefy.trainer.session import Session
 from rarefy.trainer.signals import signals_held_back
 
@@ -118,15 +119,19 @@ def _run(session: Session, iterator: Iterator[Any], metrics: Metrics, stop: Call
         if stop():
             return None
         session.forward.check(batch)
-        batch = to_device(batch, session.device)
-        session.emit("on_before_forward", batch)
-        with session.precision.autocast():
-            outputs = session.forward(batch)
-        session.emit("on_after_forward", outputs, batch)
-        metrics.update(outputs, batch)
-        session.emit("on_validate_batch_end", outputs, batch)
+        for part in parts_of(session, batch):
+            _see(session, to_device(part, session.device), metrics)
         seen += 1
     return seen
+
+
+def _see(session: Session, batch: Any, metrics: Metrics) -> None:
+    session.emit("on_before_forward", batch)
+    with session.precision.autocast():
+        outputs = session.forward(batch)
+    session.emit("on_after_forward", outputs, batch)
+    metrics.update(outputs, batch)
+    session.emit("on_validate_batch_end", outputs, batch)
 
 
 @contextmanager

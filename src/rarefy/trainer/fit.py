@@ -11,6 +11,7 @@ from typing import Any
 from rarefy.distributed import highest_of_all, ranks, wait_for_all
 from rarefy.trainer import state
 from rarefy.trainer.evaluation import evaluate
+from rarefy.trainer.micro_batches import choose_size
 from rarefy.trainer.plan import RunPlan
 from rarefy.trainer.session import Session
 from rarefy.trainer.signals import Interrupted, SignalGuard
@@ -87,6 +88,8 @@ class Fit:
         session.is_log_step = self.plan.logs_at(progress.global_step + 1)
         # Read first: if the data fails, what was saved after the last step is still the newest state.
         batches = self._read()
+        if progress.global_step == self._began:
+            choose_size(session, batches[0])
         self._saved = None
         outcome = take_step(session, batches)
         session.tokens_per_step = self._throughput.add(batches)

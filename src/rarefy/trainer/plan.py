@@ -35,6 +35,8 @@ class LoopConfig(BaseModel):
         eval_frequency: validate every so many steps (int), after every such part of the run (float in (0, 1],
             rounded up to whole steps), always at the end too; 0 or None for never.
         grad_accum_steps: batches per optimizer step; the last step of an epoch takes what is left.
+        micro_batch_size: samples of a batch that are learnt at a time, with the same result as the whole batch in less
+            memory; `auto` takes as many as fit into memory, None all of them.
         max_skipped_steps: stop after this many steps in a row without a finite gradient.
 
     Example:
@@ -56,6 +58,10 @@ class LoopConfig(BaseModel):
         Field(description="a whole number of steps, a part of the run in (0, 1], or null", examples=[0.5]),
     ] = 1.0
     grad_accum_steps: StepCount = 1
+    micro_batch_size: Annotated[
+        Annotated[int, Field(strict=True, ge=1)] | Literal["auto"] | None,
+        Field(description="a whole number of samples ≥ 1, auto or null", examples=[8]),
+    ] = None
     max_skipped_steps: StepCount = 20
 
     @field_validator("eval_frequency")

@@ -93,6 +93,7 @@ class Session:
         last_metrics: the latest value of every metric.
         is_log_step: whether the step in progress is logged.
         tokens_per_step: None where the data are not tokens.
+        micro_batch_size: samples that are learnt at a time; None for whole batches, and until `auto` is decided.
     """
 
     model_dir: Path
@@ -114,6 +115,7 @@ class Session:
     last_metrics: dict[str, float] = field(default_factory=dict)
     is_log_step: bool = False
     tokens_per_step: int | None = None
+    micro_batch_size: int | None = None
     _is_set_up: bool = False
 
     @property

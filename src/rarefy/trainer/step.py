@@ -15,6 +15,7 @@ from rarefy.distributed import mean_over_ranks
 from rarefy.filters import named_weights
 from rarefy.models.call import loss_of, to_device
 from rarefy.storage.optimizer_traits import trained_parameters
+from rarefy.trainer.micro_batches import parts_of
 from rarefy.trainer.precision import gradient_norm
 from rarefy.trainer.session import Session
 from rarefy.trainer.skipped_steps import first_not_finite
@@ -49,13 +50,21 @@ def take_step(session: Session, batches: list[Any]) -> StepOutcome:
     """
     optimizer = session.needed_optimizer
     precision = session.precision
-    losses = [_learn(session, batch, index, len(batches)) for index, batch in enumerate(batches)]
+    parts = [parts_of(session, batch) for batch in batches]
+    micro_batches = sum(map(len, parts))
+    losses: list[Tensor] = []
+    index = 0
+    for several in parts:
+        for batch in several:
+            losses.append(_learn(session, batch, index, micro_batches, len(batches)))
+            index += 1
     precision.unscale(optimizer)
     # Callbacks see unscaled gradients, and what they do to them counts in the norm.
     session.emit("on_before_optimizer_step")
     norm = gradient_norm(trained_parameters(optimizer))
-    # Of all processes, so that each of them takes the step or skips it.
-    loss = mean_over_ranks(torch.stack(losses).float().mean()).item()
+    # Parts of a batch add up to its loss, and the batches of a step are averaged; so are all processes, so that each of
+    # them takes the step or skips it.
+    loss = mean_over_ranks(torch.stack(losses).float().sum() / len(batches)).item()
     outcome = _outcome(session, loss, norm)
     if outcome.culprit is None:
         precision.clip(optimizer, norm)
@@ -70,8 +79,8 @@ def take_step(session: Session, batches: list[Any]) -> StepOutcome:
     return outcome
 
 
-def _learn(session: Session, batch: Any, index: int, count: int) -> Tensor:
-    """Adds the gradients of one of `count` micro-batches; returns its loss."""
+def _learn(session: Session, batch: Any, index: int, count: int, batches: int) -> Tensor:
+    """Adds the gradients of one of `count` micro-batches, of one of `batches` batches; returns its loss."""
     batch = to_device(batch, session.device)
     session.emit("on_train_batch_start", batch, index)
     session.emit("on_before_forward", batch)
@@ -80,7 +89,7 @@ def _learn(session: Session, batch: Any, index: int, count: int) -> Tensor:
             outputs = session.forward(batch)
         session.emit("on_after_forward", outputs, batch)
         loss = loss_of(outputs)
-        session.precision.backward(loss if count == 1 else loss / count)
+        session.precision.backward(loss if batches == 1 else loss / batches)
     session.emit("on_after_backward")
     return loss.detach()
 
