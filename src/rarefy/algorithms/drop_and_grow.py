@@ -52,6 +52,7 @@ class DropAndGrow(DynamicSparsityAlgorithm):
         if is_replaced(self, DropAndGrow, "gradient_score") and self.needs != "dense":
             raise RarefyError(f'{name}.gradient_score ranks by the dense gradient; set needs = "dense"')
 
+    # By position only, so that a subclass may call its arguments what it likes.
     def drop_score(self, weight: Tensor, dense_grad: Tensor | None, /) -> Tensor:
         """Ranks active connections; the lowest are dropped. Here: |weight|."""
         return weight.abs()

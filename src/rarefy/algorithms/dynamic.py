@@ -127,6 +127,7 @@ class DynamicSparsityAlgorithm(SparsityAlgorithm):
         changes = [
             self._update_parameter(parameter, targets[name]) for name, parameter in self.parameters.items()
         ]
+        # Where no weight could be updated, a cycling schedule stays where it is.
         self.updates += any(changes)
         self._refuse_diverged()
 
@@ -149,6 +150,7 @@ class DynamicSparsityAlgorithm(SparsityAlgorithm):
         """Updates one weight, unless it is frozen or what the algorithm needs is missing; whether it did."""
         if self._attachment.is_frozen(parameter):
             return False
+        # Between steps the weight may hold zeros where forward passes are not to use it.
         parameter.show()
         self.generator = generator_for(self.seed or 0, parameter.name, self.updates)
         mask = self._next_mask(parameter, sparsity)
@@ -246,6 +248,7 @@ class DynamicSparsityAlgorithm(SparsityAlgorithm):
                 "loss.backward() without inputs, or set compute: masked"
             )
         value = parameter.dense_gradient.take()
+        # The others wait for this process in the average, though its batch did not use the weight.
         if value is None and ranks() > 1:
             value = torch.zeros_like(parameter.dense_weight())
         return mean_over_ranks(value) if isinstance(value, Tensor) else value

@@ -63,6 +63,7 @@ def warn_of_few(model: nn.Module, few: Mapping[str, str], chosen: Iterable[str])
         return
     named = list(few.values())[:_MOST_NAMED]
     more = f" and {len(few) - len(named)} more" if len(few) > len(named) else ""
+    # The level points at the user's `apply`.
     warnings.warn(
         f"fewer than {ENOUGH} connections an output: {'; '.join(named)}{more}; to leave them dense, "
         f"{_remedy(model, few, chosen)}",

@@ -98,6 +98,7 @@ class Group(Sparsifier):
                 algorithm.apply(target)
             return
         shares = list(zip(self.algorithms, self._shares(target), strict=True))
+        # All of them before any is applied: what is refused leaves the model as it was.
         for algorithm, share in shares:
             algorithm.check(share)
         for algorithm, share in shares:
@@ -121,6 +122,7 @@ class Group(Sparsifier):
     def track(self, copy: nn.Module) -> None:
         """Lets a copy of the model follow the topology of every member's weights; see `Sparsifier.track`."""
         for algorithm in self.algorithms:
+            # A member without weights has nothing to track; if none has any, the first one says what is missing.
             if algorithm.parameters or not any(other.parameters for other in self.algorithms):
                 algorithm.track(copy)
 

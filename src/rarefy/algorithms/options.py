@@ -71,6 +71,7 @@ def _written_numbers(schedule: Schedule) -> list[tuple[str, float]]:
 
 def _out_of_range(path: str, number: float, literal: bool) -> ConfigError:
     bounds = "a fraction in [0, 1)" if literal else "a fraction in [0, 1]"
+    # A percentage, most likely; 1.5 would be an odd one.
     if 2 <= number <= 100:
         return ConfigError(path, f"{number:g}", f"{bounds}; did you mean {number / 100:g}?")
     return ConfigError(path, f"{number:g}", bounds, f"{path.split('.')[-1].split('[')[0]}: 0.9")
@@ -339,6 +340,7 @@ def options_of(kind: type) -> dict[str, OptionField]:
                 description = words.get(one.name, "")
                 types = next(marks_in(hint, OptionType), None), next(marks_in(hint, StepMark), None)
                 found[one.name] = OptionField(one.name, one.default, *types, description)
+        # Without `**options` nothing is passed on to the bases.
         if not any(one.kind is one.VAR_KEYWORD for one in parameters):
             break
     return found

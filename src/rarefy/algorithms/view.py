@@ -131,6 +131,7 @@ def call_update_mask(update_mask: UpdateMask, view: WeightView) -> Tensor:
     if count == 4:
         return update_mask(view.weight, view.mask, view.sparsity, view.gradient)
     # The three-argument form gets at gradients through the parameter.
+    # A tensor of its own, so that `.grad` is not set on the one that others see.
     weight = view.weight.detach()
     weight.grad = view.gradient
     return update_mask(weight, view.mask, view.sparsity)
@@ -152,6 +153,7 @@ def arguments_of(update_mask: UpdateMask) -> int:
     takes_any = any(p.kind is p.VAR_POSITIONAL for p in parameters)
     needs_keywords = any(p.kind is p.KEYWORD_ONLY and p.default is p.empty for p in parameters)
     most = max(_FORMS) if takes_any and required != 1 else len(positional)
+    # The longest first: an argument with a default is given what it is for.
     for count in sorted(_FORMS, reverse=True):
         if required <= count <= most and not needs_keywords:
             return count

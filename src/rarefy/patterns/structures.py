@@ -18,6 +18,7 @@ from rarefy import kernels, masks
 from rarefy.errors import ConfigError, RarefyError
 from rarefy.ties import DEFAULT_ORDER, TieOrder
 
+# Half of the third digit, in which 1 − n/m may be written: 0.667 for 1 of 3.
 TOLERANCE = 5e-4
 
 

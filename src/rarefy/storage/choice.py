@@ -18,6 +18,7 @@ from rarefy.nn import SparseLinear, is_conv1d
 from rarefy.storage.optimizer_traits import is_element_wise, trained_parameters
 from rarefy.storage.parameter import Kind, SparseParameter
 
+# Of a modest batch; after the first step the number is known, and `auto` decides again.
 ASSUMED_TOKENS = 512
 
 
@@ -37,6 +38,7 @@ def obstacle(places: Sequence[Place]) -> str:
         return "it is tied"
     if leaf != "weight":
         return f"it is the {leaf} of its module"
+    # The very class: a subclass may do something else with its weight.
     if not (type(module) is nn.Linear or isinstance(module, SparseLinear) or is_conv1d(module)):
         return f"its module is a {type(module).__name__}, not an nn.Linear itself"
     device = next(module.parameters(recurse=False)).device
@@ -119,6 +121,7 @@ def restore_storage(
         if name in parameters:
             parameters[name].tokens = seen["tokens"]
             parameters[name].dtype = getattr(torch, seen["dtype"])
+    # Other kernels round in another way, so there is nothing to keep; `auto` decides by what pays here.
     if state.get("instruction_set") != instruction_set():
         return
     for name, kind in state["storage"].items():

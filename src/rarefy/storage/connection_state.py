@@ -33,6 +33,7 @@ class ConnectionState:
     def start(self, storage: Storage) -> None:
         """Gives every connection the initial numbers."""
         weight = storage.weight
+        # Small changes would be lost in an average held in bfloat16.
         dtype = torch.promote_types(weight.dtype, torch.float32)
         dense = {
             name: torch.full(storage.shape, value, dtype=dtype, device=weight.device)

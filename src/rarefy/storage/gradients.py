@@ -51,6 +51,7 @@ class Shortlist:
         """
         places = listed.flatten().nonzero().squeeze(1)
         entries = grad.flatten()[places]
+        # Half the memory of int64, and memory is what the list is for.
         return cls(places.int() if grad.numel() <= 2**31 else places, entries, counts)
 
     @staticmethod
@@ -106,6 +107,7 @@ class DenseGradient:
         """Called before a micro-batch is added to `grad`: forgets the sum if the user discarded that gradient."""
         if self._is_closed:
             return
+        # `zero_grad(set_to_none=False)` leaves the tensor and fills it with zeros.
         if grad is None or (times_written(grad) != self._version and not grad.any()):
             self.value = None
 

@@ -31,6 +31,7 @@ class MaskedStorage:
         self.leaf = leaf
         self.mask_leaf = free_mask_leaf(module, leaf)
         self.last_selected = LastSelected()
+        # A weight in channels_last would have a mask that the kernels cannot read in order.
         mask = torch.ones_like(self.weight, dtype=torch.bool, memory_format=torch.contiguous_format)
         self._write_mask(mask)
 
@@ -118,6 +119,7 @@ class MaskedStorage:
         self.check_in_place()
         weight = self.weight
         mask = self.mask
+        # Through `.data`: autograd lets nobody write to a leaf.
         masks.zero_inactive_(weight.data, mask)
         if weight.grad is not None:
             masks.zero_inactive_(weight.grad, mask)

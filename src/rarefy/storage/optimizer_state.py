@@ -40,6 +40,7 @@ def changed(state: Any, wanted: Wanted, change: Callable[[Path, Tensor], Tensor]
     if isinstance(state, Tensor):
         return change(path, state) if wanted(path, state) else state
     if isinstance(state, dict):
+        # An optimizer's dict may be of a class of its own.
         copied = copy.copy(state)
         copied.update({key: changed(value, wanted, change, (*path, key)) for key, value in state.items()})
         return copied

@@ -10,10 +10,12 @@ from torch import Tensor
 
 Score = Callable[[Tensor], Tensor]
 
+# A megabyte of float32: the second-level cache of most processors.
 _PART = 1 << 18
 _SAMPLED_FROM = 1 << 18
 _SAMPLES = 1 << 16
 _COMPARED = 64
+# More than bfloat16 rounds by, less than any clipping that matters.
 _ROUNDING = 0.02
 
 
@@ -70,6 +72,8 @@ def _score_of_rank(rank: int, grad: Tensor, inactive: Tensor, score: Score) -> T
         wanted = rank / grad.numel() * _SAMPLES
         grad = grad[places]
         inactive = inactive[places]
+        # Five standard deviations further down, so that hardly any sample
+        # misleads; one that does costs memory, not truth.
         rank = math.ceil(wanted + 5 * math.sqrt(wanted)) + 4
     scores = score(grad[inactive])
     return scores.topk(rank).values[-1] if rank <= scores.numel() else scores.new_tensor(-torch.inf)

@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 
 Path = tuple[Any, ...]
 
+# What has one entry a connection; steps, Adafactor's rows and columns and LBFGS's history have not.
 _OF_TORCH: dict[type[Optimizer], frozenset[str]] = {
     optim.SGD: frozenset({"momentum_buffer"}),
     optim.Adam: frozenset({"exp_avg", "exp_avg_sq", "max_exp_avg_sq"}),

@@ -147,6 +147,7 @@ class Attachment:
 
     def belongs_to(self, model: nn.Module) -> None:
         """Remembers the model that weights were taken from."""
+        # Weakly: an algorithm that somebody keeps must not keep the model in memory.
         self._models.append(weakref.ref(model))
 
     def forget_removed(self) -> None:
@@ -229,6 +230,7 @@ class Attachment:
     def _watch_gradient(self, parameter: SparseParameter) -> None:
         weight = parameter.weight
         trainable = weight.requires_grad
+        # torch registers hooks only where a gradient is wanted, and a frozen weight may be thawed later.
         weight.requires_grad_(True)
         handles = [weight.register_post_accumulate_grad_hook(partial(self._after_accumulation, parameter))]
         if self._policy.needs == "dense":
@@ -298,6 +300,7 @@ class Attachment:
             self._policy.update()
         for parameter in self.parameters.values():
             parameter.dense_gradient.reopen()
+        # From the first step it is known how many tokens each layer sees.
         if is_update or self.step == 1:
             self.choose_storage()
         self.prepare()
@@ -311,6 +314,7 @@ class Attachment:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on from an algorithm's state, which was checked."""
         self.step = state["step"]
+        # First: what follows is held as the storage holds the weight.
         if self._policy.compute == "auto":
             restore_storage(self.parameters, state, self._following.optimizers)
         self.prepare()

@@ -125,6 +125,7 @@ def own_mask(module: nn.Module, leaf: str) -> Tensor | None:
 def _prefix(copy: nn.Module, names: Sequence[str]) -> str:
     own = {name for name, _ in named_weights(copy)}
     first = names[0]
+    # The shortest prefix first: a copy may hold another model deeper inside.
     for found in sorted((name for name in own if name.endswith(first)), key=len):
         prefix = found.removesuffix(first)
         if all(prefix + name in own for name in names):

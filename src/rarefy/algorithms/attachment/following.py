@@ -126,6 +126,8 @@ class Following:
         ever = set[nn.Parameter]().union(*map(trained_parameters, self.optimizers))
         keeps_zeros = preserves_zeros(optimizer)
         for parameter in self._parameters.values():
+            # Zero weight, gradient and state stay zero in such an optimizer;
+            # it is enough to look for what others wrote.
             if not (keeps_zeros and parameter.storage.gradient_is_selected):
                 parameter.prune([optimizer])
             elif parameter.weight in now or parameter.weight not in ever:
@@ -139,6 +141,7 @@ class Following:
     ) -> None:
         """Step k is over when every sparse parameter that is trained at all has taken its k-th step."""
         for parameter in self._parameters.values():
+            # Weights that nothing trains are carried along, or they would hold the count back.
             trained = parameter.weight in ever
             parameter.steps = parameter.steps + (parameter.weight in now) if trained else self.step + 1
         involved = [p.steps for p in self._parameters.values() if p.weight in ever]

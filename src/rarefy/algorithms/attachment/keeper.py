@@ -83,6 +83,7 @@ class Keeper:
         self, module: nn.Module, inputs: tuple[Any, ...], keywords: Mapping[str, Any] = NO_KEYWORDS
     ) -> None:
         """Forward pre-hook, called with keyword arguments too, but by tools that move hooks to another module."""
+        # Counting tokens is no part of what is to be compiled.
         if not self.is_copy and module.training and not torch.compiler.is_compiling():
             x = next(iter(inputs or keywords.values()), None)
             if isinstance(x, Tensor):
