@@ -17,7 +17,7 @@ FLOORS = {
     "imports": 1,
     "disk": 1,
     "distributed": 1,
-    "torch_private": 1,
+    "torch_private": 0,
     "yaml_files": 1,
     "decoder": 2,
     "architectures": 3,

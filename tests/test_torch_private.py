@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 import weakref
 from typing import ClassVar
@@ -14,6 +15,7 @@ from rarefy import torch_private
 from rarefy.torch_private import (
     COMPILED_PREFIX,
     accumulation_hooks,
+    buffers_of,
     compiles_its_calls,
     forward_pre_hooks,
     multiply_,
@@ -315,3 +317,38 @@ def test_content_of_a_frozen_tensor_is_replaced():
     weight = nn.Parameter(torch.ones(2), requires_grad=False)
     torch_private.replace_content(weight, nn.Parameter(torch.zeros(3), requires_grad=False))
     assert weight.shape == (3,) and not weight.requires_grad
+
+
+def test_buffers_of_is_the_dict_itself():
+    layer = nn.BatchNorm1d(2)
+    buffers_of(layer)["running_mean"] = torch.ones(2)
+    assert layer.running_mean.tolist() == [1.0, 1.0]
+    copied: list[object] = []
+
+    class Marker:
+        def __init__(self):
+            self.buffers = buffers_of(layer)
+
+        def __setstate__(self, state):
+            copied.append(state["buffers"])
+
+        def __call__(self, *_):
+            """As a hook."""
+
+    layer.register_forward_pre_hook(Marker())
+    twin = copy.deepcopy(layer)
+    assert copied[0] is buffers_of(twin) and "running_mean" in buffers_of(twin)
+
+
+def test_a_part_of_a_flat_parameter_is_known():
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        model = nn.Linear(2, 2)
+        assert not torch_private.is_part_of_a_flat_parameter(model.weight)
+        options = {"device_id": torch.device("cpu"), "use_orig_params": True}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.distributed.fsdp.FullyShardedDataParallel(model, **options)
+        assert torch_private.is_part_of_a_flat_parameter(model.weight)
+    finally:
+        torch.distributed.destroy_process_group()

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+
+from rarefy.torch_private import is_part_of_a_flat_parameter
 
 
 def ranks() -> int:
@@ -140,3 +143,26 @@ def differing(numbers: Mapping[str, int], device: torch.device) -> list[str]:
 def wrapped(model: nn.Module) -> nn.Module:
     """The module whose forward and backward pass average the gradients over all processes."""
     return model if ranks() == 1 else DistributedDataParallel(model)
+
+
+def cut_by(weight: Tensor) -> str:
+    """What cut a weight in pieces, of which each process holds one; empty where it is whole.
+
+    Args:
+        weight: a parameter, or what a module has in its place.
+
+    Example:
+        >>> cut_by(nn.Linear(2, 2).weight)
+        ''
+    """
+    if is_part_of_a_flat_parameter(weight):
+        return "a part of a flat parameter (as FullyShardedDataParallel makes it)"
+    # Where the module was never imported, there is no such tensor, and importing it takes long.
+    tensors = sys.modules.get("torch.distributed.tensor")
+    if tensors is not None and isinstance(weight, tensors.DTensor):
+        return "a DTensor (as fully_shard and tensor parallelism make it)"
+    return ""
+
+
+WHOLE_WEIGHTS = "sparsity needs whole weights in each process: wrap the model in DistributedDataParallel"
+"""What to do about a weight that is cut in pieces."""

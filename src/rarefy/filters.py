@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
+from rarefy.distributed import WHOLE_WEIGHTS, cut_by
 from rarefy.errors import ConfigError, join_path
 from rarefy.roles import Axes, Place, axes_of, parametrization_problem, why_dense
 from rarefy.validation import shorten
@@ -210,6 +211,8 @@ def select(model: nn.Module, globs: tuple[str, ...] | None) -> dict[str, Candida
         if not any(fnmatch.fnmatchcase(candidate.name, glob) for candidate in everything):
             raise ConfigError("param_filter", f"{glob!r} (it matches no parameter)", _near(glob, everything))
     chosen = {c.name: c for c in everything if decide(c, globs).sparse}
+    for candidate in chosen.values() or everything:
+        _check_whole(candidate)
     for candidate in chosen.values():
         _check_parametrization(candidate)
     if not chosen:
@@ -229,6 +232,13 @@ def _check_exists(candidate: Candidate) -> None:
     if candidate.parameter.is_meta:
         fix = "a model with weights; call model.to_empty(device=...) and initialise it before"
         raise ConfigError("apply", given + "is on the meta device", fix)
+
+
+def _check_whole(candidate: Candidate) -> None:
+    cut = cut_by(candidate.parameter)
+    if cut:
+        given = f"a model whose {candidate.name} is {cut}"
+        raise ConfigError("apply", given, f"a model that is not sharded; {WHOLE_WEIGHTS}")
 
 
 def _check_parametrization(candidate: Candidate) -> None:

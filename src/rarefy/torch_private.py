@@ -61,6 +61,19 @@ def remove_hooks(module: nn.Module, owner: object) -> None:
             module._forward_pre_hooks_with_kwargs.pop(key, None)
 
 
+def buffers_of(module: nn.Module) -> dict[str, Tensor | None]:
+    """The buffers of a module by name: the dict itself, which a copy of the module has a copy of.
+
+    While a module is copied it cannot be asked for its buffers yet. Without the name, the mask in a copy would be a
+    tensor that averages of buffers fail on.
+
+    Example:
+        >>> list(buffers_of(nn.BatchNorm1d(2)))
+        ['running_mean', 'running_var', 'num_batches_tracked']
+    """
+    return module._buffers
+
+
 def compiles_its_calls(module: nn.Module) -> bool:
     """Whether `module.compile()` was called. Without the name, counting operations would compile such a model twice.
 
@@ -99,6 +112,18 @@ def accumulation_hooks(tensor: Tensor) -> Mapping[int, Callable[..., Any]]:
         0
     """
     return getattr(tensor, "_post_accumulate_grad_hooks", None) or {}
+
+
+def is_part_of_a_flat_parameter(tensor: Tensor) -> bool:
+    """Whether `FullyShardedDataParallel` holds this tensor as a part of one of its flat parameters.
+
+    Without the name such a weight would be taken for a whole one, and its mask would be that of another shape.
+
+    Example:
+        >>> is_part_of_a_flat_parameter(torch.ones(1))
+        False
+    """
+    return getattr(tensor, "_fsdp_flattened", False)
 
 
 def multiply_(tensors: list[Tensor], factor: float) -> None:

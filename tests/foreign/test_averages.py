@@ -12,6 +12,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_ema_multi_a
 import rarefy
 from foreign.networks import RIGL, SET, STATIC, inputs, loss_of, network, sparse, step_once, weights
 from rarefy.errors import RarefyError
+from rarefy.tensors import SparseWeight
 
 DECAY = 0.8
 
@@ -145,6 +146,31 @@ def test_averaged_model(average, use_buffers, block):
     for one in (averaged, reference):
         update_bn(batches, one)
     torch.testing.assert_close(averaged.eval()(batches[0]), reference.eval()(batches[0]))
+
+
+@pytest.mark.parametrize("average", AVERAGES)
+@pytest.mark.parametrize("compute", ["masked", "compact"])
+def test_averaged_model_with_buffers_that_is_not_tracked(average, compute):
+    """The weights are averaged as dense ones are; the mask shows every connection that the average ever had."""
+    model, optimizer, _ = sparse(SET, normalised(), compute=compute, update={"freq": 1})
+    averaged = AveragedModel(model, use_buffers=True, **AVERAGES[average])
+    plain = normalised()
+    reference = AveragedModel(plain, use_buffers=True, **AVERAGES[average])
+    union = torch.zeros(48, 32, dtype=torch.bool)
+    for step in range(4):
+        step_once(model, optimizer, step)
+        plain.load_state_dict({n: v for n, v in model.state_dict().items() if not n.endswith("_mask")})
+        averaged.update_parameters(model)
+        reference.update_parameters(plain)
+        union |= model[0].weight_mask
+    assert torch.equal(torch.as_tensor(averaged.module[0].weight_mask), union)
+    for name, value in reference.state_dict().items():
+        torch.testing.assert_close(dense(averaged.state_dict()[name]), value, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(averaged.eval()(inputs()), reference.eval()(inputs()))
+
+
+def dense(tensor):
+    return tensor.dense() if isinstance(tensor, SparseWeight) else tensor
 
 
 def test_an_attention_layer_of_an_average_computes_like_a_dense_one():

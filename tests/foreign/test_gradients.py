@@ -28,6 +28,11 @@ def by_backward(model, optimizer, step):
     loss_of(model, step).backward()
 
 
+def by_backward_and_clipped(model, optimizer, step):
+    loss_of(model, step).backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
+
+
 def by_autograd_grad(model, optimizer, step):
     parameters = list(model.parameters())
     for parameter, grad in zip(
@@ -46,11 +51,27 @@ def by_functional_grad(model, optimizer, step):
         named[name].grad = grad.detach().clone()
 
 
-@pytest.mark.parametrize("way", [by_autograd_grad, by_functional_grad])
-def test_rigl_follows_gradients_that_are_assigned(way):
+def by_autograd_grad_and_clipped(model, optimizer, step):
+    by_autograd_grad(model, optimizer, step)
+    nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
+
+
+@pytest.mark.parametrize(
+    ("way", "compute"),
+    [
+        (by_autograd_grad, "masked"),
+        (by_functional_grad, "masked"),
+        (by_autograd_grad, "compact"),
+        (by_functional_grad, "compact"),
+        # masked, the norm is that of the dense gradient: nothing has selected yet what was assigned
+        (by_autograd_grad_and_clipped, "compact"),
+    ],
+)
+def test_rigl_follows_gradients_that_are_assigned(way, compute):
     masks = []
-    for one in (by_backward, way):
-        model, optimizer, sparsity = sparse(RIGL)
+    first_way = by_backward_and_clipped if way is by_autograd_grad_and_clipped else by_backward
+    for one in (first_way, way):
+        model, optimizer, sparsity = sparse(RIGL, compute=compute)
         first = model[0].weight_mask.clone()
         for step in range(8):
             optimizer.zero_grad()
@@ -60,6 +81,18 @@ def test_rigl_follows_gradients_that_are_assigned(way):
         masks.append(model[0].weight_mask)
         assert moved(model, first) > 50 and sparsity.updates == 5
     assert torch.equal(*masks)
+
+
+def test_rigl_takes_no_dense_gradient_of_another_purpose():
+    """A gradient that is asked for to look at, and another that is assigned: the topology stays, and that is said."""
+    model, optimizer, _ = sparse(EVERY, compute="compact")
+    before = model[0].weight_mask.clone()
+    torch.autograd.grad(loss_of(model, 5).square(), list(model.parameters()))
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter).add_(torch.randn(parameter.shape))
+    with pytest.warns(UserWarning, match="keeps its topology at step 1"):
+        optimizer.step()
+    assert torch.equal(model[0].weight_mask, before)
 
 
 @pytest.mark.parametrize("block", [SET, RIGL])
@@ -115,7 +148,7 @@ def test_an_optimizer_that_steps_in_the_backward_pass(block, order):
 # ---- the gradient of the step that is taken ----
 
 
-@pytest.mark.parametrize("freeze", [False, True])
+@pytest.mark.parametrize("freeze", ["", "in the backward pass", "until the step is over"])
 @pytest.mark.parametrize("compute", ["masked", "compact"])
 def test_a_discriminator_grows_by_its_own_loss(freeze, compute):
     torch.manual_seed(0)
@@ -143,8 +176,9 @@ def test_a_discriminator_grows_by_its_own_loss(freeze, compute):
     stepped = critic[0].weight.detach().clone()
     critic.requires_grad_(not freeze)
     (100 * critic(generator(noise)).square().mean()).backward()
-    critic.requires_grad_(True)
+    critic.requires_grad_(freeze != "until the step is over")
     optimizers[0].step()
+    critic.requires_grad_(True)
     dropped = round(0.5 * int(mask.sum()))
     kept = drop_lowest(mask, stepped.abs(), dropped)
     assert torch.equal(critic[0].weight_mask, grow_highest(kept, own.abs(), dropped))
@@ -203,8 +237,9 @@ def test_a_clipped_gradient_is_clipped_at_every_position():
     assert 0 < float(algorithm.seen[0][~mask].abs().max()) < 1e-3
 
 
+@pytest.mark.parametrize("compute", ["masked", "compact"])
 @pytest.mark.parametrize("reentrant", [None, False, True])
-def test_a_layer_that_is_used_several_times_and_recomputed(reentrant):
+def test_a_layer_that_is_used_several_times_and_recomputed(reentrant, compute):
     class Repeated(nn.Module):
         def __init__(self):
             super().__init__()
@@ -220,9 +255,9 @@ def test_a_layer_that_is_used_several_times_and_recomputed(reentrant):
                     x = checkpoint(lambda z: torch.tanh(self.block(z)), x, use_reentrant=reentrant)
             return x
 
-    def run(kind):
-        model = kind()
-        sparsity = rarefy.RigL(0.9, seed=0, compute="masked", update={"freq": 2})
+    def run(compute):
+        model = Repeated()
+        sparsity = rarefy.RigL(0.9, seed=0, compute=compute, update={"freq": 2})
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         sparsity.apply(model)
         sparsity.apply(optimizer)
@@ -230,8 +265,8 @@ def test_a_layer_that_is_used_several_times_and_recomputed(reentrant):
             step_once(model, optimizer, step)
         return model.block.weight_mask
 
-    found, reentrant = run(Repeated), None
-    assert torch.equal(found, run(Repeated))
+    found, reentrant = run(compute), None
+    assert torch.equal(found, run("masked"))
 
 
 # ---- frozen weights ----
@@ -344,13 +379,26 @@ def test_the_many_gradients_of_one_step_of_lbfgs_are_no_lost_optimizer():
     assert len(calls) > 10
 
 
-def test_an_optimizer_that_no_longer_steps_is_said_once():
-    model, optimizer, _ = sparse(SET)
+@pytest.mark.parametrize("set_to_none", [True, False])
+@pytest.mark.parametrize("compute", ["masked", "compact"])
+def test_an_optimizer_that_no_longer_steps_is_said_once(set_to_none, compute):
+    model, optimizer, _ = sparse(SET, compute=compute)
     step_once(model, optimizer, 0)
     replaced = torch.optim.SGD(model.parameters(), lr=0.1)
     with pytest.warns(
         UserWarning, match=r"has had 10 gradients since a followed optimizer stepped last"
     ) as caught:
         for step in range(24):
-            step_once(model, replaced, step)
+            replaced.zero_grad(set_to_none)
+            loss_of(model, step).backward()
+            replaced.step()
     assert len(caught) == 1
+
+
+@pytest.mark.parametrize("compute", ["masked", "compact"])
+def test_many_micro_batches_are_no_lost_optimizer(compute):
+    model, *_ = sparse(SET, compute=compute)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for step in range(24):
+            loss_of(model, step).backward()

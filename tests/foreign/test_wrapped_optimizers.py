@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 import rarefy
 from rarefy.errors import RarefyError
+from rarefy.tensors import SparseWeight
 
 
 class Sam(Optimizer):
@@ -62,11 +63,11 @@ class Lookahead(Optimizer):
                 p.copy_(slow)
 
 
-def start(algorithm="rigl"):
+def start(algorithm="rigl", compute="masked"):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 4))
     block = {"algorithm": algorithm, "sparsity": 0.9, "update": {"freq": 2}, "drop_fraction": 0.5, "seed": 0}
-    sparsity = rarefy.configure({**block, "compute": "masked"})
+    sparsity = rarefy.configure({**block, "compute": compute})
     sparsity.apply(model)
     return model, sparsity
 
@@ -126,3 +127,95 @@ def test_frozen_weights_in_no_optimizer_are_not_refused():
     (loss_of(model) * extra).backward()
     optimizer.step()
     assert sparsity.step == 0
+
+
+# ---- parameters that were replaced, and copies that learn in the place of the model ----
+
+
+def assigned(model):
+    state = {name: torch.as_tensor(dense(value)).clone() for name, value in model.state_dict().items()}
+    model.load_state_dict(state, assign=True)
+
+
+def replaced(model):
+    model[0].weight = nn.Parameter(torch.ones(64, 32))
+
+
+def converted(model):
+    torch.__future__.set_overwrite_module_params_on_conversion(True)
+    try:
+        model.double()
+    finally:
+        torch.__future__.set_overwrite_module_params_on_conversion(False)
+
+
+def dense(tensor):
+    return tensor.detach().dense() if isinstance(tensor, SparseWeight) else tensor
+
+
+@pytest.mark.parametrize("compute", ["masked", "compact"])
+@pytest.mark.parametrize("replace", [assigned, replaced, converted])
+def test_an_optimizer_of_parameters_that_were_replaced_is_refused(replace, compute):
+    model, sparsity = start("set", compute)
+    optimizer = torch.optim.AdamW(model.parameters())
+    sparsity.apply(optimizer)
+    loss_of(model).backward()
+    optimizer.step()
+    replace(model)
+    if replace is converted and compute == "compact":
+        return  # stays the same parameter
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    with pytest.raises(
+        RarefyError, match=r"0\.weight is another tensor than the one that AdamW trains: load_state_dict"
+    ):
+        optimizer.step()
+    optimizer = torch.optim.AdamW(model.parameters())
+    sparsity.apply(optimizer)
+    optimizer.step()
+    assert not dense(model[0].weight)[~sparsity.parameters["0.weight"].mask].any()
+
+
+def test_a_replaced_parameter_that_is_trained_by_another_group_is_followed():
+    model, sparsity = start("set")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    sparsity.apply(optimizer)
+    replaced(model)
+    optimizer.add_param_group({"params": [model[0].weight]})
+    loss_of(model).backward()
+    optimizer.step()
+    assert sparsity.step == 1 and not model[0].weight[~model[0].weight_mask].any()
+
+
+def test_an_optimizer_of_a_copy_that_learns_alone_is_said():
+    model, sparsity = start("set")
+    twin = copy.deepcopy(model)
+    optimizer = torch.optim.SGD(twin.parameters(), lr=0.1)
+    sparsity.apply(optimizer)
+    loss_of(twin).backward()
+    with pytest.warns(
+        UserWarning, match=r"SGD trains none of the sparse weights \(0\.weight …\), and they get no gradient"
+    ):
+        optimizer.step()
+
+
+def test_lbfgs_is_the_same_in_both_storages_while_the_topology_moves():
+    """Its directions have a part at dropped connections, which no forward pass may see."""
+    found = []
+    for compute in ("masked", "compact"):
+        model, sparsity = start("set", compute)
+        model.double()
+        optimizer = torch.optim.LBFGS(model.parameters(), lr=0.1, max_iter=5)
+        sparsity.apply(optimizer)
+        x = torch.randn(8, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+        def closure(model=model, optimizer=optimizer, x=x):
+            optimizer.zero_grad()
+            loss = (model(x) - x[:, :4]).square().mean()
+            loss.backward()
+            return loss
+
+        for _ in range(6):
+            optimizer.step(closure)
+        found.append(dense(model[0].weight).detach())
+    torch.testing.assert_close(*found)

@@ -142,6 +142,20 @@ def test_hogwild_writes_from_another_process():
     assert_zeros(model, sparsity)
 
 
+def test_hogwild_trains_the_values_of_compact_weights():
+    model, optimizer, sparsity = sparse(STATIC, compute="compact")
+    model.share_memory()
+    before = model[0].weight.detach().dense()
+    worker = mp.get_context("spawn").Process(target=train_shared, args=(model, 0))
+    worker.start()
+    worker.join(120)
+    assert worker.exitcode == 0
+    moved = model[0].weight.detach().dense() != before
+    assert moved.any() and not moved[~model[0].weight_mask].any()
+    step_once(model, optimizer, 0)
+    assert_zeros(model, sparsity)
+
+
 def test_a_state_dict_of_a_trained_model_has_its_zeros():
     model, _, sparsity = sparse(STATIC)
     model[0].weight.data.fill_(1.0)
@@ -183,9 +197,10 @@ def prune_and_remove(module):
     "wrap", [weight_norm, nn.utils.parametrizations.spectral_norm, prune, prune_and_remove]
 )
 @pytest.mark.parametrize("when", ["before the optimizer", "after it"])
-def test_a_parametrization_on_top_is_refused(wrap, when):
+@pytest.mark.parametrize("compute", ["masked", "compact"])
+def test_a_parametrization_on_top_is_refused(wrap, when, compute):
     model = network()
-    sparsity = rarefy.Static(0.8, seed=0, param_filter="0.weight", compute="masked")
+    sparsity = rarefy.Static(0.8, seed=0, param_filter="0.weight", compute=compute)
     sparsity.apply(model)
     if when == "before the optimizer":
         wrap(model[0])

@@ -3,10 +3,11 @@
 from rarefy.nn.conv1d import SparseConv1D
 from rarefy.nn.conversion import is_conv1d, make_compact, make_dense, show_mask
 from rarefy.nn.linear import SparseLinear
-from rarefy.nn.mask import WeightMask
+from rarefy.nn.mask import CopiedMask, WeightMask
 from rarefy.tensors import move_entries
 
 __all__ = [
+    "CopiedMask",
     "SparseConv1D",
     "SparseLinear",
     "WeightMask",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from rarefy.errors import RarefyError
 from rarefy.tensors import SparseWeight
-from rarefy.torch_private import make_wrapper, mapped, no_subclass_functions
+from rarefy.torch_private import make_wrapper, mapped, no_subclass_functions, without_subclass_functions
 
 _aten = torch.ops.aten
 
@@ -17,7 +18,8 @@ _aten = torch.ops.aten
 class WeightMask(Tensor):
     """Which connections of a sparse weight are active: bool, the shape of the weight, built whenever it is read.
 
-    A copy of it (deepcopy, pickle, a file) is a plain bool tensor. Writing another mask to it is refused.
+    A copy of it is a bool tensor with memory (a `CopiedMask`; in a pickle or a file a plain one). Writing another mask
+    to it is refused.
 
     Args:
         weight: whose connections it shows.
@@ -70,7 +72,7 @@ class WeightMask(Tensor):
         return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
-        return self.dense()
+        return self.dense().as_subclass(CopiedMask)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return self.dense().__reduce_ex__(protocol)
@@ -102,5 +104,50 @@ class WeightMask(Tensor):
         return self
 
 
+class CopiedMask(Tensor):
+    """The mask in a copy of a model: a bool tensor of which differences can be taken, as averages of buffers do.
+
+    An average of masks, written back, is true where any of them was: it shows all connections that the average of the
+    weights has.
+
+    Example:
+        >>> mask = torch.tensor([True, False]).as_subclass(CopiedMask)
+        >>> mask.copy_(mask + (torch.tensor([False, False]) - mask) / 2).tolist()
+        [True, False]
+    """
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _DIFFERENCES:
+            args = mapped(_number, args)
+        with without_subclass_functions():
+            result = func(*args, **(kwargs or {}))
+        # a mask that is moved or detached stays one, so that its average can go on
+        is_mask = type(result) is Tensor and result.dtype == torch.bool
+        return result.as_subclass(cls) if is_mask and func in _STAYS else result
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
+        return self.as_subclass(Tensor).clone().as_subclass(CopiedMask)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return self.as_subclass(Tensor).__reduce_ex__(protocol)
+
+
+_DIFFERENCES = (torch.sub, Tensor.sub, Tensor.__sub__, Tensor.__rsub__)
+_STAYS = (Tensor.to, Tensor.cpu, Tensor.cuda, Tensor.detach, Tensor.clone)
+
+
+def _number(value: Any) -> Any:
+    return value.float() if isinstance(value, Tensor) and value.dtype == torch.bool else value
+
+
 def _shown(value: Any) -> Any:
     return value.dense() if isinstance(value, WeightMask) else value
+
+
+def _send(mask: WeightMask) -> Any:
+    """Another process gets the mask of the weight that it gets; a dense copy's memory would be gone before it came."""
+    return WeightMask, (mask.weight,)
+
+
+ForkingPickler.register(WeightMask, _send)

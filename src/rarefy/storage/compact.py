@@ -10,13 +10,16 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from rarefy import kernels, masks
+from rarefy.distributed import cut_by
 from rarefy.errors import RarefyError
 from rarefy.nn import WeightMask, make_compact
 from rarefy.storage.gradients import DenseGradient
+from rarefy.storage.masked import cut_in_pieces, resized, taken_away
 from rarefy.storage.optimizer_state import begin_entries, change_state, sparse_states
-from rarefy.storage.ranking import Score
+from rarefy.storage.ranking import Score, is_multiple
 from rarefy.tensors import SparseWeight, move_entries, set_topology
 from rarefy.ties import TieOrder
+from rarefy.torch_private import is_part_of_a_flat_parameter
 
 
 class CompactStorage:
@@ -138,11 +141,14 @@ class CompactStorage:
         """Nothing to do."""
 
     def select_gradient(self, dense: DenseGradient | None) -> None:
-        """Gathers a gradient that somebody assigned dense."""
+        """Gathers a gradient that somebody assigned dense, and finds the dense one of one assigned sparse."""
         self.restore()
         weight = self.weight
         grad = weight.grad
-        if grad is not None and not isinstance(grad, SparseWeight):
+        if isinstance(grad, SparseWeight):
+            if dense is not None and grad.topology.equals(weight.topology):
+                dense.claim(lambda arrived: is_multiple(grad.entries, weight.topology.gather(arrived)))
+        elif grad is not None:
             # Zeros at all inactive positions: what the gradient was made of had been selected.
             if dense is not None and not kernels.holds_zeros(grad, self.mask):
                 dense.assign(grad)
@@ -179,19 +185,31 @@ class CompactStorage:
         """Takes over what somebody assigned to the module in the place of the weight.
 
         Raises:
-            RarefyError: it is neither a plain parameter nor a sparse one.
+            RarefyError: it is neither a plain parameter nor a sparse one, or cut in pieces.
         """
         weight = self.weight
-        shown = getattr(self.module, self.mask_leaf, None)
-        if type(weight) is SparseWeight and isinstance(shown, WeightMask) and shown.weight is weight:
+        shown: Any = getattr(self.module, self.mask_leaf, None)
+        is_ours = type(weight) is SparseWeight and isinstance(shown, WeightMask) and shown.weight is weight
+        if is_ours and not is_part_of_a_flat_parameter(weight):
             return
-        if type(weight) not in (nn.Parameter, SparseWeight) or not isinstance(shown, Tensor):
+        self._check_that_it_can_be_followed(weight, shown)
+        mask = shown.dense() if isinstance(shown, WeightMask) else shown
+        make_compact(self.module, self.leaf, mask.to(weight.device), self.mask_leaf, self.block)
+
+    def _check_that_it_can_be_followed(self, weight: Any, shown: Any) -> None:
+        cut = cut_by(weight)
+        if cut:
+            raise cut_in_pieces(self.module, self.leaf, cut)
+        is_own = self.leaf in dict(self.module.named_parameters(recurse=False, remove_duplicate=False))
+        if not is_own or not isinstance(shown, Tensor) or shown.dtype != torch.bool:
+            raise taken_away(self.module, self.leaf)
+        if weight.shape != shown.shape:
+            raise resized(self.module, self.leaf, shown.shape)
+        if type(weight) not in (nn.Parameter, SparseWeight):
             raise RarefyError(
                 f"{self.leaf} of {type(self.module).__name__} is a {type(weight).__name__} now, which compact storage "
                 "cannot follow; set compute: masked, or call rarefy.finalize(model) before you wrap or parametrize it"
             )
-        mask = shown.dense() if isinstance(shown, WeightMask) else shown
-        make_compact(self.module, self.leaf, mask.to(weight.device), self.mask_leaf, self.block)
 
     # ---- files ----
 

@@ -141,6 +141,17 @@ class DenseGradient:
         if arrived is not None:
             self._sum_up(arrived)
 
+    def claim(self, is_of: Callable[[Tensor], bool]) -> None:
+        """Takes in what arrived without being accumulated, as `torch.autograd.grad` leaves it.
+
+        Args:
+            is_of: whether the gradient that the optimizer is about to use was made of a dense one.
+        """
+        arrived = self._arrived
+        if self.value is None and not self._is_closed and arrived is not None and is_of(arrived):
+            self._arrived = None
+            self._sum_up(arrived)
+
     def assign(self, grad: Tensor) -> None:
         """Takes over a whole gradient that somebody else computed, in place of any sum."""
         self.value = grad.detach().clone()

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from rarefy import kernels, masks
+from rarefy.distributed import WHOLE_WEIGHTS, cut_by
 from rarefy.errors import RarefyError
 from rarefy.storage.gradients import DenseGradient, LastSelected
 from rarefy.storage.optimizer_state import begin_state, rest_inactive
@@ -129,17 +130,17 @@ class MaskedStorage:
         """Refuses a weight that other code took out of its module.
 
         Raises:
-            RarefyError: it was parametrized, pruned by torch, or removed.
+            RarefyError: it was parametrized, pruned by torch, removed, resized, or cut in pieces.
         """
         weight = getattr(self.module, self.leaf, None)
         mask = getattr(self.module, self.mask_leaf, None)
         if not isinstance(weight, nn.Parameter) or not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-            kind = type(self.module).__name__.removeprefix("Parametrized")
-            raise RarefyError(
-                f"{self.leaf} of a {kind} was sparse and is no parameter of it any more, or its mask is gone: it was "
-                "parametrized (weight_norm, spectral_norm), pruned by torch.nn.utils.prune, or prune.remove was "
-                "called; do that before sparsity.apply(model), or after rarefy.finalize(model)"
-            )
+            raise taken_away(self.module, self.leaf)
+        cut = cut_by(weight)
+        if cut:
+            raise cut_in_pieces(self.module, self.leaf, cut)
+        if weight.shape != mask.shape:
+            raise resized(self.module, self.leaf, mask.shape)
 
     def restore_zeros(self, optimizers: Iterable[Optimizer]) -> None:
         """Prunes if somebody wrote to inactive positions; looking costs half of what writing does."""
@@ -202,6 +203,47 @@ class MaskedStorage:
         dense = tensor.new_zeros(self.shape)
         dense[self.mask.to(tensor.device)] = tensor
         return dense
+
+
+def taken_away(module: nn.Module, leaf: str) -> RarefyError:
+    """The error about a weight that other code took out of its module.
+
+    Example:
+        >>> str(taken_away(nn.Linear(2, 2), "weight"))[:46]
+        'weight of a Linear was sparse and is no parame'
+    """
+    kind = type(module).__name__.removeprefix("Parametrized")
+    return RarefyError(
+        f"{leaf} of a {kind} was sparse and is no parameter of it any more, or its mask is gone: it was parametrized "
+        "(weight_norm, spectral_norm), pruned by torch.nn.utils.prune, prune.remove was called, or "
+        "FullyShardedDataParallel flattened it; do that before sparsity.apply(model), or after rarefy.finalize(model); "
+        f"{WHOLE_WEIGHTS}"
+    )
+
+
+def cut_in_pieces(module: nn.Module, leaf: str, cut: str) -> RarefyError:
+    """The error about a weight of which each process holds a part.
+
+    Example:
+        >>> str(cut_in_pieces(nn.Linear(2, 2), "weight", "a DTensor"))[:35]
+        'weight of a Linear is now a DTensor'
+    """
+    kind = type(module).__name__.removeprefix("FSDP")
+    return RarefyError(f"{leaf} of a {kind} is now {cut}, and was sparse before; {WHOLE_WEIGHTS}")
+
+
+def resized(module: nn.Module, leaf: str, shape: torch.Size) -> RarefyError:
+    """The error about a weight that has another shape than its mask.
+
+    Example:
+        >>> str(resized(nn.Linear(2, 3), "weight", torch.Size([2, 2])))[:54]
+        'weight of a Linear has the shape (3, 2) now, and had ('
+    """
+    now = tuple(getattr(module, leaf).shape)
+    return RarefyError(
+        f"{leaf} of a {type(module).__name__} has the shape {now} now, and had {tuple(shape)} when it became sparse; "
+        "resize it before sparsity.apply(model), or call rarefy.finalize(model), resize it, and apply sparsity anew"
+    )
 
 
 def free_mask_leaf(module: nn.Module, leaf: str) -> str:

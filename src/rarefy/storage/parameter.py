@@ -34,6 +34,8 @@ class SparseParameter:
 
     Attributes:
         steps: how many optimizer steps the weight has taken since the algorithm's step 0.
+        has_learned: whether an optimizer used a gradient of it in the step in progress; it may be frozen since, as a
+            discriminator is while its generator learns.
         tokens: rows of activations in one forward pass of its module, once that was seen; else None.
         dtype: of these activations.
         state: numbers of the algorithm's own, one a connection.
@@ -60,6 +62,7 @@ class SparseParameter:
         self.state = ConnectionState({})
         self.forward = ForwardSet()
         self.steps = 0
+        self.has_learned = False
         self.tokens: int | None = None
         self.dtype = torch.float32
 

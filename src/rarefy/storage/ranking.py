@@ -100,6 +100,31 @@ def common_factor(tensor: Tensor, other: Tensor) -> float:
         >>> common_factor(torch.tensor([2.0, 3.0]), torch.tensor([1.0, 6.0]))
         1.0
     """
+    middle = _shared_ratio(tensor, other)
+    if middle is None:
+        return 1.0
+    power = math.log2(middle)
+    return 2.0 ** round(power) if abs(power - round(power)) < _ROUNDING else middle
+
+
+def is_multiple(tensor: Tensor, other: Tensor) -> bool:
+    """Whether `tensor` is `other` times a positive number, as far as the largest sampled entries tell.
+
+    Args:
+        tensor: any shape.
+        other: the shape of `tensor`.
+
+    Example:
+        >>> is_multiple(torch.tensor([2.0, 4.0]), torch.tensor([1.0, 2.0]))
+        True
+        >>> is_multiple(torch.tensor([2.0, 3.0]), torch.tensor([1.0, 6.0]))
+        False
+    """
+    return _shared_ratio(tensor, other) is not None
+
+
+def _shared_ratio(tensor: Tensor, other: Tensor) -> float | None:
+    """By how much the largest sampled entries of `tensor` are larger; None where they do not agree."""
     stride = max(1, tensor.numel() // _SAMPLES)
     now = tensor.flatten()[::stride]
     before = other.flatten()[::stride]
@@ -107,10 +132,7 @@ def common_factor(tensor: Tensor, other: Tensor) -> float:
     ratios = now[places].double() / before[places].double()
     ratios = ratios[ratios.isfinite() & (ratios != 0)]
     if not len(ratios):
-        return 1.0
+        return None
     middle = float(ratios.median())
     is_common = float(((ratios / middle - 1).abs() < _ROUNDING).double().mean()) > 0.9
-    if not is_common or middle <= 0:
-        return 1.0
-    power = math.log2(middle)
-    return 2.0 ** round(power) if abs(power - round(power)) < _ROUNDING else middle
+    return middle if is_common and middle > 0 else None

@@ -55,6 +55,7 @@ def product(x: Tensor, weight: StoredWeight, bias: Tensor | None) -> Tensor:
         x = x.to(torch.get_autocast_dtype(x.device.type))
     is_transposed = weight._cell.topology.is_transposed
     if torch.compiler.is_compiling():
+        _refuse_onnx()
         return LINEAR(x, weight, bias, is_transposed)
     if has_transform() or has_forward_gradients():
         return _by_dense(x, weight, bias, is_transposed)
@@ -93,8 +94,24 @@ def _check(x: Tensor, cell: Cell, bias: Tensor | None) -> None:
 
 
 def _traced(x: Tensor, weight: StoredWeight, bias: Tensor | None) -> Tensor:
-    """For TorchScript, which keeps values and indices as constants."""
+    """For TorchScript, which keeps values and indices as constants; ONNX knows no kernels, and gets a dense matrix."""
+    if torch.onnx.is_in_onnx_export():
+        matrix = in_layout(weight.dense(), weight.topology.is_transposed)
+        return F.linear(x, matrix.to(x.dtype), bias if bias is None else bias.to(x.dtype))
     return weight._cell.topology.index.linear(x, weight._cell.values.detach(), bias)
+
+
+def _refuse_onnx() -> None:
+    """ONNX has no operation for the kernels, and torch hands their index tensors to it as parameters.
+
+    Raises:
+        RarefyError: a model is exported to ONNX just now.
+    """
+    if torch.onnx.is_in_onnx_export():
+        raise RarefyError(
+            "torch.onnx.export of a weight in compact storage is not allowed; export "
+            "rarefy.finalize(copy.deepcopy(model)), which has the same weights, or use rarefy export"
+        )
 
 
 def _forward(x: Tensor, weight: StoredWeight, bias: Tensor | None) -> Tensor:

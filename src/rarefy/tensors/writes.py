@@ -84,8 +84,9 @@ def refuse_foreign(target: StoredWeight, source: StoredWeight) -> None:
         new = int((source.topology.sources_in(target.topology) < 0).sum())
         raise RarefyError(
             f"a sparse tensor with {new} other connections is not allowed in a write to a weight whose topology an "
-            "algorithm or a layer manages; give its .dense(), of which the active connections are taken, or change "
-            "the mask first (load_state_dict does both)"
+            "algorithm or a layer manages; give its .dense(), of which the active connections are taken, change the "
+            "mask first (load_state_dict does both), or let a copy or an average of the model have the same "
+            "connections: sparsity.track(copy)"
         )
 
 

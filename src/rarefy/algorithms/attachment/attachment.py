@@ -24,7 +24,7 @@ from rarefy.storage.choice import choose_storage, restore_storage, storage_state
 from rarefy.storage.gradients import Shortlist
 from rarefy.storage.growth import GrowthRequest
 from rarefy.storage.parameter import SparseParameter
-from rarefy.torch_private import accumulation_hooks, scale_in_gradients
+from rarefy.torch_private import accumulation_hooks, scale_in_gradients, times_written
 
 
 class Policy(Protocol):
@@ -263,9 +263,10 @@ class Attachment:
         parameter.require_parameter()
         if grad.layout is not torch.strided:
             raise RarefyError(f"{parameter.name} has a sparse gradient; build its module with sparse=False")
+        version = times_written(grad)
         parameter.after_accumulation(grad, self._collects_dense_grad())
         if self._policy.autoupdate:
-            self._following.saw_gradient(parameter, grad)
+            self._following.saw_gradient(parameter, grad, version)
 
     def _shorten(self, parameter: SparseParameter, grad: Tensor) -> Tensor | Shortlist:
         """What has to be held of a dense gradient that arrived in whole."""
@@ -281,6 +282,7 @@ class Attachment:
         if optimizer is None or grad is None:
             parameter.storage.select_gradient(None)
             return
+        parameter.has_learned = parameter.weight.requires_grad
         scale = scale_in_gradients(optimizer)
         policy = self._policy
         wants_active = policy.needs == "active" and self._is_update_step(self.step + 1)
@@ -300,6 +302,7 @@ class Attachment:
             self._policy.update()
         for parameter in self.parameters.values():
             parameter.dense_gradient.reopen()
+            parameter.has_learned = False
         # From the first step it is known how many tokens each layer sees.
         if is_update or self.step == 1:
             self.choose_storage()

@@ -41,6 +41,7 @@ class Following:
         self.optimizers: list[Optimizer] = []
         self.step = 0
         self._parameters = parameters
+        self._trained: dict[str, nn.Parameter] = {}  # weak references would keep torch from swapping tensors
         self._watch = StepWatch()
         self._before = before_step
         self._after = after_step
@@ -55,8 +56,10 @@ class Following:
             # SAM, Lookahead and their kin: the innermost takes the steps, and the wrapper may write afterwards.
             optimizer.register_step_post_hook(lambda *_: self._prune_all(inner[-1]))
             return self.follow(inner[-1])
-        for parameter in self._parameters.values():
+        for name, parameter in self._parameters.items():
             parameter.require_parameter()
+            if parameter.weight in own:
+                self._trained[name] = parameter.weight
         self.optimizers.append(optimizer)
         optimizer.register_step_pre_hook(self._before_step)
         optimizer.register_step_post_hook(self._after_step)
@@ -66,9 +69,9 @@ class Following:
         self._prune_all(optimizer)
         return True
 
-    def saw_gradient(self, parameter: SparseParameter, grad: Tensor) -> None:
-        """Called after each backward pass, to notice that nobody makes use of its gradients."""
-        self._watch.saw_gradient(parameter.name, grad, bool(self.optimizers))
+    def saw_gradient(self, parameter: SparseParameter, grad: Tensor, version: int) -> None:
+        """Called after each backward pass, to notice that nobody makes use of its gradients; see `StepWatch`."""
+        self._watch.saw_gradient(parameter.name, grad, bool(self.optimizers), version)
 
     def is_frozen(self, parameter: SparseParameter) -> bool:
         """Whether a weight cannot learn: no gradient is wanted, it is in no optimizer, or its learning rate is 0."""
@@ -80,7 +83,8 @@ class Following:
             if any(other is weight for other in group["params"])
         ]
         rates = [float(group.get("lr", 1.0)) for group in groups]
-        return not weight.requires_grad or bool(self.optimizers and not any(rates))
+        is_wanted = weight.requires_grad or parameter.has_learned
+        return not is_wanted or bool(self.optimizers and not any(rates))
 
     def _prune_all(self, optimizer: Optimizer) -> None:
         for parameter in self._parameters.values():
@@ -101,6 +105,8 @@ class Following:
 
     def _call(self, optimizer: Optimizer, closure: Callable[[], Any]) -> Any:
         for parameter in self._parameters.values():
+            # LBFGS goes along directions of earlier steps, in which dropped connections have a part
+            parameter.storage.restore_zeros(self.optimizers)
             parameter.hide()
         loss = closure()
         self._watch.saw_step()  # LBFGS asks for many gradients in one step
@@ -111,9 +117,11 @@ class Following:
     def _get_ready(self, optimizer: Optimizer) -> None:
         """Selects again the gradients that somebody changed after they were accumulated."""
         own = trained_parameters(optimizer)
-        skips = was_told_to_skip(optimizer)
         for parameter in self._parameters.values():
             parameter.require_parameter()
+        self._refuse_replaced(optimizer, own)
+        skips = was_told_to_skip(optimizer)
+        for parameter in self._parameters.values():
             is_own = parameter.weight in own and not skips
             if is_own:
                 parameter.show()
@@ -154,15 +162,37 @@ class Following:
         self.step += 1
         self._after()
 
+    def _refuse_replaced(self, optimizer: Optimizer, own: Container[nn.Parameter]) -> None:
+        """Notices that a weight is another tensor by now, which no optimizer has, while this one goes on with the old.
+
+        Raises:
+            RarefyError: it is.
+        """
+        for name, parameter in self._parameters.items():
+            weight, old = parameter.weight, self._trained.get(name)
+            if weight in own:
+                self._trained[name] = weight
+            elif old is not None and old is not weight and old in own and not self._is_trained(weight):
+                raise RarefyError(
+                    f"{name} is another tensor than the one that {type(optimizer).__name__} trains: "
+                    "load_state_dict(assign=True), an assignment to the module or a conversion replaced the parameter, "
+                    "so that it would not learn; build the optimizer anew from model.parameters() and call "
+                    "sparsity.apply(optimizer), or load without assign"
+                )
+
+    def _is_trained(self, weight: nn.Parameter) -> bool:
+        return any(weight in trained_parameters(optimizer) for optimizer in self.optimizers)
+
     def _refuse_strangers(self, optimizer: Optimizer) -> None:
-        """Called where no followed optimizer trains a sparse weight.
+        """Called where no followed optimizer trains a sparse weight: says so, if they could learn.
 
         Raises:
             RarefyError: the weights get gradients all the same.
         """
-        waiting = [
-            parameter.name for parameter in self._parameters.values() if parameter.weight.grad is not None
-        ]
+        wanted = [parameter for parameter in self._parameters.values() if parameter.weight.requires_grad]
+        waiting = [parameter.name for parameter in wanted if parameter.weight.grad is not None]
+        if wanted and not waiting:
+            self._watch.saw_stranger(type(optimizer).__name__, wanted[0].name)
         if waiting and len(waiting) == len(self._parameters):
             raise RarefyError(
                 f"{type(optimizer).__name__} trains none of the sparse weights ({waiting[0]} …), though they get "

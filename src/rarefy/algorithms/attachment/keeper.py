@@ -9,10 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rarefy.errors import RarefyError
 from rarefy.filters import Candidate
-from rarefy.nn import make_dense
+from rarefy.nn import CopiedMask, make_dense
 from rarefy.tensors import SparseWeight
-from rarefy.torch_private import forward_pre_hooks, remove_hooks
+from rarefy.torch_private import buffers_of, forward_pre_hooks, remove_hooks
+
+SCRIPTED = "__prepare_scriptable__"
+"""Where `torch.jit.script` looks for what a module wants to be compiled as."""
 
 NO_KEYWORDS: Mapping[str, Any] = MappingProxyType({})
 
@@ -67,7 +71,15 @@ class Keeper:
     def __getstate__(self) -> dict[str, Any]:
         own = {"module": self.module, "leaf": self.leaf, "mask_leaf": self.mask_leaf}
         nobody = ("observe", "prune", "on_load", "on_release", "on_mask", "true_weight")
-        return {**own, **dict.fromkeys(nobody)}
+        return {**own, **dict.fromkeys(nobody), "buffers": buffers_of(self.module)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # The copied module is not complete yet, but its buffers are.
+        buffers = state.pop("buffers", {})
+        vars(self).update(state)
+        mask = buffers.get(self.mask_leaf)
+        if type(mask) is Tensor:
+            buffers[self.mask_leaf] = mask.as_subclass(CopiedMask)
 
     def register(self, modules: Iterable[nn.Module]) -> None:
         """Registers itself with every module that holds the weight."""
@@ -76,6 +88,7 @@ class Keeper:
             module.register_state_dict_pre_hook(self.before_state_dict)
             module.register_load_state_dict_pre_hook(self.before_load)
             module.register_load_state_dict_post_hook(self.after_load)
+            vars(module)[SCRIPTED] = self.refuse_script
             if self.true_weight is not None:
                 module.register_state_dict_post_hook(StateDictHook(self))
 
@@ -107,6 +120,17 @@ class Keeper:
         """Post-hook of `load_state_dict`."""
         if self.on_load is not None:
             self.on_load()
+
+    def refuse_script(self) -> nn.Module:
+        """What torch asks of a module that is about to be compiled to TorchScript.
+
+        Raises:
+            RarefyError: always; TorchScript knows neither our hooks nor compact weights.
+        """
+        raise RarefyError(
+            f"torch.jit.script of a model whose {self.leaf} is sparse is not allowed; script "
+            "rarefy.finalize(copy.deepcopy(model)), which has the same weights, or use torch.jit.trace or torch.export"
+        )
 
     def release(self) -> None:
         """Makes the weight a plain dense one; once only, where tied modules share this object."""
@@ -143,11 +167,26 @@ def keepers(module: nn.Module) -> Iterator[Keeper]:
             yield owner
 
 
+def forget(module: nn.Module, keeper: Keeper) -> None:
+    """Takes all that a keeper registered with a module back.
+
+    Example:
+        >>> import rarefy
+        >>> layer = nn.Linear(10, 10)
+        >>> rarefy.configure(0.9).apply(layer)
+        >>> [forget(layer, keeper) for keeper in keepers(layer)], list(keepers(layer))
+        ([None], [])
+    """
+    remove_hooks(module, keeper)
+    if getattr(vars(module).get(SCRIPTED), "__self__", None) is keeper:
+        del vars(module)[SCRIPTED]
+
+
 def reclaim(candidate: Candidate) -> None:
     """Takes a weight over from an algorithm that no longer lives, in a copy of its model; the weight becomes dense."""
     for module in dict.fromkeys(place.module for place in candidate.places):
         for stale in [keeper for keeper in keepers(module) if keeper.leaf == candidate.places[0].leaf]:
-            remove_hooks(module, stale)
+            forget(module, stale)
             stale.release()
         make_dense(module, candidate.places[0].leaf)
 
@@ -172,7 +211,7 @@ def finalize(model: nn.Module) -> nn.Module:
     """
     for module in model.modules():
         for keeper in list(keepers(module)):
-            remove_hooks(module, keeper)
+            forget(module, keeper)
             keeper.release()
         for leaf in [
             leaf for leaf, one in module.named_parameters(recurse=False) if isinstance(one, SparseWeight)

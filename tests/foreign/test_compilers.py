@@ -1,0 +1,71 @@
+"""TorchScript and ONNX: right, or one line that says what to compile in its place."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import rarefy
+from foreign.networks import STATIC, inputs, network, sparse
+from rarefy.errors import RarefyError
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("compute", ["masked", "compact"])
+@pytest.mark.parametrize("inside", [False, True])
+def test_torchscript_is_refused_and_possible_once_finalized(compute, inside):
+    model, *_ = sparse(STATIC, compute=compute)
+    for one in (model, copy.deepcopy(model)):
+        with pytest.raises(
+            RarefyError, match=r"torch\.jit\.script .* rarefy\.finalize\(copy\.deepcopy\(model\)\)"
+        ):
+            torch.jit.script(nn.Sequential(one) if inside else one)
+    dense = rarefy.finalize(copy.deepcopy(model))
+    torch.testing.assert_close(torch.jit.script(dense)(inputs()), model(inputs()))
+    assert not any("script" in name for name in vars(dense[0]))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("compute", ["masked", "compact"])
+def test_a_trace(compute):
+    model, *_ = sparse(STATIC, compute=compute)
+    traced = torch.jit.trace(model.eval(), inputs())
+    torch.testing.assert_close(traced(inputs(3)), model(inputs(3)))
+
+
+def exported(model, path, dynamo):
+    torch.onnx.export(model, (inputs(),), str(path), dynamo=dynamo, verbose=False)
+    session = pytest.importorskip("onnxruntime").InferenceSession(str(path))
+    return torch.from_numpy(session.run(None, {session.get_inputs()[0].name: inputs().numpy()})[0])
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("compute", ["masked", "compact"])
+def test_the_older_exporter_of_onnx_gets_the_dense_matrix(compute, tmp_path):
+    pytest.importorskip("onnxscript")
+    model, *_ = sparse(STATIC, compute=compute)
+    found = exported(model.eval(), tmp_path / "model.onnx", False)
+    torch.testing.assert_close(found, model(inputs()), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_newer_exporter_of_onnx_refuses_compact_weights_in_one_line(tmp_path):
+    pytest.importorskip("onnxscript")
+    model, *_ = sparse(STATIC, compute="compact")
+    with pytest.raises(
+        Exception, match=r"torch\.onnx\.export of a weight in compact storage .*rarefy\.finalize"
+    ):
+        exported(model.eval(), tmp_path / "model.onnx", True)
+
+
+def test_a_resized_weight_is_refused():
+    for compute in ("masked", "compact"):
+        model = network()
+        sparsity = rarefy.configure({**STATIC, "compute": compute})
+        sparsity.apply(model)
+        model[0].weight = nn.Parameter(torch.ones(50, 32))
+        with pytest.raises(RarefyError, match=r"has the shape \(50, 32\) now, and had \(48, 32\)"):
+            sparsity.apply(torch.optim.SGD(model.parameters(), lr=0.1))
