@@ -1,5 +1,11 @@
 """Copies compute with what was written into them; those that are tracked follow the topology of the model."""
 
+# Modules and tensors are asked for attributes that their types do not tell.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportIndexIssue=false
+# pyright: reportOptionalMemberAccess=false, reportOperatorIssue=false, reportFunctionMemberAccess=false
+# pyright: reportOptionalSubscript=false, reportUnusedExpression=false, reportIncompatibleMethodOverride=false
+# pyright: reportOptionalCall=false
+
 from __future__ import annotations
 
 import copy

@@ -1,5 +1,11 @@
 """Layers so large that `auto` stores them compact, in the hands of code that knows nothing of sparsity."""
 
+# Modules and tensors are asked for attributes that their types do not tell.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportIndexIssue=false
+# pyright: reportOptionalMemberAccess=false, reportOperatorIssue=false, reportFunctionMemberAccess=false
+# pyright: reportOptionalSubscript=false, reportUnusedExpression=false, reportIncompatibleMethodOverride=false
+# pyright: reportOptionalCall=false
+
 from __future__ import annotations
 
 import copy

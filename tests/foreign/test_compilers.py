@@ -1,5 +1,11 @@
 """TorchScript and ONNX: right, or one line that says what to compile in its place."""
 
+# Modules and tensors are asked for attributes that their types do not tell.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportIndexIssue=false
+# pyright: reportOptionalMemberAccess=false, reportOperatorIssue=false, reportFunctionMemberAccess=false
+# pyright: reportOptionalSubscript=false, reportUnusedExpression=false, reportIncompatibleMethodOverride=false
+# pyright: reportOptionalCall=false
+
 from __future__ import annotations
 
 import copy

@@ -1,5 +1,11 @@
 """Gradients from everywhere: RigL follows them, whoever computed them, and sees those of the step that is taken."""
 
+# Modules and tensors are asked for attributes that their types do not tell.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportIndexIssue=false
+# pyright: reportOptionalMemberAccess=false, reportOperatorIssue=false, reportFunctionMemberAccess=false
+# pyright: reportOptionalSubscript=false, reportUnusedExpression=false, reportIncompatibleMethodOverride=false
+# pyright: reportOptionalCall=false
+
 from __future__ import annotations
 
 import warnings

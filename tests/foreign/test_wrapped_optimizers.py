@@ -1,5 +1,11 @@
 """SAM, Lookahead, wrappers and optimizers that hold other tensors: followed, or refused at the first step."""
 
+# Modules and tensors are asked for attributes that their types do not tell.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportIndexIssue=false
+# pyright: reportOptionalMemberAccess=false, reportOperatorIssue=false, reportFunctionMemberAccess=false
+# pyright: reportOptionalSubscript=false, reportUnusedExpression=false, reportIncompatibleMethodOverride=false
+# pyright: reportOptionalCall=false
+
 from __future__ import annotations
 
 import copy
