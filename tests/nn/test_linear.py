@@ -64,7 +64,7 @@ def test_the_mask_reads_as_a_bool_tensor(pair: tuple[nn.Linear, SparseLinear]) -
     assert torch.equal(shown, mask_of()) and torch.equal(~shown, ~mask_of()) and (shown & ~shown).sum() == 0
     assert torch.equal(shown.t()[3], mask_of().t()[3]) and shown.tolist() == mask_of().tolist()
     assert torch.equal(torch.from_numpy(shown.numpy()), mask_of()) and "connections=" in repr(shown)
-    memory = torch.empty(0, dtype=torch.bool).set_(shown.untyped_storage(), 0, (24, 40))
+    memory = torch.empty(0, dtype=torch.bool).set_(shown.untyped_storage(), 0, (24, 40))  # pyright: ignore
     assert torch.equal(memory, mask_of()) and shown.data_ptr() == memory.data_ptr()
     for copied in (copy.deepcopy(shown), pickle.loads(pickle.dumps(shown))):
         assert (
@@ -74,7 +74,7 @@ def test_the_mask_reads_as_a_bool_tensor(pair: tuple[nn.Linear, SparseLinear]) -
         )
     sparse.set_topology(mask_of(seed=1))
     assert torch.equal(shown, mask_of(seed=1)) and torch.equal(shown.detach(), mask_of(seed=1))
-    again = torch.empty(0, dtype=torch.bool).set_(shown.untyped_storage(), 0, (24, 40))
+    again = torch.empty(0, dtype=torch.bool).set_(shown.untyped_storage(), 0, (24, 40))  # pyright: ignore
     assert torch.equal(again, mask_of(seed=1))
 
 
