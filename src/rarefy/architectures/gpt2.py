@@ -65,6 +65,7 @@ GPT2_VOCABULARY = 50257
 def dropout_options(config: GPTConfig) -> dict[str, Any]:
     """The nonlinearity, the width of the feed-forward part and the three dropout rates."""
     rate = config.embedding_dropout_rate
+    # Special tokens are a tokenizer's; GPT-2's own is known by its size, and ends a text with its last token.
     last = GPT2_VOCABULARY - 1 if config.vocab_size == GPT2_VOCABULARY else None
     return {
         "n_inner": config.filter_size,

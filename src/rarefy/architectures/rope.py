@@ -57,6 +57,7 @@ def rope_keys(options: Mapping[str, Any]) -> dict[str, Any]:
     """
     given = dict(options.get("rope_parameters") or options.get("rope_scaling") or {})
     kind = given.pop("rope_type", None) or given.pop("type", None) or "default"
+    # Files of some versions have both names.
     given.pop("type", None)
     theta = given.pop("rope_theta", options.get("rope_theta", 10000.0))
     if given.pop("partial_rotary_factor", 1.0) != 1.0:

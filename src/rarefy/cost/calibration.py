@@ -93,6 +93,7 @@ def measured() -> Mapping[Key, BreakEven]:
     return _read(path(), stamp.st_mtime_ns, stamp.st_size)
 
 
+# By time and size as well, because another process may write the file meanwhile.
 @functools.lru_cache(maxsize=1)
 def _read(file: Path, _modified: int, _size: int) -> Mapping[Key, BreakEven]:
     try:

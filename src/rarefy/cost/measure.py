@@ -120,6 +120,7 @@ def measure(case: Case, seconds: float, clock: Clock = time.perf_counter) -> Mea
         True
     """
     runs = _steps(case)
+    # The first calls allocate memory and choose kernels; they only tell how many calls a reading needs.
     warm = [max(_time(run, 1, clock) for _ in range(2)) for run in runs]
     calls = [max(1, round(_SAMPLE / max(one, 1e-6))) for one in warm]
     turn = sum(count * one for count, one in zip(calls, warm, strict=True))

@@ -75,6 +75,7 @@ class BlockTopology:
         """
         height, width = block
         row, column = active.nonzero().unbind(1)
+        # Stable, so that within a block column the block rows rise.
         order = column.argsort(stable=True)
         return cls(
             rows=active.shape[0] * height,

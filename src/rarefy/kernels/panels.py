@@ -12,6 +12,7 @@ from rarefy.kernels import native, reference
 from rarefy.kernels.instruction_sets import instruction_set, instruction_set_index
 from rarefy.kernels.native import Layout
 
+# Places are int32: half the memory that the kernels read beside the values.
 _MOST_CONNECTIONS = 2**31 - 1
 
 

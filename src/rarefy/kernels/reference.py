@@ -135,6 +135,7 @@ def keep_n_of_m(scores: Tensor, n: int, m: int) -> Tensor:
     """
     groups = scores.detach().reshape(-1, m)
     nan = groups.isnan()
+    # A descending sort would put NaN first; a second, stable one moves them behind the rest.
     highest = groups.nan_to_num(nan=0.0, posinf=float("inf"), neginf=float("-inf")).argsort(
         dim=1, descending=True, stable=True
     )
@@ -199,6 +200,7 @@ def _starts(keys: Tensor, size: int) -> Tensor:
 
 def _offsets(column: Tensor, width: int) -> Tensor:
     offset = column % width
+    # The bits of a uint16, for which torch has hardly any operation.
     return torch.where(offset < 1 << 15, offset, offset - (1 << 16)).to(torch.int16)
 
 
@@ -219,6 +221,7 @@ def _bracket(scores: Tensor, ranked: Tensor, share: float) -> tuple[Tensor, Tens
     stride = max(1, scores.numel() // _SAMPLES)
     sample = scores[::stride][ranked[::stride]].sort(descending=True).values
     rank = share * sample.numel()
+    # Six standard deviations of the rank in the sample; a bracket that misses is noticed, and costs time only.
     margin = 6.0 * (sample.numel() * share * (1 - share)) ** 0.5 + 2
     infinity = scores.new_tensor(float("inf"))
     low = sample[round(rank + margin)] if rank + margin < sample.numel() - 1 else -infinity

@@ -74,6 +74,7 @@ class SparseLinear(nn.Linear):
         """
         weight: Any = linear.weight
         layer = cls.__new__(cls)
+        # Without the constructor, which draws random weights: the run's random numbers stay as they were.
         nn.Module.__init__(layer)
         layer.in_features = linear.in_features
         layer.out_features = linear.out_features
@@ -89,6 +90,7 @@ class SparseLinear(nn.Linear):
             >>> type(SparseLinear(torch.ones(2, 2, dtype=torch.bool)).to_linear()).__name__
             'Linear'
         """
+        # On the meta device nothing random is drawn, for a weight that is replaced at once.
         linear = nn.Linear(self.in_features, self.out_features, bias=False, device="meta")
         linear.weight = nn.Parameter(self.weight.dense(), requires_grad=self.weight.requires_grad)
         linear.bias = self.bias

@@ -64,6 +64,7 @@ class WeightMask(Tensor):
         shown = self.dense()
         before = shown.clone()
         func(shown, *mapped(_shown, args), **mapped(_shown, kwargs))
+        # `load_state_dict` writes the mask that its weight has taken already, which is no change.
         if not torch.equal(before, shown):
             raise RarefyError(
                 "a write to the mask of a compact weight is not allowed; load a state dict that has weight and mask, "

@@ -30,6 +30,7 @@ def preserves_zeros(optimizer: optim.Optimizer) -> bool:
         >>> preserves_zeros(optim.AdamW(weights)), preserves_zeros(optim.Adafactor(weights))
         (True, False)
     """
+    # Without eps a zero moment divides by zero.
     return is_element_wise(optimizer) and all(group.get("eps", 1.0) > 0 for group in optimizer.param_groups)
 
 
@@ -40,6 +41,7 @@ def is_element_wise(optimizer: optim.Optimizer) -> bool:
         >>> is_element_wise(optim.Adafactor([nn.Parameter(nn.Linear(2, 2).weight)]))
         False
     """
+    # The very class: a subclass may do anything.
     return type(optimizer) in _ZERO_STAYS_ZERO
 
 

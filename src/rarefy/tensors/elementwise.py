@@ -146,6 +146,7 @@ def _is_hashable(value: Any) -> bool:
     return True
 
 
+# Each question is a call of torch, and optimizers would put the same ones at every step.
 @lru_cache(maxsize=1024)
 def _remembered(func: Any, args: tuple[Any, ...], words: tuple[tuple[str, Any], ...]) -> bool:
     return _ask(func, args, dict(words))

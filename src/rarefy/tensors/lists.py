@@ -30,6 +30,7 @@ def takes_lists(name: str) -> bool:
 
 def listwise(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """Calls an operation with the values of the sparse weights among its lists."""
+    # One by one: `copy_` has a rule of its own, by role and topology.
     if func._schema.name == "aten::_foreach_copy_":
         for target, source in zip(*args[:2], strict=True):
             target.copy_(source)

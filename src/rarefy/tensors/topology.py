@@ -38,6 +38,7 @@ def move_entries(tensor: Tensor, sources: Tensor) -> Tensor:
         >>> move_entries(torch.tensor([5.0, 7.0]), torch.tensor([1, -1, 0]))
         tensor([7., 0., 5.])
     """
+    # A zero in front, which is the place −1 of a new connection.
     padded = torch.cat([tensor.new_zeros(1), tensor])
     return padded.index_select(0, sources + 1)
 
