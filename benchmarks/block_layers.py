@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+from block_sizes import block_size
 from interleave import medians
 from torch import Tensor
 
@@ -91,11 +92,6 @@ def lines(
             yield f"  {block[0]}x{block[1]}: " + " / ".join(f"{cell:.1f}" for cell in cells)
 
 
-def pair(text: str) -> tuple[int, int]:
-    height, width = text.split("x")
-    return int(height), int(width)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
@@ -106,7 +102,7 @@ def main() -> None:
     parser.add_argument(
         "--dtypes", nargs="+", default=["float32", "bfloat16"], choices=["float32", "bfloat16"]
     )
-    parser.add_argument("--blocks", nargs="+", type=pair, default=[(16, 16), (32, 32), (64, 64)])
+    parser.add_argument("--blocks", nargs="+", type=block_size, default=[(16, 16), (32, 32), (64, 64)])
     parser.add_argument("--sparsities", nargs="+", type=float, default=SPARSITIES)
     parser.add_argument(
         "--layers", nargs="+", type=int, default=range(len(LAYERS)), help="numbers of the layers"

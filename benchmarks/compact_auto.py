@@ -1,8 +1,8 @@
 """The storage that `compute: auto` chooses, against the dense layer: forward and backward of one `nn.Linear`.
 
 By default 40 layers with sparsities from 0.5 to 0.98; with `--edge` each has the lowest sparsity at which the rule
-takes compact storage, where a rule that expects too much shows first. `--dtype bfloat16` for autocast, `--cpu_time` for
-a machine that others keep busy.
+takes compact storage, where a rule that expects too much shows first. `--dtype bfloat16` for autocast, `--block 32x32`
+for weights of blocks, `--cpu_time` for a machine that others keep busy.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
+from block_sizes import block_size
 from interleave import medians
 from torch import Tensor, nn
 
@@ -44,14 +45,15 @@ class Layer(NamedTuple):
     tokens: int
     sparsity: float
     dtype: torch.dtype
+    block: tuple[int, int] | None
 
 
-def layers(at_edge: bool, dtype: torch.dtype) -> Iterator[Layer]:
+def layers(at_edge: bool, dtype: torch.dtype, block: tuple[int, int] | None) -> Iterator[Layer]:
     for number, (shape, tokens) in enumerate(itertools.product(SHAPES, TOKENS)):
         sparsity = SPARSITIES[(number + number // len(TOKENS)) % len(SPARSITIES)]
         if at_edge:
-            sparsity = min(0.98, max(0.5, break_even_sparsity(*shape, tokens, dtype) + 0.005))
-        yield Layer(*shape, tokens, sparsity, dtype)
+            sparsity = min(0.98, max(0.1, break_even_sparsity(*shape, tokens, dtype, block) + 0.005))
+        yield Layer(*shape, tokens, sparsity, dtype, block)
 
 
 def training(layer: Layer, compute: str | None) -> tuple[nn.Module, Callable[[], None]]:
@@ -60,7 +62,8 @@ def training(layer: Layer, compute: str | None) -> tuple[nn.Module, Callable[[],
     model = nn.Sequential(nn.Linear(layer.columns, layer.rows))
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     if compute is not None:
-        algorithm = rarefy.Static(layer.sparsity, compute=compute)
+        pattern = "unstructured" if layer.block is None else {"block": list(layer.block)}
+        algorithm = rarefy.Static(layer.sparsity, compute=compute, pattern=pattern)
         algorithm.apply(model)
         algorithm.apply(optimizer)
     x = torch.randn(layer.tokens, layer.columns).to(layer.dtype).requires_grad_()
@@ -107,6 +110,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--edge", action="store_true")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--block", type=block_size, help="of whole blocks, for example 32x32")
     parser.add_argument("--cpu_time", action="store_true", help="of one thread")
     parser.add_argument("--seconds", type=float, default=2.0, help="for each layer, about")
     parser.add_argument("--largest", type=float, default=4e10, help="rows x columns x tokens")
@@ -115,7 +119,7 @@ def main() -> None:
         torch.set_num_threads(1)
     clock = time.thread_time if arguments.cpu_time else time.perf_counter
     worst, missed, taken = 0.0, 0, 0
-    for layer in layers(arguments.edge, getattr(torch, arguments.dtype)):
+    for layer in layers(arguments.edge, getattr(torch, arguments.dtype), arguments.block):
         if layer.rows * layer.columns * layer.tokens > arguments.largest:
             continue
         is_compact, masked, compact = measure(layer, arguments.seconds, clock)

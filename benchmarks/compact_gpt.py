@@ -1,7 +1,8 @@
 """A whole training step of the 12-layer, 768-wide GPT, dense against sparse, float32 or `--bf16`.
 
-Both are trained by `rarefy.Trainer`'s step (fused AdamW, clipping) in the same process, in turns. `--memory` reports
-the peak memory of a process of its own for each, and what the sparse weights take of it.
+`--block 32` makes the sparse weights of blocks of that size. Both are trained by `rarefy.Trainer`'s step (fused AdamW,
+clipping) in the same process, in turns. `--memory` reports the peak memory of a process of its own for each, and what
+the sparse weights take of it.
 """
 
 from __future__ import annotations
@@ -10,8 +11,12 @@ import argparse
 import resource
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from functools import partial
 
+import torch
+from block_sizes import block_size
 from gpt_setup import batch_of, gpt_trainer, step_of
 from interleave import medians
 
@@ -20,14 +25,23 @@ from rarefy.algorithms.summary import summary
 SPARSITIES = (0.8, 0.9, 0.95)
 
 
-def speed_up(sparsity: float, bf16: bool, rounds: int, samples: int, length: int) -> float:
+def speed_up(
+    sparsity: float,
+    bf16: bool,
+    block: tuple[int, int] | None,
+    clock: Callable[[], float],
+    rounds: int,
+    samples: int,
+    length: int,
+) -> float:
     """How many times faster a step of the sparse model is."""
     batch = batch_of(0, samples, length)
+    options = {"sparsity": sparsity, "pattern": "unstructured" if block is None else {"block": list(block)}}
     steps = {
         "dense": partial(step_of, gpt_trainer(None, bf16=bf16), batch),
-        "sparse": partial(step_of, gpt_trainer(sparsity, bf16=bf16), batch),
+        "sparse": partial(step_of, gpt_trainer(options, bf16=bf16), batch),
     }
-    seconds = medians(steps, rounds, warmup=2)
+    seconds = medians(steps, rounds, warmup=2, clock=clock)
     return seconds["dense"] / seconds["sparse"]
 
 
@@ -40,9 +54,8 @@ def peak_of(sparsity: float | None, steps: int = 3) -> None:
     share = "" if trainer.sparsity is None else f"; sparse weights: {weight_share(trainer):.3f} of dense ones"
     print(f"sparsity {sparsity}: peak {peak:.0f} MB{share}")
     if trainer.sparsity is not None:
-        print(
-            f"  {sum(row.storage == 'compact' for row in summary(trainer.sparsity).rows)} weights are compact"
-        )
+        rows = summary(trainer.sparsity).rows
+        print(f"  {sum(row.storage in ('compact', 'block') for row in rows)} weights are compact")
 
 
 def weight_share(trainer) -> float:
@@ -60,6 +73,11 @@ def weight_share(trainer) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--bf16", action="store_true", help="both under bfloat16 autocast")
+    parser.add_argument("--block", type=block_size, help="of whole blocks: 32, or 32x16")
+    parser.add_argument(
+        "--cpu_time", action="store_true", help="of one thread, for a machine that others keep busy"
+    )
+    parser.add_argument("--sparsities", nargs="+", type=float, default=SPARSITIES)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--samples", type=int, default=4)
     parser.add_argument("--length", type=int, default=512)
@@ -72,11 +90,20 @@ def main() -> None:
         for which in ("dense", *map(str, SPARSITIES)):
             subprocess.run([sys.executable, __file__, "--peak-of", which], check=True)
     else:
-        for sparsity in SPARSITIES:
+        if arguments.cpu_time:
+            torch.set_num_threads(1)
+        clock = time.process_time if arguments.cpu_time else time.perf_counter
+        for sparsity in arguments.sparsities:
             sizes = arguments.rounds, arguments.samples, arguments.length
-            ratio = speed_up(sparsity, arguments.bf16, *sizes)
+            ratio = speed_up(sparsity, arguments.bf16, arguments.block, clock, *sizes)
+            blocks = (
+                "" if arguments.block is None else f", blocks {arguments.block[0]} x {arguments.block[1]}"
+            )
             kind = "bfloat16 autocast" if arguments.bf16 else "float32"
-            print(f"GPT step, {kind}, sparsity {sparsity}: {ratio:.2f} times faster than dense", flush=True)
+            print(
+                f"GPT step, {kind}{blocks}, sparsity {sparsity}: {ratio:.2f} times faster than dense",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,11 +18,15 @@ from tiny_run import rarefy
 TINY = [measure.Case(n, n, t, s) for n in (16, 64) for t in (16, 32) for s in (0.5, 0.9)]
 
 
+def tiny_cases(dtype: torch.dtype, block: tuple[int, int] | None = None) -> list[measure.Case]:
+    return [replace(case, block=block) for case in TINY]
+
+
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(bench, "_SECONDS", 0)
     monkeypatch.setattr(bench, "_CALIBRATION_SECONDS", 0)
-    monkeypatch.setattr(measure, "calibration_cases", lambda dtype: TINY)
+    monkeypatch.setattr(measure, "calibration_cases", tiny_cases)
     monkeypatch.setenv("RAREFY_CACHE", str(tmp_path))
     return tmp_path / "cost.json"
 
@@ -59,11 +64,30 @@ def test_calibrating_showing_and_forgetting(cache: Path, monkeypatch: pytest.Mon
     assert "nothing to remove" in rarefy("bench", "--reset").stderr
 
 
+@pytest.mark.skipif(instruction_set() == "reference", reason="needs the compiled kernels")
+def test_layers_of_blocks_have_a_rule_of_their_own(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = rarefy("bench", "--shape", "16x32", "--tokens", "4", "--sparsity", "0.5", "--block", "8x16")
+    assert result.exit_code == 0 and "16 × 32" in result.stdout
+    asked = []
+    monkeypatch.setattr(measure, "measure", lambda case, *_, **__: asked.append(case) or as_expected(case))
+    result = rarefy("bench", "--calibrate", "--dtype", "float32", "--block", "64x32")
+    assert result.exit_code == 0, result.output
+    assert {case.block for case in asked} == {None, (16, 16)}, "None for the one that says what is affordable"
+    (entry,) = json.loads(cache.read_text())["entries"]
+    assert entry["key"]["instruction_set"] == f"{instruction_set()} blocks of 16"
+    assert "in use, measured" in rarefy("bench", "--show", "--block", "16x16").stdout
+    assert "in use, measured" not in rarefy("bench", "--show", "--block", "8x16").stdout
+    assert "in use, measured" not in rarefy("bench", "--show").stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
         (["--shape", "768"], "--shape: 768 is not allowed; give the rows and columns of a weight (example"),
         (["--shape", "0x4"], "--shape: 0x4 is not allowed"),
+        (["--block", "32"], "--block: 32 is not allowed; give the rows and columns of a block (example"),
+        (["--block", "10x8"], "--block: 10x8 is not allowed; give blocks that divide 768x768"),
+        (["--calibrate", "--block", "4x8"], "--block: 4x8 is not allowed; give multiples of 8"),
         (["--tokens", "0"], "--tokens: 0 is not allowed; give a whole number ≥ 1"),
         (["--sparsity", "1"], "--sparsity: 1.0 is not allowed; give a number ≥ 0 and < 1"),
         (["--threads", "0"], "--threads: 0 is not allowed; give a whole number ≥ 1"),

@@ -1,8 +1,14 @@
 import math
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 
+from rarefy.cost import calibration
+from rarefy.cost import rule as rules
+from rarefy.cost.break_even import BreakEven
+from rarefy.cost.kernels_in_use import kernels_in_use
 from rarefy.cost.rule import TABLE, break_even_sparsity, pays_off, relative_time
 from rarefy.kernels import instruction_set
 
@@ -34,3 +40,60 @@ def test_the_break_even_is_where_it_starts_to_pay(tokens: int, dtype: torch.dtyp
     assert 0 < sparsity < 1
     assert pays_off(2048, 1024, tokens, 1 - sparsity - 1e-6, dtype)
     assert not pays_off(2048, 1024, tokens, 1 - sparsity + 1e-6, dtype)
+
+
+# ---- processors and blocks ----
+
+
+@pytest.fixture
+def on(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
+    """Makes the rule take this machine for another with AVX-512."""
+
+    def pretend(name: str, unit: str) -> None:
+        units = ("v4_bf16", unit) if unit == "v4_amx" else ("v4_bf16",)
+        monkeypatch.setattr(rules, "available", lambda: ("reference", "v3", "v4"))
+        monkeypatch.setattr(rules, "instruction_set", lambda: "v4")
+        monkeypatch.setattr(rules, "processor", lambda: name)
+        monkeypatch.setattr(rules, "matrix_units", lambda: units)
+        monkeypatch.setattr("rarefy.cost.kernels_in_use.instruction_set", lambda: "v4")
+        monkeypatch.setattr("rarefy.cost.kernels_in_use.matrix_unit", lambda: unit)
+
+    return pretend
+
+
+LAYER = (768, 768, 2048)
+
+
+def test_blocks_pay_where_single_connections_do_not(on: Callable[[str, str], None]) -> None:
+    on("AMD EPYC", "v4_bf16")
+    assert pays_off(*LAYER, 0.4, torch.bfloat16, (32, 32)) and not pays_off(*LAYER, 0.4, torch.bfloat16)
+    assert pays_off(*LAYER, 0.25, torch.bfloat16, (8, 16)) and not pays_off(
+        *LAYER, 0.4, torch.bfloat16, (8, 16)
+    )
+    assert break_even_sparsity(*LAYER, torch.bfloat16, (16, 16)) < break_even_sparsity(*LAYER, torch.bfloat16)
+    # a block that no kernel takes is stored by connections
+    assert relative_time(*LAYER, 0.1, block=(4, 4)) == relative_time(*LAYER, 0.1)
+
+
+def test_dense_products_are_faster_on_another_make(on: Callable[[str, str], None]) -> None:
+    on("AMD EPYC", "v4_bf16")
+    here = break_even_sparsity(*LAYER)
+    on("Intel(R) Xeon(R)", "")
+    assert break_even_sparsity(*LAYER) > here
+
+
+def test_a_matrix_unit_leaves_single_connections_hardly_a_chance(on: Callable[[str, str], None]) -> None:
+    on("Intel(R) Xeon(R)", "v4_amx")
+    assert not pays_off(*LAYER, 0.1, torch.bfloat16) and not pays_off(*LAYER, 0.05, torch.bfloat16)
+    assert pays_off(*LAYER, 0.1, torch.float32)
+
+
+def test_what_was_not_measured_is_not_taken_before_it_is_calibrated(
+    on: Callable[[str, str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(calibration.VARIABLE, str(tmp_path))
+    on("Intel(R) Xeon(R)", "v4_amx")
+    case = (*LAYER, 0.01, torch.bfloat16, (32, 32))
+    assert relative_time(*case) == math.inf and kernels_in_use(*case[4:]) == "v4_amx blocks of 16"
+    calibration.save({calibration.key_of(*case[4:]): BreakEven(0.5, 8, 5e6)})
+    assert pays_off(*case) and not pays_off(*LAYER, 0.05, torch.bfloat16)

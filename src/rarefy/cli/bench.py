@@ -21,8 +21,9 @@ from rarefy.cli.tables import print_whole
 from rarefy.cost import calibration
 from rarefy.cost import rule as cost
 from rarefy.cost.break_even import BreakEven, Measurement
+from rarefy.cost.kernels_in_use import measured_block
 from rarefy.errors import ConfigError, RarefyError
-from rarefy.kernels import instruction_set
+from rarefy.kernels import instruction_set, takes_blocks
 from rarefy.kernels.instruction_sets import REFERENCE
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -40,6 +41,10 @@ Sparsities = Annotated[list[float] | None, Option("--sparsity", help="Of the wei
 Dtype = Annotated[
     Literal["float32", "bfloat16"] | None, Option("--dtype", help="Of the activations; bfloat16 by autocast.")
 ]
+Block = Annotated[
+    str | None,
+    Option("--block", help="Whole blocks are active, rows x columns: 32x32; single connections else."),
+]
 Threads = Annotated[int | None, Option("--threads", help="Threads to compute with; torch's own number.")]
 Calibrate = Annotated[
     bool,
@@ -54,6 +59,7 @@ def command(
     tokens: Tokens = None,
     sparsities: Sparsities = None,
     dtype: Dtype = None,
+    block: Block = None,
     threads: Threads = None,
     calibrate: Calibrate = False,
     show: Show = False,
@@ -65,16 +71,18 @@ def command(
         tasks = {"--calibrate": calibrate, "--show": show, "--reset": reset}
         layers = {"--shape": shapes, "--tokens": tokens, "--sparsity": sparsities}
         _check_together([name for name, wanted in tasks.items() if wanted], layers)
+        size = None if block is None else _size("--block", block)
         with _computing_with(threads):
             if reset:
                 _reset()
             elif calibrate or show:
                 names = [dtype] if dtype else list(_DTYPES)
                 if calibrate:
-                    _calibrate(names)
-                print_whole(rule_table(names))
+                    _calibrate(names, size)
+                print_whole(rule_table(names, size))
             else:
-                _compare(shapes or _SHAPES, tokens or _TOKENS, sparsities or _SPARSITIES, dtype or "float32")
+                given = (shapes or _SHAPES, tokens or _TOKENS, sparsities or _SPARSITIES)
+                _compare(*given, dtype or "float32", size)
 
     raise Exit(guarded(act))
 
@@ -100,7 +108,13 @@ def _computing_with(threads: int | None) -> Iterator[None]:
 # ---- one table of layers -----------------------------------------------------------------------------------------
 
 
-def _compare(shapes: Sequence[str], tokens: Sequence[int], sparsities: Sequence[float], dtype: str) -> None:
+def _compare(
+    shapes: Sequence[str],
+    tokens: Sequence[int],
+    sparsities: Sequence[float],
+    dtype: str,
+    block: tuple[int, int] | None,
+) -> None:
     from rarefy.cost.measure import Case, measure
 
     for name, values, allowed in (
@@ -109,17 +123,22 @@ def _compare(shapes: Sequence[str], tokens: Sequence[int], sparsities: Sequence[
     ):
         if values:
             raise ConfigError(name, values[0], allowed)
-    layers = itertools.product(map(_rows_and_columns, shapes), tokens, sparsities)
-    cases = [Case(*shape, count, sparsity, _DTYPES[dtype]) for shape, count, sparsity in layers]
+    sizes = [_size("--shape", shape) for shape in shapes]
+    for size in sizes:
+        if block is not None and (size[0] % block[0] or size[1] % block[1]):
+            raise ConfigError("--block", f"{block[0]}x{block[1]}", f"blocks that divide {size[0]}x{size[1]}")
+    layers = itertools.product(sizes, tokens, sparsities)
+    cases = [Case(*shape, count, sparsity, _DTYPES[dtype], block) for shape, count, sparsity in layers]
     with _progress() as bar:
         measured = [measure(case, _SECONDS) for case in bar.track(cases)]
     print_whole(layer_table(measured, dtype))
 
 
-def _rows_and_columns(shape: str) -> tuple[int, int]:
-    match = re.fullmatch(r"([1-9]\d{0,6})x([1-9]\d{0,6})", shape)
+def _size(option: str, given: str) -> tuple[int, int]:
+    match = re.fullmatch(r"([1-9]\d{0,6})x([1-9]\d{0,6})", given)
     if match is None:
-        raise ConfigError("--shape", shape, "the rows and columns of a weight", "--shape 768x3072")
+        owner, example = ("a weight", "768x3072") if option == "--shape" else ("a block", "32x32")
+        raise ConfigError(option, given, f"the rows and columns of {owner}", f"{option} {example}")
     return int(match[1]), int(match[2])
 
 
@@ -146,7 +165,7 @@ def layer_table(measured: Iterable[Measurement], dtype: str) -> Table:
 
 
 def _layer_row(one: Measurement, dtype: torch.dtype) -> list[str]:
-    case = (one.rows, one.columns, one.tokens, one.density, dtype)
+    case = (one.rows, one.columns, one.tokens, one.density, dtype, one.block)
     takes_compact = cost.pays_off(*case)
     numbers = [one.dense * 1e3, one.sparse * 1e3, 1 / one.relative_time, 1 / cost.relative_time(*case)]
     cells = [f"{one.rows} × {one.columns}", f"{one.tokens}", f"{1 - one.density:.4g}"]
@@ -163,18 +182,20 @@ def _verdict(relative_time: float, takes_compact: bool) -> str:
 # ---- the rule ----------------------------------------------------------------------------------------------------
 
 
-def _calibrate(names: Sequence[str]) -> None:
+def _calibrate(names: Sequence[str], block: tuple[int, int] | None) -> None:
     from rarefy.cost.measure import affordable, calibration_cases, measure_repeatedly
     from rarefy.cost.rule_fit import fit
 
+    if block is not None and not takes_blocks(block):
+        raise ConfigError("--block", f"{block[0]}x{block[1]}", "multiples of 8", "--block 32x32")
     if instruction_set() == REFERENCE:
         raise RarefyError("--calibrate: there are no compiled kernels in use, so compact storage never pays")
     for name in names:
-        cases = affordable(calibration_cases(_DTYPES[name]))
+        cases = affordable(calibration_cases(_DTYPES[name], block and measured_block(block)))
         with _progress() as bar:
             results = bar.track(measure_repeatedly(cases, _CALIBRATION_SECONDS), total=3 * len(cases))
             measured = [result for result in results if result is not None]
-        file = calibration.save({calibration.key_of(_DTYPES[name]): fit(measured)})
+        file = calibration.save({calibration.key_of(_DTYPES[name], block): fit(measured)})
         messages.say(f"{name}: fitted to {len(measured)} layers, written to {file}")
 
 
@@ -185,11 +206,12 @@ def _reset() -> None:
     )
 
 
-def rule_table(names: Iterable[str]) -> Table:
+def rule_table(names: Iterable[str], block: tuple[int, int] | None = None) -> Table:
     """The rules in use, then the others that were measured.
 
     Args:
         names: of the dtypes.
+        block: of the weights; None for single connections.
     """
     table = Table(title="Cost rule of compute: auto", title_justify="left", box=SIMPLE)
     for column in ("kernels", "dtype", "threads", "processor", "torch", "rule"):
@@ -197,10 +219,10 @@ def rule_table(names: Iterable[str]) -> Table:
     for column in ("limit", "offset", "overhead"):
         table.add_column(column, justify="right")
     measured = calibration.measured()
-    in_use = [calibration.key_of(_DTYPES[name]) for name in names]
+    in_use = [calibration.key_of(_DTYPES[name], block) for name in names]
     for key in in_use:
         source = "in use, measured" if key in measured else "in use, the package's"
-        table.add_row(*_rule_row(key, source, cost.rule(_DTYPES[key.dtype])))
+        table.add_row(*_rule_row(key, source, cost.rule(_DTYPES[key.dtype], block)))
     for key, found in measured.items():
         if key not in in_use:
             table.add_row(*_rule_row(key, "measured", found))

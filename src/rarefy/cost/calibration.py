@@ -17,8 +17,8 @@ from typing import Any
 import torch
 
 from rarefy.cost.break_even import BreakEven
+from rarefy.cost.kernels_in_use import kernels_in_use
 from rarefy.errors import RarefyError
-from rarefy.kernels.instruction_sets import instruction_set
 
 SCHEMA = 1  # one more whenever the format or the speed of the kernels changes
 VARIABLE = "RAREFY_CACHE"
@@ -29,7 +29,7 @@ class Key:
     """What a measured rule holds for.
 
     Args:
-        instruction_set: of the kernels.
+        instruction_set: of the kernels, with the kind of blocks; see `kernels_in_use`.
         dtype: of the activations, without `torch.`.
         threads: of torch.
         processor: its model.
@@ -43,15 +43,21 @@ class Key:
     torch: str
 
 
-def key_of(dtype: torch.dtype) -> Key:
+def key_of(dtype: torch.dtype, block: tuple[int, int] | None = None) -> Key:
     """The key of this process as it is now.
+
+    Args:
+        dtype: of the activations.
+        block: of the weight; None for single connections.
 
     Example:
         >>> key_of(torch.bfloat16).dtype
         'bfloat16'
     """
     name = str(dtype).removeprefix("torch.")
-    return Key(instruction_set(), name, torch.get_num_threads(), processor(), str(torch.__version__))
+    return Key(
+        kernels_in_use(dtype, block), name, torch.get_num_threads(), processor(), str(torch.__version__)
+    )
 
 
 @functools.cache

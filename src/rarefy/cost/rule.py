@@ -8,14 +8,16 @@ import math
 import torch
 
 from rarefy.cost.break_even import BreakEven
-from rarefy.cost.calibration import key_of, measured
-from rarefy.kernels.instruction_sets import REFERENCE, instruction_set
+from rarefy.cost.calibration import key_of, measured, processor
+from rarefy.cost.kernels_in_use import kernels_in_use
+from rarefy.kernels.instruction_sets import REFERENCE, available, instruction_set, matrix_units
 
 _OVERHEAD = 5e6  # of a call, with one thread; a product on n threads does n times as much in that time
 _MARGIN = 1.03  # a layer is left dense unless it is expected to gain this factor
 
 
-# Against torch's dense products on a machine with AVX-512 and bfloat16 instructions; lower than measured, never higher.
+# Against torch's dense products on an AMD processor with AVX-512 and bfloat16 instructions; lower than measured.
+# "blocks of 16" have heights and widths that are multiples of 16; measured with 16 x 16, and larger ones are no slower.
 TABLE: dict[tuple[str, torch.dtype], BreakEven] = {
     ("v4", torch.float32): BreakEven(0.65, 8, _OVERHEAD),
     ("v3", torch.float32): BreakEven(0.55, 10, _OVERHEAD),
@@ -25,33 +27,67 @@ TABLE: dict[tuple[str, torch.dtype], BreakEven] = {
     ("v3", torch.bfloat16): BreakEven(0.2, 16, _OVERHEAD),
     ("v2", torch.bfloat16): BreakEven(0.08, 16, _OVERHEAD),
     ("base", torch.bfloat16): BreakEven(0.2, 16, _OVERHEAD),
+    ("v4 blocks of 16", torch.float32): BreakEven(0.7, 8, _OVERHEAD),
+    ("v4 blocks of 8", torch.float32): BreakEven(0.55, 8, _OVERHEAD),
+    ("v3 blocks of 16", torch.float32): BreakEven(0.65, 8, _OVERHEAD),
+    ("v4_bf16 blocks of 16", torch.bfloat16): BreakEven(0.5, 8, _OVERHEAD),
+    ("v4 blocks of 16", torch.bfloat16): BreakEven(0.4, 8, _OVERHEAD),
+    ("v3 blocks of 16", torch.bfloat16): BreakEven(0.5, 8, _OVERHEAD),
+    ("v4 blocks of 8", torch.bfloat16): BreakEven(0.3, 8, _OVERHEAD),
 }
 
+# Where dense products are faster than on AMD's: an Intel processor with AVX-512 multiplies float32 twice as fast as
+# AMD's does in torch. What was not measured there is left out, so that it is never taken before it is calibrated.
+_OTHER_VENDORS: dict[tuple[str, torch.dtype], BreakEven] = {
+    ("v4", torch.float32): BreakEven(0.3, 8, _OVERHEAD),
+    ("v4", torch.bfloat16): BreakEven(0.2, 16, _OVERHEAD),
+}
 
-def rule(dtype: torch.dtype) -> BreakEven | None:
+# Dense bfloat16 on a matrix unit is four to seven times as fast as float32: single connections pay above 96% only.
+_WITH_MATRIX_UNIT = {**_OTHER_VENDORS, ("v4", torch.bfloat16): BreakEven(0.035, 16, _OVERHEAD)}
+
+
+def _table() -> dict[tuple[str, torch.dtype], BreakEven]:
+    """What the package knows of processors like this one."""
+    if "v4" not in available():
+        return TABLE
+    if "v4_amx" in matrix_units():
+        return _WITH_MATRIX_UNIT
+    return TABLE if "AMD" in processor() else _OTHER_VENDORS
+
+
+def rule(dtype: torch.dtype, block: tuple[int, int] | None = None) -> BreakEven | None:
     """The rule in use: what `rarefy bench --calibrate` measured for this process, else the package's table.
 
     Args:
         dtype: of the activations.
+        block: of the weight; None for single connections.
 
     Returns:
-        None where there is no kernel for the dtype.
+        None where there is no kernel for the dtype, or it was never measured on such a processor.
 
     Example:
         >>> rule(torch.float64) is None
         True
     """
-    ours = None if instruction_set() == REFERENCE else TABLE.get((instruction_set(), dtype))
-    if ours is None:
+    if instruction_set() == REFERENCE or dtype not in (torch.float32, torch.bfloat16):
         return None
-    cautious = dataclasses.replace(ours, overhead=ours.overhead * torch.get_num_threads())
-    return measured().get(key_of(dtype), cautious)
+    found = measured().get(key_of(dtype, block))
+    ours = _table().get((kernels_in_use(dtype, block), dtype))
+    if found is not None or ours is None:
+        return found
+    return dataclasses.replace(ours, overhead=ours.overhead * torch.get_num_threads())
 
 
 def relative_time(
-    rows: int, columns: int, tokens: int, density: float, dtype: torch.dtype = torch.float32
+    rows: int,
+    columns: int,
+    tokens: int,
+    density: float,
+    dtype: torch.dtype = torch.float32,
+    block: tuple[int, int] | None = None,
 ) -> float:
-    """Expected time of a sparse layer's forward and backward pass, dense = 1; infinite without a kernel for it.
+    """Expected time of a sparse layer's forward and backward pass, dense = 1; infinite where it is not known.
 
     density / limit · (1 + tokens_offset / tokens) + overhead / (rows · columns · tokens)
 
@@ -61,19 +97,25 @@ def relative_time(
         tokens: rows of the activations per step, ≥ 0.
         density: share of active connections, in [0, 1].
         dtype: of the activations (autocast's dtype under autocast).
+        block: outputs and inputs of the blocks that are active as a whole; None for single connections.
 
     Example:
         >>> relative_time(768, 768, 2048, 0.1, torch.float64)
         inf
     """
-    found = rule(dtype)
+    found = rule(dtype, block)
     if found is None or rows * columns * tokens == 0:
         return math.inf
     return found.relative_time(rows, columns, tokens, density)
 
 
 def pays_off(
-    rows: int, columns: int, tokens: int, density: float, dtype: torch.dtype = torch.float32
+    rows: int,
+    columns: int,
+    tokens: int,
+    density: float,
+    dtype: torch.dtype = torch.float32,
+    block: tuple[int, int] | None = None,
 ) -> bool:
     """Whether compact storage is expected to be at least 3% faster than dense for this layer; see `relative_time`.
 
@@ -81,18 +123,24 @@ def pays_off(
         >>> pays_off(768, 768, 2048, 0.99)
         False
     """
-    return relative_time(rows, columns, tokens, density, dtype) * _MARGIN < 1
+    return relative_time(rows, columns, tokens, density, dtype, block) * _MARGIN < 1
 
 
-def break_even_sparsity(rows: int, columns: int, tokens: int, dtype: torch.dtype = torch.float32) -> float:
+def break_even_sparsity(
+    rows: int,
+    columns: int,
+    tokens: int,
+    dtype: torch.dtype = torch.float32,
+    block: tuple[int, int] | None = None,
+) -> float:
     """The sparsity above which compact storage pays for this layer; 1 where it never does.
 
     Example:
         >>> break_even_sparsity(768, 768, 2048, torch.float64)
         1.0
     """
-    fixed = relative_time(rows, columns, tokens, 0.0, dtype)
+    fixed = relative_time(rows, columns, tokens, 0.0, dtype, block)
     if fixed * _MARGIN >= 1:
         return 1.0
-    slope = relative_time(rows, columns, tokens, 1.0, dtype) - fixed
+    slope = relative_time(rows, columns, tokens, 1.0, dtype, block) - fixed
     return max(0.0, 1 - (1 / _MARGIN - fixed) / slope)

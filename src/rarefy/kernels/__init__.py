@@ -1,6 +1,6 @@
 """Kernels that skip the zeros of a weight, and exact selections; README.md in this directory explains them."""
 
-from rarefy.kernels.block_index import BlockIndex, index_of, sources_between
+from rarefy.kernels.block_index import BlockIndex, index_of, sources_between, takes_blocks
 from rarefy.kernels.block_ops import block_linear
 from rarefy.kernels.blocks import BlockTopology
 from rarefy.kernels.instruction_sets import available, instruction_set
@@ -36,5 +36,6 @@ __all__ = [
     "keep_top_and_tie",
     "sources_between",
     "sparse_linear",
+    "takes_blocks",
     "zero_inactive_",
 ]

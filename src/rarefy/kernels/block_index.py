@@ -142,11 +142,21 @@ def index_of(mask: Tensor, block: tuple[int, int] | None = None) -> Panels | Blo
         >>> type(index_of(torch.eye(16, dtype=torch.bool), (8, 8))).__name__
         'Panels'
     """
-    if block is not None and not any(size % _UNIT for size in block):
+    if block is not None and takes_blocks(block):
         active = whole_blocks(mask, block)
         if active is not None:
             return BlockIndex(BlockTopology.from_blocks(active, block))
     return Panels.from_mask(mask)
+
+
+def takes_blocks(block: tuple[int, int]) -> bool:
+    """Whether there are kernels for blocks of this height and width.
+
+    Example:
+        >>> takes_blocks((8, 24)), takes_blocks((4, 8))
+        (True, False)
+    """
+    return not any(size % _UNIT for size in block)
 
 
 def sources_between(new: Panels | BlockIndex, previous: Panels | BlockIndex) -> Tensor:

@@ -91,7 +91,8 @@ def wanted_storage(parameter: SparseParameter, compute: str, optimizers: Sequenc
     rows, columns = parameter.shape
     tokens = ASSUMED_TOKENS if parameter.tokens is None else parameter.tokens
     density = 1 - parameter.actual_sparsity
-    return "compact" if pays_off(rows, columns, tokens, density, parameter.dtype) else "masked"
+    layer = (rows, columns, tokens, density, parameter.dtype, parameter.pattern.block)
+    return "compact" if pays_off(*layer) else "masked"
 
 
 def choose_storage(
