@@ -114,6 +114,7 @@ class Group(Sparsifier):
         taken: set[str] = set()
         shares = []
         for algorithm in self.algorithms:
+            # From the whole model: a filter that matches nothing is a slip, one whose matches are taken is not.
             chosen = algorithm.select(model)
             shares.append({name: candidate for name, candidate in chosen.items() if name not in taken})
             taken |= chosen.keys()

@@ -82,7 +82,9 @@ def _keys(options: Options) -> dict[str, Any]:
         **_window_keys(options),
         "norm_first_sandwich": True,
         "nonlinearity": gated_named(options.get("hidden_activation") or "gelu_pytorch_tanh"),
+        # Gemma does so without an option.
         "embeddings_scale": math.sqrt(options["hidden_size"]),
+        # The decoder divides scores by the root of the head's size, Gemma by the root of this option.
         "attention_logits_alpha": math.sqrt(size / options["query_pre_attn_scalar"]),
         "attention_logit_softcapping": options["attn_logit_softcapping"],
         "final_logit_softcapping": options["final_logit_softcapping"],

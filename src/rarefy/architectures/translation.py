@@ -51,6 +51,7 @@ def from_file(
     for row in rows:
         made = row.change.back([given[name] for name in row.there])
         state.update(zip(row.here, made, strict=True))
+    # Files hold a tied weight once.
     if config.share_embedding_weights:
         state["lm_head.weight"] = state["embedding_layer.word_embeddings.weight"]
     return state

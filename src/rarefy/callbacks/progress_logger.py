@@ -88,6 +88,7 @@ class ProgressLogger(Logger):
             self._results.append(line)
             self._renew(self._line)
         else:
+            # Names of metrics are the user's: brackets in them are no markup.
             self._console.print(escape(line), soft_wrap=True)
 
     def on_fit_end(self, trainer: TrainerView) -> None:

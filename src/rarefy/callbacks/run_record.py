@@ -65,6 +65,7 @@ class RunRecord(Callback):
 
     def on_before_forward(self, trainer: TrainerView, batch: Any) -> None:
         """Counts operations in the first forward pass of the run."""
+        # A run that goes on has the count of its first session.
         starts = "sparse" in self._record and "forward" not in self._record
         if starts and trainer.model.training and not _is_compiled(trainer.model):
             self._flops = self._counting.enter_context(ForwardFlops(trainer.model))

@@ -32,6 +32,7 @@ class TensorBoardLogger(Logger):
 
     def log(self, trainer: TrainerView, metrics: dict[str, float], step: int) -> None:
         """Adds one scalar a metric."""
+        # A validation without a fit is logged as well.
         if self._writer is None:
             self._writer = self._open(trainer)
         for name, value in metrics.items():

@@ -42,6 +42,7 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, dropout_rate: fl
         torch.Size([2, 300, 3, 4])
     """
     length = query.shape[2]
+    # A graph keeps the branch that it was made with, and must do for other lengths.
     is_traced = isinstance(length, torch.SymInt) or torch.compiler.is_compiling() or torch.jit.is_tracing()
     is_on_cpu = not is_traced and query.device.type == "cpu"
     if is_on_cpu and not dropout_rate and length in _BFLOAT16_PAYS and _trains_in_bfloat16(query, key, value):
@@ -59,6 +60,7 @@ def _trains_in_bfloat16(*heads: Tensor) -> bool:
         all(t.dtype == torch.bfloat16 and t.shape == heads[0].shape for t in heads) and heads[0].numel() > 0
     )
     has_gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in heads)
+    # Autocast to another dtype would convert what the products below are made of.
     stays = not torch.is_autocast_enabled("cpu") or torch.get_autocast_dtype("cpu") == torch.bfloat16
     return is_plain and fits and stays and has_gradient and bfloat16_attention.is_fast()
 

@@ -62,6 +62,7 @@ class Rotary:
     def __init__(self, config: GPTConfig) -> None:
         # These few numbers are read here, so they are real even where the model itself is only planned.
         pairs = torch.arange(0, config.rotary_size, 2, dtype=torch.float64, device="cpu")
+        # In float64: what a frequency is off by grows with the position.
         frequencies = config.rope_theta ** (-pairs / config.rotary_size)
         given = dict(config.pos_scaling_extra_args or {})
         _check_keys(config.scaling_type, given)

@@ -137,6 +137,7 @@ class SparsityCallback(TrainerCallback):
             raise RarefyError(
                 "model_init makes a model per training; give SparsityCallback a dict, not an algorithm"
             )
+        # `_begin` is about to prune them by a first mask of its own.
         loaded = {name: weight.detach().clone() for name, weight in model.named_parameters()}
         self._begin(args, model)
         if is_resumed:

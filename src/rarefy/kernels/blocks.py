@@ -216,6 +216,7 @@ def block_rows(starts: Tensor, blocks: int) -> Tensor:
     """
     counts = starts.diff()
     rows = torch.arange(counts.numel(), device=starts.device)
+    # With the size given, nobody has to wait for a GPU to count.
     return torch.repeat_interleave(rows, counts, output_size=blocks)
 
 

@@ -42,6 +42,7 @@ def extension() -> ModuleType | None:
         True
     """
     try:
+        # After torch, which this package imports first: the kernels then share its OpenMP threads.
         return importlib.import_module("rarefy.kernels._C")
     except ImportError as error:
         warnings.warn(

@@ -17,6 +17,7 @@ from rarefy.errors import RarefyError
 from rarefy.kernels.instruction_sets import extension, instruction_set_index, remedy
 from rarefy.torch_private import has_mode, has_transform
 
+# In the order in which the extension numbers them.
 _DTYPES = (torch.float32, torch.bfloat16)
 _PLAIN = (Tensor, torch.nn.Parameter)
 

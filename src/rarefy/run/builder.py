@@ -249,6 +249,7 @@ class Builder:
         init = self.config.init
         trainer = Trainer(
             model_dir=init.model_dir,
+            # A function, so that the trainer sets the seed before weights are drawn.
             model=self.model,
             device=self.device,
             optimizer=self.optimizer if trains else None,

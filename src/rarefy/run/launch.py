@@ -136,6 +136,7 @@ def _fit(
     block = builder.config.fit
     if block is None:
         raise _missing(config, "fit", "{train_dataloader: {...}}")
+    # What costs nothing to find out first; data and model may take minutes.
     builder.check()
     train_data = builder.train_data
     val_data = _named(builder.fit_validations) if validates else {}

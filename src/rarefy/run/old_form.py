@@ -316,5 +316,6 @@ def _take_runconfig(
             fit["ckpt_path"] = value
         elif key == "load_checkpoint_states":
             init.setdefault("callbacks", []).append({"LoadCheckpointStates": {key: value}})
+        # The mode is the command's to say, and a path of null says nothing.
         elif key not in ("mode", "checkpoint_path"):
             dropped.append(f"runconfig.{key}")

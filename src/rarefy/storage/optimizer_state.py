@@ -182,6 +182,7 @@ def rest_inactive(optimizers: Iterable[Optimizer], weight: nn.Parameter, mask: T
             if type(tensor) is not Tensor and hasattr(tensor, "dequantize"):
                 _rest_quantized(optimizer, path, tensor, mask)
             elif not tensor.is_floating_point() and not tensor.is_complex():
+                # As bitsandbytes keeps them: codes in `state1`, and in `qmap1` what each code means.
                 qmap = optimizer.state[weight].get(str(path[-1]).replace("state", "qmap"))
                 tensor.masked_fill_(~mask, _zero_code(optimizer, path, qmap))
             else:

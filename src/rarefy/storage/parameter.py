@@ -140,6 +140,7 @@ class SparseParameter:
             mask: bool, shape of the dense weight.
             optimizers: those whose state follows the connections.
         """
+        # In dense form as long as the old topology says which entry is whose.
         self.show()
         self.forward.forget()
         state = self.dense_state()
@@ -161,6 +162,7 @@ class SparseParameter:
             return
         self.show()
         state = self.dense_state()
+        # In dense form: the two storages order their entries differently.
         hidden = None if self.forward.hidden is None else self.storage.spread(self.forward.hidden)
         self._convert(kind, optimizers)
         self.store_state(state)

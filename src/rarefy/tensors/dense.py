@@ -22,6 +22,7 @@ class DenseCopies:
         """The copy of a sparse weight or a view; anything else as it is."""
         if not isinstance(value, StoredWeight | WeightView):
             return value
+        # By identity: `==` of tensors compares their entries.
         for original, copied in self._pairs:
             if original is value:
                 return copied

@@ -51,9 +51,11 @@ def _new(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     sparse = [one for one in args if isinstance(one, StoredWeight)]
     if not sparse:
         return NotImplemented
+    # What a companion takes part in is a companion too: an optimizer's sum, say.
     first = next((one for one in sparse if one.role is Role.COMPANION), sparse[0])
     if not all(first.topology.equals(one.topology) for one in sparse):
         return NotImplemented
+    # A third dimension would broadcast the matrix to several.
     if any(isinstance(one, Tensor) and one.dim() > 2 for one in args) or not _zeros_stay(func, args, kwargs):
         return NotImplemented
     result = func(*(at_connections(one, first.topology) for one in args), **kwargs)

@@ -115,6 +115,7 @@ def _refuse_onnx() -> None:
 
 
 def _forward(x: Tensor, weight: StoredWeight, bias: Tensor | None) -> Tensor:
+    # Somebody may have looked at an address once; the dense copy behind it must not stay for the whole training.
     cell = weight._cell
     cell.forget_snapshot()
     y = cell.topology.infer(x, cell.values, bias)

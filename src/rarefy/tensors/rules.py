@@ -43,6 +43,7 @@ def copy_of_values(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         return weight.like(func(weight._cell.values, *args[1:], **options))
     if torch.device(device).type == "meta":
         return NotImplemented
+    # The indices go along; on one device they are shared.
     moved = weight.like(func(weight._cell.values, *args[1:], **options))
     moved._cell.topology = weight.topology.to(moved._cell.values.device)
     return moved

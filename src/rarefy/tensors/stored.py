@@ -98,6 +98,7 @@ class StoredWeight(Tensor):
     def _flatten(self) -> tuple[list[str], Any]:
         cell = self._cell
         topology = cell.topology
+        # Compilers guard on these: whether the dense gradient is wanted makes another graph.
         return list(PARTS), (topology.facts, cell.role.value, cell.collect is not None)
 
     @classmethod

@@ -125,6 +125,7 @@ class Attachment:
         """Takes a weight on; all of its connections are active until its first mask comes."""
         first = candidate.places[0]
         parameter = SparseParameter(candidate, pattern)
+        # A weight that joins late counts from here, or the others would wait for it to catch up.
         parameter.steps = self.step
         parameter.start_state(self._policy.connection_state)
         parameter.dense_gradient.shorten = partial(self._shorten, parameter)
@@ -163,6 +164,7 @@ class Attachment:
 
     def set_mask(self, parameter: SparseParameter, mask: Tensor) -> None:
         """Gives a weight a new topology, and its optimizers' state with it."""
+        # Masked storage writes the new mask over the old one.
         before = parameter.mask.clone() if self._copies else mask
         parameter.set_mask(mask, self._following.optimizers)
         if self._copies:

@@ -66,6 +66,7 @@ class Following:
         optimizer.register_state_dict_post_hook(partial(save_entries, self._parameters))
         optimizer.register_load_state_dict_pre_hook(partial(load_entries, self._parameters))
         optimizer.register_load_state_dict_post_hook(self._prune_all)
+        # It may have stepped before, and have states where nothing is active now.
         self._prune_all(optimizer)
         return True
 
@@ -92,6 +93,7 @@ class Following:
 
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
         """Gets gradients and weights ready, after the closure where it is one that makes the gradients."""
+        # `args[0]` is the optimizer itself.
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         if not callable(closure):
             self._get_ready(optimizer)
