@@ -15,7 +15,7 @@ from rarefy.cli.guard import guarded
 from rarefy.cli.look import compare, plot, report
 from rarefy.cli.look import inspect as inspection
 from rarefy.cli.overrides import Flags
-from rarefy.cli.run import Request, run
+from rarefy.cli.run import Request, run, run_with
 from rarefy.run.launch import Mode
 from rarefy.run.old_form import convert_file
 from rarefy.run.schema import json_schema
@@ -63,6 +63,7 @@ def _run(
     logging: options.Logging = None,
     validate_only: options.ValidateOnly = False,
     compare_dense: options.CompareDense = 0,
+    nproc: options.Processes = 1,
     imports: options.Imports = True,
     assignments: options.Assignments = None,
 ) -> None:
@@ -81,9 +82,8 @@ def _run(
         disable_strict_checkpoint_loading=disable_strict_checkpoint_loading,
         assignments=tuple(assignments or ()),
     )
-    raise typer.Exit(
-        run(Request(params or params_option, flags, mode, validate_only, imports, compare_dense))
-    )
+    request = Request(params or params_option, flags, mode, validate_only, imports, compare_dense)
+    raise typer.Exit(run(request) if nproc == 1 else run_with(nproc, request))
 
 
 def _with_mode(mode: Mode, text: str) -> Callable[..., None]:

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from rarefy.cli import messages
 from rarefy.cli.overrides import Flags, apply_flags
+from rarefy.distributed import place
 from rarefy.errors import ConfigError, RarefyError, join_path
 from rarefy.run.old_form import read_file
 from rarefy.trainer.signals import Interrupted
@@ -103,7 +104,9 @@ def _reached(content: Any, error: ConfigError) -> list[Any]:
 
 def _fail(problem: str, code: int) -> int:
     # One line, however narrow the terminal; brackets and colons in paths are not rich's markup.
+    rank, count = place()
+    who = f" (process {rank} of {count})" if count > 1 else ""
     Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False).print(
-        f"Error: {problem}"
+        f"Error{who}: {problem}"
     )
     return code

@@ -15,6 +15,7 @@ _LOOSE = "Load dense checkpoints in sparse runs and sparse ones in dense runs."
 _LEVELS = "DEBUG, VERBOSE, INFO, WARNING, ERROR or CRITICAL."
 _VALIDATE = "Check everything and print the plan; train nothing."
 _COMPARE = "After the run, compare the speed over so many steps with that of a dense model."
+_NPROC = "Train in so many processes of this machine, as torchrun does."
 _CHECKPOINT = "A checkpoint, a model_dir (its newest checkpoint), or a safetensors, .pt or .mdl file."
 
 Checkpoint = Annotated[Path, Argument(metavar="CHECKPOINT", help=_CHECKPOINT)]
@@ -34,6 +35,7 @@ TargetDevice = Annotated[str | None, Option("--target_device", help="cpu, gpu or
 Logging = Annotated[str | None, Option("--logging", help=_LEVELS)]
 ValidateOnly = Annotated[bool, Option("--validate_only", help=_VALIDATE)]
 CompareDense = Annotated[int, Option("--compare_dense", metavar="STEPS", min=0, help=_COMPARE)]
+Processes = Annotated[int, Option("--nproc", metavar="N", min=1, help=_NPROC)]
 Imports = Annotated[bool, Option("--imports/--no-imports", help="Allow `package.module:name` in the file.")]
 Assignments = Annotated[
     list[str] | None, Option("--set", metavar="KEY.PATH=VALUE", help="Change any value; repeatable.")

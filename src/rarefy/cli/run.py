@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,8 +16,9 @@ from rarefy.callbacks.events import Callback
 from rarefy.callbacks.trainer_view import TrainerView
 from rarefy.checkpoint.chosen import UNSET, CheckpointPath
 from rarefy.cli import messages
-from rarefy.cli.guard import guarded, located
+from rarefy.cli.guard import FAILED, guarded, located
 from rarefy.cli.overrides import Flags, apply_flags, goes_on_as_saved, states_to_load
+from rarefy.cli.processes import refuse_nested, run_in_processes, without_flag
 from rarefy.cli.tables import plan_table, preview_tables, result_table
 from rarefy.distributed import is_first
 from rarefy.errors import ConfigError
@@ -101,11 +103,46 @@ def run(request: Request) -> int:
     return guarded(lambda: _run(request, watch), has_begun=lambda: watch.has_begun)
 
 
-def _run(request: Request, watch: Watch) -> None:
+def run_with(processes: int, request: Request) -> int:
+    """Runs a command in several processes, once its file is known to be right; never raises for a user's mistake.
+
+    Args:
+        processes: how many, ≥ 2.
+        request: the command, the same as the arguments that this process was started with.
+
+    Returns:
+        The exit code, as `guarded` gives it.
+    """
+    if request.validate_only:
+        return run(request)
+    codes: list[int] = []
+
+    def start() -> None:
+        refuse_nested(processes)
+        _check(request)
+        codes.append(FAILED)
+        codes.append(run_in_processes(processes, without_flag(sys.argv[1:])))
+
+    return guarded(start, has_begun=lambda: bool(codes)) or codes[-1]
+
+
+def _check(request: Request) -> None:
+    """Finds what is wrong with a file before any process is started, so that it is said once."""
+    with located(_needed(request), request.flags) as content:
+        for config in parse(content):
+            Launch(_needed(request).parent, allow_imports=request.imports).builder(config).check()
+
+
+def _needed(request: Request) -> Path:
     if request.params is None:
         raise ConfigError("", "a command without a file", "the path of a YAML file", "rarefy run params.yaml")
-    with located(request.params, request.flags) as content:
-        _run_file(request.params, content, request, watch)
+    return request.params
+
+
+def _run(request: Request, watch: Watch) -> None:
+    params = _needed(request)
+    with located(params, request.flags) as content:
+        _run_file(params, content, request, watch)
 
 
 def _run_file(params: Path, content: dict[str, Any], request: Request, watch: Watch) -> None:

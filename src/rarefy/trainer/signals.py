@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from time import monotonic
 from types import FrameType
 from typing import Any
 
@@ -15,6 +16,8 @@ from rarefy.errors import RarefyError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 STDERR = 2
+# torchrun passes on the Ctrl-C that the terminal has sent to its processes as well: that is no second one.
+_ECHO_S = 5.0
 BELOW_THE_BAR = "\n" * 3
 
 
@@ -65,6 +68,7 @@ class SignalGuard:
         self.received: int | None = None
         self._doing = doing
         self._process = os.getpid()
+        self._since = 0.0
         self._previous: dict[int, Callable[[int, FrameType | None], Any] | int | None] = {}
 
     def __enter__(self) -> SignalGuard:
@@ -87,6 +91,9 @@ class SignalGuard:
             self.received = number
             # Not print, which cannot be entered twice: the signal may have come in the middle of one.
             os.write(STDERR, self._announcement(number).encode())
+            self._since = monotonic()
+            return
+        if "TORCHELASTIC_RUN_ID" in os.environ and monotonic() - self._since < _ECHO_S:
             return
         # Once more, with the handlers from before, for its ordinary effect.
         self.__exit__()

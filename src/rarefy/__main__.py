@@ -1,0 +1,5 @@
+"""`python -m rarefy`, which is what torchrun starts."""
+
+from rarefy.cli import main
+
+main()

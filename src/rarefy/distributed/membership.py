@@ -1,0 +1,76 @@
+"""Which of several processes this is, and joining the others."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+def ranks() -> int:
+    """How many processes train together.
+
+    Example:
+        >>> ranks()
+        1
+    """
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def place() -> tuple[int, int]:
+    """The rank of this process and how many there are; torchrun's processes know it before they have joined.
+
+    Example:
+        >>> place()
+        (0, 1)
+    """
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    # Job schedulers set WORLD_SIZE too; only together with RANK does it mean processes that train one model.
+    if "RANK" not in os.environ:
+        return 0, 1
+    return int(os.environ["RANK"]), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_first() -> bool:
+    """Whether this process writes logs and checkpoints; torchrun's processes know it before they have joined.
+
+    Example:
+        >>> is_first()
+        True
+    """
+    return place()[0] == 0
+
+
+def join_processes(device: torch.device) -> torch.device:
+    """Joins the other processes, if torchrun started this one.
+
+    Args:
+        device: where the model is to be.
+
+    Returns:
+        The device of this process: its own GPU where there are several.
+    """
+    if "RANK" not in os.environ or not dist.is_available():
+        return device
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        # Else NCCL and every `cuda` without a number would mean GPU 0 in all processes.
+        torch.cuda.set_device(device)
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return device
+
+
+def wait_for_all() -> None:
+    """Returns when every process has come here."""
+    if ranks() > 1:
+        dist.barrier()
+
+
+def wrapped(model: nn.Module) -> nn.Module:
+    """The module whose forward and backward pass average the gradients over all processes."""
+    return model if ranks() == 1 else DistributedDataParallel(model)
