@@ -89,6 +89,7 @@ class Summary:
 
     def __str__(self) -> str:
         text = StringIO()
+        # Without a terminal rich takes 80 columns, too few for this table.
         Console(file=text, width=150).print(self)
         return text.getvalue()
 

@@ -97,6 +97,7 @@ class _Packing:
 
     def add(self, name: str, tensor: Tensor) -> None:
         """Packs a tensor, or takes it as it is."""
+        # A model may have a tensor of the very name that a part would get.
         if tensor.numel() < SMALLEST or {f"{name}{end}" for end in _ENDINGS} & self.taken:
             self.tensors[name] = tensor
         elif tensor.dtype == torch.bool:
@@ -114,6 +115,7 @@ class _Packing:
         size = tensor.element_size()
         active = flat.view(_INTEGERS[size]) != 0
         count = int(active.count_nonzero())
+        # 32 bits for each place, against one bit for each entry.
         kind = "places" if 32 * count < active.numel() < 1 << 31 else "bits"
         places = 4 * count if kind == "places" else active.numel() // 8
         if count * size + places > _WORTHWHILE * active.numel() * size:

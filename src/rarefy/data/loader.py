@@ -133,6 +133,7 @@ def make_loader(
     Raises:
         ConfigError: an epoch would have no batch.
     """
+    # Whatever `num_samples` asks for, nothing can be drawn from no data.
     count = min(size, 1) * (size if num_samples is None else num_samples)
     if count < (config.batch_size if config.drop_last else 1):
         given = f"{config.batch_size} with {count} samples in an epoch"

@@ -63,6 +63,7 @@ class Experts(nn.Module):
         if tokens.is_meta or torch.compiler.is_compiling() or torch.jit.is_tracing():
             return output + self._weighted(index, tokens, weights)
         chosen = weights.nonzero().squeeze(1)
+        # Under autocast an expert answers in bfloat16, and `index_add` takes one dtype only.
         part = self._weighted(index, tokens[chosen], weights[chosen])
         return output.index_add(0, chosen, part.to(output.dtype))
 

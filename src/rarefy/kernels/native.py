@@ -72,6 +72,7 @@ def unwatched(*tensors: Tensor) -> bool:
     if has_mode() or has_transform() or torch.jit.is_tracing():
         return False
     grads = torch.is_grad_enabled()
+    # The memory of a view that is negated lazily, as `z.conj().imag` is, has the other sign.
     return all(
         type(tensor) in _PLAIN and not (grads and tensor.requires_grad) and not tensor.is_neg()
         for tensor in tensors
@@ -97,6 +98,7 @@ def build(
         threads=threads,
     )
     transpose = _empty_layout(columns, rows, transposed_width, active)
+    # Here and below: `torch.set_default_device` would put it elsewhere, and the kernel writes to its address.
     order = torch.empty(active, dtype=torch.int32, device="cpu")
     module.panels_transpose(
         panels=_native(module, panels),

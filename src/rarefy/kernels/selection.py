@@ -55,6 +55,7 @@ def keep_top_and_tie(scores: Tensor, count: int, candidates: Tensor | None = Non
             f"candidates: {given} is not allowed; give a bool mask with shape {tuple(scores.shape)}"
         )
     scores, compiled = _prepared(scores)
+    # The kernel's histogram counts in 32 bits.
     if not compiled or scores.numel() > 2**31:
         return reference.keep_top(scores, count, candidates), True
     return native.keep_top(scores, count, None if candidates is None else candidates.contiguous())
@@ -143,6 +144,7 @@ def holds_zeros(data: Tensor, mask: Tensor) -> bool:
         False
     """
     data = data.detach()
+    # A subclass may keep its numbers elsewhere than at its address.
     is_plain = data.is_contiguous() and mask.is_contiguous() and type(data) in (Tensor, torch.nn.Parameter)
     if data.is_cpu and is_plain and data.element_size() in (2, 4, 8) and native.has("holds_zeros"):
         return native.holds_zeros(data, mask)

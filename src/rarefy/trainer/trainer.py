@@ -255,6 +255,7 @@ class Trainer:
         return state.save(self.session)
 
     def _find(self, ckpt_path: CheckpointPath) -> Path | None:
+        # The newest checkpoint may still be on its way to the disk, and all processes must find the same one.
         self.writer.wait()
         distributed.wait_for_all()
         return find(ckpt_path, self.checkpoint_root, self.checkpoint.autoload_last_checkpoint)

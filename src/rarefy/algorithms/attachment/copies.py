@@ -115,6 +115,7 @@ def own_mask(module: nn.Module, leaf: str) -> Tensor | None:
         True
     """
     weight = getattr(module, leaf)
+    # Where there is the first, the second is the module's own.
     for suffix in ("_sparsity_mask", "_mask"):
         mask = getattr(module, leaf + suffix, None)
         if isinstance(mask, Tensor) and mask.dtype == torch.bool and mask.shape == weight.shape:

@@ -171,7 +171,8 @@ class Following:
             RarefyError: it is.
         """
         for name, parameter in self._parameters.items():
-            weight, old = parameter.weight, self._trained.get(name)
+            weight = parameter.weight
+            old = self._trained.get(name)
             if weight in own:
                 self._trained[name] = weight
             elif old is not None and old is not weight and old in own and not self._is_trained(weight):
