@@ -19,7 +19,7 @@ _MARGIN = 1.03  # a layer is left dense unless it is expected to gain this facto
 # Against torch's dense products on an AMD processor with AVX-512 and bfloat16 instructions; lower than measured.
 # "blocks of 16" have heights and widths that are multiples of 16; measured with 16 x 16, and larger ones are no slower.
 TABLE: dict[tuple[str, torch.dtype], BreakEven] = {
-    ("v4", torch.float32): BreakEven(0.65, 8, _OVERHEAD),
+    ("v4", torch.float32): BreakEven(0.6, 8, _OVERHEAD),
     ("v3", torch.float32): BreakEven(0.55, 10, _OVERHEAD),
     ("v2", torch.float32): BreakEven(0.25, 8, _OVERHEAD),
     ("base", torch.float32): BreakEven(0.5, 8, _OVERHEAD),
@@ -30,6 +30,7 @@ TABLE: dict[tuple[str, torch.dtype], BreakEven] = {
     ("v4 blocks of 16", torch.float32): BreakEven(0.7, 8, _OVERHEAD),
     ("v4 blocks of 8", torch.float32): BreakEven(0.55, 8, _OVERHEAD),
     ("v3 blocks of 16", torch.float32): BreakEven(0.65, 8, _OVERHEAD),
+    ("v3 blocks of 8", torch.float32): BreakEven(0.5, 8, _OVERHEAD),
     ("v4_bf16 blocks of 16", torch.bfloat16): BreakEven(0.5, 8, _OVERHEAD),
     ("v4 blocks of 16", torch.bfloat16): BreakEven(0.4, 8, _OVERHEAD),
     ("v3 blocks of 16", torch.bfloat16): BreakEven(0.5, 8, _OVERHEAD),
@@ -40,7 +41,12 @@ TABLE: dict[tuple[str, torch.dtype], BreakEven] = {
 # AMD's does in torch. What was not measured there is left out, so that it is never taken before it is calibrated.
 _OTHER_VENDORS: dict[tuple[str, torch.dtype], BreakEven] = {
     ("v4", torch.float32): BreakEven(0.3, 8, _OVERHEAD),
+    ("v4 blocks of 16", torch.float32): BreakEven(0.45, 8, _OVERHEAD),
+}
+_WITHOUT_MATRIX_UNIT = {
+    **_OTHER_VENDORS,
     ("v4", torch.bfloat16): BreakEven(0.2, 16, _OVERHEAD),
+    ("v4 blocks of 16", torch.bfloat16): BreakEven(0.5, 8, _OVERHEAD),
 }
 
 # Dense bfloat16 on a matrix unit is four to seven times as fast as float32: single connections pay above 96% only.
@@ -53,7 +59,7 @@ def _table() -> dict[tuple[str, torch.dtype], BreakEven]:
         return TABLE
     if "v4_amx" in matrix_units():
         return _WITH_MATRIX_UNIT
-    return TABLE if "AMD" in processor() else _OTHER_VENDORS
+    return TABLE if "AMD" in processor() else _WITHOUT_MATRIX_UNIT
 
 
 def rule(dtype: torch.dtype, block: tuple[int, int] | None = None) -> BreakEven | None:
