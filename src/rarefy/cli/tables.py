@@ -30,8 +30,12 @@ def preview_tables(preview: RunPreview) -> Group:
         parameter_table(preview.parameters),
         update_table(preview.updates),
         cost_table(preview.cost),
-        f"one step on one batch: loss {preview.loss:.4f}; the run has {preview.total_steps:,} steps",
+        f"{_step_line(preview)}; the run has {preview.total_steps:,} steps",
     )
+
+
+def _step_line(preview: RunPreview) -> str:
+    return preview.problem if preview.loss is None else f"one step on one batch: loss {preview.loss:.4f}"
 
 
 def parameter_table(plans: Iterable[ParameterPlan]) -> Table:

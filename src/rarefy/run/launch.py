@@ -16,6 +16,7 @@ from rarefy.errors import ConfigError
 from rarefy.run.builder import Builder
 from rarefy.run.changed_file import compare, root_of
 from rarefy.run.file_keys import FitBlock, ValidateBlock
+from rarefy.run.planning.large_model import refuse_too_large
 from rarefy.run.schema import TrainerConfig
 from rarefy.run.token_check import check_tokens
 from rarefy.trainer.state import States
@@ -144,6 +145,7 @@ def _fit(
     states = _states(builder, start, launch)
     resumed = _resumed(builder, start) if compares and states == "all" else None
     keepers = [] if resumed is None else compare(builder, resumed)
+    refuse_too_large(builder)
     trainer = builder.trainer(more_callbacks=[*keepers, *launch.callbacks])
     check_tokens(trainer.model, train_data, f"{config.path}.fit.train_dataloader")
     for data in val_data.values():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,9 @@ from rarefy import filters
 from rarefy.algorithms.base import SparsityAlgorithm
 from rarefy.distributions import share_out
 from rarefy.models.call import loss_of, to_device
+from rarefy.patterns import Pattern
 from rarefy.run.builder import Builder
+from rarefy.run.planning.large_model import LargeModel, flops_of, shared_out, too_large
 from rarefy.run.token_check import check_tokens
 from rarefy.schedules import update_steps
 from rarefy.storage.optimizer_state import same_shaped, stored_numbers
@@ -101,8 +103,10 @@ class RunPreview:
     parameters: tuple[ParameterPlan, ...]
     updates: tuple[UpdatePlan, ...]
     cost: CostPlan
-    loss: float
+    loss: float | None
     total_steps: int
+    # Why no step was taken; empty where one was.
+    problem: str = ""
 
 
 def preview(builder: Builder) -> RunPreview:
@@ -124,6 +128,9 @@ def preview(builder: Builder) -> RunPreview:
     builder.check()
     data = builder.train_data
     total = builder.total_steps
+    large = too_large(builder)
+    if large is not None:
+        return _preview_of_large(builder, large, total)
     trainer = builder.trainer(quiet=True)
     algorithms = trainer.sparsity.algorithms if trainer.sparsity is not None else []
     check_tokens(trainer.model, data, f"{config.path}.fit.train_dataloader")
@@ -135,6 +142,40 @@ def preview(builder: Builder) -> RunPreview:
     parameters = tuple(plan_parameters(trainer.model, algorithms, total))
     cost = plan_cost(trainer, parameters, flops)
     return RunPreview(parameters, tuple(plan_updates(algorithms, total)), cost, loss, total)
+
+
+def _preview_of_large(builder: Builder, large: LargeModel, total: int) -> RunPreview:
+    """The plan of a run whose model does not fit: no weights, no step, no loss."""
+    algorithms = builder.sparsity.algorithms if builder.sparsity is not None else []
+    by_weight, flops = flops_of(large.model, next(iter(builder.train_data)))
+    shared = list(shared_out(large.model, algorithms))
+    sparse: dict[str, ParameterPlan] = {}
+    for algorithm, chosen in shared:
+        shapes = {name: candidate.shape for name, (candidate, _) in chosen.items()}
+        stages = _stages_of(
+            algorithm, shapes, {name: pattern for name, (_, pattern) in chosen.items()}, total
+        )
+        for name, (candidate, _) in chosen.items():
+            reason = filters.decide(candidate, algorithm.globs).reason
+            kind, structure = algorithm.label, str(algorithm.pattern)
+            sparse[name] = ParameterPlan(
+                name, tuple(shapes[name]), reason, kind, stages[name], structure, "planned"
+            )
+    parameters = tuple(
+        sparse.get(one.name, ParameterPlan(one.name, tuple(one.shape), _why_dense(one, algorithms)))
+        for one in filters.candidates(large.model)
+    )
+    # Weights, gradients and two numbers of state, as of Adam; a mask takes a byte a position.
+    masks = sum(one.size for one in sparse.values())
+    memory = 4 * large.weight_bytes
+    inactive = sum(
+        by_weight.get(one.name, 0) * (1 - one.stages[-1].kept / one.size) for one in sparse.values()
+    )
+    cost = CostPlan(flops, flops - round(inactive), memory, memory + masks)
+    updates = tuple(plan_updates(algorithms, total))
+    return RunPreview(
+        parameters, updates, cost, None, total, f"{large}; planned without weights, no step was taken"
+    )
 
 
 def plan_parameters(
@@ -176,6 +217,17 @@ def _why_dense(candidate: filters.Candidate, algorithms: list[SparsityAlgorithm]
 
 def _stages(algorithm: SparsityAlgorithm, total_steps: int) -> dict[str, tuple[Stage, ...]]:
     """Start, first update and last update of every parameter of an algorithm."""
+    shapes = {name: parameter.shape for name, parameter in algorithm.parameters.items()}
+    patterns = {name: parameter.pattern for name, parameter in algorithm.parameters.items()}
+    return _stages_of(algorithm, shapes, patterns, total_steps)
+
+
+def _stages_of(
+    algorithm: SparsityAlgorithm,
+    shapes: Mapping[str, torch.Size],
+    patterns: Mapping[str, Pattern],
+    total_steps: int,
+) -> dict[str, tuple[Stage, ...]]:
     steps = list(update_steps(algorithm.update_schedule, 0, total_steps))
     starts_dense = steps[:1] != [0]
     # The number of the update as well: a cycling schedule goes by it.
@@ -184,11 +236,10 @@ def _stages(algorithm: SparsityAlgorithm, total_steps: int) -> dict[str, tuple[S
     targets = [
         0.0 if starts_dense and step == 0 else algorithm.target_at(step, index) for step, index in chosen
     ]
-    shapes = {name: parameter.shape for name, parameter in algorithm.parameters.items()}
     shares = [share_out(algorithm.distribution, target, shapes) for target in targets]
     return {
         name: tuple(
-            Stage(step, share[name], algorithm.parameters[name].pattern.kept(shape, share[name]))
+            Stage(step, share[name], patterns[name].kept(shape, share[name]))
             for (step, _), share in zip(chosen, shares, strict=True)
         )
         for name, shape in shapes.items()
@@ -255,13 +306,17 @@ def plan_cost(trainer: Trainer, parameters: tuple[ParameterPlan, ...], flops: di
         parameters: the plan of every parameter.
         flops: by module name, from `one_step`.
     """
-    dense = flops.get("Global", 0)
-    sparse = dense
+    return CostPlan(flops.get("Global", 0), _without_inactive(flops, parameters), *_memory(trainer))
+
+
+def _without_inactive(flops: dict[str, int], parameters: tuple[ParameterPlan, ...]) -> int:
+    """All operations but those on connections that are inactive at the end."""
+    sparse = flops.get("Global", 0)
     for plan in parameters:
         if plan.stages:
             counted = flops.get(plan.name.rpartition(".")[0], 0)
             sparse -= round(counted * (1 - plan.stages[-1].kept / max(plan.size, 1)))
-    return CostPlan(dense, sparse, *_memory(trainer))
+    return sparse
 
 
 def _forward_as_dense(x: tuple[int, ...], *rest: Any, **__: Any) -> int:

@@ -1,0 +1,1 @@
+"""Runs whose model does not fit into memory, planned without it."""
