@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import copy
+import multiprocessing
 import warnings
 import weakref
 from typing import ClassVar
@@ -23,6 +24,7 @@ from rarefy.torch_private import (
     accumulation_hooks,
     buffers_of,
     compiles_its_calls,
+    end_workers,
     forward_pre_hooks,
     multiply_,
     onednn_product,
@@ -358,3 +360,15 @@ def test_a_part_of_a_flat_parameter_is_known():
         assert torch_private.is_part_of_a_flat_parameter(model.weight)
     finally:
         torch.distributed.destroy_process_group()
+
+
+def test_workers_that_live_on_are_ended():
+    loader = torch.utils.data.DataLoader(list(range(4)), num_workers=1, persistent_workers=True)
+    assert len(list(loader)) == 4
+    before = set(multiprocessing.active_children())
+    assert before
+    end_workers(loader)
+    assert not before & set(multiprocessing.active_children())
+    assert len(list(loader)) == 4
+    end_workers(loader)
+    end_workers([1, 2])

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn, optim
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 # ---- modules and their hooks ----
 
@@ -353,3 +354,15 @@ def _refuse(_: Any) -> None:
         "one of the variables needed for gradient computation has been modified by an inplace operation: a weight "
         "changed its storage, dtype or device after the forward pass; compute the loss again"
     )
+
+
+def end_workers(loader: Any) -> None:
+    """Ends the worker processes that a DataLoader keeps from epoch to epoch; anything else is left alone.
+
+    Workers that leave SIGTERM alone would be waited for without end when the interpreter exits. If torch renames these,
+    a run with `persistent_workers` hangs at its end, and the test of this function fails.
+    """
+    iterator = getattr(loader, "_iterator", None)
+    if isinstance(iterator, _MultiProcessingDataLoaderIter):
+        loader._iterator = None
+        iterator._shutdown_workers()

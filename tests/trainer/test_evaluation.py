@@ -1,5 +1,6 @@
 """Validation, which leaves no trace in training."""
 
+import multiprocessing
 import random
 from collections import OrderedDict
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 from rarefy.callbacks.events import Callback, Logger
 from rarefy.errors import RarefyError
@@ -153,3 +155,30 @@ def test_forward_runs_under_autocast(tmp_path: Path) -> None:
 
     assert trainer(tmp_path, Typed, precision={}).validate(batches(1)) == {"eval/loss": 1.0}
     assert trainer(tmp_path, Typed).validate(batches(1)) == {"eval/loss": 0.0}
+
+
+def test_worker_processes_end_with_the_fit_and_with_the_validation(tmp_path: Path) -> None:
+    rows: Any = [torch.ones(2)] * 4
+    data = [DataLoader(rows, num_workers=1, persistent_workers=True) for _ in range(2)]
+    before = set(multiprocessing.active_children())
+    trainer = Trainer(
+        model_dir=tmp_path,
+        model=Weighted(),
+        device="cpu",
+        optimizer=lambda model: torch.optim.SGD(model.parameters(), lr=0.1),
+        loop={"num_steps": 2},
+        loggers=[],
+    )
+    trainer.fit(data[0], data[1])
+    assert set(multiprocessing.active_children()) <= before
+    trainer.validate(data[1], None)
+    assert set(multiprocessing.active_children()) <= before
+
+
+class Weighted(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(2))
+
+    def forward(self, batch: torch.Tensor) -> torch.Tensor:
+        return (batch * self.weight).mean()

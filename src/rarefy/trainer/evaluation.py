@@ -14,6 +14,7 @@ from rarefy.checkpoint import rng
 from rarefy.errors import RarefyError
 from rarefy.models.call import loss_of, to_device
 from rarefy.models.protocol import Metrics, ReportsMetrics
+from rarefy.torch_private import end_workers
 from rarefy.trainer.feed import Loader, open_loader
 from rarefy.trainer.micro_batches import parts_of
 from rarefy.trainer.session import Session
@@ -111,6 +112,21 @@ def evaluate(
     session.log(results)
     session.emit("on_validate_end", results)
     return results
+
+
+def evaluate_all(session: Session, validations: Mapping[str, Iterable[Any]]) -> dict[str, float]:
+    """The metrics on several data by name, whose worker processes then end."""
+    results: dict[str, float] = {}
+    for name, data in validations.items():
+        results |= evaluate(session, data, name) or {}
+    close_validations(validations)
+    return results
+
+
+def close_validations(validations: Mapping[str, Iterable[Any]]) -> None:
+    """Ends the worker processes that loaders keep from one validation to the next."""
+    for data in validations.values():
+        end_workers(data)
 
 
 def _run(session: Session, iterator: Iterator[Any], metrics: Metrics, stop: Callable[[], bool]) -> int | None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from rarefy.checkpoint import rng
 from rarefy.data.loader import ResumableLoader
 from rarefy.errors import RarefyError
+from rarefy.torch_private import end_workers
 from rarefy.trainer.signals import signals_held_back
 
 log = logging.getLogger("rarefy")
@@ -118,8 +119,9 @@ class TrainFeed:
         self.batch -= len(window)
 
     def close(self) -> None:
-        """Lets go of the iterator, which ends its worker processes."""
+        """Lets go of the iterator and ends its worker processes, those too that live on from epoch to epoch."""
         self._iterator = None
+        end_workers(self.data)
 
     def state_dict(self) -> dict[str, Any]:
         """The position, and what is needed to get the same epoch again."""

@@ -20,7 +20,7 @@ from rarefy.callbacks.progress_logger import ProgressLogger
 from rarefy.checkpoint.chosen import UNSET, CheckpointPath, Unset, find, find_all
 from rarefy.checkpoint.directory import CheckpointConfig, CheckpointWriter
 from rarefy.trainer import state
-from rarefy.trainer.evaluation import Validations, evaluate, open_validations
+from rarefy.trainer.evaluation import Validations, close_validations, evaluate_all, open_validations
 from rarefy.trainer.feed import Loader, TrainFeed
 from rarefy.trainer.fit import Fit
 from rarefy.trainer.plan import LoggingConfig, LoopConfig, RunPlan, plan_run
@@ -185,6 +185,7 @@ class Trainer:
                 Fit(session, plan, validations, guard, continues).run()
         finally:
             session.feed.close()
+            close_validations(validations)
 
     def validate(self, val_dataloader: Validations, ckpt_path: CheckpointPath = UNSET) -> dict[str, float]:
         """The metrics of the model on validation data.
@@ -207,10 +208,7 @@ class Trainer:
         found = self._find_trained(ckpt_path)
         if found is not None:
             self.progress.global_step = state.load_weights(self.session, found)
-        results: dict[str, float] = {}
-        for name, data in validations.items():
-            results |= evaluate(self.session, data, name) or {}
-        return results
+        return evaluate_all(self.session, validations)
 
     def validate_all(
         self,
