@@ -155,9 +155,16 @@ def dense_state(state: Mapping[str, Tensor], parameters: Iterable[str]) -> dict[
     dense = dict(state)
     for name in parameters:
         mask = dense.pop(name + MASK_SUFFIX)
-        # Selected: other programs leave numbers, even NaN, at inactive positions.
-        dense[name] = torch.where(mask.bool(), dense[name], 0)
+        dense[name] = _selected(dense[name], mask.bool())
     return dense
+
+
+def _selected(tensor: Tensor, mask: Tensor) -> Tensor:
+    """Zeros where the mask is False; selected, as other programs leave numbers, even NaN, there."""
+    if tensor.element_size() > 1:
+        return torch.where(mask, tensor, 0)
+    # Older torch does not select among the small float types.
+    return torch.where(mask, tensor.view(torch.int8), 0).view(tensor.dtype)
 
 
 def first_names(names: tuple[str, ...]) -> str:

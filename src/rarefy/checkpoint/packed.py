@@ -111,9 +111,10 @@ class _Packing:
         self.listed[name] = {"shape": list(mask.shape), "at": support.name}
 
     def _add_values(self, name: str, tensor: Tensor) -> None:
-        flat = tensor.reshape(-1)
         size = tensor.element_size()
-        active = flat.view(_INTEGERS[size]) != 0
+        # As integers: small float types cannot be indexed everywhere, and a negative zero is no zero.
+        flat = tensor.reshape(-1).view(_INTEGERS[size])
+        active = flat != 0
         count = int(active.count_nonzero())
         # 32 bits for each place, against one bit for each entry.
         kind = "places" if 32 * count < active.numel() < 1 << 31 else "bits"
@@ -124,7 +125,7 @@ class _Packing:
         support = self._shared(tensor.shape, active, count + places // size)
         support = support or self._new(name, tensor.shape, active, count, kind)
         values = f"{name}.values"
-        self.tensors[values] = flat[support.active]
+        self.tensors[values] = flat[support.active].view(tensor.dtype)
         self.listed[name] = {"shape": list(tensor.shape), "at": support.name, "values": values}
 
     def _shared(self, shape: torch.Size, active: Tensor, highest: int) -> _Support | None:

@@ -166,7 +166,8 @@ class SparseWeight(StoredWeight):
 
     def untyped_storage(self) -> Any:
         """The memory of a dense snapshot, which is right until the next write."""
-        if has_mode() or torch.compiler.is_compiling():
+        # A compiler's stand-in has no entries to make a snapshot of; torch 2.6 asks it outside of its mode.
+        if has_mode() or torch.compiler.is_compiling() or not self.topology.is_real:
             return super().untyped_storage()
         return self._cell.snapshot().untyped_storage()
 
