@@ -87,3 +87,15 @@ def test_inactive_nan_becomes_zero():
 
 def test_without_masks_leaves_weights_alone():
     assert without_masks(SPARSE).keys() == DENSE.keys()
+
+
+def test_a_mask_beside_a_modules_own_is_found_by_its_other_name():
+    own = torch.tensor([False, True])
+    state = {**DENSE, "a.weight_mask": own, "a.weight_sparsity_mask": MASK}
+    assert mask_names(state) == {"a.weight": "a.weight_sparsity_mask"}
+    assert not match_masks(state, state) and not match_model(state, state)
+    dense = dense_state(state, ["a.weight"])
+    assert dense["a.weight"].tolist() == [1.0, 0.0] and dense["a.weight_mask"] is own
+    assert "a.weight_sparsity_mask" not in dense and sorted(without_masks(state)) == sorted(
+        [*DENSE, "a.weight_mask"]
+    )

@@ -50,3 +50,35 @@ def test_a_state_loads_after_its_model_or_is_refused(saves, loads, order):
     train(*fresh[:2], range(5, 9))
     torch.testing.assert_close(fresh[0][0].weight.detach() + 0, trained[0][0].weight.detach() + 0)
     assert torch.equal(fresh[0][0].weight_mask, trained[0][0].weight_mask)
+
+
+def test_what_was_saved_as_entries_is_marked_by_its_keys():
+    """A tensor that has by chance as many numbers as there are connections is none of them."""
+    model, optimizer, sparsity = parts("compact", seed=0)
+    train(model, optimizer, range(3))
+    weight = model[0].weight
+    stranger = torch.arange(sparsity.parameters["0.weight"].active, dtype=torch.float64)
+    optimizer.state[weight]["momentum_of_mine"] = stranger
+    saved = copy.deepcopy(optimizer.state_dict())
+    assert sorted(saved["entries"][0]) == [["exp_avg"], ["exp_avg_sq"]]
+    assert saved["state"][0]["exp_avg"].dim() == 1
+    for compute in ("masked", "compact"):
+        fresh = parts(compute, seed=1)
+        fresh[0].load_state_dict(model.state_dict())
+        fresh[1].load_state_dict(copy.deepcopy(saved))
+        state = fresh[1].state[fresh[0][0].weight]
+        assert torch.equal(state["momentum_of_mine"], stranger)
+        assert state["exp_avg"].shape == (16, 8)
+
+
+def test_a_state_without_marks_is_told_by_shape_and_meaning():
+    """As files from before have it."""
+    model, optimizer, _ = parts("compact", seed=0)
+    train(model, optimizer, range(3))
+    saved = copy.deepcopy(optimizer.state_dict())
+    saved.pop("entries")
+    fresh = parts("masked", seed=1)
+    fresh[0].load_state_dict(model.state_dict())
+    fresh[1].load_state_dict(saved)
+    found = fresh[1].state[fresh[0][0].weight]["exp_avg"]
+    assert torch.equal(found, optimizer.state[model[0].weight]["exp_avg"].dense())

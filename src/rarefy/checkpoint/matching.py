@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 MASK_SUFFIX = "_mask"
+OTHER_SUFFIX = "_sparsity_mask"
 SHOWN = 3
 LOOSE_LOADING = "--disable_strict_checkpoint_loading or --load_checkpoint_states model"
 
@@ -78,13 +79,20 @@ def mask_names(state: Mapping[str, Tensor]) -> dict[str, str]:
     """Parameter name → name of its mask, for every sparse parameter of a state dict.
 
     Args:
-        state: tensors by name; a mask is `<parameter>_mask`, of the parameter's shape.
+        state: tensors by name; a mask is `<parameter>_mask`, of the parameter's shape, or `<parameter>_sparsity_mask`
+            where the module has something of the first name itself.
 
     Example:
         >>> mask_names({"fc.weight": torch.ones(2), "fc.weight_mask": torch.ones(2).bool()})
         {'fc.weight': 'fc.weight_mask'}
     """
     candidates = {name.removesuffix(MASK_SUFFIX): name for name in state if name.endswith(MASK_SUFFIX)}
+    others = {
+        name.removesuffix(OTHER_SUFFIX): name
+        for name in state
+        if name.endswith(OTHER_SUFFIX) and name.removesuffix(OTHER_SUFFIX) in state
+    }
+    candidates |= others
     # A model's own `attention_mask` is told from a mask of `attention` by its shape.
     return {
         parameter: name
@@ -153,8 +161,9 @@ def dense_state(state: Mapping[str, Tensor], parameters: Iterable[str]) -> dict[
         {'w': [1.0, 0.0]}
     """
     dense = dict(state)
+    masks = mask_names(state)
     for name in parameters:
-        mask = dense.pop(name + MASK_SUFFIX)
+        mask = dense.pop(masks[name])
         dense[name] = _selected(dense[name], mask.bool())
     return dense
 

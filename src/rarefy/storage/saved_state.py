@@ -1,7 +1,8 @@
 """Optimizer state between memory and a state dict, so that a run may go on with another storage or machine.
 
-Same-shaped states of a weight with compact storage are saved as their active entries in row-major order. Beside `state`
-the state dict has `topology`: for each sparse weight with a state the checksum of its mask.
+Sparse states of a weight with compact storage are saved as their active entries in row-major order. Beside `state` the
+state dict has `topology`, for each sparse weight with a state the checksum of its mask, and `entries`, the keys that
+lead to what was saved so. Files from before have no such keys; in them it is told by shape and meaning.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ from rarefy.errors import RarefyError
 from rarefy.storage.optimizer_state import all_dense, changed, saved_indices
 from rarefy.storage.parameter import SparseParameter
 from rarefy.storage.protocol import checksum
-from rarefy.storage.state_meaning import Path, belongs_to_connections
+from rarefy.storage.state_meaning import Path, belongs_to_connections, entries
+from rarefy.tensors import SparseWeight
 
 KEY = "topology"
+MARKS = "entries"
 
 
 def save_entries(
@@ -36,19 +39,19 @@ def save_entries(
     indices = saved_indices(optimizer)
     saved = dict(state_dict["state"])
     topology = dict(state_dict.get(KEY, {}))
+    marks = dict(state_dict.get(MARKS, {}))
     for parameter in parameters.values():
         index = indices.get(parameter.weight)
         storage = parameter.storage
         if index is None or index not in saved:
             continue
         topology[index] = checksum(parameter.mask)
-        if storage.kind == "compact":
-            wanted = partial(_is_of, optimizer, parameter.weight, {parameter.weight.shape})
-            as_entries = changed(
-                saved[index], wanted, lambda _, state, save=storage.saved_entries: save(state)
-            )
+        if isinstance(parameter.weight, SparseWeight):
+            own = partial(_has_its_connections, parameter.weight)
+            marks[index] = [list(path) for path, state in entries(saved[index]) if own(path, state)]
+            as_entries = changed(saved[index], own, lambda _, state, save=storage.saved_entries: save(state))
             saved[index] = all_dense(as_entries)
-    return {**state_dict, "state": saved, **({KEY: topology} if topology else {})}
+    return {**state_dict, "state": saved, **_notes(topology, marks)}
 
 
 def load_entries(
@@ -67,6 +70,7 @@ def load_entries(
     indices = saved_indices(optimizer)
     saved = dict(state_dict["state"])
     topology = {int(index): value for index, value in state_dict.get(KEY, {}).items()}
+    marks = {int(index): value for index, value in state_dict.get(MARKS, {}).items()}
     for parameter in parameters.values():
         index = indices.get(parameter.weight)
         if index is None or index not in saved:
@@ -81,11 +85,27 @@ def load_entries(
                     "dict first, and the optimizer's of the same moment after it"
                 )
             shapes.add(torch.Size([int(mask.count_nonzero())]))
-        wanted = partial(_is_of, optimizer, parameter.weight, shapes)
+        if index in marks:
+            wanted = partial(_is_marked, {tuple(path) for path in marks.pop(index)})
+        else:
+            wanted = partial(_is_of, optimizer, parameter.weight, shapes)
         load = parameter.storage.loaded_entries
         saved[index] = changed(saved[index], wanted, lambda _, state, load=load: load(state))
-    rest = {key: value for key, value in state_dict.items() if key != KEY}
-    return {**rest, "state": saved, **({KEY: topology} if topology else {})}
+    rest = {key: value for key, value in state_dict.items() if key not in (KEY, MARKS)}
+    return {**rest, "state": saved, **_notes(topology, marks)}
+
+
+def _notes(topology: Mapping[int, int], marks: Mapping[int, Any]) -> dict[str, Any]:
+    """What stands beside the state; a plain optimizer's state dict has nothing of it."""
+    return {**({KEY: topology} if topology else {}), **({MARKS: marks} if marks else {})}
+
+
+def _has_its_connections(weight: SparseWeight, path: Path, tensor: Tensor) -> bool:
+    return isinstance(tensor, SparseWeight) and tensor.topology.equals(weight.topology)
+
+
+def _is_marked(marked: set[Path], path: Path, tensor: Tensor) -> bool:
+    return path in marked
 
 
 def _is_of(

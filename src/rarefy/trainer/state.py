@@ -17,7 +17,7 @@ from rarefy.checkpoint import rng
 from rarefy.checkpoint.directory import CheckpointParts, load
 from rarefy.checkpoint.error import CheckpointError
 from rarefy.checkpoint.foreign import load_foreign
-from rarefy.checkpoint.matching import LOOSE_LOADING, MASK_SUFFIX, dense_state, match_masks, match_model
+from rarefy.checkpoint.matching import LOOSE_LOADING, dense_state, mask_names, match_masks, match_model
 from rarefy.distributed import is_first
 from rarefy.errors import RarefyError
 from rarefy.storage.optimizer_traits import trained_parameters
@@ -127,7 +127,8 @@ def _load_model(session: Session, path: Path, state: Mapping[str, Tensor], is_st
         raise CheckpointError(path, masks.problem(), masks.remedy())
     loaded = dense_state(state, masks.surplus)
     # With a full mask the weight arrives whole; the mask that it has here was made for other values.
-    loaded |= {name + MASK_SUFFIX: torch.ones_like(own[name], dtype=torch.bool) for name in masks.missing}
+    own_masks = mask_names(own)
+    loaded |= {own_masks[name]: torch.ones_like(own[name], dtype=torch.bool) for name in masks.missing}
     # What is strict has been checked above, in words of its own.
     session.model.load_state_dict(loaded, strict=False)
     _prune_afresh(session, masks.missing)
