@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -182,6 +182,20 @@ def decide(candidate: Candidate, globs: tuple[str, ...] | None) -> Decision:
     # `fnmatch` alone ignores case on some systems.
     match = next((glob for glob in globs if fnmatch.fnmatchcase(candidate.name, glob)), None)
     return Decision(match is not None, match or "no glob matches")
+
+
+def why_left(candidate: Candidate, filters: Iterable[tuple[str, ...] | None]) -> str:
+    """Why none of several filters takes a parameter; empty where there is no filter.
+
+    Args:
+        candidate: the parameter.
+        filters: globs, or None for the default filter.
+
+    Example:
+        >>> [why_left(c, [None, ("x*",)]) for c in candidates(nn.Linear(2, 2))][1]
+        'fewer than two dimensions; no glob matches'
+    """
+    return "; ".join(dict.fromkeys(decide(candidate, globs).reason for globs in filters))
 
 
 def _role(candidate: Candidate) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from torch import nn
 
 import rarefy
@@ -83,3 +84,50 @@ def test_a_custom_algorithm_without_a_name_shows_its_class():
     sparsity = Mine(0.5)
     sparsity.apply(nn.Linear(2, 2))
     assert summary(sparsity).rows[0].algorithm == "Mine"
+
+
+def test_it_says_why_each_parameter_was_taken_or_left():
+    _, sparsity = applied(
+        [{"sparsity": 0.75, "param_filter": "0.weight"}, {"algorithm": "set", "sparsity": 0.5}]
+    )
+    found = summary(sparsity)
+    assert [row.reason for row in found.rows] == ["0.weight", "default filter: weight of a Linear"]
+    why = "no glob matches; fewer than two dimensions"
+    assert found.dense == {"0.bias": why, "1.bias": why}
+    lines = [
+        "sparse, 0.weight: 0.weight",
+        "sparse, default filter: weight of a Linear: 1.weight",
+        f"dense, {why}: 0.bias, 1.bias",
+    ]
+    assert str(found).splitlines()[-3:] == lines
+    assert found._repr_html_().endswith("".join(f"<div>{line}</div>" for line in lines))
+
+
+def test_layers_of_one_kind_share_a_glob():
+    model = nn.Sequential(nn.Embedding(4, 4), *(nn.Linear(4, 4) for _ in range(3)))
+    sparsity = rarefy.Static(0.5)
+    sparsity.apply(model)
+    assert summary(sparsity).reasons() == [
+        "sparse, default filter: weight of a Linear: *.weight (3)",
+        "dense, belongs to Embedding: 0.weight",
+        "dense, fewer than two dimensions: *.bias (3)",
+    ]
+
+
+def test_a_long_list_of_names_is_cut():
+    class Norms(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(4, 4, bias=False)
+            for letter in "abcdefgh":
+                self.register_parameter(letter, nn.Parameter(torch.ones(4)))
+
+    model, sparsity = Norms(), rarefy.Static(0.5)
+    sparsity.apply(model)
+    assert summary(sparsity).reasons()[1] == "dense, fewer than two dimensions: a, b, c, d, e, f and 2 more"
+
+
+def test_nothing_is_said_of_a_model_that_is_gone():
+    model, sparsity = applied(0.75)
+    del model
+    assert summary(sparsity).dense == {} and [row.reason for row in summary(sparsity).rows] == ["", ""]

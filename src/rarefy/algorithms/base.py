@@ -248,9 +248,10 @@ class SparsityAlgorithm(UserHooks, Timing, Sparsifier):
         else:
             raise RarefyError(f"apply takes a torch module or a torch optimizer, not {type(target).__name__}")
 
-    def forget_removed(self) -> None:
-        """Forgets the weights of layers that are no longer in their model."""
+    def models(self) -> list[nn.Module]:
+        """The models that still live; weights of layers that are no longer in them are forgotten."""
         self._attachment.forget_removed()
+        return self._attachment.models
 
     def select(self, model: nn.Module) -> dict[str, Candidate]:
         """The parameters that this algorithm's filter chooses, by name.

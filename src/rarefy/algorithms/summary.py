@@ -1,18 +1,23 @@
-"""A table of what is sparse (parameter, shape, target, actual, storage), as text and in a notebook."""
+"""A table of what is sparse (parameter, shape, target, actual, storage) and why, as text and in a notebook."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from html import escape
 from io import StringIO
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
+from rich.text import Text
 
+from rarefy.filters import Candidate, candidates, decide, why_left
 from rarefy.schedules import Constant
 
+MOST_NAMED = 6
+LAYER_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)|^\d+(?=\.)")
 COLUMNS = ("parameter", "algorithm", "shape", "target", "actual", "kept", "pattern", "storage")
 
 
@@ -38,6 +43,7 @@ class SummaryRow:
         kept: active connections, counted in the mask.
         pattern: balance and pattern of its masks.
         storage: `masked` or `compact`.
+        reason: the glob that took it, or what the default filter took it for.
     """
 
     name: str
@@ -48,13 +54,20 @@ class SummaryRow:
     kept: int
     pattern: str
     storage: str
+    reason: str = ""
 
 
 @dataclass(frozen=True)
 class Summary:
-    """The sparse parameters of a model; prints as a table."""
+    """The sparse parameters of a model; prints as a table, with a line for each reason below it.
+
+    Args:
+        rows: one a sparse parameter.
+        dense: why each of the other parameters stayed dense, by name.
+    """
 
     rows: tuple[SummaryRow, ...]
+    dense: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def actual_sparsity(self) -> float:
@@ -66,16 +79,22 @@ class Summary:
     def __repr__(self) -> str:
         return one_line("Summary", {"weights": len(self.rows), "actual": f"{self.actual_sparsity:.4f}"})
 
-    def __rich__(self) -> Table:
+    def __rich__(self) -> RenderableType:
         table = Table(*COLUMNS)
         for row in self._lines():
-            table.add_row(*row)
+            table.add_row(*map(Text, row))
         table.add_section()
         table.add_row(*self._total())
-        return table
+        return Group(table, *map(Text, self.reasons()))
 
     def _repr_html_(self) -> str:
-        return html_table(COLUMNS, [*self._lines(), self._total()])
+        table = html_table(COLUMNS, [*self._lines(), self._total()])
+        return table + "".join(f"<div>{escape(line)}</div>" for line in self.reasons())
+
+    def reasons(self) -> list[str]:
+        """Why each parameter was taken or left, those that share a reason in one line."""
+        taken = {row.name: row.reason for row in self.rows if row.reason}
+        return [*_by_reason("sparse", taken), *_by_reason("dense", self.dense)]
 
     def _lines(self) -> Iterator[tuple[str, ...]]:
         for row in self.rows:
@@ -111,7 +130,7 @@ class Shown:
         return one_line(type(self).__name__, facts)
 
     def _repr_html_(self) -> str:
-        found = Summary(tuple(_rows(getattr(self, "algorithms", []))))
+        found = summary(cast(HasAlgorithms, self))
         return found._repr_html_() if found.rows else f"<code>{escape(repr(self))}</code>"
 
 
@@ -122,21 +141,33 @@ def summary(sparsity: HasAlgorithms) -> Summary:
         sparsity: an algorithm or a group that was applied to a model.
 
     Returns:
-        Rows and totals; `print` it for a table.
+        Rows, totals, and why each parameter is sparse or dense; `print` it for a table.
 
     Example:
         >>> import rarefy, torch
+        >>> model = torch.nn.Linear(8, 8)
         >>> sparsity = rarefy.configure(0.75)
-        >>> sparsity.apply(torch.nn.Linear(8, 8))
-        >>> summary(sparsity).actual_sparsity
-        0.75
+        >>> sparsity.apply(model)
+        >>> summary(sparsity).actual_sparsity, summary(sparsity).dense
+        (0.75, {'bias': 'fewer than two dimensions'})
     """
-    return Summary(tuple(_rows(sparsity.algorithms)))
+    algorithms = sparsity.algorithms
+    found = _candidates(algorithms)
+    rows = tuple(_rows(algorithms, found))
+    sparse = {row.name for row in rows}
+    filters = [algorithm.globs for algorithm in algorithms]
+    dense = {name: why_left(one, filters) for name, one in found.items() if name not in sparse}
+    return Summary(rows, dense)
 
 
-def _rows(algorithms: Iterable[Any]) -> Iterable[SummaryRow]:
+def _candidates(algorithms: Iterable[Any]) -> dict[str, Candidate]:
+    """Every parameter of the models that the algorithms were applied to."""
+    models = dict.fromkeys(model for algorithm in algorithms for model in algorithm.models())
+    return {candidate.name: candidate for model in models for candidate in candidates(model)}
+
+
+def _rows(algorithms: Iterable[Any], found: Mapping[str, Candidate]) -> Iterable[SummaryRow]:
     for algorithm in algorithms:
-        algorithm.forget_removed()
         kind = algorithm.label
         pattern = str(algorithm.pattern)
         targets = algorithm.shares(algorithm.target_sparsity)
@@ -144,7 +175,29 @@ def _rows(algorithms: Iterable[Any]) -> Iterable[SummaryRow]:
             shape = tuple(parameter.shape)
             actual = parameter.actual_sparsity
             kept = round((1.0 - actual) * _numel(shape))
-            yield SummaryRow(name, kind, shape, targets[name], actual, kept, pattern, parameter.storage.form)
+            reason = decide(found[name], algorithm.globs).reason if name in found else ""
+            storage = parameter.storage.form
+            yield SummaryRow(name, kind, shape, targets[name], actual, kept, pattern, storage, reason)
+
+
+def _by_reason(word: str, reasons: Mapping[str, str]) -> Iterator[str]:
+    """One line a reason: `dense, fewer than two dimensions: 0.bias, 2.bias`."""
+    kinds: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        kinds.setdefault(reason, []).append(name)
+    for reason, names in kinds.items():
+        shown = _in_short(names)
+        more = f" and {len(shown) - MOST_NAMED} more" if len(shown) > MOST_NAMED else ""
+        yield f"{word}, {reason}: {', '.join(shown[:MOST_NAMED])}{more}"
+
+
+def _in_short(names: Sequence[str]) -> list[str]:
+    """Names, with a glob and a count for those of more than two layers."""
+    alike: dict[str, list[str]] = {}
+    for name in names:
+        alike.setdefault(LAYER_NUMBER.sub("*", name), []).append(name)
+    shown = ([f"{glob} ({len(some)})"] if len(some) > 2 else some for glob, some in alike.items())
+    return [text for some in shown for text in some]
 
 
 def _numel(shape: tuple[int, ...]) -> int:

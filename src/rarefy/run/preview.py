@@ -199,7 +199,8 @@ def plan_parameters(
         shape = tuple(candidate.shape)
         owner = owners.get(candidate.name)
         if owner is None:
-            yield ParameterPlan(candidate.name, shape, _why_dense(candidate, algorithms))
+            reason = filters.why_left(candidate, (algorithm.globs for algorithm in algorithms))
+            yield ParameterPlan(candidate.name, shape, reason or "the run is dense")
         else:
             structure = str(owner.pattern)
             storage = owner.parameters[candidate.name].storage.form
@@ -208,11 +209,6 @@ def plan_parameters(
             yield ParameterPlan(
                 candidate.name, shape, reason, kind, stages[candidate.name], structure, storage
             )
-
-
-def _why_dense(candidate: filters.Candidate, algorithms: list[SparsityAlgorithm]) -> str:
-    reasons = (filters.decide(candidate, algorithm.globs).reason for algorithm in algorithms)
-    return "; ".join(dict.fromkeys(reasons)) or "the run is dense"
 
 
 def _stages(algorithm: SparsityAlgorithm, total_steps: int) -> dict[str, tuple[Stage, ...]]:

@@ -151,11 +151,16 @@ class Attachment:
         # Weakly: an algorithm that somebody keeps must not keep the model in memory.
         self._models.append(weakref.ref(model))
 
+    @property
+    def models(self) -> list[nn.Module]:
+        """Those that weights were taken from and that still live, each once."""
+        alive = (reference() for reference in self._models)
+        return list(dict.fromkeys(model for model in alive if model is not None))
+
     def forget_removed(self) -> None:
         """Forgets weights whose layers are no longer in their model: a head that was replaced, a layer that was cut."""
-        models = [reference() for reference in self._models]
-        alive = [model for model in models if model is not None]
-        if not alive or len(alive) < len(models):
+        alive = self.models
+        if not alive or any(reference() is None for reference in self._models):
             return
         present = {module for model in alive for module in model.modules()}
         for parameter in list(self.parameters.values()):
