@@ -41,6 +41,7 @@ FLOORS = {
     "storage": 6,
     "algorithms": 7,
     "config": 8,
+    "inference": 8,
     "callbacks": 9,
     "trainer": 10,
     "run": 11,
@@ -160,6 +161,7 @@ REGISTRARS = {
     "algorithms.attachment.following",  # optimizers, and the gradients of sparse weights
     "algorithms.attachment.keeper",  # files and copies of sparse weights
     "integrations.signed_zeros",  # files of Transformers
+    "nn.inference_only",  # forward passes of a model that is not to be trained
     "nn.linear",  # files of a layer that is used without an algorithm
     "tensors.gradient",  # the gradient of a sparse weight, to be gathered
     "trainer.state",  # an optimizer's state, before it is loaded

@@ -22,6 +22,7 @@ PUBLIC = {
     "Static",
     "Trainer",
     "callbacks",
+    "compact",
     "configure",
     "finalize",
     "masks",

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rarefy.algorithms.static import Static
     from rarefy.algorithms.summary import summary
     from rarefy.config import configure
+    from rarefy.inference.fastest import compact
     from rarefy.trainer.trainer import Trainer
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "Static",
     "Trainer",
     "callbacks",
+    "compact",
     "configure",
     "finalize",
     "masks",
@@ -48,6 +50,7 @@ _HOMES = MappingProxyType(
         "SparsityAlgorithm": "rarefy.algorithms.base",
         "Static": "rarefy.algorithms.static",
         "Trainer": "rarefy.trainer.trainer",
+        "compact": "rarefy.inference.fastest",
         "configure": "rarefy.config",
         "finalize": "rarefy.algorithms.attachment.keeper",
         "summary": "rarefy.algorithms.summary",

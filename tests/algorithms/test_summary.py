@@ -30,7 +30,7 @@ def test_rows_are_counted_in_the_weights():
     )
     assert (first.target, first.actual) == (0.75, 0.75)
     assert (second.name, second.algorithm, second.actual) == ("1.weight", "set", 0.5)
-    model[0].weight.data.fill_(1.0)
+    model.get_parameter("0.weight").data.fill_(1.0)
     assert summary(sparsity).rows[0].actual == 0.0 and summary(sparsity).rows[0].target == 0.75
 
 

@@ -186,13 +186,18 @@ def _by_reason(word: str, reasons: Mapping[str, str]) -> Iterator[str]:
     for name, reason in reasons.items():
         kinds.setdefault(reason, []).append(name)
     for reason, names in kinds.items():
-        shown = _in_short(names)
+        shown = in_short(names)
         more = f" and {len(shown) - MOST_NAMED} more" if len(shown) > MOST_NAMED else ""
         yield f"{word}, {reason}: {', '.join(shown[:MOST_NAMED])}{more}"
 
 
-def _in_short(names: Sequence[str]) -> list[str]:
-    """Names, with a glob and a count for those of more than two layers."""
+def in_short(names: Sequence[str]) -> list[str]:
+    """Names, with a glob and a count for those of more than two layers.
+
+    Example:
+        >>> in_short(["0.weight", "1.weight", "2.weight", "head.weight"])
+        ['*.weight (3)', 'head.weight']
+    """
     alike: dict[str, list[str]] = {}
     for name in names:
         alike.setdefault(LAYER_NUMBER.sub("*", name), []).append(name)

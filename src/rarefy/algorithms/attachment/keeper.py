@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from rarefy.errors import RarefyError
 from rarefy.filters import Candidate
 from rarefy.nn import CopiedMask, make_dense
+from rarefy.nn.inference_only import marks
 from rarefy.tensors import SparseWeight
 from rarefy.torch_private import buffers_of, forward_pre_hooks, remove_hooks
 
@@ -210,6 +211,8 @@ def finalize(model: nn.Module) -> nn.Module:
         (['bias', 'weight'], 10)
     """
     for module in model.modules():
+        for mark in marks(module):
+            mark.release(module)
         for keeper in list(keepers(module)):
             forget(module, keeper)
             keeper.release()

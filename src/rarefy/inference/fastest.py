@@ -1,0 +1,191 @@
+"""`compact`: each weight of a sparse model in the form that multiplies fastest on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from io import StringIO
+from typing import Literal
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from torch import Tensor, nn
+
+from rarefy.algorithms.attachment.keeper import finalize
+from rarefy.algorithms.summary import html_table, in_short, one_line
+from rarefy.cost.rule import rule
+from rarefy.errors import RarefyError
+from rarefy.filters import Candidate, candidates
+from rarefy.inference.trial import speed_up
+from rarefy.nn import is_conv1d
+from rarefy.nn.inference_only import InferenceOnly
+from rarefy.storage.choice import obstacle
+from rarefy.tensors import Role, SparseWeight, become
+
+Form = Literal["dense", "compact"]
+COLUMNS = ("parameter", "shape", "sparsity", "form", "why")
+FEWEST_ZEROS = 0.3  # share of zeros below which no kernel was ever seen to win
+_GAIN = 1.05  # what a weight has to gain before it is turned
+_TRIED = 8  # weights of one kind that a trial takes
+
+
+@dataclass(frozen=True)
+class CompactedLayer:
+    """What became of one weight.
+
+    Args:
+        name: as in `model.named_parameters()`.
+        shape: of the weight.
+        sparsity: share of its zeros.
+        form: `compact` or `dense`.
+        reason: why.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    sparsity: float
+    form: Form
+    reason: str
+
+
+@dataclass(frozen=True)
+class Compacted:
+    """What `compact` chose; prints as a table.
+
+    Args:
+        layers: the weights that have zeros, in the model's order.
+    """
+
+    layers: tuple[CompactedLayer, ...]
+
+    def __repr__(self) -> str:
+        turned = sum(layer.form == "compact" for layer in self.layers)
+        return one_line("Compacted", {"compact": turned, "dense": len(self.layers) - turned})
+
+    def __rich__(self) -> Table:
+        table = Table(*COLUMNS)
+        for line in self._lines():
+            table.add_row(*map(Text, line))
+        return table
+
+    def _repr_html_(self) -> str:
+        return html_table(COLUMNS, self._lines())
+
+    def __str__(self) -> str:
+        text = StringIO()
+        Console(file=text, width=150).print(self)
+        return text.getvalue()
+
+    def _lines(self) -> Iterator[tuple[str, ...]]:
+        """One line for weights that differ in the number of their layer only."""
+        alike: dict[tuple[str, ...], list[str]] = {}
+        for layer in self.layers:
+            shape = " × ".join(map(str, layer.shape))
+            facts = (shape, f"{layer.sparsity:.2f}", layer.form, layer.reason)
+            alike.setdefault(facts, []).append(layer.name)
+        for facts, names in alike.items():
+            for name in in_short(names):
+                yield (name, *facts)
+
+
+@torch.no_grad()
+def compact(model: nn.Module, *, tokens: int = 1, form: Literal["auto", "compact"] = "auto") -> Compacted:
+    """Turns a sparse model into its fastest form for inference on this machine.
+
+    A weight with zeros keeps only its connections where that is faster: y = x · Wᵀ + b without the products that are
+    zero. Weights of one kind are tried on both ways for a moment, with `tokens` rows. Outputs stay what they are up to
+    rounding, files and copies hold what they did. The model goes to evaluation mode and cannot be trained until
+    `rarefy.finalize(model)` takes everything back; algorithms let go of it, as with `finalize`.
+
+    Args:
+        model: sparse, finalized, or loaded from a file with zeros in its weights; changed in place.
+        tokens: rows of activations in one call, ≥ 1: 1 for `generate()` at batch 1, batch · length for an encoder.
+        form: `auto` decides by the trial; `compact` turns every weight that can be.
+
+    Returns:
+        What each weight with zeros became, and why; `print` it for a table.
+
+    Raises:
+        RarefyError: `tokens` or `form` is something else.
+
+    Example:
+        >>> import rarefy
+        >>> layer = nn.Linear(64, 64)
+        >>> rarefy.configure(0.9).apply(layer)
+        >>> [(one.name, one.form) for one in compact(layer, form="compact").layers]
+        [('weight', 'compact')]
+    """
+    _check(tokens, form)
+    model = finalize(model).eval()
+    found = {one.name: one for one in candidates(model) if len(one.shape) > 1 and _zeros(one) >= FEWEST_ZEROS}
+    reasons = {name: _obstacle(one) for name, one in found.items()}
+    free = [one for name, one in found.items() if not reasons[name]]
+    chosen: dict[str, str] = {}
+    for alike in _of_one_kind(free):
+        turned, reason = _decide(alike, tokens, form)
+        reasons |= dict.fromkeys((one.name for one in alike), reason)
+        for one in alike if turned else ():
+            chosen[one.name] = reason
+    layers = tuple(_layer(one, one.name in chosen, reasons[one.name]) for one in found.values())
+    wanted = [one.name for one in found.values() if one.parameter.requires_grad]
+    for name in chosen:
+        become(found[name].parameter, _sparse(found[name]))
+    if found:
+        InferenceOnly(wanted).mark(model)
+    return Compacted(layers)
+
+
+def _check(tokens: int, form: str) -> None:
+    if isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 1:
+        raise RarefyError(f"tokens: {tokens!r} is not allowed; give a whole number ≥ 1 (example: tokens=1)")
+    if form not in ("auto", "compact"):
+        raise RarefyError(f"form: {form!r} is not allowed; give 'auto' or 'compact'")
+
+
+def _zeros(candidate: Candidate) -> float:
+    weight = candidate.parameter
+    if not weight.is_floating_point() or not weight.numel() or weight.is_meta:
+        return 0.0
+    return 1 - int(weight.count_nonzero()) / weight.numel()
+
+
+def _obstacle(candidate: Candidate) -> str:
+    """Why a weight has to stay dense; empty where it need not."""
+    dtype = candidate.parameter.dtype
+    no_kernel = "" if rule(dtype) else f"there is no kernel for {str(dtype).removeprefix('torch.')} here"
+    return obstacle(candidate.places) or no_kernel
+
+
+def _of_one_kind(free: Sequence[Candidate]) -> list[list[Candidate]]:
+    """Weights of one shape, dtype, layout and about one sparsity are tried together."""
+    kinds: dict[tuple[object, ...], list[Candidate]] = {}
+    for one in free:
+        weight = one.parameter
+        kind = (weight.shape, weight.dtype, is_conv1d(one.places[0].module), round(_zeros(one) * 20))
+        kinds.setdefault(kind, []).append(one)
+    return list(kinds.values())
+
+
+def _decide(alike: Sequence[Candidate], tokens: int, form: str) -> tuple[bool, str]:
+    """Whether weights of one kind become compact, and why."""
+    if form == "compact":
+        return True, "asked for"
+    some = alike[:_TRIED]
+    dense: list[Tensor] = [one.parameter.detach() for one in some]
+    ratio = speed_up(dense, [_sparse(one) for one in some], tokens)
+    rows = "1 token" if tokens == 1 else f"{tokens} tokens"
+    if ratio >= _GAIN:
+        return True, f"{ratio:.1f} times faster with {rows}"
+    return False, f"compact would be {ratio:.1f} times as fast with {rows}"
+
+
+def _sparse(candidate: Candidate) -> SparseWeight:
+    weight = candidate.parameter.detach()
+    return SparseWeight.from_dense(weight, weight != 0, Role.FREE, is_conv1d(candidate.places[0].module))
+
+
+def _layer(candidate: Candidate, turned: bool, reason: str) -> CompactedLayer:
+    form: Form = "compact" if turned else "dense"
+    return CompactedLayer(candidate.name, tuple(candidate.shape), _zeros(candidate), form, reason)
