@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 import tiny_run
-from rarefy.callbacks.tensorboard_logger import TensorBoardLogger
+from rarefy.callbacks.loggers.tensorboard_logger import TensorBoardLogger
 from rarefy.data.hdf5_writer import write_hdf5
 from rarefy.errors import RarefyError
 from rarefy.report.logged_metrics import read_events

@@ -26,6 +26,7 @@ class FakeTrainer:
         self.global_step, self.total_steps, self.is_log_step = 0, 100, False
         self.device, self.tokens_per_step = torch.device("cpu"), None
         self.schedulers = self.precision = self.loop = self.checkpoint = None
+        self.params: dict[str, Any] = {"loop": {"max_steps": 100}}
         self.last_metrics: dict[str, float] = {}
         self.logged: list[tuple[int, dict[str, float]]] = []
         self.loggers: list[Logger] = []

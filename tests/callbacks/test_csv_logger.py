@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rarefy.callbacks import CSVLogger
-from rarefy.callbacks.csv_logger import MetricsTable
+from rarefy.callbacks.loggers.csv_logger import MetricsTable
 from rarefy.errors import RarefyError
 
 NAMES = st.sampled_from(["loss", "lr", "eval/loss", 'odd, "name"\n', "sparsity/*/target"])

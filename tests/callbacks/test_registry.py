@@ -49,7 +49,9 @@ def user_dir(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("kind", ["callbacks", "loggers"])
 def test_every_registered_name_builds_its_class(kind):
-    for name, registered in REGISTRY[kind].items():
+    usable = {name: one for name, one in REGISTRY[kind].items() if one.is_usable}
+    assert len(usable) > 2
+    for name, registered in usable.items():
         assert kinds(build([{name: {}}], kind=kind)) == [name] == [registered.kind.__name__]
 
 
@@ -153,3 +155,10 @@ def test_what_rarefy_has_is_not_ignored():
 
 def test_the_bases_and_classes_are_public():
     assert issubclass(Logger, Callback) and issubclass(LogSparsity, Callback)
+
+
+@pytest.mark.parametrize(("name", "package"), [("WandbLogger", "wandb"), ("MLFlowLogger", "mlflow")])
+def test_a_logger_whose_package_is_absent_says_how_to_get_it(name, package, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *_: None)
+    with pytest.raises(ConfigError, match=rf"loggers\[0\]\.{name}: .*pip install 'rarefy\[{package}\]'"):
+        build([{name: {}}], kind="loggers")

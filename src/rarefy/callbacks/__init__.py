@@ -1,12 +1,14 @@
 """Callbacks and loggers: what watches a training run without being part of it."""
 
 from rarefy.callbacks.compute_norm import ComputeNorm
-from rarefy.callbacks.csv_logger import CSVLogger
 from rarefy.callbacks.events import Callback, Logger
 from rarefy.callbacks.log_sparsity import LogSparsity
-from rarefy.callbacks.progress_logger import ProgressLogger
+from rarefy.callbacks.loggers.csv_logger import CSVLogger
+from rarefy.callbacks.loggers.mlflow_logger import MLFlowLogger
+from rarefy.callbacks.loggers.progress_logger import ProgressLogger
+from rarefy.callbacks.loggers.tensorboard_logger import TensorBoardLogger
+from rarefy.callbacks.loggers.wandb_logger import WandbLogger
 from rarefy.callbacks.run_record import RunRecord
-from rarefy.callbacks.tensorboard_logger import TensorBoardLogger
 
 __all__ = [
     "CSVLogger",
@@ -14,7 +16,9 @@ __all__ = [
     "ComputeNorm",
     "LogSparsity",
     "Logger",
+    "MLFlowLogger",
     "ProgressLogger",
     "RunRecord",
     "TensorBoardLogger",
+    "WandbLogger",
 ]

@@ -38,6 +38,5 @@ IGNORED: Mapping[str, str] = {
     "SlackNotification": "",
     "SummaryTensorListener": "",
     "TelemetryLogger": "",
-    "WandbLogger": "",
     "WeightCompression": "",
 }

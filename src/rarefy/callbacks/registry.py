@@ -12,14 +12,16 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from rarefy.callbacks.compute_norm import ComputeNorm
-from rarefy.callbacks.csv_logger import CSVLogger
 from rarefy.callbacks.events import Callback, Logger
 from rarefy.callbacks.ignored import IGNORED
 from rarefy.callbacks.load_checkpoint_states import LoadCheckpointStates
 from rarefy.callbacks.log_sparsity import LogSparsity
-from rarefy.callbacks.progress_logger import ProgressLogger
+from rarefy.callbacks.loggers.csv_logger import CSVLogger
+from rarefy.callbacks.loggers.mlflow_logger import MLFlowLogger
+from rarefy.callbacks.loggers.progress_logger import ProgressLogger
+from rarefy.callbacks.loggers.tensorboard_logger import TensorBoardLogger
+from rarefy.callbacks.loggers.wandb_logger import WandbLogger
 from rarefy.callbacks.run_record import RunRecord
-from rarefy.callbacks.tensorboard_logger import TensorBoardLogger
 from rarefy.errors import ConfigError
 from rarefy.imports import import_object, is_import_path
 from rarefy.validation import shorten
@@ -43,6 +45,8 @@ class Registered:
         return not self.package or importlib.util.find_spec(self.package) is not None
 
 
+_MLFLOW = ("experiment_name", "run_name", "tracking_uri", "tags")
+_WANDB = ("project", "run_name", "group", "tags", "mode", "run_id", "job_type", "resume")
 REGISTRY: Mapping[Kind, Mapping[str, Registered]] = {
     "callbacks": {
         "ComputeNorm": Registered(ComputeNorm),
@@ -52,8 +56,10 @@ REGISTRY: Mapping[Kind, Mapping[str, Registered]] = {
     },
     "loggers": {
         "CSVLogger": Registered(CSVLogger),
+        "MLFlowLogger": Registered(MLFlowLogger, options=_MLFLOW, package="mlflow"),
         "ProgressLogger": Registered(ProgressLogger),
         "TensorBoardLogger": Registered(TensorBoardLogger, options=("summary_dir",), package="tensorboard"),
+        "WandbLogger": Registered(WandbLogger, options=_WANDB, package="wandb"),
     },
 }
 DEFAULTS: Mapping[Kind, tuple[str, ...]] = {

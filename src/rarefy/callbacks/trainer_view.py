@@ -82,6 +82,11 @@ class TrainerView(Protocol):
         """The checkpoint settings."""
         ...
 
+    @property
+    def params(self) -> dict[str, Any]:
+        """The configuration, as plain YAML values; empty where there is none."""
+        ...
+
     def log_metrics(self, **metrics: float) -> None:
         """Send metrics to every logger, at the present global step."""
         ...

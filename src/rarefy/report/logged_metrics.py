@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from rarefy.callbacks.csv_logger import FILE_NAME, STEP
-from rarefy.callbacks.tensorboard_logger import DIRECTORY_NAME
+from rarefy.callbacks.loggers.csv_logger import FILE_NAME, STEP
+from rarefy.callbacks.loggers.tensorboard_logger import DIRECTORY_NAME
 from rarefy.errors import RarefyError
 from rarefy.imports import require
 from rarefy.report.series import MOST_POINTS, Series, joined

@@ -16,7 +16,7 @@ from rarefy import distributed
 from rarefy.algorithms.summary import html_table, one_line
 from rarefy.callbacks.dispatch import Dispatcher
 from rarefy.callbacks.events import Callback, Logger
-from rarefy.callbacks.progress_logger import ProgressLogger
+from rarefy.callbacks.loggers.progress_logger import ProgressLogger
 from rarefy.checkpoint.chosen import UNSET, CheckpointPath, Unset, find, find_all
 from rarefy.checkpoint.directory import CheckpointConfig, CheckpointWriter
 from rarefy.trainer import state

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 from typer import Argument, Exit, Option
 
-from rarefy.callbacks.csv_logger import FILE_NAME as METRICS
+from rarefy.callbacks.loggers.csv_logger import FILE_NAME as METRICS
 from rarefy.callbacks.run_record import FILE_NAME as RECORD
 from rarefy.cli import messages
 from rarefy.cli.guard import guarded
