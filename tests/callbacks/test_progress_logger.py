@@ -4,6 +4,7 @@ import io
 import re
 import sys
 import types
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -111,6 +112,7 @@ def test_the_bar_counts_every_step_and_names_no_update_that_has_come(make_traine
     logger.on_train_start(trainer)
     for _ in range(7):
         trainer.step(logger)
+    assert logger._bar is not None
     assert logger._bar.tasks[0].completed == 7
     description = logger._bar.tasks[0].description
     logger.on_fit_end(trainer)
@@ -174,6 +176,7 @@ def test_eighty_columns_hold_the_bar_and_break_no_fact(make_trainer):
     logger.on_train_start(trainer)
     trainer.log_metrics_dict(METRICS)
     trainer.step(logger)
+    assert logger._bar is not None
     lines = logger._bar.tasks[0].description.splitlines()
     logger.on_fit_end(trainer)
     assert len(lines) > 1 and all(len(line) <= 80 - BAR_WIDTH - 1 for line in lines)
@@ -203,7 +206,7 @@ def test_a_notebook_has_one_output_that_is_renewed(make_trainer, monkeypatch):
         cells.append(Cell())
         return cells[-1]
 
-    ipython = types.ModuleType("IPython")
+    ipython: Any = types.ModuleType("IPython")
     ipython.display = types.ModuleType("IPython.display")
     ipython.display.display = display
     monkeypatch.setitem(sys.modules, "IPython", ipython)

@@ -250,8 +250,7 @@ class SparsityAlgorithm(UserHooks, Timing, Sparsifier):
 
     def models(self) -> list[nn.Module]:
         """The models that still live; weights of layers that are no longer in them are forgotten."""
-        self._attachment.forget_removed()
-        return self._attachment.models
+        return self._attachment.models()
 
     def select(self, model: nn.Module) -> dict[str, Candidate]:
         """The parameters that this algorithm's filter chooses, by name.
@@ -300,7 +299,7 @@ class SparsityAlgorithm(UserHooks, Timing, Sparsifier):
         first = self.first_masks({name: candidate.parameter for name, candidate in chosen.items()})
         for name, candidate in chosen.items():
             self._set_mask(self._adopt(candidate), first[name])
-        self._attachment.choose_storage()
+        self._attachment.adopted()
 
     def _adopt(self, candidate: Candidate) -> SparseParameter:
         """Takes a weight on; its first mask follows."""

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from rarefy.algorithms.attachment.keeper import finalize
 from rarefy.checkpoint.manifest import write_file
 from rarefy.errors import RarefyError
 from rarefy.export.job import Fill, Job
@@ -36,6 +39,32 @@ def onnx(job: Job) -> Fill:
     _require_exporter()
     content = _to_onnx(_interface(job))
     return lambda path: write_file(path, [content])
+
+
+def to_onnx(
+    model: nn.Module, inputs: Mapping[str, Tensor], out: str | Path, outputs: Sequence[str] = ("output",)
+) -> None:
+    """Writes a model as an ONNX file, sparse or not, in any storage; the model itself stays as it is.
+
+    What `rarefy.finalize` makes of a copy is exported, so that the file holds dense weights with zeros.
+
+    Args:
+        model: any module.
+        inputs: a tensor for each argument of its `forward`, by name and in order; their first dimension may have
+            another size later.
+        out: the file, which is replaced if it is there.
+        outputs: names of what it gives.
+
+    Raises:
+        RarefyError: the extra `onnx` is not installed, or torch cannot export the model.
+
+    Example:
+        >>> to_onnx(nn.Linear(2, 2), {"x": torch.ones(3, 2)}, "model.onnx")  # doctest: +SKIP
+    """
+    _require_exporter()
+    network = finalize(copy.deepcopy(model))
+    free = [{0: torch.export.Dim.AUTO} if tensor.ndim else {} for tensor in inputs.values()]
+    Path(out).write_bytes(_to_onnx(Interface(network, inputs, list(outputs), free)))
 
 
 @dataclass(frozen=True)

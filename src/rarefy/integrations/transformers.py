@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import safetensors.torch
@@ -12,7 +12,6 @@ from torch.optim import Optimizer
 
 from rarefy.algorithms.base import Sparsifier
 from rarefy.checkpoint import nested
-from rarefy.checkpoint.matching import MASK_SUFFIX
 from rarefy.checkpoint.tensor_file import encode_tensors, snapshot
 from rarefy.config import configure
 from rarefy.errors import RarefyError
@@ -129,7 +128,6 @@ class SparsityCallback(TrainerCallback):
         self._optimizer = None
         self._untrained = self._actual()
         carry_masks(model, list(self._untrained))
-        _save_without_masks(model, self._untrained)
 
     def _begin_anew(self, args: Any, model: nn.Module, is_resumed: bool) -> None:
         """Makes sparse what `model_init` made; weights that the Trainer loaded already keep their topology."""
@@ -177,13 +175,6 @@ class SparsityCallback(TrainerCallback):
                 "weights of another sparsity were loaded after the Trainer was built; load them before, so that "
                 "SparsityCallback can prune them"
             )
-
-
-def _save_without_masks(model: Any, names: Iterable[str]) -> None:
-    """Keeps masks out of what `save_pretrained` writes; other models have no `from_pretrained` to mind them."""
-    if hasattr(model, "_keys_to_ignore_on_save"):
-        others = model._keys_to_ignore_on_save or ()
-        model._keys_to_ignore_on_save = {*others, *(name + MASK_SUFFIX for name in names)}
 
 
 def encode_state(state: Any) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from rarefy.algorithms.attachment.copies import Copies, follow_topology, own_mask, place_of
 from rarefy.algorithms.attachment.following import Following
 from rarefy.algorithms.attachment.keeper import Keeper, reclaim
-from rarefy.algorithms.attachment.saving import load_weights_state, weights_state
+from rarefy.algorithms.attachment.saving import keep_masks_out, load_weights_state, weights_state
 from rarefy.algorithms.view import Needs, StepView
 from rarefy.errors import RarefyError
 from rarefy.filters import Candidate
@@ -146,20 +146,30 @@ class Attachment:
         self.parameters[candidate.name] = parameter
         return parameter
 
+    def adopted(self) -> None:
+        """Called when all weights of a model are taken on and have their first masks."""
+        masks = [name.rpartition(".")[0] + "." + one.mask_leaf for name, one in self.parameters.items()]
+        for model in self._living():
+            keep_masks_out(model, [mask.removeprefix(".") for mask in masks])
+        self.choose_storage()
+
     def belongs_to(self, model: nn.Module) -> None:
         """Remembers the model that weights were taken from."""
         # Weakly: an algorithm that somebody keeps must not keep the model in memory.
         self._models.append(weakref.ref(model))
 
-    @property
     def models(self) -> list[nn.Module]:
-        """Those that weights were taken from and that still live, each once."""
+        """Those that weights were taken from and that still live; weights that they have lost are forgotten."""
+        self.forget_removed()
+        return self._living()
+
+    def _living(self) -> list[nn.Module]:
         alive = (reference() for reference in self._models)
         return list(dict.fromkeys(model for model in alive if model is not None))
 
     def forget_removed(self) -> None:
         """Forgets weights whose layers are no longer in their model: a head that was replaced, a layer that was cut."""
-        alive = self.models
+        alive = self._living()
         if not alive or any(reference() is None for reference in self._models):
             return
         present = {module for model in alive for module in model.modules()}

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rarefy.errors import RarefyError
+from rarefy.algorithms.attachment.saving import forget_masks
+from rarefy.errors import RarefyError, join_path
 from rarefy.filters import Candidate
 from rarefy.nn import CopiedMask, make_dense
 from rarefy.nn.inference_only import marks
@@ -210,14 +211,17 @@ def finalize(model: nn.Module) -> nn.Module:
         >>> sorted(finalize(layer).state_dict()), int((layer.weight != 0).sum())
         (['bias', 'weight'], 10)
     """
-    for module in model.modules():
+    masks = []
+    for path, module in model.named_modules():
         for mark in marks(module):
             mark.release(module)
         for keeper in list(keepers(module)):
             forget(module, keeper)
             keeper.release()
+            masks.append(join_path(path, keeper.mask_leaf))
         for leaf in [
             leaf for leaf, one in module.named_parameters(recurse=False) if isinstance(one, SparseWeight)
         ]:
             make_dense(module, leaf, f"{leaf}_mask")
+    forget_masks(model, masks)
     return model

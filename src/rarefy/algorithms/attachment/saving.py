@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Collection, Container, Mapping
 from typing import Any
+
+from torch import nn
 
 from rarefy.errors import RarefyError
 from rarefy.storage.parameter import SparseParameter
 
+_IGNORED = "_keys_to_ignore_on_save"
 _REQUIRED = {"step", "updates", "seed", "target_sparsity", "dense_gradients"}
 
 
@@ -61,3 +64,26 @@ def check_state(state: Any, name: str, parameters: Container[str]) -> None:
     unknown = [key for key in state["dense_gradients"] if key not in parameters]
     if unknown:
         raise RarefyError(f"this sparsity state has gradients of {min(unknown)}, which is not sparse here")
+
+
+def keep_masks_out(model: nn.Module, masks: Collection[str]) -> None:
+    """Keeps masks out of what `save_pretrained` of Transformers writes: a dense model with zeros, that loads anywhere.
+
+    Args:
+        model: sparse; models inside it are told too.
+        masks: names of its mask buffers.
+    """
+    for path, module in model.named_modules():
+        if hasattr(module, _IGNORED):
+            prefix = f"{path}." if path else ""
+            inside = {name.removeprefix(prefix) for name in masks if name.startswith(prefix)}
+            setattr(module, _IGNORED, {*(getattr(module, _IGNORED) or ()), *inside})
+
+
+def forget_masks(model: nn.Module, masks: Collection[str]) -> None:
+    """The reverse of `keep_masks_out`, once the masks are gone: another buffer may have the name later."""
+    for path, module in model.named_modules():
+        prefix = f"{path}." if path else ""
+        if _IGNORED in vars(module):
+            inside = {name.removeprefix(prefix) for name in masks if name.startswith(prefix)}
+            setattr(module, _IGNORED, {*(getattr(module, _IGNORED) or ())} - inside)

@@ -49,7 +49,7 @@ class WandbLogger(Logger):
         if mode is not None and mode not in get_args(Mode):
             raise ConfigError("mode", repr(mode), f"one of {', '.join(get_args(Mode))}", "mode: offline")
         named = {"project": project, "name": run_name, "group": group, "job_type": job_type, "mode": mode}
-        self._options = {name: value for name, value in named.items() if value is not None}
+        self._options: dict[str, Any] = {name: value for name, value in named.items() if value is not None}
         if tags:
             self._options["tags"] = list(tags)
         self._run_id = run_id
