@@ -8,6 +8,7 @@ import importlib.util
 import io
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -44,6 +45,7 @@ BLOCKS = [block for page in PAGES for block in blocks(page)]
 GUIDE = DOCS / "sparsity.md"
 REPOSITORY = "https://github.com/rarefy/rarefy/"
 TRAINS = {"run", "fit"}
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 RUNS = TRAINS | {"validate", "validate_all", "schema"}
 SHORT = ["--num_steps", "2"]
 LENGTHS = {"--num_steps", "--max_steps", "--num_epochs"}
@@ -260,3 +262,18 @@ def test_the_site_builds(tmp_path: Path) -> None:
     answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert answer.returncode == 0, answer.stderr
     assert 'id="rarefy.RigL"' in (tmp_path / "site" / "api" / "algorithms.html").read_text()
+    for page in ("index.html", "api/data.html"):
+        assert not re.search(
+            r'<(script|link|img)[^>]+(src|href)="https?://', (tmp_path / "site" / page).read_text()
+        )
+    if BROWSER is not None:
+        assert search_from_disk(tmp_path / "site" / "index.html", "drop_fraction") > 0
+
+
+def search_from_disk(page: Path, word: str) -> int:
+    """How many pages the search of a site finds that is opened from the disk, without a network."""
+    flags = ("--headless", "--no-sandbox", "--disable-gpu", "--host-resolver-rules=MAP * ~NOTFOUND")
+    own = (f"--user-data-dir={page.parents[1] / 'profile'}", "--virtual-time-budget=15000", "--dump-dom")
+    command = [str(BROWSER), *flags, *own, f"{page.as_uri()}?q={word}"]
+    dom = subprocess.run(command, capture_output=True, text=True, timeout=90, check=True).stdout
+    return dom.count('class="md-search-result__item"')

@@ -172,10 +172,22 @@ window.addEventListener("load", () => {
   click(); const rising = column(); click(); const falling = column();
   const images = [...document.querySelectorAll("svg image")].map((one) => one.getBoundingClientRect().width);
   const wide = document.documentElement.scrollWidth > window.innerWidth;
-  const seen = { failures, said, rising, falling, images, wide, ready: document.documentElement.dataset.ready,
+  const height = (one) => parseFloat(getComputedStyle(one).fontSize) * (one.ownerSVGElement ? one.getScreenCTM().a : 1);
+  const texts = [...document.querySelectorAll("p, td, th, li, figcaption, svg text")].filter((one) => one.textContent.trim());
+  const small = [...new Set(texts.filter((one) => height(one) < 7).map((one) => one.textContent + " " + height(one)))];
+  const seen = { failures, small, said, rising, falling, images, wide, ready: document.documentElement.dataset.ready,
     loaded: performance.getEntriesByType("resource").map((one) => one.name).filter((one) => !one.startsWith("data:")) };
   document.documentElement.dataset.seen = btoa(unescape(encodeURIComponent(JSON.stringify(seen))));
 });
+</script>"""
+
+NARROW = """<!doctype html><iframe id="f" style="width:390px;height:2000px;border:0"></iframe><script>
+const frame = document.getElementById("f");
+frame.srcdoc = PAGE;
+const wait = setInterval(() => {
+  const seen = frame.contentDocument.documentElement.dataset.seen;
+  if (seen) { document.documentElement.dataset.seen = seen; clearInterval(wait); }
+}, 50);
 </script>"""
 
 
@@ -196,6 +208,19 @@ def test_in_a_browser(logged_dir: Path, tmp_path: Path, width: int) -> None:
 
 
 @needs_browser
+def test_on_a_telephone(logged_dir: Path, tmp_path: Path) -> None:
+    assert rarefy("report", logged_dir, "-o", tmp_path / "report.html").exit_code == 0
+    page = json.dumps((tmp_path / "report.html").read_text().replace("<title>", f"{PROBE}<title>", 1))
+    # a window is at least 500 wide, a frame is not; `</` would end the script around it
+    frame = NARROW.replace("PAGE", page.replace("</", "<\\/"))
+    (tmp_path / "frame.html").write_text(frame)
+    seen = seen_in(tmp_path / "frame.html", 800)
+    assert seen["failures"] == [] and seen["ready"] == "true"
+    assert not seen["wide"] and min(seen["images"]) > 100 and all(seen["said"])
+    assert seen["small"] == []
+
+
+@needs_browser
 def test_the_browser_would_notice_a_request_and_an_error(html: str, tmp_path: Path) -> None:
     broken = '<img src="https://example.invalid/a.png"><script>nonsense()</script></main>'
     (tmp_path / "broken.html").write_text(html.replace("</main>", broken))
@@ -208,8 +233,13 @@ def look_at(path: Path, width: int) -> dict:
     """What a page finds out about itself in a browser without a network."""
     probed = path.with_name("probed.html")
     probed.write_text(path.read_text().replace("<title>", f"{PROBE}<title>", 1))
+    return seen_in(probed, width)
+
+
+def seen_in(path: Path, width: int) -> dict:
+    """What the probe of a page, or of the frame in it, has found."""
     own = [f"--user-data-dir={path.parent / 'profile'}", f"--window-size={width},2000"]
-    command = [str(BROWSER), *FLAGS, *own, probed.as_uri()]
+    command = [str(BROWSER), *FLAGS, *own, path.as_uri()]
     dom = subprocess.run(command, capture_output=True, text=True, timeout=90, check=True).stdout
     found = re.search(r'data-seen="([^"]+)"', dom)
     assert found, dom[-2000:]
