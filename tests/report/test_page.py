@@ -172,8 +172,9 @@ window.addEventListener("load", () => {
   click(); const rising = column(); click(); const falling = column();
   const images = [...document.querySelectorAll("svg image")].map((one) => one.getBoundingClientRect().width);
   const wide = document.documentElement.scrollWidth > window.innerWidth;
-  const height = (one) => parseFloat(getComputedStyle(one).fontSize) * (one.ownerSVGElement ? one.getScreenCTM().a : 1);
-  const texts = [...document.querySelectorAll("p, td, th, li, figcaption, svg text")].filter((one) => one.textContent.trim());
+  const height = (one) => parseFloat(getComputedStyle(one).fontSize) * (one.ownerSVGElement?.getScreenCTM().a ?? 1);
+  const written = "p, td, th, li, figcaption, svg text";
+  const texts = [...document.querySelectorAll(written)].filter((one) => one.textContent.trim());
   const small = [...new Set(texts.filter((one) => height(one) < 7).map((one) => one.textContent + " " + height(one)))];
   const seen = { failures, small, said, rising, falling, images, wide, ready: document.documentElement.dataset.ready,
     loaded: performance.getEntriesByType("resource").map((one) => one.name).filter((one) => !one.startsWith("data:")) };
