@@ -229,6 +229,18 @@ def test_the_reference_holds_every_public_name() -> None:
         assert modules.get(name, {f"rarefy.{name}"}) <= shown, name
 
 
+def test_pictures_are_shown_small_and_made_by_the_script() -> None:
+    pictures = {path.name for path in (DOCS / "pictures").iterdir()}
+    shown = {
+        name for page in PAGES for name in re.findall(r"!\[[^]]+\]\(pictures/([^)]+)\)", page.read_text())
+    }
+    made = (DOCS / "scripts" / "pictures.py").read_text()
+    assert pictures == shown and len(pictures) >= 3
+    for name in pictures:
+        assert (DOCS / "pictures" / name).stat().st_size < 100_000
+        assert name in made
+
+
 def test_every_page_is_in_the_navigation() -> None:
     listed: list[str] = []
 

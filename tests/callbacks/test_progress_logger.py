@@ -207,8 +207,7 @@ def test_a_notebook_has_one_output_that_is_renewed(make_trainer, monkeypatch):
         return cells[-1]
 
     ipython: Any = types.ModuleType("IPython")
-    ipython.display = types.ModuleType("IPython.display")
-    ipython.display.display = display
+    ipython.display = types.SimpleNamespace(display=display)
     monkeypatch.setitem(sys.modules, "IPython", ipython)
     monkeypatch.setitem(sys.modules, "IPython.display", ipython.display)
     output, trainer = io.StringIO(), make_trainer(Static(0.5))

@@ -42,15 +42,6 @@ def test_a_sparse_model_computes_the_same(compute: str, tmp_path: Path) -> None:
     assert model.training and "0.weight_mask" in model.state_dict()
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_the_exporter_of_torch_is_told_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torch.onnx.is_in_onnx_export", lambda: True)
-    with pytest.raises(
-        RarefyError, match=r"give rarefy.export.to_onnx\(model, inputs, path\), or call rarefy.fin"
-    ):
-        torch.jit.trace(net("compact"), torch.randn(2, 8))
-
-
 def test_without_the_exporter_it_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

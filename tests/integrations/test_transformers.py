@@ -512,24 +512,3 @@ def test_percentages_need_the_number_of_steps(tmp_path):
     assert [leaf.sparsity.update_schedule(2) for leaf in (known, given)] == [True, True]
     with pytest.raises(ConfigError, match="needs num_steps"):
         trainer_of(tmp_path, make("gpt2"), "gpt2", SparsityCallback(config), max_steps=-1)
-
-
-def test_save_pretrained_without_the_callback_writes_no_masks(tmp_path):
-    model = gpt2()
-    sparsity = rarefy.Static(0.5)
-    sparsity.apply(model)
-    whole = torch.nn.ModuleDict({"inner": gpt2()})
-    rarefy.Static(0.5).apply(whole)
-    for number, one in enumerate((model, whole["inner"])):
-        one.save_pretrained(tmp_path / str(number))
-        saved = load_file(tmp_path / str(number) / "model.safetensors")
-        assert saved and not [name for name in saved if "mask" in name]
-        assert any(name.endswith("weight_mask") for name in one.state_dict())
-
-
-def test_finalize_leaves_nothing_that_keeps_masks_out():
-    model = gpt2()
-    rarefy.Static(0.5).apply(model)
-    assert any("mask" in name for name in model._keys_to_ignore_on_save)
-    rarefy.finalize(model)
-    assert not any("mask" in name for name in model._keys_to_ignore_on_save)

@@ -84,9 +84,8 @@ def test_a_wide_spread_gets_a_logarithmic_axis() -> None:
     chart = LineChart("k", "t", [Line("l", Series.of([0, 1, 2], [0.01, 1.0, 100.0]))])
     frame = Frame.of(chart)
     middle = (frame.y(0.01) + frame.y(100.0)) / 2
-    outlier = Series(
-        *(np.array([1.0, 2.0]) for _ in range(2)), np.array([1e-6, 1]), np.array([2.0, 2]), np.ones(2)
-    )
+    both = np.array([1.0, 2.0])
+    outlier = Series(both, both, np.array([1e-6, 1]), np.array([2.0, 2]), np.ones(2))
     assert not LineChart("k", "t", [Line("l", outlier)]).is_logarithmic
     assert chart.is_logarithmic and frame.y(1.0) == pytest.approx(middle) and frame.value_ticks[0] == 0.01
 

@@ -54,8 +54,6 @@ def product(x: Tensor, weight: StoredWeight, bias: Tensor | None) -> Tensor:
     if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
         x = x.to(torch.get_autocast_dtype(x.device.type))
     is_transposed = weight._cell.topology.is_transposed
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
-        _refuse_onnx()
     if torch.compiler.is_compiling():
         _refuse_onnx()
         return LINEAR(x, weight, bias, is_transposed)
@@ -71,15 +69,6 @@ def product(x: Tensor, weight: StoredWeight, bias: Tensor | None) -> Tensor:
             connect(weight)
         return _Product.apply(x, weight, bias)  # pyright: ignore[reportReturnType]
     return _forward(x, weight, bias)
-
-
-def _refuse_onnx() -> None:
-    """ONNX has no operation for the kernels, and its exporters fail on them without a word that helps."""
-    if torch.onnx.is_in_onnx_export():
-        raise RarefyError(
-            "ONNX has no sparse weights; give rarefy.export.to_onnx(model, inputs, path), or call "
-            "rarefy.finalize(model) before torch.onnx.export"
-        )
 
 
 def _check(x: Tensor, cell: Cell, bias: Tensor | None) -> None:
@@ -121,7 +110,8 @@ def _refuse_onnx() -> None:
     if torch.onnx.is_in_onnx_export():
         raise RarefyError(
             "torch.onnx.export of a weight in compact storage is not allowed; export "
-            "rarefy.finalize(copy.deepcopy(model)), which has the same weights, or use rarefy export"
+            "rarefy.finalize(copy.deepcopy(model)), which has the same weights, or give "
+            "rarefy.export.to_onnx(model, inputs, path)"
         )
 
 
