@@ -199,8 +199,7 @@ def plan_parameters(
         shape = tuple(candidate.shape)
         owner = owners.get(candidate.name)
         if owner is None:
-            reason = filters.why_left(candidate, (algorithm.globs for algorithm in algorithms))
-            yield ParameterPlan(candidate.name, shape, reason or "the run is dense")
+            yield ParameterPlan(candidate.name, shape, _why_dense(candidate, algorithms))
         else:
             structure = str(owner.pattern)
             storage = owner.parameters[candidate.name].storage.form
@@ -209,6 +208,10 @@ def plan_parameters(
             yield ParameterPlan(
                 candidate.name, shape, reason, kind, stages[candidate.name], structure, storage
             )
+
+
+def _why_dense(candidate: filters.Candidate, algorithms: list[SparsityAlgorithm]) -> str:
+    return filters.why_left(candidate, (algorithm.globs for algorithm in algorithms)) or "the run is dense"
 
 
 def _stages(algorithm: SparsityAlgorithm, total_steps: int) -> dict[str, tuple[Stage, ...]]:
