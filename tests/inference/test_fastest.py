@@ -82,7 +82,7 @@ def test_it_says_what_it_chose_and_why() -> None:
     text = str(found)
     assert "asked for" in text and "Conv1d" in text and "head.weight" in text
     assert "<td>head.weight</td>" in found._repr_html_()
-    assert repr(found).startswith("Compacted(compact=")
+    assert repr(found) == "Compacted(block=0, compact=3, dense=1)"
 
 
 @needs_kernels
@@ -109,6 +109,58 @@ def test_a_trial_decides_for_weights_of_one_kind(
     linear = [layer for layer in found.layers if layer.name != "conv.weight"]
     assert {(layer.form, layer.reason) for layer in linear} == {(form, reason)}
     assert "layers.*.weight (3)" in str(found)
+
+
+def blocks_net(block: tuple[int, int] = (16, 8)) -> Net:
+    torch.manual_seed(0)
+    net = Net()
+    pattern = {"block": list(block)}
+    rarefy.configure({"sparsity": 0.75, "param_filter": "layers.*.weight", "pattern": pattern}).apply(net)
+    return net
+
+
+def kept_as(net: Any) -> list[str]:
+    return ["block" if layer.weight.topology.has_blocks else "compact" for layer in net.layers]
+
+
+@needs_kernels
+def test_whole_blocks_are_kept_as_blocks() -> None:
+    net: Any = rarefy.finalize(blocks_net()).eval()
+    expected = net(IDS)
+    before = copy.deepcopy(net.state_dict())
+    found = rarefy.compact(net, form="compact")
+    assert forms(found) == {f"layers.{n}.weight": "block" for n in range(3)}
+    assert repr(found) == "Compacted(block=3, compact=0, dense=0)"
+    assert kept_as(net) == ["block"] * 3 and net.layers[0].weight.topology.block == (16, 8)
+    torch.testing.assert_close(net(IDS), expected, atol=1e-6, rtol=1e-5)
+    copied = copy.deepcopy(net)
+    net.load_state_dict(rarefy.finalize(sparse_net()).state_dict())  # connections, which are no blocks
+    torch.testing.assert_close(net(IDS), sparse_net().eval()(IDS), atol=1e-6, rtol=1e-5)
+    plain = rarefy.finalize(copied).state_dict()
+    assert all(torch.equal(plain[name], one) for name, one in before.items())
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    ("of_blocks", "of_connections", "form", "reason"),
+    [
+        (3.0, 2.0, "block", "3.0 times faster with 1 token"),
+        (2.0, 3.0, "compact", "3.0 times faster with 1 token"),
+        (1.0, 0.5, "dense", "block would be 1.0 times as fast with 1 token"),
+    ],
+)
+def test_the_trial_decides_between_blocks_and_connections(
+    of_blocks: float, of_connections: float, form: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def trial(dense: Any, sparse: Any, tokens: int) -> float:
+        return of_blocks if sparse[0].topology.has_blocks else of_connections
+
+    monkeypatch.setattr(fastest, "speed_up", trial)
+    net = blocks_net()
+    found = rarefy.compact(net)
+    assert {(layer.form, layer.reason) for layer in found.layers} == {(form, reason)}
+    if form != "dense":
+        assert kept_as(net) == [form] * 3
 
 
 def test_a_trial_reads_the_clock_in_turns() -> None:

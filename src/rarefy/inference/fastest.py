@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from io import StringIO
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from rich.console import Console
@@ -18,13 +19,14 @@ from rarefy.algorithms.summary import html_table, in_short, one_line
 from rarefy.cost.rule import rule
 from rarefy.errors import RarefyError
 from rarefy.filters import Candidate, candidates
+from rarefy.inference.blocks_of_zeros import Block, block_of
 from rarefy.inference.trial import speed_up
 from rarefy.nn import is_conv1d
 from rarefy.nn.inference_only import InferenceOnly
 from rarefy.storage.choice import obstacle
 from rarefy.tensors import Role, SparseWeight, become
 
-Form = Literal["dense", "compact"]
+Form = Literal["dense", "compact", "block"]
 COLUMNS = ("parameter", "shape", "sparsity", "form", "why")
 FEWEST_ZEROS = 0.3  # share of zeros below which no kernel was ever seen to win
 _GAIN = 1.05  # what a weight has to gain before it is turned
@@ -39,7 +41,7 @@ class CompactedLayer:
         name: as in `model.named_parameters()`.
         shape: of the weight.
         sparsity: share of its zeros.
-        form: `compact` or `dense`.
+        form: `compact` (connections), `block` (whole blocks of them) or `dense`.
         reason: why.
     """
 
@@ -61,8 +63,8 @@ class Compacted:
     layers: tuple[CompactedLayer, ...]
 
     def __repr__(self) -> str:
-        turned = sum(layer.form == "compact" for layer in self.layers)
-        return one_line("Compacted", {"compact": turned, "dense": len(self.layers) - turned})
+        counts = Counter(layer.form for layer in self.layers)
+        return one_line("Compacted", {form: counts[form] for form in get_args(Form)[::-1]})
 
     def __rich__(self) -> Table:
         table = Table(*COLUMNS)
@@ -94,8 +96,9 @@ class Compacted:
 def compact(model: nn.Module, *, tokens: int = 1, form: Literal["auto", "compact"] = "auto") -> Compacted:
     """Turns a sparse model into its fastest form for inference on this machine.
 
-    A weight with zeros keeps only its connections where that is faster: y = x · Wᵀ + b without the products that are
-    zero. Weights of one kind are tried on both ways for a moment, with `tokens` rows. Outputs stay what they are up to
+    A weight with zeros keeps only its connections where that is faster, or its blocks, if it consists of whole ones:
+    y = x · Wᵀ + b without the products that are zero. Weights of one kind are tried in each form for a moment, with
+    `tokens` rows. Outputs stay what they are up to
     rounding, files and copies hold what they did. The model goes to evaluation mode and cannot be trained until
     `rarefy.finalize(model)` takes everything back; algorithms let go of it, as with `finalize`.
 
@@ -122,16 +125,19 @@ def compact(model: nn.Module, *, tokens: int = 1, form: Literal["auto", "compact
     found = {one.name: one for one in candidates(model) if len(one.shape) > 1 and _zeros(one) >= FEWEST_ZEROS}
     reasons = {name: _obstacle(one) for name, one in found.items()}
     free = [one for name, one in found.items() if not reasons[name]]
-    chosen: dict[str, str] = {}
-    for alike in _of_one_kind(free):
-        turned, reason = _decide(alike, tokens, form)
-        reasons |= dict.fromkeys((one.name for one in alike), reason)
-        for one in alike if turned else ():
-            chosen[one.name] = reason
-    layers = tuple(_layer(one, one.name in chosen, reasons[one.name]) for one in found.values())
+    forms: dict[str, Form] = dict.fromkeys(found, "dense")
+    turned: dict[str, SparseWeight] = {}
+    for block, alike in _of_one_kind(free):
+        chosen, reason = _decide(alike, block, tokens, form)
+        for one in alike:
+            forms[one.name] = chosen
+            reasons[one.name] = reason
+            if chosen != "dense":
+                turned[one.name] = _sparse(one, block if chosen == "block" else None)
+    layers = tuple(_layer(one, forms[name], reasons[name]) for name, one in found.items())
     wanted = [one.name for one in found.values() if one.parameter.requires_grad]
-    for name in chosen:
-        become(found[name].parameter, _sparse(found[name]))
+    for name, sparse in turned.items():
+        become(found[name].parameter, sparse)
     if found:
         InferenceOnly(wanted).mark(model)
     return Compacted(layers)
@@ -158,34 +164,41 @@ def _obstacle(candidate: Candidate) -> str:
     return obstacle(candidate.places) or no_kernel
 
 
-def _of_one_kind(free: Sequence[Candidate]) -> list[list[Candidate]]:
-    """Weights of one shape, dtype, layout and about one sparsity are tried together."""
-    kinds: dict[tuple[object, ...], list[Candidate]] = {}
+def _of_one_kind(free: Sequence[Candidate]) -> list[tuple[Block | None, list[Candidate]]]:
+    """Weights of one shape, dtype, layout, block and about one sparsity are tried together."""
+    kinds: dict[tuple[object, ...], tuple[Block | None, list[Candidate]]] = {}
     for one in free:
         weight = one.parameter
-        kind = (weight.shape, weight.dtype, is_conv1d(one.places[0].module), round(_zeros(one) * 20))
-        kinds.setdefault(kind, []).append(one)
+        is_transposed = is_conv1d(one.places[0].module)
+        block = block_of(weight.t() != 0 if is_transposed else weight != 0)
+        kind = (weight.shape, weight.dtype, is_transposed, block, round(_zeros(one) * 20))
+        kinds.setdefault(kind, (block, []))[1].append(one)
     return list(kinds.values())
 
 
-def _decide(alike: Sequence[Candidate], tokens: int, form: str) -> tuple[bool, str]:
-    """Whether weights of one kind become compact, and why."""
+def _decide(alike: Sequence[Candidate], block: Block | None, tokens: int, form: str) -> tuple[Form, str]:
+    """The form of weights of one kind, and why."""
+    sparse_forms: dict[Form, Block | None] = {"block": block, "compact": None} if block else {"compact": None}
     if form == "compact":
-        return True, "asked for"
+        return ("block" if block else "compact"), "asked for"
     some = alike[:_TRIED]
     dense: list[Tensor] = [one.parameter.detach() for one in some]
-    ratio = speed_up(dense, [_sparse(one) for one in some], tokens)
+    ratios: dict[Form, float] = {
+        name: speed_up(dense, [_sparse(one, size) for one in some], tokens)
+        for name, size in sparse_forms.items()
+    }
+    best = max(ratios, key=ratios.__getitem__)
     rows = "1 token" if tokens == 1 else f"{tokens} tokens"
-    if ratio >= _GAIN:
-        return True, f"{ratio:.1f} times faster with {rows}"
-    return False, f"compact would be {ratio:.1f} times as fast with {rows}"
+    if ratios[best] >= _GAIN:
+        return best, f"{ratios[best]:.1f} times faster with {rows}"
+    return "dense", f"{best} would be {ratios[best]:.1f} times as fast with {rows}"
 
 
-def _sparse(candidate: Candidate) -> SparseWeight:
+def _sparse(candidate: Candidate, block: Block | None) -> SparseWeight:
     weight = candidate.parameter.detach()
-    return SparseWeight.from_dense(weight, weight != 0, Role.FREE, is_conv1d(candidate.places[0].module))
+    is_transposed = is_conv1d(candidate.places[0].module)
+    return SparseWeight.from_dense(weight, weight != 0, Role.FREE, is_transposed, block)
 
 
-def _layer(candidate: Candidate, turned: bool, reason: str) -> CompactedLayer:
-    form: Form = "compact" if turned else "dense"
+def _layer(candidate: Candidate, form: Form, reason: str) -> CompactedLayer:
     return CompactedLayer(candidate.name, tuple(candidate.shape), _zeros(candidate), form, reason)

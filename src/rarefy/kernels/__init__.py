@@ -2,7 +2,7 @@
 
 from rarefy.kernels.block_index import BlockIndex, index_of, sources_between, takes_blocks
 from rarefy.kernels.block_ops import block_linear
-from rarefy.kernels.blocks import BlockTopology
+from rarefy.kernels.blocks import BlockTopology, whole_blocks
 from rarefy.kernels.instruction_sets import available, instruction_set
 from rarefy.kernels.linear_gradients import dense_gradient
 from rarefy.kernels.native import Layout
@@ -37,5 +37,6 @@ __all__ = [
     "sources_between",
     "sparse_linear",
     "takes_blocks",
+    "whole_blocks",
     "zero_inactive_",
 ]

@@ -24,10 +24,6 @@ from rarefy.torch_private import (
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`torch.nn.functional.linear` where an argument is a sparse weight."""
-    if isinstance(weight, StoredWeight) and not (torch.is_grad_enabled() or torch.compiler.is_compiling()):
-        y = _inferred(input, weight._cell, bias)
-        if y is not None:
-            return y
     if not isinstance(weight, StoredWeight) or weight._cell.topology.is_transposed or _is_sparse(input):
         with without_subclass_functions():
             return F.linear(input, weight, bias)
@@ -36,13 +32,12 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def _inferred(x: Tensor, cell: Cell, bias: Tensor | None) -> Tensor | None:
     """The shortest way, on which a lone token spends as long as in the kernel; None where it may not be taken."""
-    topology = cell.topology
-    if topology.is_transposed or has_forward_gradients():
+    if has_forward_gradients():
         return None
     if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
         x = x.to(torch.get_autocast_dtype(x.device.type))
     cell.forget_snapshot()
-    return topology.infer(x, cell.values, bias)
+    return cell.topology.infer(x, cell.values, bias)
 
 
 def _is_sparse(x: Any) -> bool:
@@ -51,6 +46,10 @@ def _is_sparse(x: Any) -> bool:
 
 def product(x: Tensor, weight: StoredWeight, bias: Tensor | None) -> Tensor:
     """X · Mᵀ + bias by the kernels, M [out, in] being the weight, or its transpose if that is stored transposed."""
+    if not (torch.is_grad_enabled() or torch.compiler.is_compiling()):
+        y = _inferred(x, weight._cell, bias)
+        if y is not None:
+            return y
     if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
         x = x.to(torch.get_autocast_dtype(x.device.type))
     is_transposed = weight._cell.topology.is_transposed
