@@ -189,3 +189,38 @@ def test_second_derivatives_through_a_checkpoint():
         [slope] = torch.autograd.grad(way(model, x).sum(), x, create_graph=True)
         found.append(torch.autograd.grad(slope.square().sum(), model[2].weight)[0])
     assert torch.equal(*found) and found[0].any()
+
+
+def slopes(model, x, create_graph=False, **options):
+    """Gradients of a loss with respect to weights, and what their own squares give."""
+    weights = [model[0].weight, model[2].weight]
+    found = torch.autograd.grad(x.square().mean(), weights, create_graph=create_graph, **options)
+    if not create_graph:
+        return [one.detach() for one in found]
+    penalty = sum(one.square().sum() for one in found)
+    return [*(one.detach() for one in found), *torch.autograd.grad(penalty, weights)]
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_gradients_that_are_asked_for_through_a_checkpoint(create_graph):
+    model, _, _ = prepare()
+    x = inputs(0).requires_grad_()
+    expected = slopes(model, model(x), create_graph)
+    found = slopes(model, checkpoint(model, x, use_reentrant=False), create_graph)
+    for one, other in zip(found, expected, strict=True):
+        assert type(one) is type(other) and torch.equal(one, other) and one.any()
+
+
+def test_gradients_of_weights_that_nothing_depends_on():
+    model, _, _ = prepare()
+    hidden = model[0](inputs(0))
+    first, last = torch.autograd.grad(
+        hidden.sum(), [model[0].weight, model[2].weight], retain_graph=True, materialize_grads=True
+    )
+    assert first.any() and not last.any() and last.shape == model[2].weight.shape
+    first, last = torch.autograd.grad(
+        hidden.sum(), (model[0].weight, model[2].weight), retain_graph=True, allow_unused=True
+    )
+    assert first.any() and last is None
+    [alone] = torch.autograd.grad(hidden.sum(), model[0].weight, torch.tensor(2.0))
+    torch.testing.assert_close(alone, 2 * first)

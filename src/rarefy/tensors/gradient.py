@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
 from torch.utils.hooks import RemovableHandle
 
 from rarefy.tensors.cell import Cell
@@ -48,6 +50,58 @@ def _arrive(connection: Connection, kind: type[StoredWeight], gradient: Tensor) 
     if cell.collect is not None:
         cell.collect(gradient.detach())
     return ToSparse.apply(gradient, kind(cell))  # pyright: ignore[reportReturnType]
+
+
+def gradients_by_edges(
+    outputs: Any,
+    inputs: Any,
+    grad_outputs: Any = None,
+    *rest: Any,
+    materialize_grads: bool = False,
+    **options: Any,
+) -> tuple[Any, ...] | None:
+    """What `torch.autograd.grad` gives, with torch functions in force while the graph runs.
+
+    A checkpoint runs its part of the model once more on the way, where `F.linear` has to find the kernels again. So
+    sparse weights among the inputs are named by their edges of the graph, which nobody dispatches on.
+
+    Args:
+        outputs: as torch takes them.
+        inputs: as torch takes them.
+        grad_outputs: as torch takes them.
+        *rest: the other arguments of torch by position.
+        materialize_grads: whether an input that the outputs do not depend on has a gradient of zeros.
+        **options: the other arguments of torch by name.
+
+    Returns:
+        One gradient an input; None where sparse tensors are more than inputs that want a gradient.
+    """
+    asked = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
+    others = [
+        one
+        for given in (outputs, grad_outputs)
+        for one in (given if isinstance(given, Sequence) else [given])
+    ]
+    stored = [one for one in asked if isinstance(one, StoredWeight)]
+    if (
+        rest
+        or any(isinstance(one, StoredWeight) for one in others)
+        or not all(one.requires_grad for one in stored)
+    ):
+        return None
+    for one in stored:
+        if "_is_param" in vars(one):
+            connect(one)
+    edges: Any = [get_gradient_edge(one) if isinstance(one, StoredWeight) else one for one in asked]
+    if materialize_grads:
+        options["allow_unused"] = True
+    found = torch.autograd.grad(outputs, edges, grad_outputs, **options)
+    if not materialize_grads:
+        return found
+    return tuple(
+        torch.zeros_like(one) if gradient is None else gradient
+        for one, gradient in zip(asked, found, strict=True)
+    )
 
 
 class ToSparse(torch.autograd.Function):

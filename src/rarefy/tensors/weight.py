@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from rarefy.errors import RarefyError
 from rarefy.tensors.by_operation import dispatch
 from rarefy.tensors.cell import Cell, Role
-from rarefy.tensors.gradient import connect
+from rarefy.tensors.gradient import connect, gradients_by_edges
 from rarefy.tensors.products import PRODUCTS, linear
 from rarefy.tensors.stored import PARTS, StoredWeight
 from rarefy.tensors.topology import Topology
@@ -94,6 +94,10 @@ class SparseWeight(StoredWeight):
             result = product(*args, **(kwargs or {}))
             if result is not NotImplemented:
                 return result
+        if func is torch.autograd.grad:
+            found = gradients_by_edges(*args, **(kwargs or {}))
+            if found is not None:
+                return found
         for one in args:
             if type(one) is cls and "_is_param" in vars(one) and "_connection" not in vars(one):
                 connect(one)
