@@ -16,26 +16,31 @@ from torch import Tensor, nn
 from rarefy.checkpoint.matching import MASK_SUFFIX
 
 
-def carry_masks(model: nn.Module, names: Sequence[str]) -> None:
+def carry_masks(model: nn.Module, names: Sequence[str]) -> set[str]:
     """Lets the weights of a model's state dicts carry its masks: those it gives, and those without masks it takes.
 
     Args:
         model: sparse already.
         names: its sparse parameters.
 
+    Returns:
+        Those of the parameters whose weights, and with them their masks, were loaded since; it grows with each load.
+
     Example:
         >>> import rarefy
         >>> layer, other = nn.Linear(10, 10), nn.Linear(10, 10)
         >>> for one in (layer, other):
         ...     rarefy.configure(0.9).apply(one)
-        ...     carry_masks(one, ["weight"])
+        ...     taken = carry_masks(one, ["weight"])
         >>> state = layer.state_dict()
         >>> del state["weight_mask"]
-        >>> other.load_state_dict(state), torch.equal(other.weight_mask, layer.weight_mask)
-        (<All keys matched successfully>, True)
+        >>> other.load_state_dict(state), torch.equal(other.weight_mask, layer.weight_mask), taken
+        (<All keys matched successfully>, True, {'weight'})
     """
+    taken: set[str] = set()
     model.register_state_dict_post_hook(partial(_write, tuple(names)))
-    model.register_load_state_dict_pre_hook(partial(_read, tuple(names)))
+    model.register_load_state_dict_pre_hook(partial(_read, tuple(names), taken))
+    return taken
 
 
 def _write(names: tuple[str, ...], module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
@@ -47,12 +52,15 @@ def _write(names: tuple[str, ...], module: nn.Module, state: dict[str, Any], pre
             state[prefix + name] = with_signed_zeros(weight, mask)
 
 
-def _read(names: tuple[str, ...], module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+def _read(
+    names: tuple[str, ...], taken: set[str], module: nn.Module, state: dict[str, Any], prefix: str, *_: Any
+) -> None:
     for name in names:
         weight = state.get(prefix + name)
         if weight is not None:
             # A state dict with masks of its own means those.
             state.setdefault(prefix + name + MASK_SUFFIX, active_connections(weight))
+            taken.add(name)
 
 
 def with_signed_zeros(weight: Tensor, mask: Tensor) -> Tensor:

@@ -41,7 +41,8 @@ class SparsityCallback(TrainerCallback):
 
     Raises:
         ConfigError: anything in `config` that is not allowed, once the Trainer is built.
-        RarefyError: from the Trainer, if the run shards its weights or resumes from a dense checkpoint.
+        RarefyError: from the Trainer, if the run shards its weights, resumes from a dense checkpoint, or resumes and
+            the weights of the checkpoint did not arrive in the model.
 
     Example:
         >>> from transformers import BertConfig, BertModel, TrainingArguments
@@ -60,6 +61,7 @@ class SparsityCallback(TrainerCallback):
         self._model: nn.Module | None = None
         self._optimizer: Optimizer | None = None
         self._untrained: dict[str, float] = {}
+        self._taken: set[str] = set()  # sparse weights that were loaded into the model
 
     @property
     def sparsity(self) -> Sparsifier:
@@ -94,6 +96,8 @@ class SparsityCallback(TrainerCallback):
             )
         if model is not self._model:
             self._begin_anew(args, model, is_resumed=saved is not None)
+        elif saved is not None:
+            self._check_that_weights_arrived()
         if saved is None and self._untrained:
             self._refuse_other_weights()
         self._untrained = {}
@@ -127,7 +131,7 @@ class SparsityCallback(TrainerCallback):
         self._model = model
         self._optimizer = None
         self._untrained = self._actual()
-        carry_masks(model, list(self._untrained))
+        self._taken = carry_masks(model, list(self._untrained))
 
     def _begin_anew(self, args: Any, model: nn.Module, is_resumed: bool) -> None:
         """Makes sparse what `model_init` made; weights that the Trainer loaded already keep their topology."""
@@ -168,6 +172,16 @@ class SparsityCallback(TrainerCallback):
     def _actual(self) -> dict[str, float]:
         leaves = self.sparsity.algorithms
         return {name: one.actual_sparsity for leaf in leaves for name, one in leaf.parameters.items()}
+
+    def _check_that_weights_arrived(self) -> None:
+        """The Trainer may find no name of a file in its model, and train on with what the model was built with."""
+        missing = [name for name in self._untrained if name not in self._taken]
+        if missing:
+            raise RarefyError(
+                f"the Trainer loaded {len(self._taken)} of {len(self._untrained)} sparse weights of the checkpoint "
+                f"({missing[0]} is missing), whose names in the file are not the model's; load the model with "
+                "from_pretrained(checkpoint) and give it to a new Trainer with init_method: from_zeros"
+            )
 
     def _refuse_other_weights(self) -> None:
         if self._untrained != self._actual():
