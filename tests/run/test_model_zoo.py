@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rarefy.errors import ConfigError
-from rarefy.run.model_zoo import drop_ignored
+from rarefy.run.builder import Builder
+from rarefy.run.model_zoo import drop_ignored, is_for_cerebras
 from rarefy.run.schema import parse
 
 
@@ -64,3 +66,48 @@ def test_other_kinds_of_models_are_refused_before_anything_else(name: str, kind:
         parse({"trainer": {"init": init, "fti": {}}})
     start = f"trainer.init.model.name: {name!r}, {kind} of the Model Zoo, is not allowed; give a decoder"
     assert str(error.value).startswith(start)
+
+
+@pytest.mark.parametrize(
+    "init",
+    [
+        {"backend": {"backend_type": "CSX"}},
+        {"device": "CSX"},
+        {"backend": {"cluster_config": None}},
+        {"precision": {"csx.anything": 1}},
+        {"checkpoint": {"strict_version": True}},
+        {"autorestart": None},
+        {"callbacks": [{"GlobalFlags": {}}]},
+    ],
+)
+def test_a_file_for_a_cerebras_system_is_known_by_what_only_that_has(init: dict[str, Any]) -> None:
+    assert is_for_cerebras(init)
+
+
+@pytest.mark.parametrize(
+    "init",
+    [None, 3, {}, {"backend": 3, "callbacks": [3, {"LogSparsity": {}}]}, {"loggers": {"GlobalFlags": 1}}],
+)
+def test_other_files_are_not(init: Any) -> None:
+    assert not is_for_cerebras(init)
+
+
+@pytest.mark.parametrize("name", ["WandbLogger", "wandblogger"])
+def test_a_logger_without_its_package(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A file for a Cerebras system runs unedited; in any other the logger was asked for."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *_: None)
+    init: dict[str, Any] = {
+        "model": {"name": "gpt2"},
+        "loggers": [{name: {"project": "p"}}, {"CSVLogger": {}}],
+    }
+    [ours] = parse({"trainer": {"init": init}})
+    with pytest.raises(ConfigError, match=r"loggers\[0\].*pip install 'rarefy\[wandb\]'"):
+        Builder(ours, tmp_path).check()
+    [theirs] = parse({"trainer": {"init": {**init, "backend": {"backend_type": "CSX"}}}})
+    caplog.clear()
+    kinds = [type(one).__name__ for one in Builder(theirs, tmp_path).loggers]
+    assert "WandbLogger" not in kinds and "CSVLogger" in kinds
+    line = f"trainer.init.loggers: {name} left out; pip install 'rarefy[wandb]' brings it in"
+    assert caplog.messages.count(line) == 1

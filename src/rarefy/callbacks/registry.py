@@ -78,6 +78,7 @@ def build_callbacks(
     kind: Kind,
     allow_imports: bool = True,
     base_dir: Path | None = None,
+    leaves_out_missing: bool = False,
 ) -> list[Callback]:
     """The callbacks or loggers of a run: the defaults first, then the entries in their order.
 
@@ -89,9 +90,11 @@ def build_callbacks(
         kind: `callbacks` or `loggers`.
         allow_imports: False refuses import paths.
         base_dir: where relative import paths begin.
+        leaves_out_missing: whether an entry whose package is not installed is left out with one line, for files that
+            were written for another system, instead of being refused.
 
     Raises:
-        ConfigError: an unknown name or option, or an object of another kind.
+        ConfigError: an unknown name or option, an object of another kind, or one whose package is not installed.
 
     Example:
         >>> entries = [{"LogSparsity": {}}, {"ComputeNorm": None}]
@@ -106,11 +109,14 @@ def build_callbacks(
         log.info("%s left out, its package is not installed", missing)
     chosen = {name: source.build(name, {}, path) for name in usable}
     ignored = [name for name in map(_name_of, entries) if name in IGNORED]
+    absent = _absent(entries, kind) if leaves_out_missing else {}
     for index, entry in enumerate(entries):
-        if _name_of(entry) not in IGNORED:
+        if _name_of(entry) not in IGNORED and _name_of(entry) not in absent:
             source.take(entry, f"{path}[{index}]", chosen)
     if ignored:
         log.warning("%s: ignored, no use for %s", path, ", ".join(map(_with_substitute, ignored)))
+    for name, package in absent.items():
+        log.warning("%s: %s left out; pip install 'rarefy[%s]' brings it in", path, name, package)
     return list(chosen.values())
 
 
@@ -198,6 +204,13 @@ def _one_key(entry: Any, path: str) -> tuple[str, Mapping[str, Any] | None]:
 
 def _name_of(entry: Any) -> str:
     return next(iter(entry)) if isinstance(entry, Mapping) and len(entry) == 1 else ""
+
+
+def _absent(entries: Sequence[Entry], kind: Kind) -> dict[str, str]:
+    """The names, as they are written, of registered classes that are asked for without their package; the packages."""
+    known = {spelling.lower(): one for spelling, one in REGISTRY[kind].items() if not one.is_usable}
+    names = [name for name in map(_name_of, entries) if isinstance(name, str)]
+    return {name: known[name.lower()].package for name in names if name.lower() in known}
 
 
 def _with_substitute(name: str) -> str:

@@ -28,6 +28,7 @@ from rarefy.optim.optimizers import build_optimizer
 from rarefy.optim.schedulers import SchedulerFactory, first_learning_rate, read_schedulers
 from rarefy.run.file_keys import DataBlock, FitBlock
 from rarefy.run.from_hf import take_over
+from rarefy.run.model_zoo import is_for_cerebras
 from rarefy.run.schema import TrainerConfig
 from rarefy.trainer.feed import batches_in
 from rarefy.trainer.plan import LoopConfig, plan_run
@@ -212,7 +213,10 @@ class Builder:
     def _watchers(self, kind: Kind) -> list[Any]:
         entries = getattr(self.config.init, kind)
         path = f"{self.path}.{kind}"
-        return build_callbacks(entries, DEFAULTS[kind], path=path, kind=kind, **self._imports)
+        # A file for another system cannot know what is installed here.
+        is_foreign = is_for_cerebras(self.config.content.get("init"))
+        options = {"kind": kind, "leaves_out_missing": is_foreign, **self._imports}
+        return build_callbacks(entries, DEFAULTS[kind], path=path, **options)
 
     @cached_property
     def device(self) -> torch.device:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
+from rarefy.callbacks.ignored import IGNORED
 from rarefy.errors import ConfigError
 from rarefy.models.registry import MODELS
 
@@ -118,16 +119,49 @@ def drop_ignored(init: Mapping[str, Any], path: str) -> tuple[dict[str, Any], li
     # Taken out either way, told only where it would have done something.
     if "autorestart" in rest and rest.pop("autorestart"):
         dropped.append(f"{path}.autorestart")
-    for block, ignored in _IGNORED_KEYS.items():
+    for block in _IGNORED_KEYS:
         if not isinstance(rest.get(block), dict):
             continue
         given = rest[block]
-        gone = [key for key in given if key in ignored or str(key).startswith(_BITS_OF_ALL)]
+        gone = [key for key in given if _is_theirs(block, key)]
         dropped += [f"{path}.{block}.{key}" for key in gone if not _is_silent(block, key, given[key])]
         rest[block] = {key: value for key, value in given.items() if key not in gone}
     if isinstance(rest.get("precision"), dict):
         rest["precision"] = {key: value for key, value in rest["precision"].items() if value is not None}
     return rest, dropped
+
+
+def is_for_cerebras(init: Any) -> bool:
+    """Whether a file was written for a Cerebras system, and shall run here without being edited.
+
+    Args:
+        init: `trainer.init` as the user gave it.
+
+    Returns:
+        True where it holds something that only such a system understands, whatever its value: a key, or a callback.
+
+    Example:
+        >>> is_for_cerebras({"backend": {"backend_type": "CSX"}}), is_for_cerebras({"device": "cpu"})
+        (True, False)
+    """
+    if not isinstance(init, Mapping):
+        return False
+    blocks = {block: init[block] for block in _IGNORED_KEYS if isinstance(init.get(block), Mapping)}
+    keys = any(_is_theirs(block, key) for block, given in blocks.items() for key in given)
+    devices = {init.get("device"), blocks.get("backend", {}).get("backend_type")}
+    lists = [init[kind] for kind in ("callbacks", "loggers") if isinstance(init.get(kind), list)]
+    watchers = any(
+        name in IGNORED
+        for entries in lists
+        for entry in entries
+        if isinstance(entry, Mapping)
+        for name in entry
+    )
+    return keys or watchers or "CSX" in devices or "autorestart" in init
+
+
+def _is_theirs(block: str, key: Any) -> bool:
+    return key in _IGNORED_KEYS[block] or str(key).startswith(_BITS_OF_ALL)
 
 
 def _is_silent(block: str, key: str, value: Any) -> bool:
