@@ -318,7 +318,12 @@ def _step(value: Any, path: str, num_steps: int | None, mark: StepMark) -> Any:
     if percent is None:
         return value
     if num_steps is None:
-        raise ConfigError(path, shorten(value), "a whole number of steps; a percentage needs num_steps", "75")
+        raise ConfigError(
+            path,
+            shorten(value),
+            "a whole number of steps; a percentage needs the length of the run, num_steps=1000",
+            "75",
+        )
     if float(percent[1]) > 100:
         raise ConfigError(path, shorten(value), 'at most "100%"', '"75%"')
     # A small share of a short run rounds to 0, where a frequency has to be 1.

@@ -13,6 +13,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from rarefy.errors import RarefyError
 from rarefy.filters import Candidate, candidates, decide, why_left
 from rarefy.schedules import Constant
 
@@ -143,6 +144,9 @@ def summary(sparsity: HasAlgorithms) -> Summary:
     Returns:
         Rows, totals, and why each parameter is sparse or dense; `print` it for a table.
 
+    Raises:
+        RarefyError: it is something else, such as the model.
+
     Example:
         >>> import rarefy, torch
         >>> model = torch.nn.Linear(8, 8)
@@ -151,6 +155,11 @@ def summary(sparsity: HasAlgorithms) -> Summary:
         >>> summary(sparsity).actual_sparsity, summary(sparsity).dense
         (0.75, {'bias': 'fewer than two dimensions'})
     """
+    if not hasattr(sparsity, "algorithms"):
+        raise RarefyError(
+            f"summary: a {type(sparsity).__name__} is not allowed; give what was applied to the model, as "
+            "rarefy.configure returned it"
+        )
     algorithms = sparsity.algorithms
     found = _candidates(algorithms)
     rows = tuple(_rows(algorithms, found))

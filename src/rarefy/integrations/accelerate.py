@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 
 from rarefy.algorithms.base import Sparsifier
 from rarefy.config import configure
+from rarefy.errors import RarefyError
 from rarefy.imports import require
 
 AcceleratedOptimizer: Any = require("accelerate", "accelerate.optimizer").AcceleratedOptimizer
@@ -31,6 +32,7 @@ def sparsify(accelerator: Any, config: Any, model: nn.Module, *optimizers: Optim
 
     Raises:
         ConfigError: anything in `config` that is not allowed.
+        RarefyError: the arguments come in another order.
 
     Example:
         >>> import accelerate, torch
@@ -39,6 +41,11 @@ def sparsify(accelerator: Any, config: Any, model: nn.Module, *optimizers: Optim
         >>> int(model.weight_mask.sum())
         10
     """
+    if isinstance(config, nn.Module) or not isinstance(model, nn.Module):
+        raise RarefyError(
+            f"sparsify: ({type(accelerator).__name__}, {type(config).__name__}, {type(model).__name__}, …) is not "
+            "allowed; the order is sparsify(accelerator, config, model, optimizer)"
+        )
     sparsity = configure(config)
     sparsity.apply(accelerator.unwrap_model(model))
     for optimizer in optimizers:

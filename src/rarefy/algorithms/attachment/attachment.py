@@ -108,7 +108,13 @@ class Attachment:
         Raises:
             RarefyError: it has.
         """
-        if name in self.parameters:
+        known = self.parameters.get(name)
+        if known is not None and known.weight is candidate.parameter:
+            raise RarefyError(
+                f"{name} is sparse already, by this algorithm; apply it once, or call rarefy.finalize(model) first "
+                "and apply a new one"
+            )
+        if known is not None:
             raise RarefyError(f"a second parameter is called {name}; apply to the module that holds both")
         if _is_watched(candidate.parameter):
             raise RarefyError(

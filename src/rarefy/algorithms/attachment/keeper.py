@@ -204,6 +204,9 @@ def finalize(model: nn.Module) -> nn.Module:
     Returns:
         The same module.
 
+    Raises:
+        RarefyError: it is no module.
+
     Example:
         >>> import rarefy
         >>> layer = nn.Linear(10, 10)
@@ -211,6 +214,8 @@ def finalize(model: nn.Module) -> nn.Module:
         >>> sorted(finalize(layer).state_dict()), int((layer.weight != 0).sum())
         (['bias', 'weight'], 10)
     """
+    if not isinstance(model, nn.Module):
+        raise RarefyError(f"model: a {type(model).__name__} is not allowed; give the model that is sparse")
     masks = []
     for path, module in model.named_modules():
         for mark in marks(module):
