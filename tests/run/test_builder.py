@@ -50,6 +50,16 @@ def test_everything_is_handed_on(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_supar_divides_learning_rates_by_the_density(tmp_path: Path) -> None:
+    block = {"sparsity": 0.75, "param_filter": "middle.weight", "parametrization": "supar"}
+    made = builder(tmp_path, sparsity=block, schedulers=[{"ConstantLR": {"learning_rate": 0.25}}])
+    trainer = made.trainer()
+    rates = {one: group["lr"] for group in trainer.trained_by.param_groups for one in group["params"]}
+    found = {name: rates[parameter] for name, parameter in trainer.model.named_parameters()}
+    assert found.pop("middle.weight") == 1.0
+    assert set(found.values()) == {0.25}
+
+
 def test_a_trainer_for_validation_needs_no_optimizer(tmp_path: Path) -> None:
     assert builder(tmp_path, optimizer=None).trainer(trains=False).optimizer is None
     with pytest.raises(ConfigError, match=r"trainer\.init\.optimizer: a missing value is not allowed"):

@@ -191,3 +191,10 @@ def test_a_model_of_ones_own_has_no_such_weights(tmp_path: Path) -> None:
 def test_the_schema_asks_for_a_name_or_a_folder() -> None:
     block = json_schema()["$defs"]["ModelBlock"]
     assert block["anyOf"] == [{"required": ["name"]}, {"required": ["from_hf"]}] and "required" not in block
+
+
+def test_supar_is_refused_beside_trained_weights(llama: Path) -> None:
+    sparsity = {"sparsity": 0.5, "parametrization": "supar"}
+    [config] = parse({"trainer": {"init": {"model": {"from_hf": str(llama)}, "sparsity": sparsity}}})
+    with pytest.raises(ConfigError, match=r"sparsity\.parametrization: supar beside model\.from_hf"):
+        _ = Builder(config, Path()).sparsity

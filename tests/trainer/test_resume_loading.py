@@ -11,8 +11,11 @@ from rarefy import masks
 from rarefy.checkpoint.chosen import find_all
 from rarefy.checkpoint.directory import load
 from rarefy.checkpoint.error import CheckpointError
+from rarefy.config import configure
 from rarefy.errors import RarefyError
 from rarefy.optim.lr_schedules import ConstantLR
+from rarefy.optim.optimizers import build_optimizer
+from rarefy.trainer.state import States
 from rarefy.trainer.trainer import Trainer
 
 LOOSE = {"disable_strict_checkpoint_loading": True}
@@ -273,3 +276,42 @@ def test_a_write_that_fails_ends_the_run_and_keeps_what_was_there(tmp_path: Path
     with pytest.raises(RarefyError, match=r"checkpoint_4: cannot be written"):
         trainer.fit(DATA, ckpt_path=tmp_path / "checkpoint_2")
     assert load(tmp_path / "checkpoint_2").state["progress"]["global_step"] == 2
+
+
+def supar_run(folder: Path, **options) -> Trainer:
+    block = {"algorithm": "rigl", "sparsity": 0.75, "update": {"freq": 2}, "parametrization": "supar"}
+    sparsity = configure(block, seed=2)
+
+    def optimizer(model: nn.Module) -> torch.optim.Optimizer:
+        return build_optimizer({"AdamW": {"lr": 0.01}}, model, densities=sparsity.densities)
+
+    return make(folder, sparsity=sparsity, optimizer=optimizer, **options)
+
+
+def test_supar_goes_on_bit_for_bit_and_scales_no_weight_twice(tmp_path: Path) -> None:
+    whole = supar_run(tmp_path / "whole", loop={"max_steps": 6})
+    whole.fit(DATA)
+    supar_run(tmp_path / "parts", loop={"max_steps": 3}).fit(DATA)
+    rest = supar_run(tmp_path / "parts", loop={"max_steps": 6})
+    rest.fit(DATA)
+    assert rest.global_step == 6
+    expected = whole.model.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in rest.model.state_dict().items())
+
+
+@pytest.mark.parametrize("states", ["all", "model"])
+def test_supar_refuses_weights_that_were_not_scaled(tmp_path: Path, states: States) -> None:
+    fitted(tmp_path / "dense")
+    fitted(tmp_path / "sparse", sparsity=0.75)
+    torch.save({"model": Net().state_dict()}, tmp_path / "model.mdl")
+    for start in ("dense/checkpoint_2", "sparse/checkpoint_2", "model.mdl"):
+        trainer = supar_run(tmp_path / "new", checkpoint=LOOSE)
+        with pytest.raises(CheckpointError, match="weights that did not start under parametrization: supar"):
+            trainer.fit(DATA, ckpt_path=tmp_path / start, load_states=states)
+
+
+def test_supar_takes_the_weights_of_another_such_run(tmp_path: Path) -> None:
+    supar_run(tmp_path / "first").fit(DATA)
+    second = supar_run(tmp_path / "second", loop={"max_steps": 1})
+    second.fit(DATA, ckpt_path=tmp_path / "first" / "checkpoint_2", load_states="model")
+    assert second.global_step == 1

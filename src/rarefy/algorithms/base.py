@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,14 +18,15 @@ from rarefy.algorithms.attachment.hooks import UserHooks
 from rarefy.algorithms.few_connections import few_connections, warn_of_few
 from rarefy.algorithms.summary import Shown
 from rarefy.algorithms.timing import Timing
-from rarefy.algorithms.view import NEEDS, Needs, StepView, is_replaced
+from rarefy.algorithms.view import Needs, StepView, declared_needs, is_replaced, refuse_abstract
 from rarefy.distributed import agreed_seed
 from rarefy.distributions import check_distribution, share_out
 from rarefy.errors import ConfigError, RarefyError
 from rarefy.filters import Candidate
 from rarefy.initializers import generator_for, parse_initializer
+from rarefy.optim.density_scaling import DensityScaling
 from rarefy.patterns import Pattern, parse_pattern
-from rarefy.schedules import AtSteps, Schedule, UpdateSchedule
+from rarefy.schedules import AtSteps, Constant, Schedule, UpdateSchedule
 from rarefy.storage.choice import check_compact
 from rarefy.storage.growth import GrowthRequest
 from rarefy.storage.parameter import SparseParameter
@@ -84,6 +84,11 @@ class Sparsifier(Shown, ABC):
         """Recomputes the topology now."""
 
     @property
+    def densities(self) -> dict[str, float]:
+        """What the learning rate of each weight is to be divided by; empty but for `parametrization: supar`."""
+        return {name: rho for one in self.algorithms for name, rho in (one.scaling.densities or {}).items()}
+
+    @property
     def autoupdate(self) -> bool:
         """Whether updates run by themselves after optimizer steps."""
         return all(algorithm.autoupdate for algorithm in self.algorithms)
@@ -128,6 +133,7 @@ class SparsityAlgorithm(UserHooks, Timing, Sparsifier):
         distribution: `uniform`, `er` or `erk`; how the sparsity is shared out among the parameters.
         pattern: `unstructured`, `{n: 2, m: 4}` or `{block: [8, 8], score: sum}`; what masks look like.
         compute: `auto`, `masked` or `compact`; how the weights are stored.
+        parametrization: `standard`, or `supar`, which scales first weights and learning rates by density.
         seed: for everything random; None takes torch's seed when the algorithm is applied.
 
     Attributes:
@@ -149,23 +155,12 @@ class SparsityAlgorithm(UserHooks, Timing, Sparsifier):
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        # `needs_dense_grad = True` is how a class says `needs = "dense"` since before there was `active`.
-        own = cls.__dict__
-        if "needs" not in own and "needs_dense_grad" in own:
-            cls.needs = "dense" if cls.needs_dense_grad else "none"
-        if cls.needs not in NEEDS:
-            raise RarefyError(
-                f"{cls.__name__}.needs: {cls.needs!r} is not allowed; give one of {', '.join(NEEDS)}"
-            )
+        cls.needs = declared_needs(cls)
         cls.needs_dense_grad = cls.needs == "dense"
 
     def __new__(cls: type[_Algorithm], *_: Any, **__: Any) -> _Algorithm:
         """Refuses a class that lacks the method which makes the masks, in words that say so."""
-        if inspect.isabstract(cls):
-            missing = ", ".join(sorted(cls.__abstractmethods__))
-            raise RarefyError(
-                f"{cls.__name__} cannot make masks: it lacks {missing}; write it, or subclass an algorithm that has it"
-            )
+        refuse_abstract(cls)
         return object.__new__(cls)
 
     def __init__(
@@ -179,6 +174,7 @@ class SparsityAlgorithm(UserHooks, Timing, Sparsifier):
         distribution: options.Distribution = "uniform",
         pattern: options.PatternForm = "unstructured",
         compute: options.Compute = "auto",
+        parametrization: options.Parametrization = "standard",
         seed: options.Seed = None,
     ) -> None:
         self.sparsity: Schedule = options.parse_fraction(sparsity, "sparsity", below_one=True)
@@ -189,6 +185,7 @@ class SparsityAlgorithm(UserHooks, Timing, Sparsifier):
         options.check_reach(self.sparsity, self.pattern.structure, self.distribution)
         self.compute = options.check_compute(compute)
         self.seed = options.check_seed(seed)
+        self.scaling = DensityScaling(parametrization, is_constant=isinstance(self.sparsity, Constant))
         self.update_schedule: UpdateSchedule = AtSteps([0])
         self.paths: Mapping[str, str] = {}
         self.updates = 0
@@ -244,6 +241,8 @@ class SparsityAlgorithm(UserHooks, Timing, Sparsifier):
             self.apply_to(chosen)
             warn_of_few(target, few_connections(self, chosen), chosen)
         elif isinstance(target, Optimizer):
+            with self._named_as_written():
+                self.scaling.check_optimizer(target, {n: p.weight for n, p in self.parameters.items()})
             self._attachment.follow(target)
         else:
             raise RarefyError(f"apply takes a torch module or a torch optimizer, not {type(target).__name__}")
@@ -272,6 +271,7 @@ class SparsityAlgorithm(UserHooks, Timing, Sparsifier):
         for name, candidate in chosen.items():
             with self._named_as_written():
                 self.pattern.on(candidate.axes).check(name, candidate.shape)
+                self.scaling.check_weight(name, [place.module for place in candidate.places])
                 if self.compute == "compact":
                     check_compact(candidate)
             self._attachment.refuse_taken(name, candidate)
@@ -296,14 +296,12 @@ class SparsityAlgorithm(UserHooks, Timing, Sparsifier):
             self.seed = agreed_seed(torch.initial_seed())
         self._attachment.reclaim(chosen)
         self._patterns |= {name: self.pattern.on(candidate.axes) for name, candidate in chosen.items()}
-        first = self.first_masks({name: candidate.parameter for name, candidate in chosen.items()})
+        weights = {name: candidate.parameter for name, candidate in chosen.items()}
+        first = self.first_masks(weights)
+        self.scaling.scale(weights, first)
         for name, candidate in chosen.items():
-            self._set_mask(self._adopt(candidate), first[name])
+            self._set_mask(self._attachment.adopt(candidate, self.pattern), first[name])
         self._attachment.adopted()
-
-    def _adopt(self, candidate: Candidate) -> SparseParameter:
-        """Takes a weight on; its first mask follows."""
-        return self._attachment.adopt(candidate, self.pattern)
 
     @torch.no_grad()
     def first_masks(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -384,6 +382,7 @@ class SparsityAlgorithm(UserHooks, Timing, Sparsifier):
             "updates": self.updates,
             "target_sparsity": self.target_sparsity,
             "seed": self.seed,
+            **self.scaling.state_dict(),
             **self._attachment.state_dict(),
         }
 

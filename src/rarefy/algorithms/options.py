@@ -18,6 +18,7 @@ from typing import Annotated, Any, get_type_hints
 from rarefy.distributions import DISTRIBUTIONS
 from rarefy.errors import ConfigError, join_path
 from rarefy.initializers import INITIALIZERS
+from rarefy.optim.density_scaling import PARAMETRIZATIONS
 from rarefy.patterns.structures import BLOCK_SCORES, TOLERANCE, NOfM, Structure
 from rarefy.schedule_schema import Json, schedule_schema, update_schema
 from rarefy.schedules import Constant, Cycling, Schedule, parse_schedule, parse_update_schedule
@@ -280,6 +281,8 @@ PatternForm = Annotated[Any, OptionType(_pattern_schema)]
 """`unstructured`, `{n, m}` or `{block: [rows, columns], score: sum | norm | max}`."""
 Compute = Annotated[str, OptionType(lambda: {"enum": list(COMPUTE)})]
 """How the weights are stored."""
+Parametrization = Annotated[str, OptionType(lambda: {"enum": list(PARAMETRIZATIONS)})]
+"""Whether first weights and learning rates follow the density."""
 Seed = Annotated[int | None, OptionType(lambda: {"type": "integer", "minimum": 0})]
 """A whole number; None takes the seed of the run."""
 

@@ -79,6 +79,35 @@ class StepView:
     step: int
 
 
+def declared_needs(kind: type) -> Needs:
+    """The gradient that a class of algorithms asks for.
+
+    Raises:
+        RarefyError: none that there is.
+    """
+    own = vars(kind)
+    # `needs_dense_grad = True` is how a class says `needs = "dense"` since before there was `active`.
+    if "needs" not in own and "needs_dense_grad" in own:
+        return "dense" if own["needs_dense_grad"] else "none"
+    needs = getattr(kind, "needs", "none")
+    if needs not in NEEDS:
+        raise RarefyError(f"{kind.__name__}.needs: {needs!r} is not allowed; give one of {', '.join(NEEDS)}")
+    return needs
+
+
+def refuse_abstract(kind: type) -> None:
+    """Refuses a class of algorithms that lacks the method which makes the masks.
+
+    Raises:
+        RarefyError: it does.
+    """
+    if inspect.isabstract(kind):
+        missing = ", ".join(sorted(getattr(kind, "__abstractmethods__", ())))
+        raise RarefyError(
+            f"{kind.__name__} cannot make masks: it lacks {missing}; write it, or subclass an algorithm that has it"
+        )
+
+
 def is_replaced(algorithm: object, base: type, method: str) -> bool:
     """Whether something else than the method of `base` answers to its name, by a subclass or by an assignment.
 

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from rarefy.errors import ConfigError, did_you_mean, join_path
 from rarefy.imports import import_object, is_import_path
+from rarefy.optim.density_scaling import DENSITY_KEY
 from rarefy.optim.parameter_groups import SCALE_KEY, learning_rate_scales, parameter_groups
 from rarefy.validation import shorten
 from rarefy.validation.numerals import read_number, share_hint
@@ -29,6 +30,7 @@ def build_optimizer(
     path: str = "optimizer",
     *,
     learning_rate: float | None = None,
+    densities: Mapping[str, float] | None = None,
     base_dir: Path | None = None,
     allow_imports: bool = True,
 ) -> Optimizer:
@@ -44,6 +46,7 @@ def build_optimizer(
         model: whose trainable parameters it gets.
         path: where the block stands in the user's file.
         learning_rate: used where the options hold none; the first value of the schedulers.
+        densities: `sparsity.densities`, which divide the learning rates of its weights; empty but under SµPar.
         base_dir: folder that `./file.py:Name` import paths start from.
         allow_imports: whether import paths may be followed.
 
@@ -66,10 +69,11 @@ def build_optimizer(
     options = _torch_options(kind, options, here)
     if learning_rate is not None and _takes(kind, "lr"):
         options.setdefault("lr", learning_rate)
-    groups = parameter_groups(model, split=_takes(kind, "weight_decay"), scales=scales)
+    groups = parameter_groups(model, split=_takes(kind, "weight_decay"), scales=scales, densities=densities)
     if not groups:
         raise ConfigError(path, "a model without trainable parameters", "a model with some (requires_grad)")
     _scale(groups, options, kind, here)
+    _mark(groups, model, densities or {})
     return _construct(kind, groups, options, _implementation(kind, model, options), here)
 
 
@@ -155,6 +159,15 @@ def _scale(groups: list[dict[str, Any]], options: Mapping[str, Any], kind: Any, 
             allowed = "an optimizer with a learning rate in numbers where learning rates are scaled"
             raise ConfigError(path, "no lr", allowed, "lr: 1.0e-3")
         group["lr"] = rate * group[SCALE_KEY]
+
+
+def _mark(groups: list[dict[str, Any]], model: nn.Module, densities: Mapping[str, float]) -> None:
+    """Notes the density that a group's learning rate was divided by, which SµPar asks an optimizer for."""
+    found = {parameter: densities[name] for name, parameter in model.named_parameters() if name in densities}
+    for group in groups:
+        density = found.get(group["params"][0], 1.0)
+        if density != 1.0:
+            group[DENSITY_KEY] = density
 
 
 def _implementation(kind: Any, model: nn.Module, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -27,7 +27,11 @@ class ScalesLearningRates(Protocol):
 
 
 def parameter_groups(
-    model: nn.Module, *, split: bool = True, scales: Mapping[str, float] | None = None
+    model: nn.Module,
+    *,
+    split: bool = True,
+    scales: Mapping[str, float] | None = None,
+    densities: Mapping[str, float] | None = None,
 ) -> list[dict[str, Any]]:
     """A model's trainable parameters, those without weight decay in groups of their own.
 
@@ -36,6 +40,7 @@ def parameter_groups(
         split: False for no groups by weight decay.
         scales: the factor of the learning rate by parameter name, 1 where it says nothing; such groups have it as
             `adjust_learning_rate`.
+        densities: in (0, 1] by parameter name, 1 where it says nothing; it divides the factor (SµPar).
 
     Returns:
         Groups as `torch.optim` takes them, unscaled ones first; empty ones are left out.
@@ -45,20 +50,23 @@ def parameter_groups(
         [1, 1]
     """
     exempt = _without_decay(model) if split else set()
-    scales = scales or {}
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    kinds: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in trained.items():
+        kind = ((scales or {}).get(name, 1.0), (densities or {}).get(name, 1.0))
+        kinds.setdefault(kind, []).append(parameter)
     found: list[dict[str, Any]] = []
-    # In a fixed order: an optimizer's state knows parameters by their places in the groups.
-    for scale in [1.0, *sorted(set(scales.values()) - {1.0})]:
-        mine = [parameter for name, parameter in trained.items() if scales.get(name, 1.0) == scale]
+    # In a fixed order, unscaled ones first: an optimizer's state knows parameters by their places in the groups.
+    for scale, density in sorted(kinds, key=lambda kind: (kind != (1.0, 1.0), kind)):
+        mine = kinds[scale, density]
         decayed: dict[str, Any] = {"params": [parameter for parameter in mine if parameter not in exempt]}
         others: dict[str, Any] = {
             "params": [parameter for parameter in mine if parameter in exempt],
             "weight_decay": 0.0,
         }
         for group in (decayed, others):
-            if scale != 1.0:
-                group[SCALE_KEY] = scale
+            if (scale, density) != (1.0, 1.0):
+                group[SCALE_KEY] = scale / density
             if group["params"]:
                 found.append(group)
     return found

@@ -157,7 +157,11 @@ class Builder:
         loop = init.loop or LoopConfig()
         num_steps = loop.total_steps() if self.config.fit is None else self.total_steps
         path = f"{self.path}.sparsity"
-        return configure(init.sparsity, num_steps=num_steps, seed=init.seed, path=path, **self._imports)
+        sparsity = configure(init.sparsity, num_steps=num_steps, seed=init.seed, path=path, **self._imports)
+        if init.model.from_hf is not None and any(one.scaling.is_on for one in sparsity.algorithms):
+            given = "supar beside model.from_hf, whose weights are trained already"
+            raise ConfigError(f"{path}.parametrization", given, "standard, or a model without from_hf")
+        return sparsity
 
     @cached_property
     def schedulers(self) -> list[SchedulerFactory]:
@@ -175,7 +179,9 @@ class Builder:
             example = "optimizer: {AdamW: {lr: 1.0e-3}}"
             raise ConfigError(path, "a missing value", "an optimizer to train with", example)
         rate = first_learning_rate(self.schedulers)
-        return build_optimizer(self.config.init.optimizer, model, path, learning_rate=rate, **self._imports)
+        densities = {} if self.sparsity is None else self.sparsity.densities
+        more = {"learning_rate": rate, "densities": densities, **self._imports}
+        return build_optimizer(self.config.init.optimizer, model, path, **more)
 
     def model(self, *, starts: bool = True) -> nn.Module:
         """The model.

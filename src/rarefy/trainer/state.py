@@ -86,6 +86,7 @@ def restore(session: Session, path: Path, states: States = "all") -> bool:
         CheckpointError: the checkpoint is damaged, or belongs to another model or another kind of run.
     """
     parts = _read(session, path)
+    _refuse_unscaled(session, path, parts.state)
     is_strict = states == "all" and not session.checkpoint.disable_strict_checkpoint_loading
     fits = _load_model(session, path, parts.model, is_strict)
     if parts.state is None or states == "model" or not fits or not _load_sparsity(session, path, parts.state):
@@ -94,6 +95,22 @@ def restore(session: Session, path: Path, states: States = "all") -> bool:
     _load_rest(session, path, parts)
     log.info("continuing from %s", path)
     return True
+
+
+def _refuse_unscaled(session: Session, path: Path, state: Any) -> None:
+    """Refuses weights of another parametrization where SµPar is to train them.
+
+    Raises:
+        CheckpointError: they were not scaled by density when they were drawn.
+    """
+    algorithms = session.sparsity.algorithms if session.sparsity is not None else []
+    if not any(one.scaling.is_on for one in algorithms):
+        return
+    saved = None if state is None else state["sparsity"]
+    entries = saved if isinstance(saved, list) else [saved]
+    if not any(isinstance(one, Mapping) and one.get("parametrization") == "supar" for one in entries):
+        problem = "holds weights that did not start under parametrization: supar"
+        raise CheckpointError(path, problem, "leave parametrization out, or start without a checkpoint")
 
 
 def load_weights(session: Session, path: Path) -> int:
