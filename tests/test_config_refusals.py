@@ -341,7 +341,7 @@ CASES = [
     (
         {**RIGL, "update": {"freq": 1, "stop": "75%"}},
         "sparsity.update.stop: '75%' is not allowed; give a whole number of steps; a percentage needs "
-        "num_steps (example: 75)",
+        "the length of the run, num_steps=1000 (example: 75)",
     ),
     (
         {"algorithm": WithOption, "sparsity": 0.5, "keep_rows": "bad"},
