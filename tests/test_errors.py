@@ -48,3 +48,8 @@ def test_join_path(prefix, path, joined):
 def test_did_you_mean_is_blind_to_case_and_lists_all_when_nothing_is_near():
     assert did_you_mean("SPARSTY", ["sparsity", "seed"]) == "did you mean sparsity?"
     assert did_you_mean("zzz", ["sparsity", "seed"]) == "one of seed, sparsity"
+
+
+@pytest.mark.parametrize(("given", "shown"), [(None, "null"), (True, "true"), (False, "false"), (1, "1")])
+def test_a_value_is_shown_as_yaml_writes_it(given: object, shown: str) -> None:
+    assert str(ConfigError("here", given, "others")) == f"here: {shown} is not allowed; give others"

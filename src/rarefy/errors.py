@@ -39,7 +39,9 @@ class ConfigError(RarefyError, ValueError):
         self.place = place
         example = f" (example: {fix})" if fix else ""
         where = "".join(f"{part}: " for part in (place, path) if part)
-        super().__init__(f"{where}{given} is not allowed; give {allowed}{example}")
+        # As the user wrote it: a file knows no None, True or False.
+        shown = "null" if given is None else str(given).lower() if isinstance(given, bool) else given
+        super().__init__(f"{where}{shown} is not allowed; give {allowed}{example}")
 
     @property
     def key(self) -> str:

@@ -47,3 +47,9 @@ def test_going_on_takes_everything(tmp_path: Path) -> None:
 def test_other_parts_go_together(given: Any) -> None:
     with pytest.raises(ConfigError, match=r"load_checkpoint_states: .* give all or model"):
         LoadCheckpointStates(given)
+
+
+def test_a_refusal_speaks_yaml() -> None:
+    given: Any = [True]
+    with pytest.raises(ConfigError, match=r"load_checkpoint_states: \[true\] is not allowed"):
+        LoadCheckpointStates(given)

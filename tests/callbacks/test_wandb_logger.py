@@ -110,12 +110,13 @@ def test_a_run_that_cannot_begin_is_one_line(make_trainer, monkeypatch):
         WandbLogger().on_fit_start(make_trainer())
 
 
-def test_another_mode_is_refused(monkeypatch):
+# Unquoted, `off` is false to YAML.
+@pytest.mark.parametrize(("mode", "shown"), [("off", "'off'"), (False, "false")])
+def test_another_mode_is_refused(monkeypatch, mode: Any, shown: str):
     monkeypatch.setattr(Registered, "is_usable", True)
-    entry = [{"WandbLogger": {"mode": "off"}}]
-    with pytest.raises(
-        ConfigError, match=r"loggers\[0\].WandbLogger.mode: 'off' .* online, offline, disabled"
-    ):
+    entry = [{"WandbLogger": {"mode": mode}}]
+    message = rf"loggers\[0\].WandbLogger.mode: {shown} .* online, offline, disabled"
+    with pytest.raises(ConfigError, match=message):
         build_callbacks(entry, [], path="loggers", kind="loggers")
 
 

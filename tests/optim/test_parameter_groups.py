@@ -94,6 +94,7 @@ def test_schedules_keep_to_the_factors_also_after_loading(wrapped):
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
+        ([None], "adjust_learning_rate: [null] is not allowed; give a map from a group"),
         (3, "adjust_learning_rate: 3 is not allowed; give a map from a group"),
         (
             {"decoder_kernl": 1.0},

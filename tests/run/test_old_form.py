@@ -185,6 +185,7 @@ def test_the_given_mapping_stays_as_it_is() -> None:
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
+        ({"optimizer": True, "model": {}}, "optimizer: true is not allowed; give a mapping"),
         ({"optimizer": 3, "model": {}}, "optimizer: 3 is not allowed; give a mapping"),
         (
             {"model": {}, "csx": {}},

@@ -131,6 +131,7 @@ INIT_FAULTS = [
     ("lop: {num_steps: 0}", "init: the key 'lop' is not allowed; give a known key (did you mean loop?)"),
     ("model: {nam: gpt2}", "model.name: a missing value is not allowed; give a model's name or import path"),
     ("model: {name: 3}", "model.name: 3 is not allowed"),
+    ("model: {name: a, null: 4}", "model: the key null is not allowed; give words as keys"),
     ("model: {name: a, 3: 4}", "model: the key 3 is not allowed; give words as keys"),
     ("model:", "model: a missing value is not allowed"),
     (

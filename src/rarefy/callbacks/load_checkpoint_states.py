@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rarefy.callbacks.events import Callback
 from rarefy.errors import ConfigError
+from rarefy.validation import shorten
 
 
 class LoadCheckpointStates(Callback):
@@ -27,5 +28,5 @@ class LoadCheckpointStates(Callback):
         names = given.split(",") if isinstance(given, str) else given
         if names not in (["all"], ["model"]):
             allowed = "all or model (weights and masks; the rest of a checkpoint goes together)"
-            raise ConfigError("load_checkpoint_states", repr(given), allowed)
+            raise ConfigError("load_checkpoint_states", shorten(given), allowed)
         self.states = "all" if names == ["all"] else "model"

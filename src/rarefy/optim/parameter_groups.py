@@ -104,7 +104,7 @@ def _checked(given: Any, groups: Groups, path: str) -> dict[str, float]:
         return {}
     if not isinstance(given, Mapping):
         raise ConfigError(
-            path, repr(given), "a map from a group of parameters to a factor", "{embedding: 0.5}"
+            path, shorten(given), "a map from a group of parameters to a factor", "{embedding: 0.5}"
         )
     for name, factor in given.items():
         where = join_path(path, str(name))

@@ -11,6 +11,7 @@ from rarefy.errors import ConfigError
 from rarefy.run.sparsity_schema import sparsity_schema
 from rarefy.trainer.plan import LoggingConfig, LoopConfig
 from rarefy.trainer.precision import PrecisionConfig
+from rarefy.validation import shorten
 
 
 def _as_list(value: Any) -> Any:
@@ -43,7 +44,7 @@ class OpenBlock(BaseModel):
     def _check_keys(cls, given: Any) -> Any:
         for key in given if isinstance(given, dict) else ():
             if not isinstance(key, str):
-                raise ConfigError("", f"the key {key!r}", "words as keys", f'"{key}": ...')
+                raise ConfigError("", f"the key {shorten(key)}", "words as keys", f'"{key}": ...')
         return given
 
 

@@ -14,6 +14,7 @@ import yaml
 from rarefy.data.registry import known_keys
 from rarefy.errors import ConfigError
 from rarefy.imports import is_import_path
+from rarefy.validation import shorten
 from rarefy.yaml_files.yaml_file import load_file
 
 log = logging.getLogger("rarefy")
@@ -179,7 +180,7 @@ def _check_kind(content: Mapping[str, Any]) -> None:
 def _block(content: Mapping[str, Any], name: str) -> dict[str, Any]:
     given = content[name]
     if not isinstance(given, dict | None):
-        raise ConfigError(name, repr(given), "a mapping")
+        raise ConfigError(name, shorten(given), "a mapping")
     return dict(given or {})
 
 
@@ -228,7 +229,7 @@ def _schedulers(stages: list[Any]) -> list[dict[str, Any]]:
 def _scheduler(given: Any, path: str) -> dict[str, Any]:
     if not isinstance(given, dict) or not isinstance(given.get("scheduler"), str):
         raise ConfigError(
-            path, repr(given), "a mapping with scheduler", "{scheduler: Linear, total_iters: 100}"
+            path, shorten(given), "a mapping with scheduler", "{scheduler: Linear, total_iters: 100}"
         )
     options = {key: value for key, value in given.items() if key != "scheduler"}
     for old, new in (("steps", "total_iters"), ("val", "learning_rate")):

@@ -10,6 +10,7 @@ from rarefy.callbacks.loggers.run_identity import known_run, remember_run
 from rarefy.callbacks.trainer_view import TrainerView
 from rarefy.errors import ConfigError, RarefyError
 from rarefy.imports import require
+from rarefy.validation import shorten
 
 Mode = Literal["online", "offline", "disabled"]
 FILE_NAME = "wandb.json"
@@ -47,7 +48,7 @@ class WandbLogger(Logger):
         resume: str | None = None,
     ) -> None:
         if mode is not None and mode not in get_args(Mode):
-            raise ConfigError("mode", repr(mode), f"one of {', '.join(get_args(Mode))}", "mode: offline")
+            raise ConfigError("mode", shorten(mode), f"one of {', '.join(get_args(Mode))}", "mode: offline")
         named = {"project": project, "name": run_name, "group": group, "job_type": job_type, "mode": mode}
         self._options: dict[str, Any] = {name: value for name, value in named.items() if value is not None}
         if tags:
