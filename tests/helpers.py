@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
@@ -100,3 +101,10 @@ def assert_identical(first: dict[str, torch.Tensor], second: dict[str, torch.Ten
     assert first.keys() == second.keys()
     for name, value in first.items():
         assert torch.equal(value, second[name]), name
+
+
+def needs_torch(version: str, why: str) -> pytest.MarkDecorator:
+    """Skips a test with a torch below `version`, and says what that one cannot do."""
+    present = tuple(int(number) for number in torch.__version__.split(".")[:2])
+    wanted = tuple(int(number) for number in version.split("."))
+    return pytest.mark.skipif(present < wanted, reason=f"torch {version} or newer: before, {why}")

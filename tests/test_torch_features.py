@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import rarefy
-from helpers import assert_exact_zeros, assert_identical, snapshot, sparse_parameters
+from helpers import assert_exact_zeros, assert_identical, needs_torch, snapshot, sparse_parameters
 
 RIGL = {"algorithm": "rigl", "sparsity": 0.75, "drop_fraction": 0.5, "update": {"freq": 2}, "seed": 0}
 
@@ -66,6 +66,7 @@ def inactive_sum(state):
 # ---- torch.compile ----
 
 
+@needs_torch("2.8", "it does not look at what a compiled graph was made for")
 def test_one_graph_serves_every_step_and_every_topology(compute):
     torch.compiler.reset()
     counter, runs = CompileCounterWithBackend("aot_eager"), []
@@ -83,6 +84,7 @@ def test_one_graph_serves_every_step_and_every_topology(compute):
     assert_identical(*runs)
 
 
+@needs_torch("2.8", "it does not look at what a compiled graph was made for")
 def test_evaluation_is_one_more_graph(compute):
     torch.compiler.reset()
     model = perceptron()
@@ -98,6 +100,7 @@ def test_evaluation_is_one_more_graph(compute):
     assert_exact_zeros(sparsity, optimizer)
 
 
+@needs_torch("2.8", "it does not look at what a compiled graph was made for")
 def test_graphs_of_any_number_of_connections_serve_a_compact_model_that_is_pruned_gradually():
     """The settings that docs/compute.md names; without them torch compiles at every update, 8 times at most."""
     torch.compiler.reset()
@@ -122,6 +125,7 @@ def test_graphs_of_any_number_of_connections_serve_a_compact_model_that_is_prune
 
 
 # torch 2.6 does not say that it exports, so that the probe of the dense gradient becomes a part of the program.
+@needs_torch("2.10", "it cannot export tensors of a class of their own")
 @pytest.mark.filterwarnings("ignore:Attempted to insert a get_attr|.*_probe:UserWarning")
 def test_an_exported_program_computes_what_the_model_does(compute):
     model = perceptron()

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import tiny_run
+from helpers import needs_torch
 from rarefy.checkpoint.error import CheckpointError
 from rarefy.errors import RarefyError
 from rarefy.export import SavedModel, export
@@ -88,6 +89,7 @@ def with_data(root: Path, model: dict[str, Any], processor: str) -> tuple[Path, 
 # ---- ONNX ----
 
 
+@needs_torch("2.10", "it exports to ONNX with the sizes of the example")
 @pytest.mark.parametrize("model", [GPT | {"num_hidden_layers": 1}, GPT2], ids=["gpt2", "transformers"])
 def test_a_language_model_as_onnx(tmp_path: Path, model: dict[str, Any]) -> None:
     pytest.importorskip("onnxscript")
@@ -123,6 +125,7 @@ def test_batches_that_are_tuples(tmp_path: Path) -> None:
     assert close(found["output"], sparse((x, y)).detach())
 
 
+@needs_torch("2.10", "it exports to ONNX with the sizes of the example")
 def test_a_model_that_torch_cannot_export(tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")
     path, _ = with_data(tmp_path, {"name": "./more.py:Branches"}, "./more.py:tensors")

@@ -99,7 +99,7 @@ def test_what_they_do_allow_is_taken(module, options):
 
 
 def test_experts_of_unknown_layout_are_refused_for_patterns_alone():
-    transformers = pytest.importorskip("transformers")
+    transformers = pytest.importorskip("transformers", minversion="5")
     config = transformers.MixtralConfig(
         vocab_size=16, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
         num_key_value_heads=2, num_local_experts=4,

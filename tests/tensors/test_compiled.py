@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from helpers import needs_torch
 from rarefy.errors import RarefyError
 from rarefy.tensors import Role, SparseWeight
 from sparse_weights import Pair, inputs, masks_of, move, whole
@@ -60,6 +61,7 @@ def test_nothing_is_compiled_again_while_the_number_of_connections_stays():
     assert counter.graphs == 1
 
 
+@needs_torch("2.8", "it does not look at what a compiled graph was made for")
 def test_the_dense_gradient_is_one_more_graph():
     model, counter, collected = Pair().sparse, Counter(), []
     network = torch.compile(model, fullgraph=True, backend=counter)
@@ -122,6 +124,7 @@ def test_a_free_weight_takes_no_dense_write_in_a_compiled_function():
     assert RarefyError.__name__ in str(caught.value) or "RarefyError" in repr(caught.getrepr())
 
 
+@needs_torch("2.10", "it cannot export tensors of a class of their own")
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.parametrize("strict", [True, False])
 def test_export(strict):

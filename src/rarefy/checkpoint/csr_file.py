@@ -64,9 +64,10 @@ class Connections:
         chosen = active.reshape(size)
         starts = torch.cat([torch.zeros(1, dtype=torch.int64), chosen.sum(1).cumsum(0)])
         columns = chosen.nonzero()[:, 1]
-        return cls(
-            weight.reshape(size)[chosen], _narrowed(columns, size[1] - 1), _narrowed(starts, len(columns))
-        )
+        # Older torch does not index the small float types.
+        bits = weight.reshape(size).view(torch.int8) if weight.element_size() == 1 else weight.reshape(size)
+        values = bits[chosen].view(weight.dtype)
+        return cls(values, _narrowed(columns, size[1] - 1), _narrowed(starts, len(columns)))
 
     def weight_and_mask(self, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
         """The dense weight with exact zeros, and the mask.

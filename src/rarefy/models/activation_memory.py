@@ -28,7 +28,7 @@ def activation_bytes(config: GPTConfig, samples: int, length: int, number_bytes:
 
     Example:
         >>> round(activation_bytes(GPTConfig(), 256, 2048) / 2**30)
-        6692
+        1986
     """
     tokens = samples * length
     layer = tokens * (_kept_numbers(config) * number_bytes + _kept_masks(config))
