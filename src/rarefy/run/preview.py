@@ -25,6 +25,9 @@ from rarefy.storage.parameter import SparseParameter
 from rarefy.trainer.micro_batches import choose_size, parts_of
 from rarefy.trainer.trainer import Trainer
 
+# It takes a step: weights, gradients, and masks with what finding the first ones works in.
+_COPIES_IN_A_PREVIEW = 3
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -128,7 +131,7 @@ def preview(builder: Builder) -> RunPreview:
     builder.check()
     data = builder.train_data
     total = builder.total_steps
-    large = too_large(builder)
+    large = too_large(builder, copies=_COPIES_IN_A_PREVIEW)
     if large is not None:
         return _preview_of_large(builder, large, total)
     trainer = builder.trainer(quiet=True)

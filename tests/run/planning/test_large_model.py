@@ -71,6 +71,9 @@ def test_nothing_is_allocated(tmp_path: Path) -> None:
     assert found is not None and all(one.is_meta for one in found.model.parameters())
     assert found.weight_bytes == 4 * sum(one.numel() for one in found.model.parameters())
     assert too_large(builder(tmp_path), available=found.weight_bytes) is None
+    of_a_step = too_large(builder(tmp_path), available=3 * found.weight_bytes - 1, copies=3)
+    assert "GiB for its weights, gradients and masks, and" in str(of_a_step)
+    assert too_large(builder(tmp_path), available=3 * found.weight_bytes, copies=3) is None
 
 
 def test_the_command_line_plans_it_and_does_not_run_it(tmp_path: Path, little: None) -> None:

@@ -30,23 +30,27 @@ class LargeModel:
         model: on the meta device.
         weight_bytes: what its weights would take.
         free_bytes: what is free.
+        copies: how many times the weights have to fit.
     """
 
     model: nn.Module
     weight_bytes: int
     free_bytes: int
+    copies: int = 1
 
     def __str__(self) -> str:
-        needed = f"{self.weight_bytes / _GIB:,.1f} GiB for its weights alone"
+        what = "for its weights alone" if self.copies == 1 else "for its weights, gradients and masks"
+        needed = f"{self.copies * self.weight_bytes / _GIB:,.1f} GiB {what}"
         return f"the model needs {needed}, and {self.free_bytes / _GIB:,.1f} GiB is free"
 
 
-def too_large(builder: Builder, available: int | None = None) -> LargeModel | None:
+def too_large(builder: Builder, available: int | None = None, copies: int = 1) -> LargeModel | None:
     """The model of a run without its weights where these would not fit; None where they do, or nobody can tell.
 
     Args:
         builder: of the run.
         available: free bytes; None looks at the device of the run.
+        copies: how many times the weights have to fit: once to be built, more often for a step.
 
     Raises:
         ConfigError: as for `Builder.model`.
@@ -60,7 +64,7 @@ def too_large(builder: Builder, available: int | None = None) -> LargeModel | No
     with torch.device("meta"):
         model = builder.model(starts=False)
     needed = sum(one.numel() * one.element_size() for one in model.parameters())
-    return LargeModel(model, needed, free) if needed > free else None
+    return LargeModel(model, needed, free, copies) if copies * needed > free else None
 
 
 def refuse_too_large(builder: Builder) -> None:
