@@ -269,3 +269,14 @@ def test_no_room_holds_more_than_a_tenth_of_the_code():
     }
     room = max(sizes, key=sizes.__getitem__)
     assert 10 * sizes[room] <= sum(lines.values()), f"{room} has {sizes[room]} lines; make it two rooms"
+
+
+def test_an_assignment_binds_one_value_unless_it_swaps():
+    packed = []
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            match node:
+                case ast.Assign(targets=[ast.Tuple(elts=targets)], value=ast.Tuple(elts=values)):
+                    is_swap = {ast.unparse(one) for one in targets} == {ast.unparse(one) for one in values}
+                    packed += [] if is_swap else [f"{module_name(path)}:{node.lineno}"]
+    assert not packed

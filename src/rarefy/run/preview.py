@@ -160,7 +160,8 @@ def _preview_of_large(builder: Builder, large: LargeModel, total: int) -> RunPre
         )
         for name, (candidate, _) in chosen.items():
             reason = filters.decide(candidate, algorithm.globs).reason
-            kind, structure = algorithm.label, str(algorithm.pattern)
+            kind = algorithm.label
+            structure = str(algorithm.pattern)
             sparse[name] = ParameterPlan(
                 name, tuple(shapes[name]), reason, kind, stages[name], structure, "planned"
             )
