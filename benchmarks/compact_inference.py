@@ -25,6 +25,7 @@ def layers() -> None:
             index = native.index_for(x)
             assert index is not None, "the compiled kernels are missing"
             entries, layout = sparse.weight.entries, sparse.weight.topology.layout
+            assert layout is not None, "single connections have a layout"
             kernel = partial(native.forward, index, x, entries, sparse.bias, layout)
             with torch.inference_mode():
                 seconds = medians(
