@@ -510,5 +510,5 @@ def test_percentages_need_the_number_of_steps(tmp_path):
     trainer_of(tmp_path, make("gpt2"), "gpt2", given, max_steps=-1)
     assert [leaf.sparsity.update_schedule(4) for leaf in (known, given)] == [False, False]
     assert [leaf.sparsity.update_schedule(2) for leaf in (known, given)] == [True, True]
-    with pytest.raises(ConfigError, match="needs num_steps"):
+    with pytest.raises(ConfigError, match="a percentage needs the length of the run, num_steps="):
         trainer_of(tmp_path, make("gpt2"), "gpt2", SparsityCallback(config), max_steps=-1)
