@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+import rarefy
+from rarefy.masks import drop_lowest
 from rarefy.ties import TieOrder, settle
 
 NAN = float("nan")
@@ -62,3 +64,19 @@ def test_what_does_not_tie_is_returned_as_it_is():
     assert settle(kept, scores, torch.ones(3, dtype=torch.bool), TieOrder()) is kept
     rows, few = kept.view(1, -1), scores.view(1, -1)
     assert settle(rows, few, torch.ones(1, 3, dtype=torch.bool), TieOrder()) is rows
+
+
+def test_ties_among_values_go_by_their_places_in_the_weight_in_every_storage():
+    kept = []
+    for compute in ("masked", "compact"):
+        layer = torch.nn.Linear(32, 32, bias=False)
+        torch.nn.init.ones_(layer.weight)
+        sparsity = rarefy.Static(0.5, seed=0, compute=compute)
+        sparsity.apply(layer)
+        [parameter] = sparsity.parameters.values()
+        kept.append(parameter.keep_top(torch.abs, 100, TieOrder(3)))
+        by_hand = drop_lowest(
+            parameter.mask, parameter.dense_weight().abs(), parameter.active - 100, TieOrder(3)
+        )
+        assert torch.equal(kept[-1], by_hand)
+    assert torch.equal(*kept) and int(kept[0].sum()) == 100

@@ -14,6 +14,7 @@ from torch import nn
 
 from rarefy.callbacks.events import Callback
 from rarefy.checkpoint.directory import load, newest_valid
+from rarefy.trainer import signals
 from rarefy.trainer.session import Progress
 from rarefy.trainer.signals import Interrupted, SignalGuard
 from rarefy.trainer.skipped_steps import SkippedSteps
@@ -198,6 +199,23 @@ def test_a_second_signal_has_its_ordinary_effect() -> None:
             signal.raise_signal(signal.SIGINT)
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_a_signal_that_torchrun_repeats_is_no_second_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    now = [100.0]
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "7")
+    monkeypatch.setattr(signals, "monotonic", lambda: now[0])
+    try:
+        with pytest.raises(KeyboardInterrupt), SignalGuard() as guard:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+            assert guard.received == signal.SIGINT
+            now[0] += 60
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert now == [160.0]
 
 
 def test_an_interrupted_validation_is_named_as_what_is_left() -> None:

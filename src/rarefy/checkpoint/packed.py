@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 METADATA_KEY = "packed"
+_ENDINGS = (".values", ".bits", ".places")
 # Below it nothing is gained that anybody would see, and a file stays readable without this module.
 SMALLEST = 1 << 15
 _WORTHWHILE = 0.9
@@ -141,9 +142,6 @@ class _Packing:
         else:
             self.tensors[support.name] = active.nonzero().view(-1).int()
         return support
-
-
-_ENDINGS = (".values", ".bits", ".places")
 
 
 def _active(stored: Tensor, size: int) -> Tensor:

@@ -15,7 +15,6 @@ from rarefy.kernels.instruction_sets import REFERENCE, available, instruction_se
 _OVERHEAD = 5e6  # of a call, with one thread; a product on n threads does n times as much in that time
 _MARGIN = 1.03  # a layer is left dense unless it is expected to gain this factor
 
-
 # Against torch's dense products on an AMD processor with AVX-512 and bfloat16 instructions; lower than measured.
 # "blocks of 16" have heights and widths that are multiples of 16; measured with 16 x 16, and larger ones are no slower.
 TABLE: dict[tuple[str, torch.dtype], BreakEven] = {

@@ -53,11 +53,11 @@ def _arrive(connection: Connection, kind: type[StoredWeight], gradient: Tensor) 
 
 
 def gradients_by_edges(
-    outputs: Any,
-    inputs: Any,
-    grad_outputs: Any = None,
-    *rest: Any,
-    materialize_grads: bool = False,
+    outputs: tuple[Any, ...],
+    inputs: tuple[Any, ...],
+    *,
+    grad_outputs: Any,
+    materialize_grads: bool,
     **options: Any,
 ) -> tuple[Any, ...] | None:
     """What `torch.autograd.grad` gives, with torch functions in force while the graph runs.
@@ -66,41 +66,31 @@ def gradients_by_edges(
     sparse weights among the inputs are named by their edges of the graph, which nobody dispatches on.
 
     Args:
-        outputs: as torch takes them.
-        inputs: as torch takes them.
-        grad_outputs: as torch takes them.
-        *rest: the other arguments of torch by position.
+        outputs: as torch hands them to `__torch_function__`.
+        inputs: the same.
+        grad_outputs: the same.
         materialize_grads: whether an input that the outputs do not depend on has a gradient of zeros.
-        **options: the other arguments of torch by name.
+        **options: the other arguments of torch.
 
     Returns:
         One gradient an input; None where sparse tensors are more than inputs that want a gradient.
     """
-    asked = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
-    others = [
-        one
-        for given in (outputs, grad_outputs)
-        for one in (given if isinstance(given, Sequence) else [given])
-    ]
-    stored = [one for one in asked if isinstance(one, StoredWeight)]
-    if (
-        rest
-        or any(isinstance(one, StoredWeight) for one in others)
-        or not all(one.requires_grad for one in stored)
-    ):
+    given = grad_outputs if isinstance(grad_outputs, Sequence) else [grad_outputs]
+    stored = [one for one in inputs if isinstance(one, StoredWeight)]
+    is_elsewhere = any(isinstance(one, StoredWeight) for one in (*outputs, *given))
+    if is_elsewhere or not all(one.requires_grad for one in stored):
         return None
     for one in stored:
         if "_is_param" in vars(one):
             connect(one)
-    edges: Any = [get_gradient_edge(one) if isinstance(one, StoredWeight) else one for one in asked]
-    if materialize_grads:
-        options["allow_unused"] = True
+    edges: Any = [get_gradient_edge(one) if isinstance(one, StoredWeight) else one for one in inputs]
     found = torch.autograd.grad(outputs, edges, grad_outputs, **options)
     if not materialize_grads:
         return found
+    # torch cannot make zeros in the shape of an edge.
     return tuple(
         torch.zeros_like(one) if gradient is None else gradient
-        for one, gradient in zip(asked, found, strict=True)
+        for one, gradient in zip(inputs, found, strict=True)
     )
 
 

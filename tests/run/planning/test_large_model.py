@@ -66,6 +66,16 @@ def test_the_plan_is_that_of_the_model_with_weights(tmp_path: Path, monkeypatch:
     assert planned.cost.dense_bytes == pytest.approx(whole.cost.dense_bytes, rel=0.01)
 
 
+def test_a_model_that_fits_without_the_step_of_a_preview_is_planned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = too_large(builder(tmp_path), available=0)
+    assert found is not None
+    monkeypatch.setattr(large_model, "available_bytes", lambda device: 2 * found.weight_bytes)
+    planned: RunPreview = preview(builder(tmp_path))
+    assert planned.loss is None and "for its weights, gradients and masks" in planned.problem
+
+
 def test_nothing_is_allocated(tmp_path: Path) -> None:
     found = too_large(builder(tmp_path), available=1000)
     assert found is not None and all(one.is_meta for one in found.model.parameters())
