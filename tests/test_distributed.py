@@ -10,8 +10,9 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import rarefy
-from rarefy.distributed import agreed_seed, mean_over_ranks, ranks
+from rarefy.distributed import Parallel, ParallelConfig, agreed_seed, mean_over_ranks, ranks
 from rarefy.errors import ConfigError, RarefyError
+from rarefy.validation.block import read_block
 
 RANKS, STEPS = 2, 4
 SCENARIOS = {"set": ("set", 1), "rigl 1": ("rigl", 1), "rigl 2": ("rigl", 2)}
@@ -154,6 +155,20 @@ def dense_gradient_of_the_first_step(mask, micro_batches):
             (model(inputs(rank, piece)).square().mean() / RANKS).backward()
     assert model.weight.grad is not None
     return model.weight.grad
+
+
+@pytest.mark.parametrize("strategy", ["auto", "ddp"])
+def test_alone_a_model_is_not_wrapped(strategy):
+    model = nn.Linear(2, 2)
+    parallel = Parallel(ParallelConfig(strategy=strategy))
+    assert parallel.wrapped(model) is model
+    with parallel.accumulating(model, is_last=False):
+        pass
+
+
+def test_an_unknown_strategy_is_refused():
+    with pytest.raises(ConfigError, match=r"parallel.strategy: 'dpp' is not allowed; give auto or ddp"):
+        read_block(ParallelConfig, {"strategy": "dpp"}, "parallel")
 
 
 def test_alone_nothing_is_exchanged():

@@ -18,6 +18,7 @@ from pydantic.fields import FieldInfo
 from rarefy.callbacks.registry import DEFAULTS, REGISTRY
 from rarefy.checkpoint.directory import CheckpointConfig
 from rarefy.data.registry import DATA_PROCESSORS
+from rarefy.distributed import ParallelConfig
 from rarefy.optim.optimizers import optimizer_classes
 from rarefy.optim.schedulers import SCHEDULES, TORCH_SCHEDULERS
 from rarefy.run import file_keys
@@ -39,6 +40,7 @@ BLOCKS: tuple[tuple[str, type, str], ...] = (
     ("trainer.init.loop", LoopConfig, ""),
     ("trainer.init.logging", LoggingConfig, ""),
     ("trainer.init.precision", PrecisionConfig, ""),
+    ("trainer.init.parallel", ParallelConfig, "For `rarefy run FILE --nproc N` and `torchrun`; a single process ignores it."),
     ("trainer.init.checkpoint", CheckpointConfig, ""),
     ("trainer.fit", file_keys.FitBlock, ""),
     ("trainer.validate", file_keys.ValidateBlock, ""),

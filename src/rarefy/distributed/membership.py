@@ -6,8 +6,6 @@ import os
 
 import torch
 import torch.distributed as dist
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 
 def ranks() -> int:
@@ -69,8 +67,3 @@ def wait_for_all() -> None:
     """Returns when every process has come here."""
     if ranks() > 1:
         dist.barrier()
-
-
-def wrapped(model: nn.Module) -> nn.Module:
-    """The module whose forward and backward pass average the gradients over all processes."""
-    return model if ranks() == 1 else DistributedDataParallel(model)

@@ -266,6 +266,7 @@ class Builder:
             schedulers=self.schedulers if trains else None,
             precision=init.precision,
             sparsity=self.sparsity,
+            parallel=init.parallel,
             loop=init.loop,
             checkpoint=init.checkpoint,
             logging=init.logging,

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
 from rarefy.checkpoint.directory import CheckpointConfig
+from rarefy.distributed import ParallelConfig
 from rarefy.errors import ConfigError
 from rarefy.run.sparsity_schema import sparsity_schema
 from rarefy.trainer.plan import LoggingConfig, LoopConfig
@@ -141,6 +142,7 @@ class InitBlock(Block):
         schedulers: what changes the learning rate.
         precision: number formats, loss scaling and clipping of gradients.
         sparsity: which weights become sparse, how much and how; see the guide.
+        parallel: how several processes train the model.
         loop: how long the run is, and when it validates.
         checkpoint: when the state is saved, and what is loaded.
         logging: how often, and how much, is said.
@@ -182,6 +184,9 @@ class InitBlock(Block):
     # Checked by `configure`, which knows the options of users' own classes.
     sparsity: Annotated[Any, WithJsonSchema(sparsity_schema())] = Field(
         default=None, description="a number, a mapping or a list of mappings", examples=[0.9]
+    )
+    parallel: ParallelConfig | None = Field(
+        default=None, description="a mapping of parallel options", examples=["{strategy: ddp}"]
     )
     loop: LoopConfig | None = Field(
         default=None, description="a mapping of loop options", examples=["{num_steps: 1000}"]

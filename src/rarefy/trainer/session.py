@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from rarefy.algorithms.base import Sparsifier
 from rarefy.callbacks.dispatch import Dispatcher
 from rarefy.checkpoint.directory import CheckpointConfig, CheckpointWriter
+from rarefy.distributed import Parallel
 from rarefy.errors import RarefyError
 from rarefy.models.call import ModelCall
 from rarefy.trainer.feed import TrainFeed
@@ -80,6 +81,7 @@ class Session:
         logging: the `logging` block.
         device: where the model computes.
         model: on its device, its sparsity applied.
+        parallel: how several processes train the model.
         forward: calls the model, over all processes where there are several.
         sparsity: applied to model and optimizer; None for a dense run.
         optimizer: None for validation only.
@@ -102,6 +104,7 @@ class Session:
     logging: LoggingConfig
     device: torch.device
     model: nn.Module
+    parallel: Parallel
     forward: ModelCall
     sparsity: Sparsity | None
     optimizer: Optimizer | None

@@ -20,6 +20,7 @@ from rarefy.algorithms.base import Sparsifier
 from rarefy.callbacks.dispatch import Dispatcher
 from rarefy.checkpoint.directory import CheckpointConfig, CheckpointWriter
 from rarefy.config import configure
+from rarefy.distributed import Parallel, ParallelConfig
 from rarefy.errors import ConfigError, RarefyError, did_you_mean
 from rarefy.models.call import ModelCall
 from rarefy.storage.optimizer_traits import trained_parameters
@@ -52,6 +53,7 @@ class Ingredients:
     schedulers: SchedulerLike | Sequence[SchedulerLike] | None
     precision: PrecisionConfig | Mapping[str, Any] | None
     sparsity: Any
+    parallel: ParallelConfig | Mapping[str, Any] | None
     loop: LoopConfig | Mapping[str, Any] | None
     checkpoint: CheckpointConfig | Mapping[str, Any] | None
     logging: LoggingConfig | Mapping[str, Any] | None
@@ -76,6 +78,7 @@ def build_session(given: Ingredients, emit: Dispatcher) -> Session:
     # A block without `enabled` means it is on; no block at all, that the model's own precision stays.
     asked = {"enabled": False} if given.precision is None else given.precision
     precision = read_block(PrecisionConfig, asked, "precision")
+    parallel = Parallel(read_block(ParallelConfig, given.parallel, "parallel"))
     set_log_level(logging_config.log_level)
     # The seed comes first: a function that makes the model draws its weights from it.
     seed_everything(given.seed)
@@ -97,7 +100,8 @@ def build_session(given: Ingredients, emit: Dispatcher) -> Session:
         logging=logging_config,
         device=device,
         model=model,
-        forward=ModelCall(distributed.wrapped(model), model),
+        parallel=parallel,
+        forward=ModelCall(parallel.wrapped(model), model),
         sparsity=sparsity,
         optimizer=optimizer,
         schedulers=make_schedulers(given.schedulers, optimizer),

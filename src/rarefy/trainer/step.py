@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 
 from rarefy.distributed import mean_over_ranks
 from rarefy.filters import named_weights
@@ -84,7 +82,7 @@ def _learn(session: Session, batch: Any, index: int, count: int, batches: int) -
     batch = to_device(batch, session.device)
     session.emit("on_train_batch_start", batch, index)
     session.emit("on_before_forward", batch)
-    with _gradients_shared(session, is_last=index == count - 1):
+    with session.parallel.accumulating(session.forward.model, is_last=index == count - 1):
         with session.precision.autocast():
             outputs = session.forward(batch)
         session.emit("on_after_forward", outputs, batch)
@@ -92,12 +90,6 @@ def _learn(session: Session, batch: Any, index: int, count: int, batches: int) -
         session.precision.backward(loss if batches == 1 else loss / batches)
     session.emit("on_after_backward")
     return loss.detach()
-
-
-def _gradients_shared(session: Session, is_last: bool) -> AbstractContextManager[Any]:
-    """Ranks exchange gradients in the last micro-batch only."""
-    model = session.forward.model
-    return nullcontext() if is_last or not isinstance(model, DistributedDataParallel) else model.no_sync()
 
 
 def _outcome(session: Session, loss: float, norm: Tensor) -> StepOutcome:

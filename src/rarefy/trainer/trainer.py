@@ -54,12 +54,12 @@ class Trainer:
         schedulers: torch schedulers, or functions of the optimizer that make them; stepped after every step taken.
         precision: a `PrecisionConfig` or its keys; None trains in the model's own precision.
         sparsity: a `sparsity:` block (number, dict, list), an algorithm, or a function that makes either.
+        parallel: a `ParallelConfig` or its keys: how several processes train the model.
         loop: a `LoopConfig` or its keys.
         checkpoint: a `CheckpointConfig` or its keys.
         logging: a `LoggingConfig` or its keys.
         callbacks: called at the events of `rarefy.callbacks.events`, in order.
-        loggers: receive every metric, in order; None for a `ProgressLogger`, an empty list for silence. Of several
-            processes only the first has loggers.
+        loggers: receive every metric, in the first process; None for a `ProgressLogger`, an empty list for silence.
         seed: for torch, Python, NumPy and the sparsity; None leaves the generators as they are.
         params: the configuration, plain YAML values; goes into every checkpoint.
         backend: the device by its Model Zoo name (`CPU`, `GPU`, `CSX`), or a map with it as `backend_type`.
@@ -100,6 +100,7 @@ class Trainer:
         schedulers: SchedulerLike | Sequence[SchedulerLike] | None = None,
         precision: PrecisionConfig | Mapping[str, Any] | None = None,
         sparsity: Any = None,
+        parallel: distributed.ParallelConfig | Mapping[str, Any] | None = None,
         loop: LoopConfig | Mapping[str, Any] | None = None,
         checkpoint: CheckpointConfig | Mapping[str, Any] | None = None,
         logging: LoggingConfig | Mapping[str, Any] | None = None,
@@ -121,6 +122,7 @@ class Trainer:
             schedulers=schedulers,
             precision=precision,
             sparsity=sparsity,
+            parallel=parallel,
             loop=loop,
             checkpoint=checkpoint,
             logging=logging,
