@@ -58,16 +58,6 @@ def train_step(
     return total
 
 
-def options_of(name: str) -> dict[str, object]:
-    """Options under which every registered algorithm can run, with frequent updates where it has any."""
-    if name == "static":
-        return {"sparsity": 0.75}
-    options: dict[str, object] = {"sparsity": 0.75, "update": {"freq": 2}}
-    if name == "gmp":
-        options["sparsity"] = {"type": "polynomial", "init": 0.2, "final": 0.9, "start": 0, "stop": 10}
-    return options
-
-
 def sparse_parameters(sparsity: Sparsifier) -> list[SparseParameter]:
     return [parameter for algorithm in sparsity.algorithms for parameter in algorithm.parameters.values()]
 

@@ -34,10 +34,10 @@ from document_blocks import (
     links,
     references,
 )
-from rarefy.algorithms.registry import ALGORITHMS
 from rarefy.cli.app import app
 from rarefy.config import accepted_options
 from rarefy.initializers import INITIALIZERS
+from rarefy.methods.registry import ALGORITHMS
 from rarefy.run.file_keys import InitBlock
 from rarefy.schedules import SCHEDULES
 

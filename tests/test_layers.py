@@ -40,17 +40,18 @@ FLOORS = {
     "initializers": 5,
     "storage": 6,
     "algorithms": 7,
-    "config": 8,
-    "inference": 8,
-    "callbacks": 9,
-    "trainer": 10,
-    "run": 11,
-    "integrations": 12,
-    "export": 12,
-    "report": 12,
-    "cli": 13,
-    "__main__": 14,
-    "": 14,
+    "methods": 8,
+    "config": 9,
+    "inference": 9,
+    "callbacks": 10,
+    "trainer": 11,
+    "run": 12,
+    "integrations": 13,
+    "export": 13,
+    "report": 13,
+    "cli": 14,
+    "__main__": 15,
+    "": 15,
 }
 FILES = sorted(SOURCE.rglob("*.py"))
 
@@ -225,7 +226,8 @@ def test_private_names_of_torch_stand_in_one_file():
 
 
 def test_algorithm_files_are_short():
-    files = [SOURCE / "algorithms" / f"{name}.py" for name in ("static", "gmp", "set", "rigl")]
+    files = [path for path in FILES if path.parent.name == "methods"]
+    assert len(files) > 4
     assert all(path.read_text().count("\n") < 80 for path in files)
 
 

@@ -11,14 +11,14 @@ if TYPE_CHECKING:
     from rarefy.algorithms.attachment.keeper import finalize
     from rarefy.algorithms.base import SparsityAlgorithm
     from rarefy.algorithms.dynamic import DynamicSparsityAlgorithm
-    from rarefy.algorithms.gmp import GMP
     from rarefy.algorithms.group import Group
-    from rarefy.algorithms.rigl import RigL
-    from rarefy.algorithms.set import SET
-    from rarefy.algorithms.static import Static
     from rarefy.algorithms.summary import summary
     from rarefy.config import configure
     from rarefy.inference.fastest import compact
+    from rarefy.methods.gmp import GMP
+    from rarefy.methods.rigl import RigL
+    from rarefy.methods.set import SET
+    from rarefy.methods.static import Static
     from rarefy.trainer.trainer import Trainer
 
 __all__ = [
@@ -42,13 +42,13 @@ __all__ = [
 
 _HOMES = MappingProxyType(
     {
-        "GMP": "rarefy.algorithms.gmp",
-        "SET": "rarefy.algorithms.set",
+        "GMP": "rarefy.methods.gmp",
+        "SET": "rarefy.methods.set",
         "DynamicSparsityAlgorithm": "rarefy.algorithms.dynamic",
         "Group": "rarefy.algorithms.group",
-        "RigL": "rarefy.algorithms.rigl",
+        "RigL": "rarefy.methods.rigl",
         "SparsityAlgorithm": "rarefy.algorithms.base",
-        "Static": "rarefy.algorithms.static",
+        "Static": "rarefy.methods.static",
         "Trainer": "rarefy.trainer.trainer",
         "compact": "rarefy.inference.fastest",
         "configure": "rarefy.config",

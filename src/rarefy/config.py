@@ -14,10 +14,10 @@ from typing import Any
 from rarefy.algorithms.base import Sparsifier, SparsityAlgorithm
 from rarefy.algorithms.group import Group
 from rarefy.algorithms.options import options_of, parse_fraction
-from rarefy.algorithms.registry import ALGORITHMS
 from rarefy.errors import ConfigError, did_you_mean, join_path
 from rarefy.filters import check_filter
 from rarefy.imports import import_object
+from rarefy.methods.registry import ALGORITHMS
 from rarefy.patterns import Pattern, parse_pattern
 from rarefy.patterns.structures import NOfM
 from rarefy.schedule_schema import step_keys

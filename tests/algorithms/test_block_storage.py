@@ -16,9 +16,10 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 import rarefy
-from helpers import assert_identical, needs_torch, options_of, snapshot, sparse_parameters
+from contract_rows import ROWS, aiming_at, options_of, takes
+from helpers import assert_identical, needs_torch, snapshot, sparse_parameters
 from rarefy.algorithms.drop_and_grow import DropAndGrow
-from rarefy.algorithms.registry import ALGORITHMS
+from rarefy.methods.registry import ALGORITHMS
 
 BLOCKS = {"pattern": {"block": [8, 16]}}
 
@@ -31,7 +32,7 @@ def layers(dtype=torch.float32, seed=0) -> Any:
 def prepare(compute="compact", algorithm="rigl", model=None, **changes) -> tuple[Any, Any, Any]:
     model = layers() if model is None else model
     options = {"algorithm": algorithm, "seed": 1, "compute": compute, **BLOCKS, **options_of(algorithm)}
-    if algorithm in ("set", "rigl"):
+    if takes(algorithm, "drop_fraction"):
         options["drop_fraction"] = 0.6  # of few blocks, so that some move
     sparsity = rarefy.configure({**options, **changes})
     sparsity.apply(model)
@@ -75,7 +76,7 @@ def test_masks_and_weights_are_those_of_masked_storage(name):
         first = [parameter.mask.clone() for parameter in sparse_parameters(sparsity)]
         states.append(learn(model, optimizer))
         last = [parameter.mask for parameter in sparse_parameters(sparsity)]
-        assert all(map(torch.equal, first, last)) == (name == "static")
+        assert all(map(torch.equal, first, last)) == (not ROWS[name].moves)
     torch.testing.assert_close(*states)
     assert forms(sparsity) == ["block", "block"]
 
@@ -151,7 +152,7 @@ def test_a_custom_algorithm_a_group_and_a_ragged_distribution():
     target=st.floats(0, 0.99),
 )
 def test_any_shape_and_sparsity_agrees(name, block, down, across, tokens, target):
-    changes = {"sparsity": [target, target / 2]} if name == "gmp" else {"sparsity": target}
+    changes = aiming_at(name, target)
     states = []
     for compute in ("masked", "compact"):
         torch.manual_seed(0)

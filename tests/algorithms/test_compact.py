@@ -14,9 +14,10 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 import rarefy
-from helpers import assert_identical, options_of, snapshot, sparse_parameters
-from rarefy.algorithms.registry import ALGORITHMS
+from contract_rows import aiming_at, options_of
+from helpers import assert_identical, snapshot, sparse_parameters
 from rarefy.errors import ConfigError, RarefyError
+from rarefy.methods.registry import ALGORITHMS
 from rarefy.tensors import SparseWeight
 
 every_algorithm = pytest.mark.parametrize("name", ALGORITHMS)
@@ -82,7 +83,7 @@ def test_masks_and_weights_are_those_of_masked_storage(name, micro_batches):
 )
 def test_any_shape_and_sparsity_agrees(name, rows, columns, target, groups):
     balance = {"balance_out_groups": rows} if groups else {}
-    changes = {"sparsity": [target, target / 2]} if name == "gmp" else {"sparsity": target}
+    changes = aiming_at(name, target)
     states = []
     for compute in ("masked", "compact"):
         torch.manual_seed(0)

@@ -17,8 +17,8 @@ from rarefy.algorithms.options import (
     options_of,
     parse_fraction,
 )
-from rarefy.algorithms.registry import ALGORITHMS
 from rarefy.errors import ConfigError
+from rarefy.methods.registry import ALGORITHMS
 from rarefy.run.sparsity_schema import sparsity_schema
 from rarefy.schedule_schema import schedule_schema, step_keys
 from rarefy.schedules import SCHEDULES

@@ -9,21 +9,21 @@ import torch
 from torch import nn
 
 import rarefy
+from contract_rows import ROWS, options_of, takes
 from helpers import (
     assert_exact_zeros,
     assert_identical,
-    options_of,
     small_model,
     snapshot,
     sparse_parameters,
     train_step,
 )
 from rarefy.algorithms.drop_and_grow import DropAndGrow
-from rarefy.algorithms.registry import ALGORITHMS
 from rarefy.distributions import share_out
 from rarefy.errors import ConfigError, RarefyError
 from rarefy.initializers import generator_for
 from rarefy.masks import drop_lowest, grow_highest, keep_top, kept_count
+from rarefy.methods.registry import ALGORITHMS
 
 every_algorithm = pytest.mark.parametrize("name", ALGORITHMS)
 PATTERNS = {
@@ -57,9 +57,9 @@ def block_for(name, changes):
     """Options under which an algorithm runs with a pattern; n of m asks for its own sparsity."""
     options = {"algorithm": name, "seed": 1, **options_of(name), **changes}
     if "n" in changes.get("pattern", {}):
-        gmp = {"type": "polynomial", "init": 0, "final": 0.5, "start": 0, "stop": 6}
-        options["sparsity"] = gmp if name == "gmp" else 0.5
-        if name not in ("static", "gmp"):
+        rising = {"type": "polynomial", "init": 0, "final": 0.5, "start": 0, "stop": 6}
+        options["sparsity"] = rising if ROWS[name].sparsity == "scheduled" else 0.5
+        if takes(name, "drop_fraction"):
             options["drop_fraction"] = 0.6
     return options
 
@@ -110,7 +110,7 @@ def test_the_pattern_holds_after_every_update(name, changes, compute):
         assert_exact_zeros(sparsity, optimizer)
         masks = [parameter.mask for parameter in sparse_parameters(sparsity)]
         moved |= any(not torch.equal(a, b) for a, b in zip(masks, first, strict=True))
-    assert moved == (name != "static")
+    assert moved == ROWS[name].moves
 
 
 @every_algorithm

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from rarefy.algorithms.gmp import GMP
 from rarefy.algorithms.group import Group
-from rarefy.algorithms.rigl import RigL
-from rarefy.algorithms.static import Static
 from rarefy.callbacks import LogSparsity
 from rarefy.callbacks.log_sparsity import common_prefix, grown_share
+from rarefy.methods.gmp import GMP
+from rarefy.methods.rigl import RigL
+from rarefy.methods.static import Static
 
 SCHEDULE = {"type": "linear", "init": 0.0, "slope": 0.1}
 

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from rarefy.algorithms.gmp import GMP
 from rarefy.algorithms.group import Group
-from rarefy.algorithms.rigl import RigL
-from rarefy.algorithms.static import Static
 from rarefy.callbacks import ProgressLogger
 from rarefy.callbacks.loggers.progress_logger import BAR_WIDTH, final_target_of, next_update_of
+from rarefy.methods.gmp import GMP
+from rarefy.methods.rigl import RigL
+from rarefy.methods.static import Static
 
 METRICS = {"loss": 2.34567, "lr": 3e-4, "tokens_per_second": 12345.6, "grad_norm": 1.0}
 

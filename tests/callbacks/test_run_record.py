@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from rarefy.algorithms.gmp import GMP
 from rarefy.algorithms.group import Group
-from rarefy.algorithms.rigl import RigL
-from rarefy.algorithms.static import Static
 from rarefy.callbacks import RunRecord
 from rarefy.callbacks.run_record import FILE_NAME, model_target, read_record
 from rarefy.errors import RarefyError
+from rarefy.methods.gmp import GMP
+from rarefy.methods.rigl import RigL
+from rarefy.methods.static import Static
 from rarefy.trainer.trainer import Trainer
 
 

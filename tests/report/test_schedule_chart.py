@@ -2,10 +2,10 @@
 
 import pytest
 
-from rarefy.algorithms.gmp import GMP
-from rarefy.algorithms.rigl import RigL
-from rarefy.algorithms.set import SET
-from rarefy.algorithms.static import Static
+from rarefy.methods.gmp import GMP
+from rarefy.methods.rigl import RigL
+from rarefy.methods.set import SET
+from rarefy.methods.static import Static
 from rarefy.report.schedule_chart import schedule_charts
 
 CUBIC = {"type": "polynomial", "init": 0.0, "final": 0.8, "start": 0, "stop": 100}

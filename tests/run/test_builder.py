@@ -9,9 +9,9 @@ import pytest
 
 import rarefy.run.builder
 import tiny_run
-from rarefy.algorithms.set import SET
 from rarefy.callbacks import ComputeNorm, CSVLogger, LogSparsity
 from rarefy.errors import ConfigError
+from rarefy.methods.set import SET
 from rarefy.run.builder import VERBOSE, Builder
 from rarefy.run.launch import Launch, run_all
 from rarefy.run.schema import parse

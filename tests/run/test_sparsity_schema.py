@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from example_files import NAMES, load_example
-from rarefy.algorithms.registry import ALGORITHMS
 from rarefy.config import accepted_options
+from rarefy.methods.registry import ALGORITHMS
 from rarefy.run.schema import json_schema
 from rarefy.run.sparsity_schema import sparsity_schema
 

@@ -6,7 +6,7 @@ import inspect
 from typing import Any
 
 from rarefy.algorithms.options import IMPORT_PATH, OptionField, options_of
-from rarefy.algorithms.registry import ALGORITHMS
+from rarefy.methods.registry import ALGORITHMS
 
 Json = dict[str, Any]
 

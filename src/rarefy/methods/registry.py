@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from rarefy.algorithms.base import SparsityAlgorithm
-from rarefy.algorithms.gmp import GMP
-from rarefy.algorithms.rigl import RigL
-from rarefy.algorithms.set import SET
-from rarefy.algorithms.static import Static
+from rarefy.methods.gmp import GMP
+from rarefy.methods.rigl import RigL
+from rarefy.methods.set import SET
+from rarefy.methods.static import Static
 
 ALGORITHMS: Mapping[str, type[SparsityAlgorithm]] = {
     "static": Static,

@@ -1,0 +1,52 @@
+"""What the tests of every algorithm need to know of each: one row a method, beside what its class says itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from rarefy.config import accepted_options
+from rarefy.methods.registry import ALGORITHMS
+
+
+@dataclass(frozen=True)
+class Row:
+    """How a method is run.
+
+    Args:
+        sparsity: whether it takes any sparsity, a `constant` one only, or a `scheduled` one only.
+        options: that it has to be given beside sparsity.
+        moves: whether its masks change.
+    """
+
+    sparsity: Literal["any", "constant", "scheduled"] = "any"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    moves: bool = True
+
+
+ROWS: Mapping[str, Row] = {
+    "static": Row("constant", moves=False),
+    "gmp": Row("scheduled"),
+    "set": Row(),
+    "rigl": Row(),
+}
+
+
+def takes(name: str, option: str) -> bool:
+    return option in accepted_options(ALGORITHMS[name])
+
+
+def options_of(name: str) -> dict[str, Any]:
+    """Options under which a method can run, with frequent updates where it has any."""
+    options: dict[str, Any] = {"sparsity": 0.75}
+    if takes(name, "update"):
+        options["update"] = {"freq": 2}
+    if ROWS[name].sparsity == "scheduled":
+        options["sparsity"] = {"type": "polynomial", "init": 0.2, "final": 0.9, "start": 0, "stop": 10}
+    return {**options, **ROWS[name].options}
+
+
+def aiming_at(name: str, target: float) -> dict[str, Any]:
+    """A sparsity that is `target` in the first mask."""
+    return {"sparsity": [target, target / 2] if ROWS[name].sparsity == "scheduled" else target}

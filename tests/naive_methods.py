@@ -1,0 +1,207 @@
+"""The methods once more, naively: NumPy, dense arrays, lists of indices, all recomputed, written from the papers.
+
+Of the library only two pure functions are used: where random numbers and the order of equal scores come from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from rarefy.initializers import generator_for
+from rarefy.ties import TieOrder
+
+SEED, RATE, FREQ = 3, 0.2, 2
+NAMES = ("0.weight", "2.weight")
+SIZES = (12, 16, 8)
+Array = np.ndarray
+
+
+def batch(step: int) -> tuple[Array, Array]:
+    x = torch.randn(10, SIZES[0], generator=torch.Generator().manual_seed(step), dtype=torch.float64).numpy()
+    return x, np.sin(x[:, : SIZES[2]])
+
+
+@dataclass
+class Look:
+    """What a rule sees of one weight at an update; all arrays have its shape."""
+
+    weight: Array
+    mask: Array
+    gradient: Array  # dense: at every position
+    state: Array  # what `observe` wrote
+    sparsity: float
+    fraction: float
+    name: str
+    update: int
+
+    @property
+    def count(self) -> int:
+        return round((1 - self.sparsity) * self.weight.size)
+
+    @property
+    def active(self) -> list[int]:
+        return np.flatnonzero(self.mask).tolist()
+
+    @property
+    def random(self) -> Array:
+        generator = generator_for(SEED, self.name, self.update)
+        return torch.rand(self.weight.shape, generator=generator).numpy()
+
+    def largest(self, scores: Array, among: list[int], count: int, grows: bool = False) -> list[int]:
+        """Indices of the `count` largest scores; the lower key wins a tie."""
+        order = TieOrder.of(generator_for(SEED, self.name, self.update))
+        keys = (order.other() if grows else order).keys(torch.arange(scores.size)).tolist()
+        flat = scores.ravel()
+        return sorted(among, key=lambda index: (-flat[index], keys[index]))[:count]
+
+    def among(self, indices: list[int]) -> Array:
+        mask = np.zeros(self.weight.size, bool)
+        mask[indices] = True
+        return mask.reshape(self.weight.shape)
+
+
+Rule = Callable[[Look], Array]
+
+
+def static(look: Look) -> Array:
+    return look.mask
+
+
+def gmp(look: Look) -> Array:
+    return look.among(look.largest(abs(look.weight), list(range(look.weight.size)), look.count))
+
+
+def drop_and_grow(look: Look, drop: Array, grow: Array) -> Array:
+    stay = min(len(look.active) - round(look.fraction * len(look.active)), look.count)
+    kept = look.largest(drop, look.active, stay)
+    return look.among(kept + grown(look, kept, grow))
+
+
+def grown(look: Look, kept: list[int], grow: Array) -> list[int]:
+    others = sorted(set(range(look.weight.size)) - set(kept))
+    return look.largest(grow, others, look.count - len(kept), grows=True)
+
+
+def set_(look: Look) -> Array:
+    return drop_and_grow(look, abs(look.weight), look.random)
+
+
+def rigl(look: Look) -> Array:
+    return drop_and_grow(look, abs(look.weight), abs(look.gradient))
+
+
+@dataclass(frozen=True)
+class Case:
+    """A block of options, and the same for the naive version.
+
+    Args:
+        rule: the next mask.
+        options: beside name, seed and update.
+        sparsity: (step, number of updates before) → target.
+        fraction: step → share that is dropped.
+        observe: (state, weight, gradient of active connections) → state, before each step.
+        forward: (weight, mask) → the mask that forward passes use.
+    """
+
+    rule: Rule
+    options: Mapping[str, Any]
+    sparsity: Callable[[int, int], float]
+    fraction: Callable[[int], float] = field(default=lambda step: 0.0)
+    observe: Callable[[Array, Array, Array], Array] = field(default=lambda state, weight, gradient: state)
+    forward: Callable[[Array, Array, Look], Array] | None = None
+
+
+def cubic(init: float, final: float, stop: int) -> Callable[[int, int], float]:
+    return lambda step, update: final + (init - final) * (1 - min(step, stop) / stop) ** 3
+
+
+def written(init: float, final: float, stop: int) -> dict[str, Any]:
+    return {"type": "polynomial", "init": init, "final": final, "start": 0, "stop": stop}
+
+
+CYCLE = [0.5, 0.8, 0.65]
+ANNEALED = {"type": "cosine", "init": 0.4, "half_period": 120}
+
+
+def annealed(step: int) -> float:
+    return 0.2 + 0.2 * float(np.cos(np.pi * step / 120))
+
+
+def cycle(step: int, update: int) -> float:
+    return CYCLE[update % 3]
+
+
+CASES: Mapping[str, Case] = {
+    "static": Case(static, {"sparsity": 0.8}, lambda step, update: 0.8),
+    "gmp": Case(gmp, {"sparsity": written(0.1, 0.9, 80)}, cubic(0.1, 0.9, 80)),
+    "gmp cycling": Case(gmp, {"sparsity": CYCLE}, cycle),
+    "set": Case(set_, {"sparsity": 0.8, "drop_fraction": ANNEALED}, lambda step, update: 0.8, annealed),
+    "set cycling": Case(set_, {"sparsity": CYCLE, "drop_fraction": ANNEALED}, cycle, annealed),
+    "rigl": Case(rigl, {"sparsity": 0.8, "drop_fraction": ANNEALED}, lambda step, update: 0.8, annealed),
+    "rigl cycling": Case(rigl, {"sparsity": CYCLE, "drop_fraction": ANNEALED}, cycle, annealed),
+}
+
+
+class Network:
+    """Two layers with masks beside them, trained by plain SGD.
+
+    Args:
+        states: of the model that it shall equal.
+        case: the method.
+    """
+
+    def __init__(self, states: Mapping[str, torch.Tensor], case: Case) -> None:
+        self.case = case
+        self.weights = [states[name].numpy().copy() for name in NAMES]
+        self.biases = [states[name.replace("weight", "bias")].numpy().copy() for name in NAMES]
+        self.masks = [states[f"{name}_mask"].numpy().copy() for name in NAMES]
+        self.used = [mask.copy() for mask in self.masks]
+        self.states = [np.zeros_like(weight) for weight in self.weights]
+        self.updates = 1
+        self.moved = 0
+
+    def gradients(self, step: int) -> tuple[list[Array], list[Array]]:
+        """Those of weights, at every position, and of biases."""
+        x, target = batch(step)
+        first, second = (
+            np.where(used, weight, 0) for used, weight in zip(self.used, self.weights, strict=True)
+        )
+        hidden = np.tanh(x @ first.T + self.biases[0])
+        slope = 2 * (hidden @ second.T + self.biases[1] - target) / target.size
+        inner = (slope @ second) * (1 - hidden**2)
+        return [inner.T @ x, slope.T @ hidden], [inner.sum(0), slope.sum(0)]
+
+    def train(self, step: int) -> None:
+        """One step, numbered from 1, and the update after it."""
+        dense, biases = self.gradients(step)
+        for index in range(2):
+            active = np.where(self.masks[index], dense[index], 0)
+            self.states[index] = self.case.observe(self.states[index], self.weights[index], active)
+            self.weights[index] = self.weights[index] - RATE * active
+            self.biases[index] = self.biases[index] - RATE * biases[index]
+        if step % FREQ == 0:
+            for index in range(2):
+                self.update(index, dense[index], step)
+            self.updates += 1
+
+    def look(self, index: int, gradient: Array, step: int) -> Look:
+        sparsity = self.case.sparsity(step, self.updates)
+        facts = (sparsity, self.case.fraction(step), NAMES[index], self.updates)
+        return Look(self.weights[index], self.masks[index], gradient, self.states[index], *facts)
+
+    def update(self, index: int, gradient: Array, step: int) -> None:
+        look = self.look(index, gradient, step)
+        mask = self.case.rule(look)
+        stays = mask & look.mask
+        self.moved += int((mask != look.mask).sum())
+        self.weights[index] = np.where(stays, look.weight, 0)
+        self.states[index] = np.where(stays, look.state, 0)
+        self.masks[index] = mask
+        self.used[index] = mask
+        if self.case.forward:
+            self.used[index] = self.case.forward(self.weights[index], mask, look)
