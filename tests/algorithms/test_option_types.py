@@ -13,6 +13,7 @@ from rarefy.algorithms.options import (
     Fraction,
     FractionSchedule,
     OptionField,
+    check_factor,
     check_fraction,
     options_of,
     parse_fraction,
@@ -152,3 +153,10 @@ def test_check_fraction() -> None:
     assert check_fraction(1, "x") == 1.0
     with pytest.raises(ConfigError, match=r"x: 2 is not allowed"):
         check_fraction(2, "x")
+
+
+@pytest.mark.parametrize("value", [-0.1, "much", True, None, float("nan"), float("inf"), [1.0]])
+def test_check_factor(value: Any) -> None:
+    assert check_factor(2, "x") == 2.0
+    with pytest.raises(ConfigError, match=r"x: .+ is not allowed; give a number ≥ 0 \(example: x: 1.0\)"):
+        check_factor(value, "x")

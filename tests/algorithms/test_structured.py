@@ -30,6 +30,8 @@ PATTERNS = {
     "2 of 4": {"pattern": {"n": 2, "m": 4}},
     "1 of 2 in groups": {"pattern": {"n": 1, "m": 2}, "balance_in_groups": 2},
     "blocks": {"pattern": {"block": [2, 4]}},
+    "fan-in": {"pattern": "fan_in"},
+    "fan-in in groups": {"pattern": "fan_in", "balance_in_groups": 2},
     "blocks in groups": {"pattern": {"block": [2, 2]}, "balance_out_groups": 2},
 }
 every_pattern = pytest.mark.parametrize("changes", PATTERNS.values(), ids=PATTERNS)
@@ -56,7 +58,8 @@ class Smallest(rarefy.DynamicSparsityAlgorithm):
 def block_for(name, changes):
     """Options under which an algorithm runs with a pattern; n of m asks for its own sparsity."""
     options = {"algorithm": name, "seed": 1, **options_of(name), **changes}
-    if "n" in changes.get("pattern", {}):
+    pattern = changes.get("pattern")
+    if isinstance(pattern, dict) and "n" in pattern:
         rising = {"type": "polynomial", "init": 0, "final": 0.5, "start": 0, "stop": 6}
         options["sparsity"] = rising if ROWS[name].sparsity == "scheduled" else 0.5
         if takes(name, "drop_fraction"):
@@ -141,8 +144,13 @@ def test_both_storages_take_the_same_masks(name, changes):
 @pytest.mark.parametrize("compute", ["masked", "compact"])
 @pytest.mark.parametrize(
     "changes",
-    [PATTERNS["2 of 4"], {**PATTERNS["blocks"], "distribution": "erk"}, {"distribution": "er"}],
-    ids=["2 of 4", "blocks, erk", "er"],
+    [
+        PATTERNS["2 of 4"],
+        PATTERNS["fan-in"],
+        {**PATTERNS["blocks"], "distribution": "erk"},
+        {"distribution": "er"},
+    ],
+    ids=["2 of 4", "fan-in", "blocks, erk", "er"],
 )
 def test_resume_is_bit_identical(name, changes, compute):
     options = {**block_for(name, changes), "compute": compute}

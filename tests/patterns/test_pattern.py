@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from rarefy.errors import ConfigError
 from rarefy.patterns import Pattern, parse_pattern
-from rarefy.patterns.structures import FREE, Blocks, NOfM
+from rarefy.patterns.structures import FREE, Blocks, FanIn, NOfM
 from rarefy.validation import shorten
 
 
@@ -90,6 +90,7 @@ def test_only_one_balance():
     ("pattern", "structure"),
     [
         ("unstructured", FREE),
+        ("fan_in", FanIn()),
         ({"n": 2, "m": 4}, NOfM(2, 4)),
         ({"block": [8, 16]}, Blocks(8, 16)),
         ({"block": (1, 4)}, Blocks(1, 4)),
@@ -108,7 +109,7 @@ def test_other_patterns_are_refused(pattern):
     with pytest.raises(ConfigError) as caught:
         parse_pattern(pattern, None, None)
     assert str(caught.value) == (
-        f"pattern: {shorten(pattern)} is not allowed; give unstructured, {{n: 2, m: 4}} or {{block: [8, 8]}} "
+        f"pattern: {shorten(pattern)} is not allowed; give unstructured, {{n: 2, m: 4}}, {{block: [8, 8]}} or fan_in "
         "(example: pattern: {n: 2, m: 4})"
     )
 

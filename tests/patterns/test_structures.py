@@ -1,4 +1,4 @@
-"""n of m and blocks: every selection against a naive one, group by group and block by block."""
+"""n of m, fan-in and blocks: every selection against a naive one, group by group and block by block."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rarefy.errors import ConfigError, RarefyError
 from rarefy.initializers import checkerboard, from_zeros, parse_initializer, random, topk
 from rarefy.masks import drop_lowest, grow_highest, keep_top, kept_count, sparsity_of
 from rarefy.patterns import Pattern
-from rarefy.patterns.structures import FREE, Blocks, NOfM
+from rarefy.patterns.structures import FREE, Blocks, FanIn, NOfM
 from rarefy.ties import TieOrder
 
 DTYPES = st.sampled_from([torch.float32, torch.bfloat16, torch.float64])
@@ -26,7 +26,10 @@ def structured(draw):
     """A structure and a shape that it divides, of two to four dimensions."""
     rows, columns = draw(st.integers(1, 4)), draw(st.integers(1, 6))
     more = draw(st.lists(st.integers(1, 3), max_size=2))
-    if draw(st.booleans()):
+    kind = draw(st.sampled_from([NOfM, Blocks, FanIn]))
+    if kind is FanIn:
+        return FanIn(), [rows, columns, *more]
+    if kind is NOfM:
         m = draw(st.sampled_from([2, 3, 4, 8, 40]))
         return NOfM(draw(st.integers(1, m - 1)), m), [rows, m * draw(st.integers(1, 3)), *more]
     score = draw(st.sampled_from(["sum", "norm", "max"]))
@@ -43,6 +46,8 @@ def scores_of(shape, seed, dtype=torch.float32):
 def units_of(structure, shape):
     """The indices of every unit's connections, row by row, in a flat weight."""
     position = torch.arange(torch.Size(shape).numel()).view(*shape)
+    if isinstance(structure, FanIn):
+        return [[[i] for i in row.flatten().tolist()] for row in position]
     places = list(itertools.product(*map(range, shape[2:])))
     if isinstance(structure, NOfM):
         return [
@@ -168,7 +173,7 @@ def test_groups_of_a_convolution_are_input_channels():
     assert torch.equal(mask, NOfM(1, 4).keep_top(weight.to(memory_format=torch.channels_last), 0.75))
 
 
-@pytest.mark.parametrize("structure", [FREE, NOfM(2, 4), Blocks(2, 4)])
+@pytest.mark.parametrize("structure", [FREE, NOfM(2, 4), Blocks(2, 4), FanIn()])
 def test_weights_without_rows(structure):
     empty = torch.zeros(0, 8)
     structure.check("w", empty.shape)
@@ -221,7 +226,7 @@ def test_functions_of_ones_own_are_checked():
 
 
 @pytest.mark.parametrize("axis", [0, 1])
-@pytest.mark.parametrize("structure", [FREE, NOfM(1, 2), Blocks(2, 2)])
+@pytest.mark.parametrize("structure", [FREE, NOfM(1, 2), Blocks(2, 2), FanIn()])
 def test_structures_inside_balanced_groups(axis, structure):
     pattern, weight = Pattern(axis, 2, structure), torch.rand(8, 12)
     pattern.check("w", weight.shape)
@@ -246,6 +251,7 @@ def test_the_count_of_a_pattern_is_that_of_its_pieces(case, sparsity):
         (Pattern(), "unstructured"),
         (Pattern(1, 3), "balance_in_groups: 3"),
         (Pattern(structure=NOfM(2, 4)), "{n: 2, m: 4}"),
+        (Pattern(structure=FanIn()), "fan_in"),
         (Pattern(0, 2, Blocks(4, 8)), "balance_out_groups: 2, {block: [4, 8]}"),
     ],
 )
@@ -271,6 +277,11 @@ def test_patterns_are_shown_as_they_are_written(pattern, shown):
             [8, 24],
             "pattern: {n: 2, m: 4} is not allowed; give an m that divides the 6 input features of each group of w "
             "[8, 6]",
+        ),
+        (
+            Pattern(structure=FanIn()),
+            [8],
+            "pattern: fan_in is not allowed; give unstructured for w [8], which has no inputs",
         ),
         (
             Pattern(structure=Blocks(4, 8)),
@@ -301,3 +312,9 @@ def test_the_norm_of_tiny_scores_still_ranks_blocks():
 def test_a_weight_without_rows_has_no_blocks():
     for score in ("sum", "norm", "max"):
         assert Blocks(2, 2, score).fold(torch.zeros(0, 4)).shape == (1, 0)
+
+
+def test_a_fan_in_holds_where_outputs_without_connections_are_left_out():
+    mask = torch.tensor([[True, True, False], [False, False, False], [False, True, True]])
+    assert FanIn().holds(mask, 0.5)
+    assert not FanIn().holds(mask & torch.tensor([True, True, False]), 0.5)

@@ -100,7 +100,8 @@ class DynamicSparsityAlgorithm(SparsityAlgorithm):
     def keep_top(self, scores: Tensor, sparsity: float) -> Tensor:
         """The mask of the highest scores at a sparsity, which obeys the `pattern` of this algorithm.
 
-        Equal scores are told apart by an order that belongs to the seed, the parameter and the update.
+        Equal scores are told apart by an order that belongs to the seed, the parameter and the update. Where rounding
+        would leave nothing, one connection (or block, or one of each group of m) stays, unless the sparsity is 1.
 
         Args:
             scores: the shape of the weight that `update_mask` was given; higher = keep.
@@ -109,7 +110,9 @@ class DynamicSparsityAlgorithm(SparsityAlgorithm):
         Returns:
             Bool tensor of the shape of `scores`.
         """
-        return self.pattern.structure.keep_top(scores, sparsity, TieOrder.of(self.generator))
+        structure = self.pattern.structure
+        reached = structure.within_reach(scores.shape, sparsity)
+        return structure.keep_top(scores, reached, TieOrder.of(self.generator))
 
     def apply_to(self, chosen: Mapping[str, Candidate]) -> None:
         """Makes exactly these parameters sparse; see `SparsityAlgorithm.apply_to`."""

@@ -9,6 +9,7 @@ a new algorithm is described where it is taken and nowhere else.
 from __future__ import annotations
 
 import inspect
+import math
 import re
 import warnings
 from collections.abc import Callable, Mapping
@@ -166,7 +167,7 @@ def refuse_step_keys(kind: type, options: Mapping[str, Any]) -> None:
         raise ConfigError("", f"{shown} for {kind.__name__}", "it inside update", f"update={given}")
 
 
-def require_constant(schedule: Schedule) -> None:
+def require_constant(schedule: Schedule, method: str = "static") -> None:
     """Refuses a sparsity that changes with the step.
 
     Raises:
@@ -176,12 +177,11 @@ def require_constant(schedule: Schedule) -> None:
         >>> require_constant(Constant(0.9))
     """
     if not isinstance(schedule, Constant):
-        raise ConfigError(
-            "sparsity", "a schedule", "a number in [0, 1) for static, or algorithm: gmp", "sparsity: 0.9"
-        )
+        allowed = f"a number in [0, 1) for {method}, or algorithm: gmp"
+        raise ConfigError("sparsity", "a schedule", allowed, "sparsity: 0.9")
 
 
-def refuse_constant(schedule: Schedule) -> None:
+def refuse_constant(schedule: Schedule, method: str = "gmp") -> None:
     """Refuses a sparsity that stays the same at every step.
 
     Raises:
@@ -191,13 +191,9 @@ def refuse_constant(schedule: Schedule) -> None:
         >>> refuse_constant(Cycling([0.5, 0.9]))
     """
     if isinstance(schedule, Constant):
+        allowed = f"a schedule for {method}, or algorithm: static"
         example = "sparsity: {type: polynomial, init: 0, final: 0.9, start: 0, stop: 5000}"
-        raise ConfigError(
-            "sparsity",
-            f"the constant {schedule.value:g}",
-            "a schedule for gmp, or algorithm: static",
-            example,
-        )
+        raise ConfigError("sparsity", f"the constant {schedule.value:g}", allowed, example)
 
 
 def check_fraction(value: Any, path: str) -> float:
@@ -214,6 +210,23 @@ def check_fraction(value: Any, path: str) -> float:
     if not isinstance(schedule, Constant):
         raise ConfigError(path, shorten(value), "a number in [0, 1]", f"{path}: 0.5")
     return schedule(0)
+
+
+def check_factor(value: Any, path: str) -> float:
+    """A finite number ≥ 0.
+
+    Raises:
+        ConfigError: anything else.
+
+    Example:
+        >>> check_factor(2, "gradient_share")
+        2.0
+    """
+    value = read_number(value, path)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not 0 <= value < math.inf:
+        raise ConfigError(path, shorten(value), "a number ≥ 0", f"{path}: 1.0")
+    return float(value)
 
 
 @dataclass(frozen=True)
@@ -244,7 +257,7 @@ def _pattern_schema() -> Json:
         }
         for form in forms
     ]
-    return {"anyOf": [{"const": "unstructured"}, *objects]}
+    return {"anyOf": [{"enum": ["unstructured", "fan_in"]}, *objects]}
 
 
 def _filter_schema() -> Json:
@@ -256,6 +269,8 @@ Fraction = Annotated[
     float, OptionType(lambda: {"type": "number", "minimum": 0, "maximum": 1}, check_fraction)
 ]
 """A number in [0, 1]."""
+Factor = Annotated[float, OptionType(lambda: {"type": "number", "minimum": 0}, check_factor)]
+"""A number ≥ 0."""
 FractionSchedule = Annotated[Any, OptionType(schedule_schema, parse_fraction)]
 """A number in [0, 1], or a schedule of such numbers."""
 Sparsity = Annotated[
@@ -278,7 +293,7 @@ Groups = Annotated[
 Distribution = Annotated[str, OptionType(lambda: {"enum": list(DISTRIBUTIONS)})]
 """How the sparsity is shared out among the parameters."""
 PatternForm = Annotated[Any, OptionType(_pattern_schema)]
-"""`unstructured`, `{n, m}` or `{block: [rows, columns], score: sum | norm | max}`."""
+"""`unstructured`, `fan_in`, `{n, m}` or `{block: [rows, columns], score: sum | norm | max}`."""
 Compute = Annotated[str, OptionType(lambda: {"enum": list(COMPUTE)})]
 """How the weights are stored."""
 Parametrization = Annotated[str, OptionType(lambda: {"enum": list(PARAMETRIZATIONS)})]

@@ -35,9 +35,13 @@ class GMP(DynamicSparsityAlgorithm):
 
     def __init__(self, sparsity: Sparsity, **options: Any) -> None:
         super().__init__(sparsity, **options)
-        refuse_constant(self.sparsity)
+        refuse_constant(self.sparsity, self.label)
+
+    def score(self, view: WeightView) -> Tensor:
+        """Ranks all positions; the highest stay. Here: |w|."""
+        return view.weight.abs()
 
     @also_by_parts
     def update_mask(self, view: WeightView) -> Tensor:
-        """The largest weights at the target sparsity."""
-        return self.keep_top(view.weight.abs(), view.sparsity)
+        """The highest scores at the target sparsity."""
+        return self.keep_top(self.score(view), view.sparsity)

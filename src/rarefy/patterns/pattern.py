@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from rarefy.errors import ConfigError
-from rarefy.masks import kept_count
-from rarefy.patterns.structures import BLOCK_SCORES, FREE, Blocks, NOfM, Structure
+from rarefy.patterns.structures import BLOCK_SCORES, FREE, Blocks, FanIn, NOfM, Structure
 from rarefy.roles import OUT_IN, Axes
 from rarefy.validation import shorten
 
@@ -94,9 +93,7 @@ class Pattern:
             >>> Pattern().within_reach((1, 16), 0.98), Pattern().within_reach((16, 16), 0.98)
             (0.9375, 0.98)
         """
-        units = self.structure.layout(self._piece(self._oriented(shape)))[1]
-        is_empty = units > 0 and kept_count(units, sparsity) == 0
-        return 1.0 - 1.0 / units if is_empty and sparsity < 1.0 else sparsity
+        return self.structure.within_reach(self._piece(self._oriented(shape)), sparsity)
 
     @property
     def key(self) -> str:
@@ -165,7 +162,7 @@ def parse_pattern(pattern: object, balance_in_groups: object, balance_out_groups
     """The pattern that three options of the `sparsity:` block describe.
 
     Args:
-        pattern: `unstructured`, `{n: 2, m: 4}` or `{block: [8, 8]}`, the latter with a `score` or without.
+        pattern: `unstructured`, `{n: 2, m: 4}`, `fan_in` or `{block: [8, 8]}`, the latter with a `score` or without.
         balance_in_groups: number of input groups, ≥ 1, or None.
         balance_out_groups: number of output groups, ≥ 1, or None.
 
@@ -191,12 +188,17 @@ def parse_pattern(pattern: object, balance_in_groups: object, balance_out_groups
 def _parse_structure(pattern: object) -> Structure:
     if pattern == "unstructured":
         return FREE
+    if pattern == "fan_in":
+        return FanIn()
     if isinstance(pattern, Mapping) and set(pattern) == {"n", "m"}:
         return _n_of_m(pattern["n"], pattern["m"])
     if isinstance(pattern, Mapping) and "block" in pattern and set(pattern) <= {"block", "score"}:
         return _blocks(pattern["block"], pattern.get("score", "sum"))
     raise ConfigError(
-        "pattern", shorten(pattern), "unstructured, {n: 2, m: 4} or {block: [8, 8]}", "pattern: {n: 2, m: 4}"
+        "pattern",
+        shorten(pattern),
+        "unstructured, {n: 2, m: 4}, {block: [8, 8]} or fan_in",
+        "pattern: {n: 2, m: 4}",
     )
 
 

@@ -1,4 +1,4 @@
-"""How the connections of one piece are chosen: one by one, n of every m neighbours, or in whole blocks.
+"""How the connections of one piece are chosen: one by one, n of m neighbours, as many an output, or in whole blocks.
 
 A structure folds a piece of a weight to rows of units and keeps the same number of units in every row. All
 selection happens on these rows, so a new structure says how to fold and how to unfold, and nothing else.
@@ -57,6 +57,17 @@ class Structure(ABC):
     def fold_mask(self, mask: Tensor) -> Tensor:
         """Bool [rows, units]: which units have an active connection."""
         return self.fold(mask.float()) > 0
+
+    def within_reach(self, shape: Sequence[int], sparsity: float) -> float:
+        """The sparsity, lowered where rounding would leave a row of a piece without any unit.
+
+        Example:
+            >>> Free().within_reach((1, 16), 0.98), Free().within_reach((1, 16), 1.0)
+            (0.9375, 1.0)
+        """
+        units = self.layout(shape)[1]
+        is_empty = units > 0 and masks.kept_count(units, sparsity) == 0
+        return 1.0 - 1.0 / units if is_empty and sparsity < 1.0 else sparsity
 
     def kept(self, shape: Sequence[int], sparsity: float) -> int:
         """How many connections of a piece are active at a sparsity.
@@ -213,6 +224,48 @@ class NOfM(Structure):
         """Whether no group has more active connections than it may."""
         most = masks.kept_count(self.m, sparsity)
         return not (self.fold_mask(mask).sum(1, dtype=torch.int32) > most).any()
+
+
+@dataclass(frozen=True)
+class FanIn(Structure):
+    """Every output has the same number of active connections (constant fan-in; Lasby et al., arXiv:2305.02299).
+
+    An output is a row of a weight [out, in, …], all positions of a kernel included. A method that ablates outputs may
+    leave some without any.
+
+    Example:
+        >>> FanIn().keep_top(torch.tensor([[1.0, 2.0, 9.0, 8.0], [3.0, 0.0, 4.0, 5.0]]), 0.5).int().tolist()
+        [[0, 0, 1, 1], [0, 0, 1, 1]]
+    """
+
+    def __str__(self) -> str:
+        return "fan_in"
+
+    def check(self, name: str, shape: Sequence[int]) -> None:
+        """Refuses a weight without inputs."""
+        if len(shape) < 2 or not math.prod(shape[1:]):
+            raise ConfigError("pattern", self, f"unstructured for {name} {list(shape)}, which has no inputs")
+
+    def layout(self, shape: Sequence[int]) -> tuple[int, int]:
+        """A row for each output."""
+        return shape[0], math.prod(shape[1:])
+
+    def fold(self, scores: Tensor) -> Tensor:
+        """A row for each output."""
+        return scores.flatten(1)
+
+    def fold_mask(self, mask: Tensor) -> Tensor:
+        """A row for each output."""
+        return mask.flatten(1)
+
+    def unfold(self, units: Tensor, shape: Sequence[int]) -> Tensor:
+        """In shape again."""
+        return units.view(tuple(shape))
+
+    def holds(self, mask: Tensor, sparsity: float) -> bool:
+        """Whether all outputs that have connections have as many."""
+        counts = mask.flatten(1).sum(1)
+        return counts[counts > 0].unique().numel() <= 1
 
 
 def _norms(matrix: Tensor, block: tuple[int, int]) -> Tensor:
