@@ -30,6 +30,7 @@ ROWS: Mapping[str, Row] = {
     "gmp": Row("scheduled"),
     "set": Row(),
     "rigl": Row(),
+    "mest": Row(),
 }
 
 

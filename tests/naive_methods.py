@@ -95,6 +95,12 @@ def rigl(look: Look) -> Array:
     return drop_and_grow(look, abs(look.weight), abs(look.gradient))
 
 
+def mest(look: Look) -> Array:
+    return drop_and_grow(
+        look, abs(look.weight) + 0.5 * abs(np.where(look.mask, look.gradient, 0)), look.random
+    )
+
+
 @dataclass(frozen=True)
 class Case:
     """A block of options, and the same for the naive version.
@@ -144,6 +150,9 @@ CASES: Mapping[str, Case] = {
     "set cycling": Case(set_, {"sparsity": CYCLE, "drop_fraction": ANNEALED}, cycle, annealed),
     "rigl": Case(rigl, {"sparsity": 0.8, "drop_fraction": ANNEALED}, lambda step, update: 0.8, annealed),
     "rigl cycling": Case(rigl, {"sparsity": CYCLE, "drop_fraction": ANNEALED}, cycle, annealed),
+    "mest": Case(
+        mest, {"sparsity": CYCLE, "drop_fraction": ANNEALED, "gradient_share": 0.5}, cycle, annealed
+    ),
 }
 
 

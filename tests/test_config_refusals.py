@@ -9,9 +9,16 @@ import torch
 from torch import nn
 
 import rarefy
+from contract_rows import takes
 from rarefy import RigL
 from rarefy.config import configure
 from rarefy.errors import ConfigError
+from rarefy.methods.registry import ALGORITHMS
+
+
+def takers(option):
+    return ", ".join(name for name in ALGORITHMS if takes(name, option))
+
 
 RIGL = {"algorithm": "rigl", "sparsity": 0.9}
 
@@ -116,13 +123,13 @@ CASES = [
     ),
     (
         {**RIGL, "algorithm": 3},
-        "sparsity.algorithm: 3 is not allowed; give a known algorithm (one of static, gmp, set, rigl) or "
+        f"sparsity.algorithm: 3 is not allowed; give a known algorithm (one of {', '.join(ALGORITHMS)}) or "
         "package.module:Class of one",
     ),
     (
         {**RIGL, "algorithm": "collections:OrderedDict"},
         "sparsity.algorithm: <class 'collections.OrderedDict'> is not allowed; give a known algorithm (one "
-        "of static, gmp, set, rigl) or package.module:Class of one",
+        f"of {', '.join(ALGORITHMS)}) or package.module:Class of one",
     ),
     (
         {**RIGL, "algorithm": rarefy.DynamicSparsityAlgorithm},
@@ -131,18 +138,18 @@ CASES = [
     ),
     (
         {"sparsity": 0.5, "update": {"freq": 1}},
-        "sparsity: `update` with algorithm static is not allowed; give it with gmp, set, rigl only, or leave "
+        f"sparsity: `update` with algorithm static is not allowed; give it with {takers('update')} only, or leave "
         "it out",
     ),
     (
         {"sparsity": 0.5, "drop_fraction": 0.1},
-        "sparsity: `drop_fraction` with algorithm static is not allowed; give it with set, rigl only, or "
-        "leave it out",
+        f"sparsity: `drop_fraction` with algorithm static is not allowed; give it with "
+        f"{takers('drop_fraction')} only, or leave it out",
     ),
     (
         {"algorithm": "gmp", "sparsity": [0, 0.5], "drop_fraction": 0.1},
-        "sparsity: `drop_fraction` with algorithm gmp is not allowed; give it with set, rigl only, or leave "
-        "it out",
+        f"sparsity: `drop_fraction` with algorithm gmp is not allowed; give it with "
+        f"{takers('drop_fraction')} only, or leave it out",
     ),
     (
         {"algorithm": "gmp", "sparsity": 0.5},

@@ -256,7 +256,8 @@ def test_every_page_is_in_the_navigation() -> None:
 
 def test_the_guide_covers_every_key_of_the_sparsity_block() -> None:
     options = {option for kind in ALGORITHMS.values() for option in accepted_options(kind)} | {"algorithm"}
-    shown = "".join(block.text for block in blocks(GUIDE) if block.language == "yaml")
+    pages = (GUIDE, DOCS / "methods.md")
+    shown = "".join(block.text for page in pages for block in blocks(page) if block.language == "yaml")
     assert not [key for key in options if not re.search(rf"\b{key}:", shown)]
     values = {*ALGORITHMS, *INITIALIZERS, *SCHEDULES} - {"constant"}
     assert not [value for value in values if not re.search(rf"\b{value}\b", shown)]
