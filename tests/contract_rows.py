@@ -31,6 +31,7 @@ ROWS: Mapping[str, Row] = {
     "set": Row(),
     "rigl": Row(),
     "mest": Row(),
+    "movement": Row("scheduled"),
 }
 
 

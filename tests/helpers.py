@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -85,6 +87,15 @@ def snapshot(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, to
     for index, state in optimizer.state_dict()["state"].items():
         found |= {f"{index}.{key}": torch.as_tensor(value).clone() for key, value in state.items()}
     return found
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two states are equal, tensors in them bit for bit."""
+    if isinstance(one, torch.Tensor):
+        return isinstance(other, torch.Tensor) and torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(value, other[key]) for key, value in one.items())
+    return one == other
 
 
 def assert_identical(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:

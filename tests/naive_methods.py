@@ -101,6 +101,17 @@ def mest(look: Look) -> Array:
     )
 
 
+def movement(look: Look) -> Array:
+    stay = look.largest(look.state, look.active, look.count)
+    # Where the sparsity falls, what scores nothing comes in by the order of ties.
+    others = sorted(set(range(look.weight.size)) - set(look.active))
+    return look.among(stay + look.largest(np.zeros(look.weight.size), others, look.count - len(stay)))
+
+
+def moved(state: Array, weight: Array, gradient: Array) -> Array:
+    return state - weight * gradient
+
+
 @dataclass(frozen=True)
 class Case:
     """A block of options, and the same for the naive version.
@@ -150,6 +161,8 @@ CASES: Mapping[str, Case] = {
     "set cycling": Case(set_, {"sparsity": CYCLE, "drop_fraction": ANNEALED}, cycle, annealed),
     "rigl": Case(rigl, {"sparsity": 0.8, "drop_fraction": ANNEALED}, lambda step, update: 0.8, annealed),
     "rigl cycling": Case(rigl, {"sparsity": CYCLE, "drop_fraction": ANNEALED}, cycle, annealed),
+    "movement": Case(movement, {"sparsity": written(0.0, 0.9, 80)}, cubic(0.0, 0.9, 80), observe=moved),
+    "movement cycling": Case(movement, {"sparsity": CYCLE}, cycle, observe=moved),
     "mest": Case(
         mest, {"sparsity": CYCLE, "drop_fraction": ANNEALED, "gradient_share": 0.5}, cycle, annealed
     ),

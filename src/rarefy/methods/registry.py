@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from rarefy.algorithms.base import SparsityAlgorithm
 from rarefy.methods.gmp import GMP
 from rarefy.methods.mest import MEST
+from rarefy.methods.movement import Movement
 from rarefy.methods.rigl import RigL
 from rarefy.methods.set import SET
 from rarefy.methods.static import Static
@@ -17,4 +18,5 @@ ALGORITHMS: Mapping[str, type[SparsityAlgorithm]] = {
     "set": SET,
     "rigl": RigL,
     "mest": MEST,
+    "movement": Movement,
 }
