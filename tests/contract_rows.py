@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -18,11 +18,17 @@ class Row:
         sparsity: whether it takes any sparsity, a `constant` one only, or a `scheduled` one only.
         options: that it has to be given beside sparsity.
         moves: whether its masks change.
+        refuses: patterns that it refuses.
     """
 
     sparsity: Literal["any", "constant", "scheduled"] = "any"
     options: Mapping[str, Any] = field(default_factory=dict)
     moves: bool = True
+    refuses: Callable[[Any], bool] = field(default=lambda pattern: False)
+
+
+def has_one_connection(pattern: Any) -> bool:
+    return isinstance(pattern, dict) and pattern.get("n") == 1
 
 
 ROWS: Mapping[str, Row] = {
@@ -32,6 +38,8 @@ ROWS: Mapping[str, Row] = {
     "rigl": Row(),
     "mest": Row(),
     "movement": Row("scheduled"),
+    # A list, so that it is no error where a test asks for a higher sparsity.
+    "top_kast": Row(options={"forward_sparsity": [0.9]}, refuses=has_one_connection),
 }
 
 

@@ -112,6 +112,17 @@ def moved(state: Array, weight: Array, gradient: Array) -> Array:
     return state - weight * gradient
 
 
+def top_kast(look: Look) -> Array:
+    forward = np.flatnonzero(strongest(look.weight, look.mask, look)).tolist()
+    others = sorted(set(range(look.weight.size)) - set(forward))
+    return look.among(forward + look.largest(look.random, others, look.count - len(forward)))
+
+
+def strongest(weight: Array, mask: Array, look: Look) -> Array:
+    """The forward set: a tenth of the positions."""
+    return look.among(look.largest(abs(weight), np.flatnonzero(mask).tolist(), round(0.1 * weight.size)))
+
+
 @dataclass(frozen=True)
 class Case:
     """A block of options, and the same for the naive version.
@@ -163,6 +174,7 @@ CASES: Mapping[str, Case] = {
     "rigl cycling": Case(rigl, {"sparsity": CYCLE, "drop_fraction": ANNEALED}, cycle, annealed),
     "movement": Case(movement, {"sparsity": written(0.0, 0.9, 80)}, cubic(0.0, 0.9, 80), observe=moved),
     "movement cycling": Case(movement, {"sparsity": CYCLE}, cycle, observe=moved),
+    "top_kast": Case(top_kast, {"sparsity": CYCLE, "forward_sparsity": 0.9}, cycle, forward=strongest),
     "mest": Case(
         mest, {"sparsity": CYCLE, "drop_fraction": ANNEALED, "gradient_share": 0.5}, cycle, annealed
     ),
@@ -184,8 +196,11 @@ class Network:
         self.masks = [states[f"{name}_mask"].numpy().copy() for name in NAMES]
         self.used = [mask.copy() for mask in self.masks]
         self.states = [np.zeros_like(weight) for weight in self.weights]
-        self.updates = 1
+        self.updates = 0
         self.moved = 0
+        for index in range(2):
+            self.restrict(index, self.look(index, self.weights[index], 0))
+        self.updates = 1
 
     def gradients(self, step: int) -> tuple[list[Array], list[Array]]:
         """Those of weights, at every position, and of biases."""
@@ -224,6 +239,10 @@ class Network:
         self.weights[index] = np.where(stays, look.weight, 0)
         self.states[index] = np.where(stays, look.state, 0)
         self.masks[index] = mask
-        self.used[index] = mask
+        self.restrict(index, look)
+
+    def restrict(self, index: int, look: Look) -> None:
+        """Chooses what forward passes use."""
+        self.used[index] = self.masks[index]
         if self.case.forward:
-            self.used[index] = self.case.forward(self.weights[index], mask, look)
+            self.used[index] = self.case.forward(self.weights[index], self.masks[index], look)

@@ -283,6 +283,10 @@ def _check_keys(kind: type[SparsityAlgorithm], options: Mapping[str, Any], entry
             "a number in [0, 1) or a schedule",
             "sparsity: 0.9",
         )
+    for name, option in options_of(kind).items():
+        if option.default is inspect.Parameter.empty and name not in options:
+            allowed = f"what {kind.name or kind.__name__} needs: {option.description.partition('. ')[0]}"
+            raise ConfigError(join_path(entry.path, name), "a missing value", allowed.rstrip("."))
 
 
 def _construct(kind: type[SparsityAlgorithm], options: Mapping[str, Any], entry: _Entry) -> SparsityAlgorithm:

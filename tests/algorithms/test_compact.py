@@ -126,7 +126,7 @@ def test_a_new_connection_starts_without_weight_and_state(name):
     learn(model, optimizer, 0)
     parameter = sparse_parameters(sparsity)[0]
     old, layer = parameter.mask, model[0]
-    weight = layer.weight.detach().dense()
+    weight = parameter.true_weight()
     first_moment = optimizer.state[layer.weight]["exp_avg"].dense()
     new = torch.rand(old.shape, generator=torch.Generator().manual_seed(5)) < 0.3
     parameter.set_mask(new, [optimizer])

@@ -35,6 +35,16 @@ PATTERNS = {
     "blocks in groups": {"pattern": {"block": [2, 2]}, "balance_out_groups": 2},
 }
 every_pattern = pytest.mark.parametrize("changes", PATTERNS.values(), ids=PATTERNS)
+PAIRS = [(name, key) for name in ALGORITHMS for key in PATTERNS]
+REFUSED = [(name, key) for name, key in PAIRS if ROWS[name].refuses(PATTERNS[key]["pattern"])]
+every_pair = pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        pytest.param(name, PATTERNS[key], id=f"{name}, {key}")
+        for name, key in PAIRS
+        if (name, key) not in REFUSED
+    ],
+)
 
 
 class Wanderer(DropAndGrow):
@@ -99,8 +109,7 @@ def assert_obeys(sparsity):
                 assert pattern.structure.holds(piece, targets[name])
 
 
-@every_algorithm
-@every_pattern
+@every_pair
 @pytest.mark.parametrize("compute", ["masked", "compact"])
 def test_the_pattern_holds_after_every_update(name, changes, compute):
     model = layers()
@@ -127,8 +136,7 @@ def test_convolutions_and_weights_of_three_dimensions(name):
         assert len(set(channels.flatten().tolist())) == 1
 
 
-@every_algorithm
-@every_pattern
+@every_pair
 def test_both_storages_take_the_same_masks(name, changes):
     runs = []
     for compute in ("masked", "compact"):
@@ -168,6 +176,12 @@ def test_resume_is_bit_identical(name, changes, compute):
         learn(resumed, other, step)
     assert_identical(snapshot(model, optimizer), snapshot(resumed, other))
     assert str(rarefy.summary(sparsity)) == str(rarefy.summary(again))
+
+
+@pytest.mark.parametrize(("name", "key"), REFUSED)
+def test_what_a_method_cannot_do_is_refused_with_its_name(name, key):
+    with pytest.raises(ConfigError, match=f"pattern: .* for {name}"):
+        rarefy.configure(block_for(name, PATTERNS[key]))
 
 
 # ---- n of m is the rule of the algorithm, group by group ----

@@ -11,6 +11,7 @@ from rarefy.methods.movement import Movement
 from rarefy.methods.rigl import RigL
 from rarefy.methods.set import SET
 from rarefy.methods.static import Static
+from rarefy.methods.top_kast import TopKAST
 
 ALGORITHMS: Mapping[str, type[SparsityAlgorithm]] = {
     "static": Static,
@@ -19,4 +20,5 @@ ALGORITHMS: Mapping[str, type[SparsityAlgorithm]] = {
     "rigl": RigL,
     "mest": MEST,
     "movement": Movement,
+    "top_kast": TopKAST,
 }

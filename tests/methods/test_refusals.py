@@ -1,0 +1,33 @@
+"""Options of single methods that are refused, each in one line that says what to give."""
+
+from __future__ import annotations
+
+import pytest
+
+import rarefy
+from rarefy.errors import ConfigError
+
+CASES = [
+    (
+        {"algorithm": "top_kast", "sparsity": 0.8, "forward_sparsity": 0.5},
+        "sparsity.forward_sparsity: 0.5 is not allowed; give at least the sparsity, 0.8: forward passes use a part of "
+        "what is trained (example: forward_sparsity: 0.9)",
+    ),
+    (
+        {"algorithm": "top_kast", "sparsity": 0.8},
+        "sparsity.forward_sparsity: a missing value is not allowed; give what top_kast needs: fraction of connections "
+        "that forward passes, and the finished model, leave out; larger than `sparsity`",
+    ),
+    (
+        {"algorithm": "top_kast", "sparsity": 0.5, "forward_sparsity": 0.75, "pattern": {"n": 1, "m": 2}},
+        "sparsity.pattern: {n: 1, m: 2} is not allowed; give an n of at least 2 for top_kast: forward passes use one "
+        "of them, candidates are beside it (example: pattern: {n: 2, m: 4})",
+    ),
+]
+
+
+@pytest.mark.parametrize(("block", "message"), CASES, ids=[str(index) for index in range(len(CASES))])
+def test_refusals_are_one_complete_line(block, message):
+    with pytest.raises(ConfigError) as caught:
+        rarefy.configure(block)
+    assert str(caught.value) == message
