@@ -17,6 +17,9 @@ from typing import ClassVar
 import pytest
 import torch
 from torch import nn, optim
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 
 from rarefy import torch_private
 from rarefy.torch_private import (
@@ -358,6 +361,23 @@ def test_a_part_of_a_flat_parameter_is_known():
             warnings.simplefilter("ignore")
             torch.distributed.fsdp.FullyShardedDataParallel(model, **options)
         assert torch_private.is_part_of_a_flat_parameter(model.weight)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_who_made_a_dtensor_is_known():
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        model = nn.Sequential(nn.Linear(2, 2))
+        fully_shard(model, mesh=mesh)
+        parallel = parallelize_module(nn.Linear(2, 2), mesh, ColwiseParallel())
+        assert not torch_private.is_distributed_by_hand(model[0])
+        assert torch_private.is_distributed_by_hand(parallel)
+        model(torch.ones(1, 2))
+        parallel(torch.ones(1, 2))
+        assert torch_private.is_managed_by_fully_shard(model[0])
+        assert not torch_private.is_managed_by_fully_shard(parallel)
     finally:
         torch.distributed.destroy_process_group()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
-from rarefy.distributed import WHOLE_WEIGHTS, cut_by
+from rarefy.distributed import WHOLE_WEIGHTS, cut_by, is_cut, outside_of_fully_shard
 from rarefy.errors import ConfigError, join_path
 from rarefy.roles import Axes, Place, axes_of, parametrization_problem, why_dense
 from rarefy.validation import shorten
@@ -225,8 +225,9 @@ def select(model: nn.Module, globs: tuple[str, ...] | None) -> dict[str, Candida
         if not any(fnmatch.fnmatchcase(candidate.name, glob) for candidate in everything):
             raise ConfigError("param_filter", f"{glob!r} (it matches no parameter)", _near(glob, everything))
     chosen = {c.name: c for c in everything if decide(c, globs).sparse}
+    strange = outside_of_fully_shard(model)
     for candidate in chosen.values() or everything:
-        _check_whole(candidate)
+        _check_whole(candidate, strange)
     for candidate in chosen.values():
         _check_parametrization(candidate)
     if not chosen:
@@ -248,11 +249,14 @@ def _check_exists(candidate: Candidate) -> None:
         raise ConfigError("apply", given + "is on the meta device", fix)
 
 
-def _check_whole(candidate: Candidate) -> None:
-    cut = cut_by(candidate.parameter)
+def _check_whole(candidate: Candidate, strange: Container[nn.Module]) -> None:
+    module = candidate.places[0].module
+    cut = cut_by(candidate.parameter, module)
+    if not cut and is_cut(candidate.parameter) and module in strange:
+        cut = "a DTensor that fully_shard did not make"
     if cut:
         given = f"a model whose {candidate.name} is {cut}"
-        raise ConfigError("apply", given, f"a model that is not sharded; {WHOLE_WEIGHTS}")
+        raise ConfigError("apply", given, f"a model that is not cut in this way; {WHOLE_WEIGHTS}")
 
 
 def _check_parametrization(candidate: Candidate) -> None:

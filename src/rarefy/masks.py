@@ -30,6 +30,16 @@ def kept_count(total: int, sparsity: float) -> int:
     return round((1.0 - sparsity) * total)
 
 
+def all_active(like: Tensor) -> Tensor:
+    """The mask of a dense weight, whole also where `like` is cut in pieces.
+
+    Example:
+        >>> all_active(torch.zeros(2)).tolist()
+        [True, True]
+    """
+    return torch.ones(like.shape, dtype=torch.bool, device=like.device)
+
+
 def keep_top(scores: Tensor, count: int, order: TieOrder = DEFAULT_ORDER) -> Tensor:
     """Mask of the `count` highest scores.
 

@@ -366,3 +366,30 @@ def end_workers(loader: Any) -> None:
     if isinstance(iterator, _MultiProcessingDataLoaderIter):
         loader._iterator = None
         iterator._shutdown_workers()
+
+
+def is_managed_by_fully_shard(module: nn.Module) -> bool:
+    """Whether `fully_shard` cut the parameters of this very module.
+
+    torch tells which module `fully_shard` was called on, but not which modules inside it were cut; from the first
+    forward pass on they have a hook of it that runs before a state dict is made. Without the name a DTensor of somebody
+    else would be taken for one whose gradient is a mean.
+
+    Example:
+        >>> is_managed_by_fully_shard(nn.Linear(2, 2))
+        False
+    """
+    hooks = module._state_dict_pre_hooks.values()
+    return any(getattr(hook, "__module__", "").startswith("torch.distributed.fsdp") for hook in hooks)
+
+
+def is_distributed_by_hand(module: nn.Module) -> bool:
+    """Whether `parallelize_module` or `distribute_module` made the parameters of this module DTensors.
+
+    Without the name a weight of tensor parallelism would be refused only once it has a gradient.
+
+    Example:
+        >>> is_distributed_by_hand(nn.Linear(2, 2))
+        False
+    """
+    return bool(getattr(module, "_distribute_module_applied", False))

@@ -1,4 +1,4 @@
-"""Weights that are cut in pieces over processes are refused in one line, before or after sparsity was applied."""
+"""Weights that are cut in pieces in a way that is not `fully_shard` with masked storage are refused in one line."""
 
 # Modules and tensors are asked for attributes that their types do not tell.
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportIndexIssue=false
@@ -42,7 +42,7 @@ def by_flat_parameters_that_are_hidden(model):
     return FullyShardedDataParallel(model, device_id=torch.device("cpu"), use_orig_params=True)
 
 
-WAYS = [by_fully_shard, by_flat_parameters, by_flat_parameters_that_are_hidden]
+WAYS = [by_flat_parameters, by_flat_parameters_that_are_hidden]
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -67,6 +67,22 @@ def test_after(way, block, compute):
         sparsity.apply(torch.optim.SGD(wrapped.parameters(), lr=0.1))
 
 
+def test_compact_storage_before():
+    with pytest.raises(ConfigError, match=r"compute: compact for 0.weight \(fully_shard cuts it in pieces\)"):
+        rarefy.configure({**RIGL, "compute": "compact"}).apply(by_fully_shard(network()))
+
+
+def test_compact_storage_after():
+    model = network()
+    sparsity = rarefy.configure({**STATIC, "compute": "compact"})
+    sparsity.apply(model)
+    by_fully_shard(model)
+    with pytest.raises(
+        RarefyError, match=r"weight of a Linear has compact storage, which fully_shard cannot"
+    ):
+        sparsity.apply(torch.optim.SGD(model.parameters(), lr=0.1))
+
+
 @pytest.mark.parametrize("compute", ["masked", "compact"])
 def test_after_the_optimizer_was_followed(compute):
     model = network()
@@ -75,7 +91,7 @@ def test_after_the_optimizer_was_followed(compute):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     sparsity.apply(optimizer)
     by_fully_shard(model)
-    with pytest.raises(RarefyError, match=r"weight of a Linear is now a DTensor"):
+    with pytest.raises(RarefyError, match=r"weight of a Linear .* fully_shard|fsdp.* set compute: masked"):
         loss_of(model).backward()
         optimizer.step()
 

@@ -19,11 +19,12 @@ from rarefy.algorithms.few_connections import few_connections, warn_of_few
 from rarefy.algorithms.summary import Shown
 from rarefy.algorithms.timing import Timing
 from rarefy.algorithms.view import Needs, StepView, declared_needs, is_replaced, refuse_abstract
-from rarefy.distributed import agreed_seed
+from rarefy.distributed import agreed_seed, whole
 from rarefy.distributions import check_distribution, share_out
 from rarefy.errors import ConfigError, RarefyError
 from rarefy.filters import Candidate
 from rarefy.initializers import generator_for, parse_initializer
+from rarefy.masks import all_active
 from rarefy.optim.density_scaling import DensityScaling
 from rarefy.patterns import Pattern, parse_pattern
 from rarefy.schedules import AtSteps, Constant, Schedule, UpdateSchedule
@@ -311,7 +312,7 @@ class SparsityAlgorithm(UserHooks, Timing, Sparsifier):
             weights: dense weights by parameter name.
         """
         if not self.update_schedule(0):
-            return {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()}
+            return {name: all_active(weight) for name, weight in weights.items()}
         targets = self._targets({name: weight.shape for name, weight in weights.items()})
         self.updates = max(self.updates, 1)
         return {name: self._first_mask(name, weights[name], target) for name, target in targets.items()}
@@ -319,7 +320,7 @@ class SparsityAlgorithm(UserHooks, Timing, Sparsifier):
     def _first_mask(self, name: str, weight: Tensor, sparsity: float) -> Tensor:
         options = sparsity, generator_for(self.seed or 0, name, 0), self.pattern.structure
         pattern = self._patterns[name]
-        pieces = pattern.split(weight.detach())
+        pieces = pattern.split(whole(weight.detach()))
         return pattern.merge([self.init_method(piece, *options) for piece in pieces])
 
     def track(self, copy: nn.Module) -> None:

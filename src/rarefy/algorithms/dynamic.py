@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -20,7 +20,6 @@ from rarefy.initializers import check_mask, generator_for
 from rarefy.schedules import parse_update_schedule
 from rarefy.storage.gradients import Shortlist
 from rarefy.storage.parameter import SparseParameter
-from rarefy.storage.protocol import checksum
 from rarefy.ties import TieOrder
 
 
@@ -141,7 +140,7 @@ class DynamicSparsityAlgorithm(SparsityAlgorithm):
         """Refuses masks that differ between processes: gradients would be averages over different models."""
         if ranks() == 1:
             return
-        sums = {name: checksum(parameter.mask) for name, parameter in self.parameters.items()}
+        sums = {name: parameter.storage.fingerprint for name, parameter in self.parameters.items()}
         device = next(iter(self.parameters.values())).weight.device
         diverged = differing(sums, device)
         if diverged:
@@ -254,6 +253,9 @@ class DynamicSparsityAlgorithm(SparsityAlgorithm):
                 "loss.backward() without inputs, or set compute: masked"
             )
         value = parameter.dense_gradient.take()
+        if parameter.is_sharded:
+            # Its pieces are means over all processes already.
+            return None if value is None else parameter.storage.spread(cast(Tensor, value))
         # The others wait for this process in the average, though its batch did not use the weight.
         if value is None and ranks() > 1:
             value = torch.zeros_like(parameter.dense_weight())

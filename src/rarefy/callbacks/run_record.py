@@ -136,7 +136,7 @@ def model_target(trainer: TrainerView) -> float:
 def _sparse_facts(trainer: TrainerView) -> Iterator[tuple[str, dict[str, Any]]]:
     for leaf in algorithms_of(trainer):
         for name, parameter in leaf.parameters.items():
-            facts = {"algorithm": leaf.label, "shape": list(parameter.mask.shape)}
+            facts = {"algorithm": leaf.label, "shape": list(parameter.shape)}
             pattern = leaf.pattern
             balance = {"balance": pattern.key, "groups": pattern.groups} if pattern.key else {}
             yield name, {**facts, "storage": parameter.storage.form, **balance}

@@ -3,20 +3,35 @@
 from rarefy.distributed.agreement import agreed_seed, differing, highest_of_all, mean_over_ranks
 from rarefy.distributed.membership import is_first, join_processes, place, ranks, wait_for_all
 from rarefy.distributed.parallel import Parallel, ParallelConfig
-from rarefy.distributed.shards import WHOLE_WEIGHTS, cut_by
+from rarefy.distributed.shards import (
+    WHOLE_WEIGHTS,
+    Cut,
+    cut_by,
+    is_cut,
+    local_part,
+    outside_of_fully_shard,
+    reshard,
+    whole,
+)
 
 __all__ = [
     "WHOLE_WEIGHTS",
+    "Cut",
     "Parallel",
     "ParallelConfig",
     "agreed_seed",
     "cut_by",
     "differing",
     "highest_of_all",
+    "is_cut",
     "is_first",
     "join_processes",
+    "local_part",
     "mean_over_ranks",
+    "outside_of_fully_shard",
     "place",
     "ranks",
+    "reshard",
     "wait_for_all",
+    "whole",
 ]

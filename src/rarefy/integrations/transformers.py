@@ -20,7 +20,6 @@ from rarefy.integrations.accelerate import unwrapped_optimizer
 from rarefy.integrations.metrics import sparsity_metrics
 from rarefy.integrations.signed_zeros import carry_masks
 from rarefy.storage.optimizer_state import saved_indices
-from rarefy.storage.protocol import checksum
 from rarefy.storage.saved_state import KEY
 
 TrainerCallback: Any = require("transformers", "transformers").TrainerCallback
@@ -164,7 +163,7 @@ class SparsityCallback(TrainerCallback):
         kinds = {name: kind for state in states for name, kind in state["storage"].items()}
         weights = [one for leaf in self.sparsity.algorithms for one in leaf.parameters.values()]
         return {
-            indices[one.weight]: checksum(one.mask)
+            indices[one.weight]: one.storage.fingerprint
             for one in weights
             if kinds.get(one.name) == "compact" and one.weight in indices
         }

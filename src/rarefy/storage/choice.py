@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from rarefy.cost import pays_off
-from rarefy.distributed import ranks
+from rarefy.distributed import is_cut, ranks
 from rarefy.errors import ConfigError
 from rarefy.filters import Candidate, Place
 from rarefy.kernels import instruction_set
@@ -34,6 +34,8 @@ def obstacle(places: Sequence[Place]) -> str:
     """
     module = places[0].module
     leaf = places[0].leaf
+    if is_cut(getattr(module, leaf)):
+        return "fully_shard cuts it in pieces"
     if len(places) > 1:
         return "it is tied"
     if leaf != "weight":

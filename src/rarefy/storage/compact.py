@@ -10,12 +10,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from rarefy import kernels, masks
-from rarefy.distributed import cut_by
+from rarefy.distributed import cut_by, is_cut
 from rarefy.errors import RarefyError
 from rarefy.nn import WeightMask, make_compact
 from rarefy.storage.gradients import DenseGradient
 from rarefy.storage.masked import cut_in_pieces, resized, taken_away
 from rarefy.storage.optimizer_state import begin_entries, change_state, sparse_states
+from rarefy.storage.protocol import checksum
 from rarefy.storage.ranking import Score, is_multiple
 from rarefy.tensors import SparseWeight, move_entries, set_topology
 from rarefy.ties import TieOrder
@@ -85,6 +86,11 @@ class CompactStorage:
     def nonzero(self) -> int:
         """The number of values."""
         return self.active
+
+    @property
+    def fingerprint(self) -> int:
+        """Of the mask."""
+        return checksum(self.mask)
 
     @property
     def index_bytes(self) -> int:
@@ -197,7 +203,13 @@ class CompactStorage:
         make_compact(self.module, self.leaf, mask.to(weight.device), self.mask_leaf, self.block)
 
     def _check_that_it_can_be_followed(self, weight: Any, shown: Any) -> None:
-        cut = cut_by(weight)
+        cut = cut_by(weight, self.module)
+        if is_cut(weight) and not cut:
+            kind = type(self.module).__name__.removeprefix("FSDP")
+            raise RarefyError(
+                f"{self.leaf} of a {kind} has compact storage, which fully_shard cannot cut; set "
+                "compute: masked, or call fully_shard before sparsity.apply(model)"
+            )
         if cut:
             raise cut_in_pieces(self.module, self.leaf, cut)
         is_own = self.leaf in dict(self.module.named_parameters(recurse=False, remove_duplicate=False))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from rarefy.errors import RarefyError
-from rarefy.storage.protocol import Storage, checksum
+from rarefy.storage.protocol import Storage
 
 
 class ConnectionState:
@@ -66,11 +66,15 @@ class ConnectionState:
         mask = storage.mask
         for name, tensor in dense.items():
             self.entries[name] = storage.collect(tensor.masked_fill(~mask, self.initial[name]))
-        self._topology = checksum(mask)
+        self._topology = storage.fingerprint
+
+    def change(self, change: Callable[[Tensor], Tensor]) -> None:
+        """Gives the entries another form, as the storage got one."""
+        self.entries = {name: change(tensor) for name, tensor in self.entries.items()}
 
     def after_load(self, storage: Storage) -> None:
         """Starts afresh where a state dict brought another topology: that is another model."""
-        if self and checksum(storage.mask) != self._topology:
+        if self and storage.fingerprint != self._topology:
             self.start(storage)
 
     def saved(self, storage: Storage) -> dict[str, Any]:
@@ -88,17 +92,18 @@ class ConnectionState:
         self.store(storage, dense)
 
 
-def check_topology(name: str, mask: Tensor, topology: int) -> None:
+def check_topology(name: str, storage: Storage, topology: int) -> None:
     """Refuses what was saved for other connections.
 
     Raises:
-        RarefyError: `topology` is not the checksum of the mask.
+        RarefyError: `topology` is not the fingerprint of the storage.
 
     Example:
-        >>> mask = torch.tensor([True, False])
-        >>> check_topology("weight", mask, checksum(mask))
+        >>> from rarefy.storage.masked import MaskedStorage
+        >>> storage = MaskedStorage(torch.nn.Linear(2, 2), "weight")
+        >>> check_topology("weight", storage, storage.fingerprint)
     """
-    if checksum(mask) != topology:
+    if storage.fingerprint != topology:
         raise RarefyError(
             f"the sparsity state of {name} belongs to another topology; load the model's state dict first, and the "
             "sparsity's of the same moment after it"

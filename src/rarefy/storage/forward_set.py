@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -49,6 +51,11 @@ class ForwardSet:
             return weight.detach()
         aside = self._aside.to(weight)
         return torch.where(self.hidden.to(weight.device) & (weight.detach() == 0), aside, weight.detach())
+
+    def change(self, change: Callable[[Tensor], Tensor]) -> None:
+        """Gives what is kept another form, as the storage got one."""
+        self.hidden = None if self.hidden is None else change(self.hidden)
+        self._aside = None if self._aside is None else change(self._aside)
 
     def forget(self) -> None:
         """Begins anew with a weight that holds its true values: forward passes use all connections."""

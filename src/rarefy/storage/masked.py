@@ -13,6 +13,7 @@ from rarefy.distributed import WHOLE_WEIGHTS, cut_by
 from rarefy.errors import RarefyError
 from rarefy.storage.gradients import DenseGradient, LastSelected
 from rarefy.storage.optimizer_state import begin_state, rest_inactive
+from rarefy.storage.protocol import checksum
 from rarefy.storage.ranking import Score
 from rarefy.ties import TieOrder
 
@@ -72,6 +73,11 @@ class MaskedStorage:
         return (
             self.active if kernels.holds_zeros(weight, self.mask) else int((self.mask | (weight != 0)).sum())
         )
+
+    @property
+    def fingerprint(self) -> int:
+        """Of the mask."""
+        return checksum(self.mask)
 
     @property
     def index_bytes(self) -> int:
@@ -136,7 +142,7 @@ class MaskedStorage:
         mask = getattr(self.module, self.mask_leaf, None)
         if not isinstance(weight, nn.Parameter) or not isinstance(mask, Tensor) or mask.dtype != torch.bool:
             raise taken_away(self.module, self.leaf)
-        cut = cut_by(weight)
+        cut = cut_by(weight, self.module)
         if cut:
             raise cut_in_pieces(self.module, self.leaf, cut)
         if weight.shape != mask.shape:

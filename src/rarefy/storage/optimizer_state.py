@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from rarefy import masks
+from rarefy.distributed import local_part
 from rarefy.errors import RarefyError
 from rarefy.storage.optimizer_traits import rest_value, with_inner
 from rarefy.storage.state_meaning import Path, belongs_to_connections, entries
@@ -165,7 +166,7 @@ def rest_inactive(optimizers: Iterable[Optimizer], weight: nn.Parameter, mask: T
     Args:
         optimizers: and those inside them.
         weight: the parameter.
-        mask: bool, the shape of the weight.
+        mask: bool, the shape of the weight; a DTensor where the weight is one.
 
     Raises:
         RarefyError: the optimizer keeps codes of another number format for which no zero is known.
@@ -178,15 +179,17 @@ def rest_inactive(optimizers: Iterable[Optimizer], weight: nn.Parameter, mask: T
         tensor([1., 0.])
     """
     with torch.no_grad():
-        for optimizer, path, tensor in _of_connections(optimizers, weight, mask.shape):
+        own_mask = local_part(mask)
+        for optimizer, path, found in _of_connections(optimizers, weight, mask.shape):
+            tensor = local_part(found)
             if type(tensor) is not Tensor and hasattr(tensor, "dequantize"):
-                _rest_quantized(optimizer, path, tensor, mask)
+                _rest_quantized(optimizer, path, tensor, own_mask)
             elif not tensor.is_floating_point() and not tensor.is_complex():
                 # As bitsandbytes keeps them: codes in `state1`, and in `qmap1` what each code means.
                 qmap = optimizer.state[weight].get(str(path[-1]).replace("state", "qmap"))
-                tensor.masked_fill_(~mask, _zero_code(optimizer, path, qmap))
+                tensor.masked_fill_(~own_mask, _zero_code(optimizer, path, qmap))
             else:
-                masks.zero_inactive_(tensor, mask)
+                masks.zero_inactive_(tensor, own_mask)
 
 
 def begin_state(optimizers: Iterable[Optimizer], weight: nn.Parameter, grown: Tensor) -> None:
@@ -209,7 +212,7 @@ def begin_state(optimizers: Iterable[Optimizer], weight: nn.Parameter, grown: Te
         for optimizer, path, tensor in _of_connections(optimizers, weight, grown.shape):
             first = rest_value(optimizer, weight, path)
             if first != 0:
-                tensor.masked_fill_(grown, first)
+                local_part(tensor).masked_fill_(local_part(grown), first)
 
 
 def _of_connections(

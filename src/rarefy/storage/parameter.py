@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from rarefy.distributed import whole
 from rarefy.filters import Candidate
 from rarefy.nn import make_compact, make_dense
 from rarefy.patterns import Pattern
@@ -18,8 +19,9 @@ from rarefy.storage.forward_set import ForwardSet
 from rarefy.storage.gradients import DenseGradient
 from rarefy.storage.masked import MaskedStorage
 from rarefy.storage.optimizer_state import change_state, make_states_dense
-from rarefy.storage.protocol import Storage, checksum
+from rarefy.storage.protocol import Storage
 from rarefy.storage.ranking import Score, common_factor
+from rarefy.storage.sharded import ShardedStorage, first_storage, followed, refuse_gathered
 from rarefy.ties import DEFAULT_ORDER, TieOrder
 
 Kind = Literal["masked", "compact"]
@@ -54,9 +56,8 @@ class SparseParameter:
         self.places = candidate.places
         self.pattern = pattern
         first = candidate.places[0]
-        storage = MaskedStorage(first.module, first.leaf)
-        self.mask_leaf = storage.mask_leaf
-        self.storage: Storage = storage
+        self._storage = first_storage(first.module, first.leaf)
+        self.mask_leaf = self._storage.mask_leaf
         self.dense_gradient = DenseGradient()
         self.active_gradient: Tensor | None = None
         self.state = ConnectionState({})
@@ -65,6 +66,23 @@ class SparseParameter:
         self.has_learned = False
         self.tokens: int | None = None
         self.dtype = torch.float32
+
+    @property
+    def storage(self) -> Storage:
+        """How its zeros are held at present."""
+        known = self._storage
+        self._storage = followed(known)
+        if self._storage is not known:
+            # What was kept of the whole weight is cut as it was.
+            self.forward.change(self._storage.collect)
+            self.state.change(self._storage.collect)
+            self.dense_gradient.take()
+        return self._storage
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether each process holds a piece of it alone."""
+        return isinstance(self.storage, ShardedStorage)
 
     @property
     def module(self) -> nn.Module:
@@ -177,12 +195,12 @@ class SparseParameter:
         if kind == "compact":
             block = self.pattern.block
             make_compact(self.module, leaf, mask, mask_leaf, block)
-            self.storage = CompactStorage(self.module, leaf, mask_leaf, block)
+            self._storage = CompactStorage(self.module, leaf, mask_leaf, block)
             change_state(optimizers, self.weight, self.shape, self.storage.loaded_entries)
         else:
             make_states_dense(optimizers, self.weight)
             make_dense(self.module, leaf, mask_leaf)
-            self.storage = MaskedStorage(self.module, leaf)
+            self._storage = MaskedStorage(self.module, leaf)
             self.storage.set_mask(mask, optimizers)
 
     def before_load(self, mask: Tensor, optimizers: Iterable[Optimizer]) -> None:
@@ -225,7 +243,7 @@ class SparseParameter:
             saved["state"] = self.state.saved(self.storage)
         if self.forward.hidden is not None:
             saved["forward"] = ~self.storage.spread(self.forward.hidden)[self.mask]
-        return {**saved, "topology": checksum(self.mask)} if saved else {}
+        return {**saved, "topology": self.storage.fingerprint} if saved else {}
 
     def load_connections(self, saved: Mapping[str, Any]) -> None:
         """Goes on from what `saved_connections` returned.
@@ -236,7 +254,7 @@ class SparseParameter:
         self.show()
         mask = self.mask
         if saved:
-            check_topology(self.name, mask, saved["topology"])
+            check_topology(self.name, self.storage, saved["topology"])
         self.state.load(self.storage, saved.get("state", {}))
         self.forward.forget()
         if "forward" in saved:
@@ -273,14 +291,27 @@ class SparseParameter:
         """A copy of the dense weight as the optimizer sees it, whatever forward passes use of it."""
         return self.storage.spread(self.forward.true_values(self.storage.entries)).clone()
 
+    def saved_weight(self) -> Tensor:
+        """The true weight for a state dict: whole, or a DTensor where each process holds a piece."""
+        storage = self.storage
+        if isinstance(storage, ShardedStorage):
+            return storage.cut.wrap(self.forward.true_values(storage.entries).clone())
+        return self.true_weight()
+
     def observe(self, x: Tensor) -> None:
         """Remembers what the module computes with, from the first input that it trains on."""
+        refuse_gathered(self.storage)
         if self.tokens is None:
             is_autocast = torch.is_autocast_enabled(x.device.type)
             self.tokens = x.shape[:-1].numel()
             self.dtype = torch.get_autocast_dtype(x.device.type) if is_autocast else x.dtype
 
     # ---- gradients ----
+
+    def before_forward(self) -> None:
+        """Called before a forward pass whose gradient is collected."""
+        if isinstance(self.storage, ShardedStorage):
+            self.storage.before_forward(self.dense_gradient)
 
     def before_accumulation(self) -> None:
         """Called before a micro-batch is added to the gradient, while the dense gradient is collected."""
@@ -316,7 +347,20 @@ class SparseParameter:
         collected = self.dense_gradient.value
         if not isinstance(collected, Tensor):
             return 1.0
-        return common_factor(self.storage.collect(grad.detach()), self.storage.collect(collected))
+        storage = self.storage
+        factor = common_factor(storage.collect(grad.detach()), storage.collect(collected))
+        return storage.agreed(factor) if isinstance(storage, ShardedStorage) else factor
+
+    def saved_gradient(self) -> Any:
+        """The dense gradient of a step that is not over, for a state dict: whole in each process; None without one."""
+        saved = self.dense_gradient.saved()
+        return whole(saved) if isinstance(saved, Tensor) else saved
+
+    def load_gradient(self, saved: Any) -> None:
+        """Goes on from what `saved_gradient` returned."""
+        if self.is_sharded and isinstance(saved, Tensor):
+            saved = self.storage.loaded_entries(saved)
+        self.dense_gradient.load(saved, self.weight.device)
 
     def take_active_gradient(self) -> Tensor | None:
         """The gradient of active connections in the shape of the dense weight, zeros elsewhere; None without one."""

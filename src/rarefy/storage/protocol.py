@@ -63,6 +63,11 @@ class Storage(Protocol):
         ...
 
     @property
+    def fingerprint(self) -> int:
+        """A checksum of the mask, the same in every storage."""
+        ...
+
+    @property
     def index_bytes(self) -> int:
         """Memory of the mask or of the indices."""
         ...

@@ -18,7 +18,6 @@ from torch.optim import Optimizer
 from rarefy.errors import RarefyError
 from rarefy.storage.optimizer_state import all_dense, changed, saved_indices
 from rarefy.storage.parameter import SparseParameter
-from rarefy.storage.protocol import checksum
 from rarefy.storage.state_meaning import Path, belongs_to_connections, entries
 from rarefy.tensors import SparseWeight
 
@@ -45,7 +44,7 @@ def save_entries(
         storage = parameter.storage
         if index is None or index not in saved:
             continue
-        topology[index] = checksum(parameter.mask)
+        topology[index] = storage.fingerprint
         if isinstance(parameter.weight, SparseWeight):
             own = partial(_has_its_connections, parameter.weight)
             marks[index] = [list(path) for path, state in entries(saved[index]) if own(path, state)]
@@ -77,14 +76,13 @@ def load_entries(
             continue
         shapes = {parameter.shape}
         if index in topology:
-            mask = parameter.mask
             # Loaded before the model's, it would be pruned by a mask that is about to go.
-            if topology.pop(index) != checksum(mask):
+            if topology.pop(index) != parameter.storage.fingerprint:
                 raise RarefyError(
                     f"the optimizer's state of {parameter.name} belongs to another topology; load the model's state "
                     "dict first, and the optimizer's of the same moment after it"
                 )
-            shapes.add(torch.Size([int(mask.count_nonzero())]))
+            shapes.add(torch.Size([parameter.active]))
         if index in marks:
             wanted = partial(_is_marked, {tuple(path) for path in marks.pop(index)})
         else:

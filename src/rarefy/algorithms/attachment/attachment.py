@@ -17,6 +17,7 @@ from rarefy.algorithms.attachment.following import Following
 from rarefy.algorithms.attachment.keeper import Keeper, reclaim
 from rarefy.algorithms.attachment.saving import keep_masks_out, load_weights_state, weights_state
 from rarefy.algorithms.view import Needs, StepView
+from rarefy.distributed import reshard
 from rarefy.errors import RarefyError
 from rarefy.filters import Candidate
 from rarefy.patterns import Pattern
@@ -98,6 +99,9 @@ class Attachment:
         """Counts an optimizer's steps from now on, and keeps its state in order."""
         self.forget_removed()
         if self._following.follow(optimizer):
+            # What `fully_shard` has cut since has another parameter.
+            for parameter in self.parameters.values():
+                self._find(parameter)
             self.choose_storage()
 
     # ---- weights ----
@@ -140,14 +144,14 @@ class Attachment:
             first.module,
             first.leaf,
             parameter.mask_leaf,
-            observe=parameter.observe,
+            observe=partial(self._before_forward, parameter),
             prune=partial(self._before_state_dict, parameter),
             before_load=partial(self._before_load, parameter),
             on_load=partial(self._after_load, parameter),
             on_release=partial(self._release, parameter),
         )
         if self._policy.restricts_forward:
-            keeper.true_weight = parameter.true_weight
+            keeper.true_weight = parameter.saved_weight
         keeper.register(dict.fromkeys(place.module for place in candidate.places))
         self.parameters[candidate.name] = parameter
         return parameter
@@ -161,6 +165,8 @@ class Attachment:
 
     def belongs_to(self, model: nn.Module) -> None:
         """Remembers the model that weights were taken from."""
+        # The last forward pass may have left whole weights in the place of the pieces.
+        reshard(model)
         # Weakly: an algorithm that somebody keeps must not keep the model in memory.
         self._models.append(weakref.ref(model))
 
@@ -195,8 +201,14 @@ class Attachment:
         """Lets a copy of the model follow its topology from now on, and gives it that of now.
 
         Raises:
-            RarefyError: there is no sparse weight yet, or the copy lacks one.
+            RarefyError: there is no sparse weight yet, the copy lacks one, or `fully_shard` cut one.
         """
+        cut = next((name for name, parameter in self.parameters.items() if parameter.is_sharded), None)
+        if cut is not None:
+            raise RarefyError(
+                f"track is not allowed for a model whose {cut} was cut by fully_shard; average the pieces by yourself, "
+                "or finalize first"
+            )
         if not self.parameters:
             raise RarefyError("track comes after apply(model): no weight is sparse yet")
         prefix = self._copies.add(copy, list(self.parameters))
@@ -274,6 +286,13 @@ class Attachment:
         wanted = self._collects_dense_grad()
         for parameter in self.parameters.values():
             parameter.want_dense_gradient(wanted)
+
+    def _before_forward(self, parameter: SparseParameter, x: Tensor) -> None:
+        """Called with what a module that trains is about to compute with."""
+        parameter.observe(x)
+        self._find(parameter)
+        if self._collects_dense_grad():
+            parameter.before_forward()
 
     def _before_accumulation(self, parameter: SparseParameter, grad: Tensor) -> None:
         if self._collects_dense_grad():

@@ -16,7 +16,7 @@ _REQUIRED = {"step", "updates", "seed", "target_sparsity", "dense_gradients"}
 
 def weights_state(parameters: Mapping[str, SparseParameter]) -> dict[str, Any]:
     """Dense gradients of a step that is not over and what is kept for each connection, by parameter name."""
-    sums = {name: parameter.dense_gradient.saved() for name, parameter in parameters.items()}
+    sums = {name: parameter.saved_gradient() for name, parameter in parameters.items()}
     gradients = {name: value for name, value in sums.items() if value is not None}
     kept = {name: parameter.saved_connections() for name, parameter in parameters.items()}
     connections = {name: value for name, value in kept.items() if value}
@@ -31,7 +31,7 @@ def load_weights_state(parameters: Mapping[str, SparseParameter], state: Mapping
     """
     connections = state.get("connections", {})
     for name, parameter in parameters.items():
-        parameter.dense_gradient.load(state["dense_gradients"].get(name), parameter.weight.device)
+        parameter.load_gradient(state["dense_gradients"].get(name))
         parameter.load_connections(connections.get(name, {}))
 
 

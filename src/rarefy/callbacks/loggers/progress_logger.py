@@ -191,6 +191,6 @@ def next_update_of(trainer: TrainerView) -> int | None:
 def final_target_of(trainer: TrainerView) -> float:
     """The target over all sparse parameters at the end of the run; 0 for a dense run."""
     leaves = algorithms_of(trainer)
-    sizes = [sum(parameter.mask.numel() for parameter in leaf.parameters.values()) for leaf in leaves]
+    sizes = [sum(parameter.shape.numel() for parameter in leaf.parameters.values()) for leaf in leaves]
     targets = [final_target(leaf, trainer.total_steps) for leaf in leaves]
     return sum(target * size for target, size in zip(targets, sizes, strict=True)) / max(sum(sizes), 1)

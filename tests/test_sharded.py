@@ -1,0 +1,206 @@
+"""A model that `fully_shard` cuts in pieces has the masks that one process would give it."""
+
+from __future__ import annotations
+
+import sys
+from multiprocessing import set_forkserver_preload
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
+
+import rarefy
+from rarefy.errors import RarefyError
+
+sys.path.insert(0, str(Path(__file__).parent))
+from sharded_runs import CASES, RIGL, Case, Run, build, cut
+
+# (ranks, case, order): every case in two processes; in four those that place counts most for, and a mesh of copies.
+IN_FOUR = {"gmp tied": "before", "set": "after", "rigl twice": "before"}
+RUNS = [(2, name, "after" if index % 2 else "before") for index, name in enumerate(CASES)]
+RUNS += [(4, name, order) for name, order in IN_FOUR.items()]
+
+
+def told(action):
+    """The message of the error that `action` raises."""
+    try:
+        action()
+    except RarefyError as error:
+        return str(error)
+    return ""
+
+
+def refusals(rank):
+    mesh = init_device_mesh("cpu", (2,), mesh_dim_names=("tp",))
+    parallel = build()
+    parallelize_module(parallel, mesh, {"0": ColwiseParallel()})
+    sharded = build()
+    cut(sharded)
+    late = build()
+    rarefy.SET(0.5).apply(late)
+    cut(late)
+    run = Run(CASES["set"], "before", (rank, 2))
+    mixed = build()
+    sparsity = rarefy.SET(0.5)
+    sparsity.apply(mixed)
+    parallelize_module(mixed, mesh, {"0": ColwiseParallel()})
+    return {
+        "tensor parallel": told(lambda: rarefy.SET(0.5).apply(parallel)),
+        "tensor parallel later": told(lambda: sparsity.apply(torch.optim.SGD(mixed.parameters()))),
+        "compact": told(lambda: rarefy.SET(0.5, compute="compact").apply(sharded)),
+        "no optimizer": told(lambda: late(torch.ones(2, 12).double())),
+        "track": told(lambda: run.sparsity.track(build())),
+    }
+
+
+def facts(rank):
+    """What one process alone may ask, and the form of what a state dict holds."""
+    run = Run(Case(RIGL), "before", (rank, 2))
+    mask = run.model.state_dict()["0.weight_mask"]
+    weight = run.model[0].weight
+    shown = [(row.storage, row.actual) for row in rarefy.summary(run.sparsity).rows] if rank == 0 else None
+    is_like = (
+        isinstance(mask, DTensor) and mask.placements == weight.placements and mask.shape == weight.shape
+    )
+    return {"mask is cut like its weight": is_like, "rows": mask.to_local().shape[0], "shown": shown}
+
+
+def resumed(rank, order):
+    """A run that was saved and loaded in the middle of a step goes on as if nothing had been."""
+    case = CASES["rigl twice"]
+    steady = Run(case, order, (rank, 2))
+    steady.go(3)
+    first = Run(case, order, (rank, 2))
+    first.go(1)
+    second = Run(case, order, (rank, 2))
+    second.model.load_state_dict(first.model.state_dict())
+    second.optimizer.load_state_dict(first.optimizer.state_dict())
+    second.sparsity.load_state_dict(first.sparsity.state_dict())
+    second.count = 1
+    ends = second.go(2)["masks"][-1], steady.present_masks()
+    return all(torch.equal(mask, ends[1][name]) for name, mask in ends[0].items())
+
+
+def finalized(rank):
+    run = Run(CASES["rigl erk"], "after", (rank, 2))
+    run.go(2)
+    masks = run.present_masks()
+    rarefy.finalize(run.model)
+    state = run.model.state_dict()
+    zeros = [not state[name.removesuffix("_mask")].full_tensor()[~mask].any() for name, mask in masks.items()]
+    return sorted(state), zeros
+
+
+def work(rank, address, folder, ranks):
+    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=ranks)
+    torch.set_num_threads(1)
+    results = {
+        name: Run(CASES[name], order, (rank, ranks)).go() for size, name, order in RUNS if size == ranks
+    }
+    if ranks == 2:
+        results["refusals"] = refusals(rank)
+        results["facts"] = facts(rank)
+        results["resumed"] = [resumed(rank, order) for order in ("before", "after")]
+        results["finalized"] = finalized(rank)
+    else:
+        mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("copies", "pieces"))
+        results["copies"] = Run(CASES["rigl erk"], "before", (rank, ranks), mesh).go()
+    torch.save(results, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def started(folder, ranks):
+    # One process imports torch, and the others are copies of it.
+    set_forkserver_preload(["rarefy", "torch.distributed.fsdp", "torch.distributed.tensor.parallel"])
+    arguments = (f"file://{folder}/rendezvous", str(folder), ranks)
+    mp.start_processes(work, arguments, ranks, start_method="forkserver")
+    return [torch.load(folder / f"{rank}.pt") for rank in range(ranks)]
+
+
+@pytest.fixture(scope="module")
+def in_two(tmp_path_factory):
+    return started(tmp_path_factory.mktemp("two"), 2)
+
+
+@pytest.fixture(scope="module")
+def in_four(tmp_path_factory):
+    return started(tmp_path_factory.mktemp("four"), 4)
+
+
+def assert_as_in_one_process(case, found):
+    expected = Run(case).go()
+    for one, other in zip(expected["masks"], found["masks"], strict=True):
+        assert all(torch.equal(mask, other[name]) for name, mask in one.items())
+    torch.testing.assert_close(found["tensors"], expected["tensors"], rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_processes_make_the_masks_of_one(in_two, name):
+    for result in in_two:
+        assert_as_in_one_process(CASES[name], result[name])
+
+
+@pytest.mark.parametrize("name", IN_FOUR)
+def test_four_processes_make_the_masks_of_one(in_four, name):
+    for result in in_four:
+        assert_as_in_one_process(CASES[name], result[name])
+
+
+def test_a_mesh_of_copies_and_pieces_makes_the_masks_of_one(in_four):
+    assert_as_in_one_process(CASES["rigl erk"], in_four[3]["copies"])
+
+
+def test_the_cases_change_masks():
+    masks = Run(CASES["rigl erk"]).go()["masks"]
+    assert any(not torch.equal(masks[0][name], mask) for name, mask in masks[-1].items())
+
+
+def test_a_sharded_run_resumes(in_two):
+    assert [result["resumed"] for result in in_two] == [[True, True]] * 2
+
+
+def test_masks_are_cut_like_their_weights(in_two):
+    first, second = (result["facts"] for result in in_two)
+    assert first["mask is cut like its weight"] and second["mask is cut like its weight"]
+    assert (first["rows"], second["rows"]) == (7, 7)
+    assert [storage for storage, _ in first["shown"]] == ["masked"] * 3
+
+
+def test_a_finalized_model_has_zeros_and_no_masks(in_two):
+    names = sorted(name for name, _ in build().named_parameters())
+    assert [result["finalized"] for result in in_two] == [(names, [True] * 3)] * 2
+
+
+def test_what_cannot_be_done_is_refused_clearly(in_two):
+    first, second = (result["refusals"] for result in in_two)
+    assert first == second
+    assert first == {
+        "tensor parallel": (
+            "apply: a model whose 0.weight is a DTensor of tensor parallelism is not allowed; give a model that is not "
+            "cut in this way; sparsity needs whole weights in each process, or pieces that fully_shard cuts: wrap the "
+            "model in DistributedDataParallel, or call torch.distributed.fsdp.fully_shard on it"
+        ),
+        "tensor parallel later": (
+            "weight of a Linear is now a DTensor of tensor parallelism, and was sparse before; sparsity needs whole "
+            "weights in each process, or pieces that fully_shard cuts: wrap the model in DistributedDataParallel, or "
+            "call torch.distributed.fsdp.fully_shard on it"
+        ),
+        "compact": (
+            "compute: compact for 0.weight (fully_shard cuts it in pieces) is not allowed; give auto, which "
+            "takes compact storage where it can (example: compute: auto)"
+        ),
+        "no optimizer": (
+            "weight of a Linear was cut by fully_shard after it became sparse, and no optimizer that is followed "
+            "trains its pieces; build the optimizer after fully_shard and call sparsity.apply(optimizer) before the "
+            "first forward pass"
+        ),
+        "track": (
+            "track is not allowed for a model whose 0.weight was cut by fully_shard; average the pieces by yourself, "
+            "or finalize first"
+        ),
+    }
