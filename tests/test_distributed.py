@@ -10,7 +10,17 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import rarefy
-from rarefy.distributed import Parallel, ParallelConfig, agreed_seed, mean_over_ranks, ranks
+from rarefy.distributed import (
+    Parallel,
+    ParallelConfig,
+    Traffic,
+    agreed_seed,
+    mean_over_ranks,
+    means,
+    means_over_ranks,
+    of_first,
+    ranks,
+)
 from rarefy.errors import ConfigError, RarefyError
 from rarefy.validation.block import read_block
 
@@ -76,16 +86,22 @@ def diverged(rank):
         return str(error)
 
 
-def storages():
-    """What `auto` chooses where it would be compact in a single process, and what `compact` is told."""
+def storage():
+    """What `auto` chooses where it would be compact in a single process, before a wrapper leaves the weight to it."""
     model = nn.Linear(256, 384)
     sparsity = rarefy.configure({"sparsity": 0.95})
     sparsity.apply(model)
     sparsity.apply(torch.optim.AdamW(model.parameters()))
-    try:
-        rarefy.configure({"sparsity": 0.95, "compute": "compact"}).apply(nn.Linear(8, 8))
-    except ConfigError as error:
-        return rarefy.summary(sparsity).rows[0].storage, str(error)
+    return rarefy.summary(sparsity).rows[0].storage
+
+
+def averaged(rank):
+    """The means of tensors of two kinds, in exchanges of 64 bytes; the last one is brought by the second rank alone."""
+    entries = [torch.full((6,), rank + 1.0), torch.full((2,), float(rank), dtype=torch.float64)]
+    entries += [torch.arange(40.0), torch.zeros(0), torch.full((1,), 4.0 * rank), torch.zeros(3)]
+    traffic = Traffic()
+    found = means_over_ranks(entries, [True, True, True, True, rank == 1, False], None, traffic)
+    return entries, found, traffic.bytes
 
 
 def work(rank, address, folder):
@@ -94,7 +110,10 @@ def work(rank, address, folder):
     results: dict[str, object] = {key: train_sparse(rank, *scenario) for key, scenario in SCENARIOS.items()}
     results["diverged"] = diverged(rank)
     results["mean"] = mean_over_ranks(torch.tensor([float(rank)]))
-    results["storages"] = storages()
+    results["storage"] = storage()
+    means.BUCKET = 64
+    results["averaged"] = averaged(rank)
+    results["of first"] = of_first([rank, 5 - rank], torch.device("cpu"))
     results["ranks and seed"] = (ranks(), agreed_seed(7 + rank))
     torch.save(results, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
@@ -145,6 +164,21 @@ def test_means_and_seeds_are_shared(results):
     assert [result["ranks and seed"] for result in results] == [(2, 7), (2, 7)]
 
 
+def test_many_tensors_are_averaged_in_few_exchanges(results):
+    for result in results:
+        entries, found, size = result["averaged"]
+        assert [one.tolist() for one in entries[:2]] == [[1.5] * 6, [0.5] * 2]
+        assert entries[2].tolist() == list(range(40))
+        assert [one.tolist() for one in entries[3:]] == [[], [2.0], [0.0] * 3]
+        assert found == [True, True, True, True, True, False]
+        # One number more for each tensor, which says whether somebody brought it.
+        assert size == 4 * (6 + 40 + 0 + 1 + 3 + 5) + 8 * (2 + 1)
+
+
+def test_the_first_process_says_the_numbers(results):
+    assert [result["of first"] for result in results] == [[0, 5]] * RANKS
+
+
 def dense_gradient_of_the_first_step(mask, micro_batches):
     torch.manual_seed(1000)
     model = new_model()
@@ -177,9 +211,5 @@ def test_alone_nothing_is_exchanged():
     assert mean_over_ranks(tensor) is tensor and tensor.tolist() == [1.0, 1.0]
 
 
-def test_several_processes_train_with_masked_storage(results):
-    message = (
-        "sparsity.compute: compact for weight (several processes train it) is not allowed; give auto, which takes "
-        "compact storage where it can (example: compute: auto)"
-    )
-    assert [result["storages"] for result in results] == [("masked", message)] * RANKS
+def test_auto_is_masked_where_no_wrapper_leaves_the_weight_to_it(results):
+    assert [result["storage"] for result in results] == ["masked"] * RANKS

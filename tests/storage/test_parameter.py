@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -9,6 +11,7 @@ from torch import nn
 from rarefy.errors import ConfigError
 from rarefy.filters import candidates
 from rarefy.patterns import Pattern
+from rarefy.storage.gradients import ActivePlaces
 from rarefy.storage.parameter import DenseGradient, SparseParameter
 
 
@@ -146,3 +149,47 @@ def test_a_gradient_that_was_rewritten_but_not_discarded_is_not_forgotten():
     grad = accumulate(dense, None, first).mul_(1.0)
     accumulate(dense, grad, second)
     assert dense.take().tolist() == [2.0, 3.0, 4.0, 5.0]
+
+
+@pytest.mark.parametrize("kind", ["masked", "compact"])
+@pytest.mark.parametrize("is_transposed_in_memory", [False, True])
+def test_entries_of_the_gradient_are_read_and_written(kind, is_transposed_in_memory):
+    layer = nn.Linear(4, 6)
+    parameter = sparse(layer)
+    mask = torch.rand(6, 4, generator=torch.Generator().manual_seed(0)) < 0.5
+    parameter.set_mask(mask, [])
+    parameter.become(kind, [])
+    assert parameter.gradient_entries().tolist() == [0.0] * int(mask.sum())
+    gradient = torch.where(mask, torch.arange(24.0).view(6, 4), 0.0)
+    layer.weight.grad = gradient.t().contiguous().t() if is_transposed_in_memory else gradient.clone()
+    parameter.storage.select_gradient(None)
+    entries = parameter.gradient_entries()
+    assert sorted(entries.tolist()) == sorted(gradient[mask].tolist())
+    parameter.set_gradient_entries(entries * 2)
+    assert torch.equal(parameter.storage.spread(layer.weight.grad), gradient * 2)
+    assert parameter.storage.gradient_is_selected
+
+
+@pytest.mark.parametrize("kind", ["masked", "compact"])
+def test_entries_make_a_gradient_where_there_is_none(kind):
+    layer = nn.Linear(4, 6)
+    parameter = sparse(layer)
+    parameter.set_mask(left_half((6, 4)), [])
+    parameter.become(kind, [])
+    parameter.set_gradient_entries(torch.arange(12.0))
+    assert parameter.storage.spread(layer.weight.grad).sum() == 66
+    assert not parameter.storage.spread(layer.weight.grad)[~left_half((6, 4))].any()
+
+
+def test_active_places_are_those_of_the_mask_whoever_wrote_to_it():
+    places = ActivePlaces()
+    generator = torch.Generator().manual_seed(0)
+    mask = torch.zeros(5, 7, dtype=torch.bool)
+    for shape, density in [((5, 7), 0.5), ((5, 7), 0.5), ((5, 7), 0.0), ((7, 5), 1.0), ((2, 2), 0.5)]:
+        if mask.shape == shape:
+            mask.data.copy_(torch.rand(shape, generator=generator) < density)
+        else:
+            mask = torch.rand(shape, generator=generator) < density
+        for _ in range(2):
+            assert torch.equal(places.of(mask), mask.flatten().nonzero().squeeze(1))
+    assert copy.deepcopy(places)._places is None

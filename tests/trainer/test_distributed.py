@@ -124,7 +124,7 @@ def test_only_the_first_process_logs_and_prints(tmp_path: Path) -> None:
 
 def test_one_process_needs_no_group() -> None:
     model = torch.nn.Linear(1, 1)
-    assert distributed.wrapped(model) is model
+    assert distributed.Parallel(distributed.ParallelConfig()).wrapped(model) is model
     assert distributed.join_processes(torch.device("cpu")) == torch.device("cpu")
     assert distributed.is_first() and distributed.highest_of_all(7) == 7
     distributed.wait_for_all()

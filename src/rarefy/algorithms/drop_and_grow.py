@@ -10,6 +10,7 @@ from torch import Tensor
 from rarefy.algorithms.dynamic import DynamicSparsityAlgorithm
 from rarefy.algorithms.options import FractionSchedule, Sparsity, parse_fraction
 from rarefy.algorithms.view import WeightView, also_by_parts, is_replaced
+from rarefy.distributed import ranks
 from rarefy.errors import RarefyError
 from rarefy.masks import grow_highest, kept_count
 from rarefy.patterns.structures import FREE
@@ -99,7 +100,8 @@ class DropAndGrow(DynamicSparsityAlgorithm):
         schedules = (self.sparsity, self.drop_fraction)
         # A function may give another value when it is asked again.
         is_known = self.autoupdate and not any(isinstance(schedule, FromFunction) for schedule in schedules)
-        if self.accumulates or not is_known or not self._ranks_one_by_one:
+        # The mean over processes may rank an entry first that none of them ranks high.
+        if ranks() > 1 or self.accumulates or not is_known or not self._ranks_one_by_one:
             return None
         return GrowthRequest(self.gradient_score, self._most_grown)
 

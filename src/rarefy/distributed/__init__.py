@@ -1,6 +1,7 @@
 """Training in several processes; without a process group nothing is exchanged."""
 
-from rarefy.distributed.agreement import agreed_seed, differing, highest_of_all, mean_over_ranks
+from rarefy.distributed.agreement import agreed_seed, differing, highest_of_all, mean_over_ranks, of_first
+from rarefy.distributed.means import Traffic, means_over_ranks
 from rarefy.distributed.membership import is_first, join_processes, place, ranks, wait_for_all
 from rarefy.distributed.parallel import Parallel, ParallelConfig
 from rarefy.distributed.shards import (
@@ -19,6 +20,7 @@ __all__ = [
     "Cut",
     "Parallel",
     "ParallelConfig",
+    "Traffic",
     "agreed_seed",
     "cut_by",
     "differing",
@@ -28,6 +30,8 @@ __all__ = [
     "join_processes",
     "local_part",
     "mean_over_ranks",
+    "means_over_ranks",
+    "of_first",
     "outside_of_fully_shard",
     "place",
     "ranks",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -41,6 +42,24 @@ def agreed_seed(seed: int) -> int:
     return box[0]
 
 
+def of_first(numbers: Sequence[int], device: torch.device) -> list[int]:
+    """The numbers that the first process brings; all bring as many.
+
+    Args:
+        numbers: whole numbers below 2^63.
+        device: one that the process group can send from.
+
+    Example:
+        >>> of_first([3, 1], torch.device("cpu"))
+        [3, 1]
+    """
+    if ranks() == 1 or not numbers:
+        return list(numbers)
+    box = torch.tensor(numbers, device=device)
+    dist.broadcast(box, 0)
+    return box.tolist()
+
+
 def highest_of_all(number: int) -> int:
     """The highest of the numbers that all processes bring.
 
@@ -55,12 +74,13 @@ def highest_of_all(number: int) -> int:
     return max(box)
 
 
-def differing(numbers: Mapping[str, int], device: torch.device) -> list[str]:
+def differing(numbers: Mapping[str, int], device: torch.device, group: Any = None) -> list[str]:
     """The names whose number is not the same in all processes; each brings the same names.
 
     Args:
         numbers: whole numbers below 2^63 by name.
         device: one that the process group can send from.
+        group: of processes; None for all.
 
     Example:
         >>> differing({"fc.weight": 3}, torch.device("cpu"))
@@ -71,6 +91,6 @@ def differing(numbers: Mapping[str, int], device: torch.device) -> list[str]:
     own = torch.tensor(list(numbers.values()), device=device)
     # One exchange for both bounds: the highest of −x is minus the lowest of x.
     bounds = torch.stack([own, -own])
-    dist.all_reduce(bounds, dist.ReduceOp.MAX)
+    dist.all_reduce(bounds, dist.ReduceOp.MAX, group=group)
     differs = bounds[0] != -bounds[1]
     return [name for name, found in zip(numbers, differs.tolist(), strict=True) if found]

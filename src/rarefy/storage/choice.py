@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from rarefy.cost import pays_off
-from rarefy.distributed import is_cut, ranks
+from rarefy.distributed import is_cut, of_first
 from rarefy.errors import ConfigError
 from rarefy.filters import Candidate, Place
 from rarefy.kernels import instruction_set
@@ -18,6 +18,7 @@ from rarefy.nn import SparseLinear, is_conv1d
 from rarefy.storage.optimizer_traits import is_element_wise, trained_parameters
 from rarefy.storage.parameter import Kind, SparseParameter
 
+_KINDS: tuple[Kind, ...] = ("masked", "compact")
 # Of a modest batch; after the first step the number is known, and `auto` decides again.
 ASSUMED_TOKENS = 512
 
@@ -44,9 +45,7 @@ def obstacle(places: Sequence[Place]) -> str:
     if not (type(module) is nn.Linear or isinstance(module, SparseLinear) or is_conv1d(module)):
         return f"its module is a {type(module).__name__}, not an nn.Linear itself"
     device = next(module.parameters(recurse=False)).device
-    if device.type != "cpu":
-        return f"it is on {device}"
-    return "several processes train it" if ranks() > 1 else ""
+    return "" if device.type == "cpu" else f"it is on {device}"
 
 
 def check_compact(candidate: Candidate) -> None:
@@ -56,7 +55,7 @@ def check_compact(candidate: Candidate) -> None:
         candidate: the weight.
 
     Raises:
-        ConfigError: the weight is not that of a plain linear layer on the CPU, or several processes train.
+        ConfigError: the weight is not that of a plain linear layer on the CPU.
     """
     found = obstacle(candidate.places)
     if found:
@@ -70,7 +69,7 @@ def wanted_storage(parameter: SparseParameter, compute: str, optimizers: Sequenc
     """The storage that the option asks for.
 
     `auto` is compact where the cost rule expects a gain of 3% or more: float32 weights of plain linear layers on the
-    CPU of a single process, trained by an element-wise optimizer. Before the first step 512 tokens are assumed.
+    CPU, trained by an element-wise optimizer. Before the first step 512 tokens are assumed.
 
     Args:
         parameter: the weight, with its present mask.
@@ -100,9 +99,17 @@ def wanted_storage(parameter: SparseParameter, compute: str, optimizers: Sequenc
 def choose_storage(
     parameters: Mapping[str, SparseParameter], compute: str, optimizers: Sequence[Optimizer]
 ) -> None:
-    """Gives every weight the storage that the option asks for at its present sparsity."""
-    for parameter in parameters.values():
-        parameter.become(wanted_storage(parameter, compute, optimizers), optimizers)
+    """Gives every weight the storage that the option asks for at its present sparsity.
+
+    What `auto` chooses depends on the machine and on the batch: of several processes the first one says it for all.
+    """
+    kinds: list[Kind] = [wanted_storage(parameter, compute, optimizers) for parameter in parameters.values()]
+    if compute == "auto" and parameters:
+        device = next(iter(parameters.values())).weight.device
+        places = of_first([_KINDS.index(kind) for kind in kinds], device)
+        kinds = [_KINDS[place] for place in places]
+    for parameter, kind in zip(parameters.values(), kinds, strict=True):
+        parameter.become(kind, optimizers)
 
 
 def storage_state(parameters: Mapping[str, SparseParameter]) -> dict[str, Any]:

@@ -168,6 +168,21 @@ class CompactStorage:
             dense.pair()
             dense.seal(grad)
 
+    def gradient_entries(self) -> Tensor:
+        """Those of the gradient themselves."""
+        self.select_gradient(None)
+        grad = self.weight.grad
+        return torch.zeros_like(self.entries) if grad is None else grad.entries
+
+    def set_gradient_entries(self, entries: Tensor) -> None:
+        """Written, or made the gradient."""
+        weight = self.weight
+        if weight.grad is None:
+            weight.grad = weight.companion(entries)
+        elif entries is not weight.grad.entries:
+            weight.grad.entries.copy_(entries)
+        weight.grad._cell.written()
+
     def want_dense_gradient(self, dense: DenseGradient | None) -> None:
         """Has backward passes compute the dense gradient, and give it to `dense`; None to stop."""
         self.weight._cell.collect = None if dense is None else dense.arrive

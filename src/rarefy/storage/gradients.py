@@ -241,3 +241,39 @@ class LastSelected:
     def is_intact(self, grad: Tensor) -> bool:
         """Whether `grad` was selected and no one (clipping, noise, an assignment) wrote to it since."""
         return self._grad is not None and self._grad() is grad and self._version == times_written(grad)
+
+
+class ActivePlaces:
+    """The flat positions of a mask's active connections, found once a topology.
+
+    Finding them takes ten times longer than reading a gradient there.
+
+    Example:
+        >>> places = ActivePlaces()
+        >>> places.of(torch.tensor([[True, False], [True, True]]))
+        tensor([0, 2, 3])
+    """
+
+    def __init__(self) -> None:
+        self._places: Tensor | None = None
+
+    def __reduce__(self) -> tuple[type[ActivePlaces], tuple[()]]:
+        return ActivePlaces, ()
+
+    def of(self, mask: Tensor) -> Tensor:
+        """Int64, rising, in row-major order of the mask, whichever way that lies in memory."""
+        flat = mask.flatten()
+        places = self._places
+        # Whoever wrote to the mask: as many active ones, and all of these are active.
+        if places is None or places.device != mask.device or not _are_places_of(places, flat):
+            places = flat.nonzero().squeeze(1)
+            # Half the memory, which stays; what is made of it goes.
+            self._places = places.int() if flat.numel() <= 2**31 else places
+            return places
+        return places.long()
+
+
+def _are_places_of(places: Tensor, flat: Tensor) -> bool:
+    if places.numel() != int(flat.count_nonzero()):
+        return False
+    return not places.numel() or (int(places[-1]) < flat.numel() and bool(flat[places].all()))

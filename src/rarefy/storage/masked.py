@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from rarefy import kernels, masks
 from rarefy.distributed import WHOLE_WEIGHTS, cut_by
 from rarefy.errors import RarefyError
-from rarefy.storage.gradients import DenseGradient, LastSelected
+from rarefy.storage.gradients import ActivePlaces, DenseGradient, LastSelected
 from rarefy.storage.optimizer_state import begin_state, rest_inactive
 from rarefy.storage.protocol import checksum
 from rarefy.storage.ranking import Score
@@ -33,6 +33,8 @@ class MaskedStorage:
         self.leaf = leaf
         self.mask_leaf = free_mask_leaf(module, leaf)
         self.last_selected = LastSelected()
+        self.places = ActivePlaces()
+        self._read_at: Tensor | None = None
         # A weight in channels_last would have a mask that the kernels cannot read in order.
         mask = torch.ones_like(self.weight, dtype=torch.bool, memory_format=torch.contiguous_format)
         self._write_mask(mask)
@@ -187,6 +189,30 @@ class MaskedStorage:
         self.last_selected.remember(grad)
         if dense is not None:
             dense.seal(grad)
+
+    def gradient_entries(self) -> Tensor:
+        """Gathered, in row-major order."""
+        grad = self.weight.grad
+        if grad is None:
+            return self.weight.new_zeros(self.active)
+        self._read_at = self.places.of(self.mask)
+        return grad.detach().flatten().index_select(0, self._read_at)
+
+    def set_gradient_entries(self, entries: Tensor) -> None:
+        """Scattered; the zeros stay in place."""
+        weight = self.weight
+        if weight.grad is None:
+            weight.grad = torch.zeros_like(weight)
+            self.last_selected.remember(weight.grad)
+        is_intact = self.last_selected.is_intact(weight.grad)
+        places = self._read_at
+        self._read_at = None
+        if places is not None and weight.grad.is_contiguous():
+            weight.grad.view(-1).index_copy_(0, places, entries)
+        else:
+            weight.grad.masked_scatter_(self.mask, entries)
+        if is_intact:
+            self.last_selected.remember(weight.grad)
 
     def want_dense_gradient(self, dense: DenseGradient | None) -> None:
         """Nothing to do: the gradient is dense before its zeros are put in place."""

@@ -368,6 +368,21 @@ class SparseParameter:
         self.active_gradient = None
         return None if entries is None else self.storage.spread(entries.detach())
 
+    def gradient_entries(self) -> Tensor:
+        """The gradient of active connections, one entry each; zeros without a gradient.
+
+        The order depends on the storage, and in compact storage on the kernels in use.
+        """
+        return self.storage.gradient_entries()
+
+    def set_gradient_entries(self, entries: Tensor) -> None:
+        """Makes these the gradient of the active connections, in the order of `gradient_entries`.
+
+        Args:
+            entries: one-dimensional; nobody else needs it.
+        """
+        self.storage.set_gradient_entries(entries)
+
     def want_dense_gradient(self, wanted: bool) -> None:
         """Makes the next backward passes compute the dense gradient, or no longer, where that must be said before."""
         self.storage.want_dense_gradient(self.dense_gradient if wanted else None)

@@ -127,6 +127,14 @@ class Storage(Protocol):
         """Called once a micro-batch was added to `grad`; `dense` collects the dense gradient if that is wanted."""
         ...
 
+    def gradient_entries(self) -> Tensor:
+        """The gradient of active connections; see `SparseParameter.gradient_entries`."""
+        ...
+
+    def set_gradient_entries(self, entries: Tensor) -> None:
+        """The reverse; see `SparseParameter.set_gradient_entries`."""
+        ...
+
     def want_dense_gradient(self, dense: DenseGradient | None) -> None:
         """Has backward passes compute the dense gradient and give it to `dense`, where that must be said before."""
         ...

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from rarefy.algorithms.attachment.averaging import Averaging
 from rarefy.algorithms.attachment.copies import Copies, follow_topology, own_mask, place_of
 from rarefy.algorithms.attachment.following import Following
 from rarefy.algorithms.attachment.keeper import Keeper, reclaim
 from rarefy.algorithms.attachment.saving import keep_masks_out, load_weights_state, weights_state
 from rarefy.algorithms.view import Needs, StepView
-from rarefy.distributed import reshard
+from rarefy.distributed import ranks, reshard
 from rarefy.errors import RarefyError
 from rarefy.filters import Candidate
 from rarefy.patterns import Pattern
@@ -84,6 +85,7 @@ class Attachment:
         self._models: list[weakref.ref[nn.Module]] = []
         self._following = Following(self.parameters, self._before_step, self._step_is_over)
         self._copies = Copies()
+        self._averaging = Averaging(self.parameters, self.set_mask)
         self._gradient_handles: dict[str, tuple[nn.Parameter, list[RemovableHandle]]] = {}
 
     @property
@@ -150,6 +152,7 @@ class Attachment:
             on_load=partial(self._after_load, parameter),
             on_release=partial(self._release, parameter),
         )
+        self._averaging.watch(keeper, parameter)
         if self._policy.restricts_forward:
             keeper.true_weight = parameter.saved_weight
         keeper.register(dict.fromkeys(place.module for place in candidate.places))
@@ -169,6 +172,7 @@ class Attachment:
         reshard(model)
         # Weakly: an algorithm that somebody keeps must not keep the model in memory.
         self._models.append(weakref.ref(model))
+        self._averaging.leave_out(model)
 
     def models(self) -> list[nn.Module]:
         """Those that weights were taken from and that still live; weights that they have lost are forgotten."""
@@ -227,13 +231,21 @@ class Attachment:
         """Whether a weight cannot learn, and keeps its topology therefore."""
         return self._following.is_frozen(parameter)
 
-    def choose_storage(self) -> None:
-        """Gives parameters the storage that `compute` asks for at their present sparsity."""
-        choose_storage(self.parameters, self._policy.compute, self._following.optimizers)
+    def choose_storage(self, *, in_step: bool = False) -> None:
+        """Gives parameters the storage that `compute` asks for at their present sparsity.
+
+        Several processes agree on what `auto` chooses, in a step, when all of them are here.
+        """
+        if ranks() == 1 or self._policy.compute != "auto":
+            choose_storage(self.parameters, self._policy.compute, self._following.optimizers)
+        elif in_step:
+            averaged = {name: one for name, one in self.parameters.items() if self._averaging.covers(one)}
+            choose_storage(averaged, "auto", self._following.optimizers)
         self.prepare()
 
     def _release(self, parameter: SparseParameter) -> None:
         """Forgets a parameter of a model that is finalized; its optimizers may go on with the dense weight."""
+        self._averaging.release(parameter)
         parameter.become("masked", self._following.optimizers)
         if parameter.is_in_place:
             parameter.storage.restore_zeros(self._following.optimizers)
@@ -309,6 +321,7 @@ class Attachment:
         parameter.after_accumulation(grad, self._collects_dense_grad())
         if self._policy.autoupdate:
             self._following.saw_gradient(parameter, grad, version)
+        self._averaging.saw_gradient(parameter)
 
     def _shorten(self, parameter: SparseParameter, grad: Tensor) -> Tensor | Shortlist:
         """What has to be held of a dense gradient that arrived in whole."""
@@ -347,7 +360,7 @@ class Attachment:
             parameter.has_learned = False
         # From the first step it is known how many tokens each layer sees.
         if is_update or self.step == 1:
-            self.choose_storage()
+            self.choose_storage(in_step=True)
         self.prepare()
 
     # ---- state ----
@@ -361,7 +374,11 @@ class Attachment:
         self.step = state["step"]
         # First: what follows is held as the storage holds the weight.
         if self._policy.compute == "auto":
-            restore_storage(self.parameters, state, self._following.optimizers)
+            # A wrapper that averages gradients of dense size could not go on with compact storage.
+            may = {
+                name: p for name, p in self.parameters.items() if ranks() == 1 or self._averaging.covers(p)
+            }
+            restore_storage(may, state, self._following.optimizers)
         self.prepare()
         for parameter in self.parameters.values():
             parameter.steps = self.step

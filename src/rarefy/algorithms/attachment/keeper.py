@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rarefy.algorithms.attachment.left_out import take_back
 from rarefy.algorithms.attachment.saving import forget_masks
 from rarefy.errors import RarefyError, join_path
 from rarefy.filters import Candidate
@@ -16,6 +17,7 @@ from rarefy.nn import CopiedMask, make_dense
 from rarefy.nn.inference_only import marks
 from rarefy.tensors import SparseWeight
 from rarefy.torch_private import buffers_of, forward_pre_hooks, remove_hooks
+from rarefy.torch_private.ddp import outside_of_graphs
 
 SCRIPTED = "__prepare_scriptable__"
 """Where `torch.jit.script` looks for what a module wants to be compiled as."""
@@ -40,6 +42,8 @@ class Keeper:
         before_load: called with the mask of a state dict that is about to be loaded into the trained model.
 
     Attributes:
+        on_forward: called before the trained model uses the weight, whatever for.
+        is_awaited: whether a compiled forward pass has to call it too.
         true_weight: the dense weight for state dicts, where forward passes use only a part of it; else None.
     """
 
@@ -58,11 +62,13 @@ class Keeper:
         self.module = module
         self.leaf = leaf
         self.mask_leaf = mask_leaf
+        self.on_forward: Callable[[], None] | None = None
         self.observe = observe
         self.prune = prune
         self.on_load: Callable[[], None] | None = on_load
         self.on_release: Callable[[], None] | None = on_release
         self.on_mask: Callable[[Tensor], None] | None = before_load
+        self.is_awaited = False
         self.true_weight: Callable[[], Tensor] | None = None
 
     @property
@@ -72,8 +78,8 @@ class Keeper:
 
     def __getstate__(self) -> dict[str, Any]:
         own = {"module": self.module, "leaf": self.leaf, "mask_leaf": self.mask_leaf}
-        nobody = ("observe", "prune", "on_load", "on_release", "on_mask", "true_weight")
-        return {**own, **dict.fromkeys(nobody), "buffers": buffers_of(self.module)}
+        nobody = ("on_forward", "observe", "prune", "on_load", "on_release", "on_mask", "true_weight")
+        return {**own, **dict.fromkeys(nobody), "is_awaited": False, "buffers": buffers_of(self.module)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # The copied module is not complete yet, but its buffers are.
@@ -99,10 +105,23 @@ class Keeper:
     ) -> None:
         """Forward pre-hook, called with keyword arguments too, but by tools that move hooks to another module."""
         # Counting tokens is no part of what is to be compiled.
-        if not self.is_copy and module.training and not torch.compiler.is_compiling():
+        if self.on_forward is None:
+            return
+        if torch.compiler.is_compiling():
+            if self.is_awaited:
+                self.outside_of_graphs()
+            return
+        self.on_forward()
+        if module.training:
             x = next(iter(inputs or keywords.values()), None)
             if isinstance(x, Tensor):
                 self.observe(x)
+
+    @outside_of_graphs
+    def outside_of_graphs(self) -> None:
+        """`on_forward`, called between two compiled graphs."""
+        if self.on_forward is not None:
+            self.on_forward()
 
     def before_state_dict(self, *_: Any) -> None:
         """State-dict pre-hook: files of a trained model have zeros where its masks have them."""
@@ -229,4 +248,5 @@ def finalize(model: nn.Module) -> nn.Module:
         ]:
             make_dense(module, leaf, f"{leaf}_mask")
     forget_masks(model, masks)
+    take_back(model)
     return model

@@ -1,0 +1,70 @@
+"""The private names of torch that training in several processes needs; see `torch_private`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+LEFT_OUT = "_ddp_params_and_buffers_to_ignore"
+"""The attribute of a module by which `DistributedDataParallel` learns, while it is built, which names to leave alone.
+
+Without it a sparse weight is exchanged like a dense one, and one in compact storage cannot be trained there.
+"""
+
+
+def ddp_in_forward() -> DistributedDataParallel | None:
+    """Whose forward pass is going on; None outside of one.
+
+    Without the name nobody would know in which of several wrappers a weight is used; weights that are left out would
+    not be averaged, which is noticed in the first backward pass, and refused.
+
+    Example:
+        >>> ddp_in_forward() is None
+        True
+    """
+    return getattr(DistributedDataParallel, "_active_ddp_module", None)
+
+
+def tolerates_uneven_inputs(ddp: DistributedDataParallel) -> bool:
+    """Whether `ddp.join()` is in force, in which processes without data answer what the wrapper asks, and nothing else.
+
+    Without the name the others would wait for those processes in vain.
+    """
+    config: Any = getattr(ddp, "_join_config", None)
+    return bool(getattr(config, "enable", False))
+
+
+def backward_number() -> int:
+    """The number of the backward pass that is going on, −1 outside of one; a checkpoint's has one of its own.
+
+    Without the name nobody could tell whether something was asked for in this backward pass or in one that failed.
+
+    Example:
+        >>> backward_number()
+        -1
+    """
+    return torch._C._current_graph_task_id()
+
+
+def when_backward_ends(callback: Callable[[], None]) -> None:
+    """Calls a function at the end of the backward pass that is going on, before `backward()` returns.
+
+    Without the name gradients would have to be averaged before the optimizer's step, when they may be clipped already.
+
+    Example:
+        >>> x = torch.ones(1, requires_grad=True)
+        >>> handle = x.register_hook(lambda grad: when_backward_ends(lambda: print("over")))
+        >>> x.sum().backward()
+        over
+    """
+    torch.autograd.Variable._execution_engine.queue_callback(callback)  # pyright: ignore
+
+
+outside_of_graphs: Any = torch._disable_dynamo
+"""Has a compiler call a function between two graphs; unlike `torch.compiler.disable` it loads the compiler only then.
+
+Without the name compiled models would not see who wraps them, which their first backward pass refuses.
+"""
