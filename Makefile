@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 # What an editable install has to be told of: new packages, and the compiled kernels.
 SOURCES := $(shell find src csrc -name __init__.py -o -name '*.cpp' -o -name '*.h')
 
-.PHONY: demo test lint bench slow sanitize docs clean
+.PHONY: demo test lint bench results results-quick slow sanitize docs clean
 
 demo: $(BASE)
 	$(BIN)/rarefy run examples/gpt_stdlib_rigl.yaml --compare_dense 20
@@ -30,6 +30,18 @@ lint: $(READY)
 
 bench: $(READY)
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+
+# Every table; each goes on where it was cut short. QUALITY="methods --task mnist1d_mlp" does one table, or one task of it.
+results: $(VENV)/.results
+	PYTHONPATH=benchmarks OMP_NUM_THREADS=1 $(BIN)/python -m quality $(QUALITY)
+	$(BIN)/python docs/scripts/results_page.py
+
+results-quick: $(VENV)/.results
+	PYTHONPATH=benchmarks OMP_NUM_THREADS=1 $(BIN)/python -m quality --quick $(QUALITY)
+
+$(VENV)/.results: $(READY)
+	$(BIN)/pip install -q -c $(CONSTRAINTS) -e '.[results]'
+	touch $@
 
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

@@ -1,0 +1,29 @@
+"""Rebuilds tables of the results: `python -m quality [--quick] [--task TASK]... TABLE...`."""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+
+from . import equal_time, fine_tuning, methods, structure, transfer, updates
+from .table import Scale, Table, write
+
+_MODULES = (methods, structure, equal_time, fine_tuning, transfer, updates)
+TABLES: dict[str, Table] = {module.TABLE.name: module.TABLE for module in _MODULES}
+
+
+def main() -> None:
+    """Runs the tables that are named, or all of them."""
+    parser = argparse.ArgumentParser(prog="python -m quality", description=__doc__)
+    parser.add_argument("tables", nargs="*", metavar="TABLE", help="all by default")
+    parser.add_argument("--quick", action="store_true", help="a few minutes; written to build/quality")
+    parser.add_argument("--task", action="append", default=[], help="only this task of the tables")
+    options = parser.parse_args()
+    scale = Scale(options.quick, tuple(options.task))
+    warnings.filterwarnings("ignore", message="fewer than 4 connections")
+    for name in options.tables or TABLES:
+        print(write(TABLES[name], scale))
+
+
+if __name__ == "__main__":
+    main()

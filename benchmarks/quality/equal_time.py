@@ -1,0 +1,153 @@
+"""Table 3: models of one task that train for the same time: wide and sparse against narrow and dense."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from interleave import medians
+
+from .records import Row, complete, read, summarised
+from .table import Scale, Table
+from .tasks import Task
+from .training import adamw, sparsify, train
+from .variants import Block, moving
+
+GRID = (1e-3, 3e-3, 1e-2)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A width with a sparsity; compact storage skips the zeros."""
+
+    width: int
+    sparsity: float = 0.0
+    pattern: Any = "unstructured"
+
+    @property
+    def label(self) -> str:
+        """As it stands in files and tables."""
+        if not self.sparsity:
+            return f"{self.width} wide, dense"
+        blocks = "" if self.pattern == "unstructured" else f", blocks of {self.pattern['block'][0]}"
+        return f"{self.width} wide, {100 * self.sparsity:g}% sparse{blocks}"
+
+    def block(self, steps: int) -> Block | None:
+        """RigL, or nothing."""
+        return moving("rigl", pattern=self.pattern)(self.sparsity, steps) if self.sparsity else None
+
+
+BLOCKS_OF_16 = {"block": [16, 16]}
+MODELS = {
+    "stdlib_gpt": (
+        Model(128),
+        Model(256),
+        Model(256, 0.9),
+        Model(256, 0.9, BLOCKS_OF_16),
+        Model(384, 0.95, BLOCKS_OF_16),
+    ),
+    "mnist1d_mlp": (Model(256), Model(512), Model(1024), Model(1024, 0.9), Model(2048, 0.95)),
+}
+# Seconds of training on one thread, as if nothing else ran.
+BUDGETS = {"stdlib_gpt": (3.0, 6.0, 12.0), "mnist1d_mlp": (1.0, 2.0, 4.0)}
+TUNED_AT = {"stdlib_gpt": 6.0, "mnist1d_mlp": 2.0}
+
+
+def step_of(task: Task, model: Model) -> Callable[[], object]:
+    """Steps of a fresh model, topology updates included, on batches as in training."""
+    torch.manual_seed(0)
+    network = task.model(model.width)
+    block = model.block(1000)
+    sparsity = None if block is None else sparsify(network, block, 0, "auto")
+    optimizer = adamw(network, 1e-3, sparsity)
+    batches = task.batches(0, False)
+
+    def steps() -> None:
+        # As many as lie between two topology updates.
+        for _ in range(25):
+            optimizer.zero_grad()
+            task.loss(network, next(batches)).backward()
+            optimizer.step()
+
+    return steps
+
+
+def step_times(task: Task, scale: Scale) -> dict[str, float]:
+    """Seconds of a step of each model: interleaved medians of CPU time, measured once and written down."""
+    path = scale.folder / "step_times.csv"
+    names = [model.label for model in MODELS[task.name]]
+    known = {row["model"]: row["seconds"] for row in read(path) if row["task"] == task.name}
+    if set(known) >= set(names):
+        return known
+    candidates = {model.label: step_of(task, model) for model in MODELS[task.name]}
+    measured = medians(candidates, 2 if scale.quick else 9, warmup=1, clock=time.process_time)
+    cells = [{"task": task.name, "model": name} for name in names]
+    rows = complete(path, cells, lambda cell: {"seconds": measured[cell["model"]] / 25})
+    return {row["model"]: row["seconds"] for row in rows}
+
+
+def measure(task: Task, cell: Row, tuning: bool = False) -> Row:
+    model = next(one for one in MODELS[task.name] if one.label == cell["model"])
+    outcome = train(
+        task,
+        model.block(cell["steps"]),
+        lr=cell["lr"],
+        seed=cell["seed"],
+        steps=cell["steps"],
+        width=model.width,
+        tuning=tuning,
+        compute="auto",
+    )
+    return {"score": outcome.score, "weights": outcome.weights, "seconds": outcome.seconds}
+
+
+def tuned_rates(task: Task, steps: dict[str, int], scale: Scale) -> dict[str, float]:
+    """The learning rate of each model, as in `learning_rates`, at the middle budget."""
+    cells = [
+        {"task": task.name, "model": name, "steps": count, "lr": rate, "seed": seed}
+        for name, count in steps.items()
+        for rate in (GRID[1:2] if scale.quick else GRID)
+        for seed in scale.tuning_seeds
+    ]
+    path = scale.folder / "equal_time_rates.csv"
+    rows = summarised(
+        complete(path, cells, lambda cell: {"score": measure(task, cell, tuning=True)["score"]}), ["score"]
+    )
+    sign = 1 if task.metric == "accuracy" else -1
+    return {
+        name: max((row for row in rows if row["model"] == name), key=lambda row: sign * row["score"])["lr"]
+        for name in steps
+    }
+
+
+def run(scale: Scale) -> None:
+    """Measures what is missing."""
+    for task in scale.tasks(list(MODELS)):
+        times = step_times(task, scale)
+        share = 0.1 if scale.quick else 1.0
+
+        def count(name: str, budget: float, times: dict[str, float] = times, share: float = share) -> int:
+            return max(round(share * budget / times[name]), 20)
+
+        labels = [model.label for model in MODELS[task.name]]
+        rates = tuned_rates(task, {name: count(name, TUNED_AT[task.name]) for name in labels}, scale)
+        cells = [
+            {
+                "task": task.name,
+                "model": name,
+                "budget": budget,
+                "steps": count(name, budget),
+                "lr": rates[name],
+                "seed": seed,
+            }
+            for seed in scale.seeds
+            for budget in (BUDGETS[task.name][:1] if scale.quick else BUDGETS[task.name])
+            for name in labels
+        ]
+        complete(scale.folder / "equal_time.csv", cells, lambda cell, task=task: measure(task, cell))
+
+
+TABLE = Table("equal_time", run, ("score", "weights", "seconds"))

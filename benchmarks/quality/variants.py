@@ -1,0 +1,85 @@
+"""What is compared: dense models and every algorithm of the library, each as a `sparsity:` block."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from rarefy.algorithms.dynamic import DynamicSparsityAlgorithm
+from rarefy.algorithms.registry import ALGORITHMS
+from rarefy.config import accepted_options
+
+Block = dict[str, Any]
+Variant = Callable[[float, int], Block | None]
+
+# One topology update in this many parts of a run, the last of them at three quarters.
+UPDATES = 40
+STOP = 0.75
+DROP = 0.3
+
+
+def update_block(steps: int, start: int = 0) -> Block:
+    return {"freq": max(steps // UPDATES, 1), "start": start, "stop": int(STOP * steps)}
+
+
+def moving(algorithm: str, **options: Any) -> Variant:
+    """Drops and grows, with a drop fraction that falls along a cosine."""
+
+    def block(sparsity: float, steps: int) -> Block:
+        drop = {"type": "cosine", "init": DROP, "half_period": int(STOP * steps)}
+        update = update_block(steps)
+        return {
+            "algorithm": algorithm,
+            "sparsity": sparsity,
+            "update": update,
+            "drop_fraction": drop,
+            **options,
+        }
+
+    return block
+
+
+def gradual(algorithm: str, **options: Any) -> Variant:
+    """Sparsity rises by Zhu and Gupta's cubic, from a tenth to three quarters of the run."""
+
+    def block(sparsity: float, steps: int) -> Block:
+        first, last = steps // 10, int(STOP * steps)
+        rise = {"type": "polynomial", "init": 0.0, "final": sparsity, "start": first, "stop": last}
+        every = max(steps // UPDATES, 1)
+        # The last update has to come when the schedule has reached its end.
+        marks = sorted({*range(first, last, every), last})
+        return {"algorithm": algorithm, "sparsity": rise, "update": {"steps": marks}, **options}
+
+    return block
+
+
+def fixed(**options: Any) -> Variant:
+    """The mask of the first step, for good."""
+    return lambda sparsity, steps: {"algorithm": "static", "sparsity": sparsity, **options}
+
+
+def any_other(name: str) -> Variant:
+    """An algorithm that this file does not know better: its own defaults, on the common update schedule."""
+    kind = ALGORITHMS[name]
+    if "drop_fraction" in accepted_options(kind):
+        return moving(name)
+
+    def block(sparsity: float, steps: int) -> Block:
+        update = {"update": update_block(steps)} if issubclass(kind, DynamicSparsityAlgorithm) else {}
+        return {"algorithm": name, "sparsity": sparsity, **update}
+
+    return block
+
+
+KNOWN: dict[str, Variant] = {
+    "dense": lambda sparsity, steps: None,
+    "dense, narrow": lambda sparsity, steps: None,
+    "static": fixed(),
+    "static, ERK": fixed(distribution="erk"),
+    "set": moving("set"),
+    "set, ERK": moving("set", distribution="erk"),
+    "rigl": moving("rigl"),
+    "rigl, ERK": moving("rigl", distribution="erk"),
+    "gmp": gradual("gmp"),
+}
+VARIANTS: Mapping[str, Variant] = KNOWN | {name: any_other(name) for name in ALGORITHMS if name not in KNOWN}

@@ -1,0 +1,94 @@
+"""The plots of the results, as SVG files; needs the extra `plot`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from results_page import NAMES, distinct, load, matching
+
+TITLES = {
+    "mnist1d_mlp": "MNIST-1D, MLP",
+    "mnist1d_conv": "MNIST-1D, conv net",
+    "digits_mlp": "digits, MLP",
+    "stdlib_gpt": "standard library, GPT",
+}
+LABELS = {"accuracy": "test accuracy, %", "bits_per_byte": "bits per byte (lower is better)"}
+METRICS = {"stdlib_gpt": "bits_per_byte"}
+# One look a variant in every plot; what is not named is drawn in the order of the colours.
+COLOURS = {
+    "static": "#8c8c8c",
+    "set": "#1f77b4",
+    "rigl": "#d62728",
+    "rigl, ERK": "#ff9896",
+    "gmp": "#2ca02c",
+    "dense, narrow": "#9467bd",
+}
+SHOWN = ("gmp", "set", "rigl", "rigl, ERK", "static", "dense, narrow")
+
+
+def axes_of(ax: Axes, title: str, x: str, y: str) -> None:
+    """The same frame for every plot."""
+    ax.set_title(title, fontsize=10)
+    ax.set_xlabel(x)
+    ax.set_ylabel(y)
+    ax.grid(alpha=0.25)
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+def draw_methods(task: str, ax: Axes) -> None:
+    """Score over sparsity, a line a variant, with standard errors."""
+    rows = matching("methods", task=task)
+    places = sorted(sparsity for sparsity in distinct(rows, "sparsity") if sparsity)
+    for variant in SHOWN:
+        own = sorted((row for row in rows if row["variant"] == variant), key=lambda row: row["sparsity"])
+        x = [places.index(row["sparsity"]) for row in own]
+        y = [row["score"] for row in own]
+        error = [row["score_error"] for row in own]
+        name = NAMES.get(variant, variant)
+        ax.errorbar(
+            x, y, error, label=name, color=COLOURS[variant], marker="o", markersize=3.5, capsize=2, lw=1.4
+        )
+    for row in rows:
+        if row["variant"] == "dense":
+            ax.axhline(row["score"], color="black", lw=1, ls="--", label="dense")
+    ax.set_xticks(range(len(places)), [f"{100 * one:g}%" for one in places])
+    axes_of(ax, TITLES[task], "sparsity", LABELS[METRICS.get(task, "accuracy")])
+
+
+def methods_figure() -> Figure:
+    """A panel for each task."""
+    tasks = distinct(load("methods"), "task")
+    figure, axes = plt.subplots(1, len(tasks), figsize=(3.6 * len(tasks), 3.6), squeeze=False)
+    for task, ax in zip(tasks, axes[0], strict=True):
+        draw_methods(task, ax)
+    axes[0][0].legend(fontsize=7, frameon=False, loc="lower left")
+    return figure
+
+
+FIGURES: dict[str, Callable[[], Figure]] = {"methods": methods_figure}
+
+
+def draw_all(folder: Path) -> None:
+    """Draws the plot of each table that was run."""
+    # Fixed names inside the file, and text as text: the same figures give the same file.
+    matplotlib.rcParams.update({"svg.hashsalt": "rarefy", "svg.fonttype": "none", "font.size": 9})
+    for name, draw in FIGURES.items():
+        if not load(name):
+            continue
+        figure = draw()
+        figure.tight_layout()
+        save(figure, folder / f"results_{name}.svg")
+
+
+def save(figure: Any, path: Path) -> None:
+    """Writes a plot, the same file for the same figures."""
+    figure.savefig(path, metadata={"Date": None})
+    # matplotlib leaves blanks at the ends of lines.
+    path.write_text("\n".join(line.rstrip() for line in path.read_text().splitlines()) + "\n")
+    plt.close(figure)
