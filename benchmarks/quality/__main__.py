@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import warnings
 
-from . import equal_time, fine_tuning, methods, structure, transfer, updates
+from . import equal_time, fine_tuning, methods, rivals, structure, transfer, updates
 from .table import Scale, Table, write
 
-_MODULES = (methods, structure, equal_time, fine_tuning, transfer, updates)
+_MODULES = (methods, structure, equal_time, fine_tuning, transfer, rivals, updates)
 TABLES: dict[str, Table] = {module.TABLE.name: module.TABLE for module in _MODULES}
 
 

@@ -22,6 +22,7 @@ BLOCKS = (4, 8, 16, 32)
 N_OF_M = {0.5: {"n": 2, "m": 4}, 0.875: {"n": 1, "m": 8}}
 PATTERNS: dict[str, Callable[[float], Any]] = {
     "single connections": lambda sparsity: "unstructured",
+    "equal fan-in": lambda sparsity: "fan_in",
     "n of m": lambda sparsity: N_OF_M[sparsity],
     **{f"{side} × {side}": lambda sparsity, side=side: {"block": [side, side]} for side in BLOCKS},
 }

@@ -126,7 +126,7 @@ class ByteText:
 
     name: str = "stdlib_gpt"
     width: int = 128
-    steps: int = 500
+    steps: int = 400
     batch_size: int = 8
     length: int = 64
     layers: int = 2
@@ -237,9 +237,9 @@ def conv_net(width: int) -> nn.Module:
 TASKS: Mapping[str, Task] = {
     task.name: task
     for task in (
-        Classification("mnist1d_mlp", mnist1d, mlp(40), width=256, steps=2000),
-        Classification("mnist1d_conv", mnist1d, conv_net, width=64, steps=1000),
-        Classification("digits_mlp", digits, mlp(64), width=128, steps=600, batch_size=64),
+        Classification("mnist1d_mlp", mnist1d, mlp(40), width=256, steps=1000),
+        Classification("mnist1d_conv", mnist1d, conv_net, width=32, steps=800),
+        Classification("digits_mlp", digits, mlp(64), width=128, steps=400, batch_size=64),
         ByteText(),
     )
 }

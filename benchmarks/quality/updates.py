@@ -12,9 +12,9 @@ from .variants import STOP
 SPARSITY = 0.95
 TASK = "mnist1d_mlp"
 BATCHES = (32, 128, 512)
-INTERVALS = (10, 50, 200, 700)
+INTERVALS = (5, 25, 100, 350)
 DROPS = (0.1, 0.3, 0.5)
-USUAL = {"batch": 128, "interval": 50, "drop": 0.3}
+USUAL = {"batch": 128, "interval": 25, "drop": 0.3}
 
 
 def settings(quick: bool) -> list[Row]:

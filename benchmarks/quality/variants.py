@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from rarefy.algorithms.dynamic import DynamicSparsityAlgorithm
-from rarefy.algorithms.registry import ALGORITHMS
 from rarefy.config import accepted_options
+from rarefy.methods.registry import ALGORITHMS
 
 Block = dict[str, Any]
 Variant = Callable[[float, int], Block | None]

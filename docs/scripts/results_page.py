@@ -8,6 +8,7 @@ python docs/scripts/results_page.py
 from __future__ import annotations
 
 import json
+import math
 import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +19,9 @@ ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "quality" / "results"
 PAGES = (ROOT / "README.md", *(ROOT / "docs" / name for name in ("index.md", "results.md", "choosing.md")))
 MARK = re.compile(r"(<!-- results: (.+?) -->)(.*?)(<!-- / -->)", re.DOTALL)
+# The settings at which `updates` varies the drop fraction.
+USUAL_BATCH = 128
+USUAL_INTERVAL = 25
 NAMES = {
     "set": "SET",
     "set, ERK": "SET, ERK",
@@ -44,7 +48,7 @@ def matching(table: str, **wanted: Any) -> list[Row]:
 def spread(row: Row, key: str = "score", digits: int | None = None) -> str:
     """Mean ± standard error."""
     if digits is None:
-        digits = 1 if row[key] > 20 else 3
+        digits = 1 if row[key] > 10 else 3
     return f"{row[key]:.{digits}f} ± {row[f'{key}_error']:.{digits}f}"
 
 
@@ -83,6 +87,133 @@ def methods(task: str) -> str:
     return table_of(["", "learning rate", *map(percent, sparsities)], lines)
 
 
+def ratio(row: Row, base: Row, key: str) -> str:
+    """A mean over that of another row, with the errors of both."""
+    share = row[key] / base[key]
+    error = share * math.hypot(row[f"{key}_error"] / row[key], base[f"{key}_error"] / base[key])
+    return f"{share:.2f} ± {error:.2f}"
+
+
+def structure() -> str:
+    """Patterns down; score and time over dense for each sparsity."""
+    rows = load("structure")
+    (dense,) = (row for row in rows if row["pattern"] == "dense")
+    sparsities = sorted(sparsity for sparsity in distinct(rows, "sparsity") if sparsity)
+    head = [""]
+    for sparsity in sparsities:
+        head += [f"{percent(sparsity)}: bits per byte", "time"]
+    lines = [["**dense**", spread(dense), "1"] + [""] * (len(head) - 3)]
+    for pattern in distinct(rows, "pattern")[1:]:
+        own = {row["sparsity"]: row for row in rows if row["pattern"] == pattern}
+        cells = [cell for one in sparsities for cell in (spread(own[one]), ratio(own[one], dense, "seconds"))]
+        lines.append([pattern, *cells])
+    return table_of(head, lines)
+
+
+def equal_time(task: str) -> str:
+    """Models down, budgets across."""
+    rows = matching("equal_time", task=task)
+    budgets = distinct(rows, "budget")
+    head = ["", "learning rate", "weights", *(f"{budget:g} s" for budget in budgets)]
+    lines = []
+    for model in distinct(rows, "model"):
+        own = {row["budget"]: row for row in rows if row["model"] == model}
+        cells = [f"{spread(own[one])} ({own[one]['steps']} steps)" for one in budgets]
+        first = own[budgets[0]]
+        lines.append([model, f"{first['lr']:g}", f"{first['weights']:,.0f}", *cells])
+    return table_of(head, lines)
+
+
+def fine_tuning() -> str:
+    """Ways down, sparsities across; before and after."""
+    rows = load("fine_tuning")
+    (dense,) = (row for row in rows if row["way"] == "dense")
+    sparsities = sorted(sparsity for sparsity in distinct(rows, "sparsity") if sparsity)
+    head = ["bits per byte", "", *map(percent, sparsities)]
+    blank = [""] * (len(sparsities) - 1)
+    lines = [["**dense** (0%)", "as trained", spread(dense, "before"), *blank]]
+    lines.append(["", "trained on as long as the others", spread(dense), *blank])
+    for way in distinct(rows, "way")[1:]:
+        own = {row["sparsity"]: row for row in rows if row["way"] == way}
+        lines.append([way, "before fine-tuning", *(spread(own[one], "before") for one in sparsities)])
+        lines.append(["", "after", *(spread(own[one]) for one in sparsities)])
+    return table_of(head, lines)
+
+
+def transfer() -> str:
+    """Learning rates across; what is best in its line is bold."""
+    rows = load("transfer")
+    rates = sorted(distinct(rows, "lr"))
+    lines = []
+    for name in ("standard", "supar"):
+        for sparsity in distinct(rows, "sparsity"):
+            own = {
+                row["lr"]: row
+                for row in rows
+                if (row["parametrization"], row["sparsity"]) == (name, sparsity)
+            }
+            if not own:
+                continue
+            best = min(own, key=lambda rate: own[rate]["score"])
+            cells = [f"**{spread(own[rate])}**" if rate == best else spread(own[rate]) for rate in rates]
+            lines.append([name if sparsity else "dense", percent(sparsity), *cells])
+    return table_of(["", "sparsity", *(f"2^{math.log2(rate):.0f}" for rate in rates)], lines)
+
+
+def rivals() -> str:
+    """Libraries down."""
+    rows = load("rivals")
+    (dense,) = (row for row in rows if row["method"] == "dense")
+    lines = [
+        [
+            row["library"],
+            NAMES.get(row["method"], row["method"]),
+            f"{row['lr']:g}",
+            spread(row),
+            f"{100 * row['zeros']:.1f}%",
+            ratio(row, dense, "seconds"),
+            f"{row['megabytes']:.0f}",
+            str(row["lines"]),
+        ]
+        for row in rows
+    ]
+    return table_of(
+        ["library", "method", "learning rate", "accuracy", "zeros", "time", "MB", "lines"],
+        lines,
+    )
+
+
+def updates() -> str:
+    """Batch sizes and methods down, update intervals across, at the usual drop fraction."""
+    rows = load("updates")
+    moving = [row for row in rows if row["variant"] != "static" and row["drop"] == 0.3]
+    intervals = sorted(distinct(moving, "interval"))
+    lines = []
+    for batch in sorted(distinct(rows, "batch")):
+        (still,) = matching("updates", variant="static", batch=batch)
+        for variant in ("set", "rigl"):
+            own = {
+                row["interval"]: row for row in moving if (row["variant"], row["batch"]) == (variant, batch)
+            }
+            lines.append(
+                [str(batch), NAMES[variant], *(spread(own[one]) for one in intervals), spread(still)]
+            )
+    return table_of(["batch", "", *(f"every {one} steps" for one in intervals), "static"], lines)
+
+
+def drops() -> str:
+    """Drop fractions across, at the usual batch size and interval."""
+    rows = [
+        row for row in load("updates") if (row["batch"], row["interval"]) == (USUAL_BATCH, USUAL_INTERVAL)
+    ]
+    fractions = sorted(distinct(rows, "drop"))
+    lines = []
+    for variant in ("set", "rigl"):
+        own = {row["drop"]: row for row in rows if row["variant"] == variant}
+        lines.append([NAMES[variant], *(spread(own[one]) for one in fractions)])
+    return table_of(["drop fraction", *map(str, fractions)], lines)
+
+
 def value(table: str, key: str, *filters: str) -> str:
     """One figure: `value TABLE COLUMN KEY=VALUE ...`."""
     (row,) = matching(table, **dict(one.split("=", 1) for one in filters))
@@ -95,7 +226,10 @@ def machine(table: str) -> str:
     return f"{facts['processor']}, torch {facts['torch']}, Python {facts['python']}"
 
 
-FIGURES: dict[str, Callable[..., str]] = {"methods": methods, "value": value, "machine": machine}
+FIGURES: dict[str, Callable[..., str]] = {
+    one.__name__: one
+    for one in (methods, structure, equal_time, fine_tuning, transfer, rivals, updates, drops, value, machine)
+}
 
 
 def filled(text: str) -> str:

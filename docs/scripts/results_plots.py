@@ -71,7 +71,73 @@ def methods_figure() -> Figure:
     return figure
 
 
-FIGURES: dict[str, Callable[[], Figure]] = {"methods": methods_figure}
+def structure_figure() -> Figure:
+    """Score over time to train, a point a pattern, a panel a sparsity."""
+    rows = load("structure")
+    (dense,) = (row for row in rows if row["pattern"] == "dense")
+    sparsities = sorted(sparsity for sparsity in distinct(rows, "sparsity") if sparsity)
+    figure, axes = plt.subplots(1, len(sparsities), figsize=(4.6 * len(sparsities), 3.4), squeeze=False)
+    for sparsity, ax in zip(sparsities, axes[0], strict=True):
+        for number, row in enumerate([dense, *(row for row in rows if row["sparsity"] == sparsity)]):
+            x = row["seconds"] / dense["seconds"]
+            colour = "black" if row is dense else f"C{number - 1}"
+            ax.errorbar(
+                x, row["score"], row["score_error"], marker="o", capsize=2, color=colour, label=row["pattern"]
+            )
+        ax.legend(fontsize=7, frameon=False)
+        axes_of(ax, f"GPT, RigL at {100 * sparsity:g}%", "time to train, dense = 1", LABELS["bits_per_byte"])
+    return figure
+
+
+def equal_time_figure() -> Figure:
+    """Score over seconds of training, a line a model, a panel a task."""
+    tasks = distinct(load("equal_time"), "task")
+    figure, axes = plt.subplots(1, len(tasks), figsize=(4.6 * len(tasks), 3.4), squeeze=False)
+    for task, ax in zip(tasks, axes[0], strict=True):
+        rows = matching("equal_time", task=task)
+        for number, model in enumerate(distinct(rows, "model")):
+            own = [row for row in rows if row["model"] == model]
+            x = [row["budget"] for row in own]
+            y = [row["score"] for row in own]
+            error = [row["score_error"] for row in own]
+            style = "--" if "dense" in model else "-"
+            ax.errorbar(
+                x, y, error, label=model, marker="o", markersize=3.5, capsize=2, ls=style, color=f"C{number}"
+            )
+        ax.set_xscale("log", base=2)
+        budgets = distinct(rows, "budget")
+        ax.set_xticks(budgets, [f"{one:g}" for one in budgets])
+        ax.legend(fontsize=7, frameon=False)
+        axes_of(ax, TITLES[task], "seconds of training, one thread", LABELS[METRICS.get(task, "accuracy")])
+    return figure
+
+
+def transfer_figure() -> Figure:
+    """Score over learning rate, a line a sparsity, a panel a parametrization."""
+    rows = load("transfer")
+    figure, axes = plt.subplots(1, 2, figsize=(9.2, 3.4), sharey=True)
+    for name, ax in zip(("standard", "supar"), axes, strict=True):
+        for number, sparsity in enumerate(distinct(rows, "sparsity")):
+            kind = name if sparsity else "standard"
+            own = [row for row in rows if (row["parametrization"], row["sparsity"]) == (kind, sparsity)]
+            x, y = [row["lr"] for row in own], [row["score"] for row in own]
+            error = [row["score_error"] for row in own]
+            label = f"{100 * sparsity:g}% sparse" if sparsity else "dense"
+            ax.errorbar(x, y, error, label=label, marker="o", markersize=3.5, capsize=2, color=f"C{number}")
+            best = min(range(len(y)), key=y.__getitem__)
+            ax.plot(x[best], y[best], marker="o", markersize=9, mfc="none", color=f"C{number}")
+        ax.set_xscale("log", base=2)
+        ax.legend(fontsize=7, frameon=False)
+        axes_of(ax, f"parametrization: {name}", "learning rate", LABELS["bits_per_byte"])
+    return figure
+
+
+FIGURES: dict[str, Callable[[], Figure]] = {
+    "methods": methods_figure,
+    "structure": structure_figure,
+    "equal_time": equal_time_figure,
+    "transfer": transfer_figure,
+}
 
 
 def draw_all(folder: Path) -> None:
