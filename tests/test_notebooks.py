@@ -16,12 +16,14 @@ NOTEBOOKS = sorted((ROOT / "examples" / "notebooks").glob("*.ipynb"))
 
 
 def cells(path: Path, kind: str) -> list[str]:
-    return ["".join(cell["source"]) for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == kind]
+    return [
+        "".join(cell["source"]) for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == kind
+    ]
 
 
 @pytest.fixture(scope="module", params=NOTEBOOKS, ids=lambda path: path.stem)
 def executed(request: pytest.FixtureRequest) -> tuple[Path, dict[str, Any], str]:
-    """A notebook, its names after the last cell, and what it printed; cells for the notebook's own shell are left out."""
+    """A notebook, its names after the last cell, and what it printed; cells for IPython alone are left out."""
     printed = io.StringIO()
     names: dict[str, Any] = {"__name__": "__main__"}
     with contextlib.redirect_stdout(printed):
@@ -56,7 +58,10 @@ def test_it_shows_what_its_words_say(executed: tuple[Path, dict[str, Any], str])
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_the_link_to_colab_is_its_own(path: Path) -> None:
     name = path.relative_to(ROOT).as_posix()
-    assert f"https://colab.research.google.com/github/rarefy/rarefy/blob/main/{name}" in cells(path, "markdown")[0]
+    assert (
+        f"https://colab.research.google.com/github/rarefy/rarefy/blob/main/{name}"
+        in cells(path, "markdown")[0]
+    )
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
