@@ -26,7 +26,7 @@ def model() -> Any:
     return transformers.LlamaForCausalLM(config)
 
 
-def trainer(folder: Path, kind: Any, steps: int) -> Any:
+def trainer(folder: Path, kind: Any, steps: int, sparsity: Any = 0.75, model_init: Any = None) -> Any:
     arguments = transformers.TrainingArguments(
         output_dir=str(folder),
         max_steps=steps,
@@ -39,7 +39,8 @@ def trainer(folder: Path, kind: Any, steps: int) -> Any:
     )
     ids = torch.arange(8)
     data = [{"input_ids": ids, "labels": ids}] * 8
-    return kind(model=model(), args=arguments, train_dataset=data, callbacks=[SparsityCallback(0.75)])
+    own = {"model": model()} if model_init is None else {"model_init": model_init}
+    return kind(**own, args=arguments, train_dataset=data, callbacks=[SparsityCallback(sparsity)])
 
 
 class Renaming(transformers.Trainer):
@@ -60,3 +61,23 @@ def test_it_is_said_in_one_line(tmp_path: Path) -> None:
         trainer(tmp_path, Renaming, 4).train(resume_from_checkpoint=checkpoint)
     assert "\n" not in str(found.value)
     trainer(tmp_path, transformers.Trainer, 3).train(resume_from_checkpoint=checkpoint)
+
+
+RISING = {"type": "linear", "init": 0.0, "slope": 0.25}
+GRADUAL = {"algorithm": "gmp", "sparsity": RISING, "update": {"freq": 1}}
+
+
+class Deaf(transformers.Trainer):
+    """Finds none of the names of a file in its model."""
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        pass
+
+
+@pytest.mark.parametrize("sparsity", [0.75, GRADUAL], ids=["static", "gmp"])
+def test_a_model_of_model_init_too(sparsity: Any, tmp_path: Path) -> None:
+    trainer(tmp_path, transformers.Trainer, 2, sparsity, model).train()
+    checkpoint = str(tmp_path / "checkpoint-2")
+    with pytest.raises(RarefyError, match="loaded 0 of 7 sparse weights"):
+        trainer(tmp_path, Deaf, 4, sparsity, model).train(resume_from_checkpoint=checkpoint)
+    trainer(tmp_path, transformers.Trainer, 3, sparsity, model).train(resume_from_checkpoint=checkpoint)

@@ -87,6 +87,7 @@ class SparsityCallback(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **objects: Any) -> None:
         """Takes back the state of a checkpoint that the Trainer loaded, and follows the optimizer."""
         saved = state.stateful_callbacks.get(STATE_KEY)
+        loaded = None if saved is None else decode_state(saved)
         model = objects["model"]
         if saved is None and state.global_step > 0:
             raise RarefyError(
@@ -94,13 +95,12 @@ class SparsityCallback(TrainerCallback):
                 "a new Trainer, which prunes it by init_method"
             )
         if model is not self._model:
-            self._begin_anew(args, model, is_resumed=saved is not None)
+            self._begin_anew(args, model, loaded)
         elif saved is not None:
             self._check_that_weights_arrived()
         if saved is None and self._untrained:
             self._refuse_other_weights()
         self._untrained = {}
-        loaded = None if saved is None else decode_state(saved)
         self._follow(unwrapped_optimizer(objects["optimizer"]), loaded)
         if loaded is not None:
             self.sparsity.load_state_dict(loaded)
@@ -132,18 +132,28 @@ class SparsityCallback(TrainerCallback):
         self._untrained = self._actual()
         self._taken = carry_masks(model, list(self._untrained))
 
-    def _begin_anew(self, args: Any, model: nn.Module, is_resumed: bool) -> None:
+    def _begin_anew(self, args: Any, model: nn.Module, state: Any) -> None:
         """Makes sparse what `model_init` made; weights that the Trainer loaded already keep their topology."""
         if isinstance(self.config, Sparsifier):
             raise RarefyError(
                 "model_init makes a model per training; give SparsityCallback a dict, not an algorithm"
             )
         # `_begin` is about to prune them by a first mask of its own.
-        loaded = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+        weights = {name: weight.detach().clone() for name, weight in model.named_parameters()}
         self._begin(args, model)
-        if is_resumed:
+        if state is not None:
             # The signs of its zeros bring back the masks.
-            model.load_state_dict(loaded, strict=False)
+            model.load_state_dict(weights, strict=False)
+            self._taken &= self._with_zeros(state)
+            self._check_that_weights_arrived()
+
+    def _with_zeros(self, state: Any) -> set[str]:
+        """The sparse weights that may come from a checkpoint: those that lack zeros never were in one."""
+        actual = self._actual()
+        targets = [one["target_sparsity"] for one in (state if isinstance(state, list) else [state])]
+        if not any(actual.values()) and any(targets):
+            return set()
+        return {name for name, first in self._untrained.items() if actual[name] > 0 or first == 0}
 
     def _follow(self, optimizer: Optimizer, loaded: Any) -> None:
         """Follows an optimizer that the Trainer may have built, and given the state of a checkpoint, just before."""
