@@ -175,6 +175,12 @@ CASES: Mapping[str, Case] = {
     "movement": Case(movement, {"sparsity": written(0.0, 0.9, 80)}, cubic(0.0, 0.9, 80), observe=moved),
     "movement cycling": Case(movement, {"sparsity": CYCLE}, cycle, observe=moved),
     "top_kast": Case(top_kast, {"sparsity": CYCLE, "forward_sparsity": 0.9}, cycle, forward=strongest),
+    # Phases of two steps: compressed, dense, compressed, …
+    "ac_dc": Case(
+        gmp,
+        {"sparsity": 0.8, "update": {"freq": 2, "stop": 101}},
+        lambda step, update: [0.8, 0.0][update % 2],
+    ),
     "mest": Case(
         mest, {"sparsity": CYCLE, "drop_fraction": ANNEALED, "gradient_share": 0.5}, cycle, annealed
     ),

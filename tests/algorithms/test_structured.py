@@ -306,7 +306,7 @@ def test_a_custom_mask_without_the_pattern_is_refused(changes):
 def test_a_distribution_holds_at_every_update(name, distribution):
     model = small_model()
     sparsity, optimizer = prepared(model, block_for(name, {"distribution": distribution}))
-    for step in range(7):
+    for step in range(9):
         train_step(model, optimizer, step)
         assert_obeys(sparsity)
         kept = sum(int(parameter.mask.sum()) for parameter in sparse_parameters(sparsity))

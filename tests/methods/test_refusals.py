@@ -23,6 +23,25 @@ CASES = [
         "sparsity.pattern: {n: 1, m: 2} is not allowed; give an n of at least 2 for top_kast: forward passes use one "
         "of them, candidates are beside it (example: pattern: {n: 2, m: 4})",
     ),
+    (
+        {"algorithm": "ac_dc", "sparsity": 0.5, "update": {"freq": 100}},
+        "sparsity.update: no end of the phases for ac_dc is not allowed; give {freq, start, stop} or {steps: [...]}; "
+        'what follows the last of them stays sparse (example: update: {freq: 500, start: 1000, stop: "75%"})',
+    ),
+    (
+        {"algorithm": "ac_dc", "sparsity": [0.5, 0.6], "update": {"freq": 1, "stop": 9}},
+        "sparsity.sparsity: a schedule is not allowed; give a number in [0, 1) for ac_dc, or algorithm: gmp (example: "
+        "sparsity: 0.9)",
+    ),
+    (
+        {
+            "algorithm": "ac_dc",
+            "sparsity": 0.9,
+            "update": {"freq": 1, "stop": 9},
+            "pattern": {"n": 2, "m": 4},
+        },
+        "sparsity.sparsity: 0.9 is not allowed; give 0.5, which is 1 − n/m for {n: 2, m: 4}",
+    ),
 ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from rarefy.algorithms.base import SparsityAlgorithm
+from rarefy.methods.ac_dc import ACDC
 from rarefy.methods.gmp import GMP
 from rarefy.methods.mest import MEST
 from rarefy.methods.movement import Movement
@@ -21,4 +22,5 @@ ALGORITHMS: Mapping[str, type[SparsityAlgorithm]] = {
     "mest": MEST,
     "movement": Movement,
     "top_kast": TopKAST,
+    "ac_dc": ACDC,
 }
