@@ -40,6 +40,7 @@ ROWS: Mapping[str, Row] = {
     "movement": Row("scheduled"),
     # A list, so that it is no error where a test asks for a higher sparsity.
     "top_kast": Row(options={"forward_sparsity": [0.9]}, refuses=has_one_connection),
+    "granet": Row("scheduled"),
     "ac_dc": Row("constant", {"update": {"freq": 2, "stop": 12}}),
 }
 

@@ -123,6 +123,12 @@ def strongest(weight: Array, mask: Array, look: Look) -> Array:
     return look.among(look.largest(abs(weight), np.flatnonzero(mask).tolist(), round(0.1 * weight.size)))
 
 
+def granet(look: Look) -> Array:
+    pruned = look.largest(abs(look.weight), look.active, look.count)
+    kept = look.largest(abs(look.weight), pruned, len(pruned) - round(look.fraction * len(pruned)))
+    return look.among(kept + grown(look, kept, abs(look.gradient)))
+
+
 @dataclass(frozen=True)
 class Case:
     """A block of options, and the same for the naive version.
@@ -181,6 +187,13 @@ CASES: Mapping[str, Case] = {
         {"sparsity": 0.8, "update": {"freq": 2, "stop": 101}},
         lambda step, update: [0.8, 0.0][update % 2],
     ),
+    "granet": Case(
+        granet,
+        {"sparsity": written(0.5, 0.9, 80), "drop_fraction": ANNEALED},
+        cubic(0.5, 0.9, 80),
+        annealed,
+    ),
+    "granet cycling": Case(granet, {"sparsity": CYCLE, "drop_fraction": ANNEALED}, cycle, annealed),
     "mest": Case(
         mest, {"sparsity": CYCLE, "drop_fraction": ANNEALED, "gradient_share": 0.5}, cycle, annealed
     ),

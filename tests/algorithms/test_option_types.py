@@ -121,7 +121,10 @@ def test_every_option_of_every_algorithm_has_a_type_and_a_description() -> None:
 
 def test_the_schema_says_what_an_option_does() -> None:
     known = sparsity_schema()["anyOf"][1]["properties"]
-    assert known["drop_fraction"]["default"] == 0.3
+    assert known["distribution"]["default"] == "uniform"
+    # Of granet it is another one.
+    assert "default" not in known["drop_fraction"]
+    assert known["drop_fraction"]["description"].startswith("share of the active connections")
     assert known["compute"]["description"].startswith("`auto`, `masked` or")
     assert "auto" in known["compute"]["enum"]
 

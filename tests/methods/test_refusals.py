@@ -42,6 +42,11 @@ CASES = [
         },
         "sparsity.sparsity: 0.9 is not allowed; give 0.5, which is 1 − n/m for {n: 2, m: 4}",
     ),
+    (
+        {"algorithm": "granet", "sparsity": 0.5},
+        "sparsity.sparsity: the constant 0.5 is not allowed; give a schedule for granet, or algorithm: static "
+        "(example: sparsity: {type: polynomial, init: 0, final: 0.9, start: 0, stop: 5000})",
+    ),
 ]
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from rarefy.algorithms.base import SparsityAlgorithm
 from rarefy.methods.ac_dc import ACDC
 from rarefy.methods.gmp import GMP
+from rarefy.methods.granet import GraNet
 from rarefy.methods.mest import MEST
 from rarefy.methods.movement import Movement
 from rarefy.methods.rigl import RigL
@@ -23,4 +24,5 @@ ALGORITHMS: Mapping[str, type[SparsityAlgorithm]] = {
     "movement": Movement,
     "top_kast": TopKAST,
     "ac_dc": ACDC,
+    "granet": GraNet,
 }

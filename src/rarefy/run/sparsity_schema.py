@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 from rarefy.algorithms.options import IMPORT_PATH, OptionField, options_of
@@ -44,13 +45,19 @@ def _entry() -> Json:
 
 def _options() -> Json:
     """The options of all registered algorithms."""
-    known = {name: option for kind in ALGORITHMS.values() for name, option in options_of(kind).items()}
+    known: dict[str, list[OptionField]] = {}
+    for kind in ALGORITHMS.values():
+        for name, option in options_of(kind).items():
+            known.setdefault(name, []).append(option)
     algorithm = {"anyOf": [{"enum": list(ALGORITHMS)}, IMPORT_PATH]}
     return {"algorithm": algorithm, **{name: _described(known[name]) for name in sorted(known)}}
 
 
-def _described(option: OptionField) -> Json:
+def _described(takers: Sequence[OptionField]) -> Json:
+    """One option, in the words of the first algorithm that takes it; its default where all agree on one."""
+    option = takers[0]
     schema: Json = {} if option.type is None else option.type.schema()
     schema = {"description": option.description, **schema}
-    is_shown = option.default is not inspect.Parameter.empty and option.default is not None
+    is_agreed = all(other.default == option.default for other in takers)
+    is_shown = is_agreed and option.default is not inspect.Parameter.empty and option.default is not None
     return {**schema, "default": option.default} if is_shown else schema
