@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rarefy.checkpoint.matching import dense_state, mask_names, match_masks, match_model, without_masks
+from rarefy.checkpoint.matching import dense_state, match_masks, match_model, without_masks
 
 DENSE = {name: torch.arange(1.0, 3.0) for name in ("a.weight", "b.weight")}
 MASK = torch.tensor([True, False])
@@ -43,12 +43,6 @@ def test_masks_on_either_side_are_both_named():
     surplus = "has masks for b.weight, dense in this run"
     assert match_masks(HALF, other).problem() == f"has no mask for a.weight and {surplus}"
     assert match_masks(HALF, SPARSE).problem() == surplus
-
-
-def test_a_mask_belongs_to_a_parameter_of_its_shape():
-    state = {"attention.causal_mask": torch.ones(3), "w": torch.ones(2), "w_mask": torch.ones(3)}
-    assert mask_names(state) == {}
-    assert mask_names(SPARSE) == {"a.weight": "a.weight_mask", "b.weight": "b.weight_mask"}
 
 
 def test_another_model_is_described():
@@ -92,7 +86,6 @@ def test_without_masks_leaves_weights_alone():
 def test_a_mask_beside_a_modules_own_is_found_by_its_other_name():
     own = torch.tensor([False, True])
     state = {**DENSE, "a.weight_mask": own, "a.weight_sparsity_mask": MASK}
-    assert mask_names(state) == {"a.weight": "a.weight_sparsity_mask"}
     assert not match_masks(state, state) and not match_model(state, state)
     dense = dense_state(state, ["a.weight"])
     assert dense["a.weight"].tolist() == [1.0, 0.0] and dense["a.weight_mask"] is own

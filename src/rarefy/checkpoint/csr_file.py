@@ -27,6 +27,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from rarefy.checkpoint.error import CheckpointError, NewerFormatError
+from rarefy.checkpoint.mask_names import free_mask_name
 from rarefy.checkpoint.tensor_file import encode_tensors, read_metadata, read_tensors
 
 FORMAT = "rarefy-csr"
@@ -125,7 +126,8 @@ def load_csr(path: str | Path, *, masks: bool = False) -> dict[str, Tensor]:
 
     Args:
         path: the file.
-        masks: whether the mask of every sparse weight comes with it, as `<name>_mask`.
+        masks: whether the mask of every sparse weight comes with it, as `<name>_mask`, or
+            `<name>_sparsity_mask` where the model has something of that name itself.
 
     Returns:
         Dense tensors in CPU memory, inactive connections exact zeros.
@@ -159,11 +161,12 @@ def _check_version(path: Path, version: int) -> None:
 
 def _decoded(tensors: dict[str, Tensor], layout: Any, masks: bool) -> dict[str, Tensor]:
     state = dict(tensors)
+    names = {*tensors, *layout["tied"]}
     for name, shape in layout["sparse"].items():
         connections = Connections(*(state.pop(f"{name}/{part}") for part in PARTS))
         state[name], mask = connections.weight_and_mask(shape)
         if masks:
-            state[f"{name}_mask"] = mask
+            state[free_mask_name(name, names.__contains__)] = mask
     return state | {name: state[stored] for name, stored in layout["tied"].items()}
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-MASK_SUFFIX = "_mask"
-OTHER_SUFFIX = "_sparsity_mask"
+from rarefy.checkpoint.mask_names import mask_names
+
 SHOWN = 3
 LOOSE_LOADING = "--disable_strict_checkpoint_loading or --load_checkpoint_states model"
 
@@ -73,32 +73,6 @@ class ModelDifference:
         found = {"lacks": self.missing, "has unknown": self.surplus, "has other shapes for": self.reshaped}
         differences = [f"{verb} {first_names(names)}" for verb, names in found.items() if names]
         return f"is of another model: it {' and '.join(differences)}"
-
-
-def mask_names(state: Mapping[str, Tensor]) -> dict[str, str]:
-    """Parameter name → name of its mask, for every sparse parameter of a state dict.
-
-    Args:
-        state: tensors by name; a mask is `<parameter>_mask`, of the parameter's shape, or `<parameter>_sparsity_mask`
-            where the module has something of the first name itself.
-
-    Example:
-        >>> mask_names({"fc.weight": torch.ones(2), "fc.weight_mask": torch.ones(2).bool()})
-        {'fc.weight': 'fc.weight_mask'}
-    """
-    candidates = {name.removesuffix(MASK_SUFFIX): name for name in state if name.endswith(MASK_SUFFIX)}
-    others = {
-        name.removesuffix(OTHER_SUFFIX): name
-        for name in state
-        if name.endswith(OTHER_SUFFIX) and name.removesuffix(OTHER_SUFFIX) in state
-    }
-    candidates |= others
-    # A model's own `attention_mask` is told from a mask of `attention` by its shape.
-    return {
-        parameter: name
-        for parameter, name in candidates.items()
-        if parameter in state and state[parameter].shape == state[name].shape
-    }
 
 
 def match_masks(model_state: Mapping[str, Tensor], checkpoint_state: Mapping[str, Tensor]) -> MaskDifference:

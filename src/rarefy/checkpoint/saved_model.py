@@ -15,7 +15,8 @@ from rarefy.checkpoint.csr_file import is_csr, load_csr
 from rarefy.checkpoint.directory import DIRECTORY_NAME, load
 from rarefy.checkpoint.error import CheckpointError
 from rarefy.checkpoint.foreign import load_foreign
-from rarefy.checkpoint.matching import dense_state, mask_names
+from rarefy.checkpoint.mask_names import mask_names
+from rarefy.checkpoint.matching import dense_state
 from rarefy.checkpoint.tensor_file import read_tensors
 
 HEADER_LENGTH_BYTES = 8

@@ -6,14 +6,14 @@ known as soon as the weights are loaded again, before anything is pruned by an o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from rarefy.checkpoint.matching import MASK_SUFFIX
+from rarefy.checkpoint.mask_names import mask_names
 
 
 def carry_masks(model: nn.Module, names: Sequence[str]) -> set[str]:
@@ -38,28 +38,37 @@ def carry_masks(model: nn.Module, names: Sequence[str]) -> set[str]:
         (<All keys matched successfully>, True, {'weight'})
     """
     taken: set[str] = set()
-    model.register_state_dict_post_hook(partial(_write, tuple(names)))
-    model.register_load_state_dict_pre_hook(partial(_read, tuple(names), taken))
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    of_all = mask_names({**parameters, **_buffers(model)})
+    masks = {name: of_all[name] for name in names}
+    model.register_state_dict_post_hook(partial(_write, masks))
+    model.register_load_state_dict_pre_hook(partial(_read, masks, taken))
     return taken
 
 
-def _write(names: tuple[str, ...], module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+def _buffers(model: nn.Module) -> dict[str, Tensor]:
+    return dict(model.named_buffers(remove_duplicate=False))
+
+
+def _write(masks: Mapping[str, str], module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
     """Leaves variables alone (`keep_vars`), which are for computing and not for saving."""
-    for name in names:
+    for name, mask_name in masks.items():
         weight = state.get(prefix + name)
-        mask = state.get(prefix + name + MASK_SUFFIX)
+        mask = state.get(prefix + mask_name)
         if weight is not None and mask is not None and not weight.requires_grad:
             state[prefix + name] = with_signed_zeros(weight, mask)
 
 
 def _read(
-    names: tuple[str, ...], taken: set[str], module: nn.Module, state: dict[str, Any], prefix: str, *_: Any
+    masks: Mapping[str, str], taken: set[str], module: nn.Module, state: dict[str, Any], prefix: str, *_: Any
 ) -> None:
-    for name in names:
+    own = _buffers(module)
+    for name, mask_name in masks.items():
         weight = state.get(prefix + name)
-        if weight is not None:
+        # A model that was finalized since has no mask to be loaded.
+        if weight is not None and mask_name in own:
             # A state dict with masks of its own means those.
-            state.setdefault(prefix + name + MASK_SUFFIX, active_connections(weight))
+            state.setdefault(prefix + mask_name, active_connections(weight))
             taken.add(name)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rarefy.callbacks.run_record import read_record
 from rarefy.checkpoint.directory import load, newest_valid
-from rarefy.checkpoint.matching import MASK_SUFFIX
+from rarefy.checkpoint.mask_names import mask_names
 from rarefy.errors import RarefyError
 from rarefy.patterns import Pattern
 from rarefy.report.logged_metrics import read_metrics
@@ -147,9 +147,9 @@ def mask_facts(state: Mapping[str, Tensor], sparse: Mapping[str, Mapping[str, An
         >>> next(mask_facts(state, {"w": {"balance": "balance_out_groups", "groups": 2}})).groups
         (0.5, 0.5)
     """
-    for mask_name, mask in state.items():
-        name = mask_name.removesuffix(MASK_SUFFIX)
-        if mask_name.endswith(MASK_SUFFIX) and name in state and mask.dtype is torch.bool:
+    for name, mask_name in mask_names(state).items():
+        mask = state[mask_name]
+        if mask.dtype is torch.bool:
             facts = sparse.get(name, {})
             pattern = Pattern(AXES.get(facts.get("balance", "")), int(facts.get("groups", 1)))
             pieces = pattern.split(mask) if pattern.axis is not None else ()

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from rarefy import kernels, masks
+from rarefy.checkpoint.mask_names import free_mask_name
 from rarefy.distributed import WHOLE_WEIGHTS, cut_by
 from rarefy.errors import RarefyError
 from rarefy.storage.gradients import ActivePlaces, DenseGradient, LastSelected
@@ -287,7 +288,4 @@ def free_mask_leaf(module: nn.Module, leaf: str) -> str:
         >>> free_mask_leaf(layer, "weight"), free_mask_leaf(layer, "bias")
         ('weight_sparsity_mask', 'bias_mask')
     """
-    name = f"{leaf}_mask"
-    while hasattr(module, name):
-        name = name.removesuffix("_mask") + "_sparsity_mask"
-    return name
+    return free_mask_name(leaf, lambda name: hasattr(module, name))

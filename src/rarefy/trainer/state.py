@@ -17,7 +17,8 @@ from rarefy.checkpoint import rng
 from rarefy.checkpoint.directory import CheckpointParts, load
 from rarefy.checkpoint.error import CheckpointError
 from rarefy.checkpoint.foreign import load_foreign
-from rarefy.checkpoint.matching import LOOSE_LOADING, dense_state, mask_names, match_masks, match_model
+from rarefy.checkpoint.mask_names import mask_names
+from rarefy.checkpoint.matching import LOOSE_LOADING, dense_state, match_masks, match_model
 from rarefy.distributed import is_first
 from rarefy.errors import RarefyError
 from rarefy.storage.optimizer_traits import trained_parameters

@@ -199,7 +199,8 @@ class Attachment:
         before = parameter.mask.clone() if self._copies else mask
         parameter.set_mask(mask, self._following.optimizers)
         if self._copies:
-            self._copies.follow(parameter.name, before, mask, parameter.dense_weight())
+            weight = parameter.dense_weight()
+            self._copies.follow(parameter.name, parameter.mask_leaf, before, mask, weight)
 
     def track(self, copy: nn.Module) -> None:
         """Lets a copy of the model follow its topology from now on, and gives it that of now.
@@ -218,10 +219,11 @@ class Attachment:
         prefix = self._copies.add(copy, list(self.parameters))
         for name, parameter in self.parameters.items():
             module, leaf = place_of(copy, prefix + name)
-            old = own_mask(module, leaf)
+            old = own_mask(module, leaf, parameter.mask_leaf)
             follow_topology(
                 module,
                 leaf,
+                parameter.mask_leaf,
                 parameter.mask if old is None else old.clone(),
                 parameter.mask,
                 parameter.true_weight(),

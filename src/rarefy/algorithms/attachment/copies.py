@@ -45,11 +45,12 @@ class Copies:
             _average_only_numbers(copy)
         return prefix
 
-    def follow(self, name: str, old: Tensor, new: Tensor, weight: Tensor) -> None:
+    def follow(self, name: str, mask_leaf: str, old: Tensor, new: Tensor, weight: Tensor) -> None:
         """Gives every copy the new topology of a weight.
 
         Args:
             name: of the weight in the model.
+            mask_leaf: attribute name of its mask.
             old: its mask until now.
             new: its mask from now on.
             weight: its dense weight, which new connections take.
@@ -58,7 +59,7 @@ class Copies:
         for reference, prefix in self._copies:
             copy = reference()
             if copy is not None:
-                follow_topology(*place_of(copy, prefix + name), old, new, weight)
+                follow_topology(*place_of(copy, prefix + name), mask_leaf, old, new, weight)
 
 
 def place_of(model: nn.Module, name: str) -> tuple[nn.Module, str]:
@@ -73,19 +74,22 @@ def place_of(model: nn.Module, name: str) -> tuple[nn.Module, str]:
 
 
 @torch.no_grad()
-def follow_topology(module: nn.Module, leaf: str, old: Tensor, new: Tensor, weight: Tensor) -> None:
+def follow_topology(
+    module: nn.Module, leaf: str, mask_leaf: str, old: Tensor, new: Tensor, weight: Tensor
+) -> None:
     """Makes the weight of a copy obey a new mask: new connections take the values of `weight`, dropped ones go.
 
     Args:
         module: of the copy.
         leaf: attribute name of its weight.
+        mask_leaf: that of its mask, if it has one.
         old: the mask until now.
         new: the mask from now on.
         weight: the dense weight of the model.
 
     Example:
         >>> layer, mask = nn.Linear(2, 1), torch.tensor([[True, False]])
-        >>> follow_topology(layer, "weight", mask, ~mask, torch.tensor([[1.0, 7.0]]))
+        >>> follow_topology(layer, "weight", "weight_mask", mask, ~mask, torch.tensor([[1.0, 7.0]]))
         >>> layer.weight.tolist()
         [[0.0, 7.0]]
     """
@@ -97,30 +101,26 @@ def follow_topology(module: nn.Module, leaf: str, old: Tensor, new: Tensor, weig
     weight = weight.to(own)
     wanted = torch.where(new, torch.where(old, own, weight), 0)
     if is_compact:
-        storage = CompactStorage(module, leaf, f"{leaf}_mask")
+        storage = CompactStorage(module, leaf, mask_leaf)
         storage.set_mask(new, [])
         storage.entries.copy_(storage.collect(wanted))
     else:
         own.copy_(wanted)
-    mask = own_mask(module, leaf)
+    mask = own_mask(module, leaf, mask_leaf)
     if mask is not None:
         mask.copy_(new)
 
 
-def own_mask(module: nn.Module, leaf: str) -> Tensor | None:
+def own_mask(module: nn.Module, leaf: str, mask_leaf: str) -> Tensor | None:
     """The mask beside a weight of a copy; None where there is none.
 
     Example:
-        >>> own_mask(nn.Linear(2, 2), "weight") is None
+        >>> own_mask(nn.Linear(2, 2), "weight", "weight_mask") is None
         True
     """
-    weight = getattr(module, leaf)
-    # Where there is the first, the second is the module's own.
-    for suffix in ("_sparsity_mask", "_mask"):
-        mask = getattr(module, leaf + suffix, None)
-        if isinstance(mask, Tensor) and mask.dtype == torch.bool and mask.shape == weight.shape:
-            return mask
-    return None
+    mask = getattr(module, mask_leaf, None)
+    fits = isinstance(mask, Tensor) and mask.dtype == torch.bool and mask.shape == getattr(module, leaf).shape
+    return mask if fits else None
 
 
 def _prefix(copy: nn.Module, names: Sequence[str]) -> str:
