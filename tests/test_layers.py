@@ -38,6 +38,8 @@ FLOORS = {
     "patterns": 4,
     "cost": 5,
     "initializers": 5,
+    "saliency": 5,
+    "first_masks": 6,
     "storage": 6,
     "algorithms": 7,
     "methods": 8,
@@ -165,6 +167,8 @@ REGISTRARS = {
     "integrations.signed_zeros",  # files of Transformers
     "nn.inference_only",  # forward passes of a model that is not to be trained
     "nn.linear",  # files of a layer that is used without an algorithm
+    "saliency.inputs",  # forward passes of a model that is measured
+    "saliency.outputs",  # the same
     "tensors.gradient",  # the gradient of a sparse weight, to be gathered
     "trainer.state",  # an optimizer's state, before it is loaded
 }

@@ -103,3 +103,11 @@ def test_a_plain_layer_among_sharded_ones_is_whole():
     sparsity = rarefy.configure({**STATIC, "compute": "masked", "param_filter": "whole.*weight"})
     sparsity.apply(model)
     assert sorted(sparsity.parameters) == ["whole.0.weight", "whole.2.weight"]
+
+
+def test_first_masks_from_data_need_whole_weights():
+    method = {"name": "snip", "batches": [torch.ones(2, 8)], "loss": lambda model, x: model(x).sum()}
+    with pytest.raises(
+        RarefyError, match=r"init_method snip cannot measure 0.weight, which is sharded; apply the"
+    ):
+        rarefy.configure({**STATIC, "init_method": method}).apply(by_fully_shard(network()))

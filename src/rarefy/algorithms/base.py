@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,16 +16,16 @@ from rarefy import filters
 from rarefy.algorithms import options
 from rarefy.algorithms.attachment import Attachment, check_state
 from rarefy.algorithms.attachment.hooks import UserHooks
+from rarefy.algorithms.beginning import Beginning
 from rarefy.algorithms.few_connections import few_connections, warn_of_few
 from rarefy.algorithms.summary import Shown
-from rarefy.algorithms.timing import Timing
 from rarefy.algorithms.view import Needs, StepView, declared_needs, is_replaced, refuse_abstract
-from rarefy.distributed import agreed_seed, whole
-from rarefy.distributions import check_distribution, share_out
+from rarefy.distributed import agreed_seed
+from rarefy.distributions import check_distribution
 from rarefy.errors import ConfigError, RarefyError
 from rarefy.filters import Candidate
-from rarefy.initializers import generator_for, parse_initializer
-from rarefy.masks import all_active
+from rarefy.first_masks.kinds import FromData
+from rarefy.first_masks.names import competes_by_weight, parse_first_masks
 from rarefy.optim.density_scaling import DensityScaling
 from rarefy.patterns import Pattern, parse_pattern
 from rarefy.schedules import AtSteps, Constant, Schedule, UpdateSchedule
@@ -122,12 +123,13 @@ class Sparsifier(Shown, ABC):
         """
 
 
-class SparsityAlgorithm(UserHooks, Timing, Sparsifier):
+class SparsityAlgorithm(Beginning, Sparsifier):
     """Decides which connections of a model are active.
 
     Args:
         sparsity: fraction of inactive connections, a number in [0, 1) or a schedule.
-        init_method: `random`, `topk`, `from_zeros`, `checkerboard`, or a function (weight, sparsity) -> mask.
+        init_method: `random`, `topk`, `from_zeros`, `checkerboard`, a function (weight, sparsity) -> mask, or a mapping
+            with the `name` of one that is measured on data, and its keys (`rarefy.first_masks`).
         param_filter: glob or list of globs over parameter names; None for the default filter.
         balance_in_groups: equal counts in this many groups of input features, or None.
         balance_out_groups: equal counts in this many groups of output features, or None.
@@ -179,18 +181,25 @@ class SparsityAlgorithm(UserHooks, Timing, Sparsifier):
         seed: options.Seed = None,
     ) -> None:
         self.sparsity: Schedule = options.parse_fraction(sparsity, "sparsity", below_one=True)
-        self.init_method = parse_initializer(init_method)
+        self.init_method = parse_first_masks(init_method)
         self.globs = filters.check_filter(param_filter)
         self.pattern = parse_pattern(pattern, balance_in_groups, balance_out_groups)
         self.distribution = check_distribution(distribution)
         options.check_reach(self.sparsity, self.pattern.structure, self.distribution)
+        structure = self.pattern.structure
+        competes_by_weight(
+            self.init_method, dynamic=self.dynamic, distribution=distribution, structure=structure
+        )
         self.compute = options.check_compute(compute)
         self.seed = options.check_seed(seed)
         self.scaling = DensityScaling(parametrization, is_constant=isinstance(self.sparsity, Constant))
+        self.scaling.check_first_masks(isinstance(self.init_method, FromData))
         self.update_schedule: UpdateSchedule = AtSteps([0])
         self.paths: Mapping[str, str] = {}
         self.updates = 0
         self.target_sparsity = 0.0
+        self.defers = False
+        self.awaiting: set[str] = set()
         self._autoupdate = True
         self._accumulates = True
         self._patterns: dict[str, Pattern] = {}
@@ -283,7 +292,8 @@ class SparsityAlgorithm(UserHooks, Timing, Sparsifier):
         try:
             yield
         except ConfigError as error:
-            raise error.under(self.paths.get(error.path, "")) from None
+            option = re.split(r"[.\[]", error.path)[0]
+            raise error.under(self.paths.get(option, "")) from None
 
     def apply_to(self, chosen: Mapping[str, Candidate]) -> None:
         """Makes exactly these parameters, given by name, sparse; a group shares a model out with it.
@@ -293,35 +303,26 @@ class SparsityAlgorithm(UserHooks, Timing, Sparsifier):
             RarefyError: a parameter already has an algorithm.
         """
         self.check(chosen)
+        self.adopt(chosen, self.first_of(chosen))
+
+    def first_of(self, chosen: Mapping[str, Candidate]) -> dict[str, Tensor]:
+        """The first masks of parameters that were checked, while all of the model is still dense."""
         if self.seed is None:
             self.seed = agreed_seed(torch.initial_seed())
         self._attachment.reclaim(chosen)
         self._patterns |= {name: self.pattern.on(candidate.axes) for name, candidate in chosen.items()}
         weights = {name: candidate.parameter for name, candidate in chosen.items()}
-        first = self.first_masks(weights)
-        self.scaling.scale(weights, first)
+        with self._named_as_written():
+            return self.first_masks(weights, {name: one.places[0] for name, one in chosen.items()})
+
+    def adopt(self, chosen: Mapping[str, Candidate], first: Mapping[str, Tensor]) -> None:
+        """Makes parameters that were checked sparse, by their first masks."""
+        self.scaling.scale({name: candidate.parameter for name, candidate in chosen.items()}, first)
         for name, candidate in chosen.items():
             self._set_mask(self._attachment.adopt(candidate, self.pattern), first[name])
         self._attachment.adopted()
-
-    @torch.no_grad()
-    def first_masks(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The masks of step 0: by `init_method` if step 0 is an update step, else all True.
-
-        Args:
-            weights: dense weights by parameter name.
-        """
-        if not self.update_schedule(0):
-            return {name: all_active(weight) for name, weight in weights.items()}
-        targets = self._targets({name: weight.shape for name, weight in weights.items()})
-        self.updates = max(self.updates, 1)
-        return {name: self._first_mask(name, weights[name], target) for name, target in targets.items()}
-
-    def _first_mask(self, name: str, weight: Tensor, sparsity: float) -> Tensor:
-        options = sparsity, generator_for(self.seed or 0, name, 0), self.pattern.structure
-        pattern = self._patterns[name]
-        pieces = pattern.split(whole(weight.detach()))
-        return pattern.merge([self.init_method(piece, *options) for piece in pieces])
+        if not self.awaiting:
+            self._began(chosen)
 
     def track(self, copy: nn.Module) -> None:
         """Lets a copy of the model follow its topology; see `Sparsifier.track`."""
@@ -352,21 +353,6 @@ class SparsityAlgorithm(UserHooks, Timing, Sparsifier):
         """Which part of the dense gradient the coming update can need; None for all of it."""
         return None
 
-    def _targets(self, shapes: Mapping[str, torch.Size]) -> dict[str, float]:
-        """The sparsity that each parameter shall have now."""
-        self.target_sparsity = self.target_at(self.step, self.updates)
-        targets = share_out(self.distribution, self.target_sparsity, shapes)
-        for name, target in targets.items():
-            self._target_hooks(self, name, target)
-        return {
-            name: self._patterns[name].within_reach(shapes[name], share) for name, share in targets.items()
-        }
-
-    def shares(self, target: float) -> dict[str, float]:
-        """The sparsity of each parameter where that of the network is `target`."""
-        shapes = {name: parameter.shape for name, parameter in self.parameters.items()}
-        return share_out(self.distribution, target, shapes)
-
     def _set_mask(self, parameter: SparseParameter, mask: Tensor) -> None:
         before = parameter.mask.clone() if self._topology_hooks else mask
         self._attachment.set_mask(parameter, mask)
@@ -383,6 +369,7 @@ class SparsityAlgorithm(UserHooks, Timing, Sparsifier):
             "updates": self.updates,
             "target_sparsity": self.target_sparsity,
             "seed": self.seed,
+            **({"awaiting": sorted(self.awaiting)} if self.awaiting else {}),
             **self.scaling.state_dict(),
             **self._attachment.state_dict(),
         }
@@ -397,4 +384,5 @@ class SparsityAlgorithm(UserHooks, Timing, Sparsifier):
         self.updates = state["updates"]
         self.seed = state["seed"]
         self.target_sparsity = state["target_sparsity"]
+        self.awaiting = set(state.get("awaiting", ()))
         self._attachment.load_state_dict(state)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, cast
 
 import torch
@@ -15,7 +15,6 @@ from rarefy.algorithms.options import Sparsity, Update, refuse_step_keys
 from rarefy.algorithms.view import WeightView, arguments_of, call_update_mask, is_replaced
 from rarefy.distributed import differing, mean_over_ranks, ranks
 from rarefy.errors import RarefyError
-from rarefy.filters import Candidate
 from rarefy.initializers import check_mask, generator_for
 from rarefy.schedules import parse_update_schedule
 from rarefy.storage.gradients import Shortlist
@@ -113,12 +112,11 @@ class DynamicSparsityAlgorithm(SparsityAlgorithm):
         reached = structure.within_reach(scores.shape, sparsity)
         return structure.keep_top(scores, reached, TieOrder.of(self.generator))
 
-    def apply_to(self, chosen: Mapping[str, Candidate]) -> None:
-        """Makes exactly these parameters sparse; see `SparsityAlgorithm.apply_to`."""
-        super().apply_to(chosen)
+    def _began(self, names: Iterable[str]) -> None:
+        """Asks for the forward masks of first topologies."""
         if self.restricts_forward and self.update_schedule(0):
             targets = self.shares(self.target_sparsity)
-            for name in chosen:
+            for name in names:
                 self._restrict_forward(self.parameters[name], targets[name], 0)
 
     @torch.no_grad()

@@ -101,8 +101,10 @@ class Group(Sparsifier):
         # All of them before any is applied: what is refused leaves the model as it was.
         for algorithm, share in shares:
             algorithm.check(share)
-        for algorithm, share in shares:
-            algorithm.apply_to(share)
+        # First masks of all before any mask is set, so that each is measured in the dense model.
+        first = [algorithm.first_of(share) for algorithm, share in shares]
+        for (algorithm, share), masks in zip(shares, first, strict=True):
+            algorithm.adopt(share, masks)
         few = {
             name: said
             for algorithm, share in shares

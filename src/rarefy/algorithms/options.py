@@ -18,7 +18,7 @@ from typing import Annotated, Any, get_type_hints
 
 from rarefy.distributions import DISTRIBUTIONS
 from rarefy.errors import ConfigError, join_path
-from rarefy.initializers import INITIALIZERS
+from rarefy.first_masks.names import first_masks_schema
 from rarefy.optim.density_scaling import PARAMETRIZATIONS
 from rarefy.patterns.structures import BLOCK_SCORES, TOLERANCE, NOfM, Structure
 from rarefy.schedule_schema import Json, schedule_schema, update_schema
@@ -281,8 +281,8 @@ Update = Annotated[
     Any, OptionType(update_schema, lambda value, path: parse_update_schedule(value, path=path))
 ]
 """When masks may change: `{freq, start, stop}`, `{steps: [...]}` or None for every step."""
-InitMethod = Annotated[Any, OptionType(lambda: {"anyOf": [{"enum": list(INITIALIZERS)}, IMPORT_PATH]})]
-"""How the first mask is made: a name, a function, or its import path."""
+InitMethod = Annotated[Any, OptionType(lambda: {"anyOf": [*first_masks_schema()["anyOf"], IMPORT_PATH]})]
+"""How the first mask is made: a name, a mapping with the name and its keys, a function, or its import path."""
 ParamFilter = Annotated[Any, OptionType(_filter_schema)]
 """Which parameters become sparse: a glob or a list of globs."""
 Groups = Annotated[

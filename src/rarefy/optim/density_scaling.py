@@ -73,6 +73,15 @@ class DensityScaling:
             what = "an algorithm whose forward passes use fewer connections than are active"
             self._refuse(what, "one without, such as rigl, or leave it out")
 
+    def check_first_masks(self, are_measured: bool) -> None:
+        """Refuses first masks that are measured on data, which weights scaled by their density would change.
+
+        Raises:
+            ConfigError: they are.
+        """
+        if self.is_on and are_measured:
+            self._refuse("an init_method that is measured on data", "init_method: random, or leave it out")
+
     def check_weight(self, name: str, modules: Iterable[nn.Module]) -> None:
         """Refuses a weight whose rows are looked up, for which a density says nothing about activations.
 

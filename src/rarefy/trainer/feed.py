@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Sized
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -117,6 +118,32 @@ class TrainFeed:
     def give_back(self, window: list[Any]) -> None:
         """Takes the position back to before `window`, the last step's batches; only a checkpoint may follow."""
         self.batch -= len(window)
+
+    def ahead(self, count: int) -> list[Any]:
+        """The first batches of the first epoch, which training will get all the same, in the same order.
+
+        Data is iterated once more and random generators are set back; what can be iterated only once is remembered.
+
+        Args:
+            count: how many; fewer come where the epoch has no more.
+        """
+        if count == 0:
+            return []
+        if isinstance(self.data, Iterator):
+            first = list(islice(self.data, count))
+            self.data = chain(first, self.data)
+            return first
+        states = self._capture()
+        if isinstance(self.data, ResumableLoader):
+            self.data.set_position(0, 0)
+        try:
+            with signals_held_back():
+                iterator = iter(self.data)
+            return list(islice(iterator, count))
+        finally:
+            # Workers that live on would go on with the random numbers that they have reached.
+            end_workers(self.data)
+            self._restore(states)
 
     def close(self) -> None:
         """Lets go of the iterator and ends its worker processes, those too that live on from epoch to epoch."""

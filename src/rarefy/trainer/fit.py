@@ -10,6 +10,7 @@ from typing import Any
 
 from rarefy.distributed import highest_of_all, ranks, wait_for_all
 from rarefy.trainer import state
+from rarefy.trainer.beginning.measuring import give_first_masks
 from rarefy.trainer.evaluation import evaluate
 from rarefy.trainer.micro_batches import choose_size
 from rarefy.trainer.plan import RunPlan
@@ -56,6 +57,7 @@ class Fit:
         try:
             emit("on_fit_start")
             self.session.model.train()
+            give_first_masks(self.session)
             # A fit that goes on has its initial checkpoint already.
             if self.session.checkpoint.save_initial_checkpoint and self._began == self.plan.start:
                 self._save()

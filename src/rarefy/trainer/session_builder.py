@@ -88,6 +88,9 @@ def build_session(given: Ingredients, emit: Dispatcher) -> Session:
     if sparsity is not None:
         # A promise of one backward pass a step, with which RigL keeps less of the dense gradients.
         sparsity.accumulates = loop.grad_accum_steps > 1 or loop.micro_batch_size is not None
+        for algorithm in sparsity.algorithms:
+            # Masks that are measured on data wait until a fit has some.
+            algorithm.defers = True
         sparsity.apply(model)
     # The optimizer is made of the sparse model, so that a factory sees the parameters that it will train.
     optimizer = make_optimizer(given.optimizer, model)

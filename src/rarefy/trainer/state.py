@@ -154,11 +154,14 @@ def _load_model(session: Session, path: Path, state: Mapping[str, Tensor], is_st
 
 
 def _prune_afresh(session: Session, names: Iterable[str]) -> None:
-    """Gives parameters that came without a mask the first mask of their algorithm."""
+    """Gives parameters that came without a mask the first mask of their algorithm; others have theirs."""
     missing = set(names)
     for leaf in session.sparsity.algorithms if session.sparsity is not None else ():
-        chosen = {name: one.dense_weight() for name, one in leaf.parameters.items() if name in missing}
-        for name, mask in leaf.first_masks(chosen).items() if chosen else ():
+        leaf.found(missing)
+        chosen = {name: one for name, one in leaf.parameters.items() if name in missing}
+        weights = {name: one.dense_weight() for name, one in chosen.items()}
+        places = {name: one.places[0] for name, one in chosen.items()}
+        for name, mask in leaf.first_masks(weights, places).items():
             leaf.parameters[name].set_mask(mask, [session.optimizer] if session.optimizer else [])
 
 

@@ -35,6 +35,7 @@ class Policy(Protocol):
     needs: ClassVar[Needs]
     connection_state: ClassVar[Mapping[str, float]]
     compute: str
+    awaiting: set[str]
 
     @property
     def autoupdate(self) -> bool:
@@ -238,10 +239,12 @@ class Attachment:
 
         Several processes agree on what `auto` chooses, in a step, when all of them are here.
         """
+        # A weight that waits for its first mask is dense, and would be held as a long list of connections.
+        ready = {name: one for name, one in self.parameters.items() if name not in self._policy.awaiting}
         if ranks() == 1 or self._policy.compute != "auto":
-            choose_storage(self.parameters, self._policy.compute, self._following.optimizers)
+            choose_storage(ready, self._policy.compute, self._following.optimizers)
         elif in_step:
-            averaged = {name: one for name, one in self.parameters.items() if self._averaging.covers(one)}
+            averaged = {name: one for name, one in ready.items() if self._averaging.covers(one)}
             choose_storage(averaged, "auto", self._following.optimizers)
         self.prepare()
 

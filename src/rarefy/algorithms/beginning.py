@@ -1,0 +1,189 @@
+"""How an algorithm begins: the masks of step 0, at once or once there is data to measure them on."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from rarefy.algorithms.attachment import Attachment
+from rarefy.algorithms.attachment.hooks import UserHooks
+from rarefy.algorithms.timing import Timing
+from rarefy.distributed import is_cut, whole
+from rarefy.distributions import share_out
+from rarefy.errors import ConfigError, RarefyError
+from rarefy.first_masks.kinds import FromData
+from rarefy.first_masks.names import competes_by_weight
+from rarefy.first_masks.task import Task, given_batches
+from rarefy.initializers import Initializer, generator_for
+from rarefy.masks import all_active
+from rarefy.patterns import Pattern
+from rarefy.roles import Place
+from rarefy.saliency.objective import Batches, Loss, own_loss
+from rarefy.storage.parameter import SparseParameter
+
+
+class Beginning(UserHooks, Timing):
+    """What an algorithm does for its first masks.
+
+    Attributes:
+        defers: whether first masks that need data wait for `measured`; the Trainer says so, which has data later.
+        awaiting: names of the weights that still wait, all connections of which are active until then.
+    """
+
+    dynamic: ClassVar[bool]
+    defers: bool
+    awaiting: set[str]
+    init_method: Initializer | FromData
+    distribution: str
+    seed: int | None
+    target_sparsity: float
+    _patterns: dict[str, Pattern]
+    _attachment: Attachment
+
+    @abstractmethod
+    def _set_mask(self, parameter: SparseParameter, mask: Tensor) -> None:
+        """Gives a weight a new topology."""
+
+    @torch.no_grad()
+    def first_masks(self, weights: Mapping[str, Tensor], places: Mapping[str, Place]) -> dict[str, Tensor]:
+        """The masks of step 0: by `init_method` if step 0 is an update step, else all True.
+
+        Args:
+            weights: dense weights by parameter name.
+            places: the module attribute that holds each.
+        """
+        full = {name: all_active(weight) for name, weight in weights.items()}
+        if not self.update_schedule(0) or not weights:
+            return full
+        targets = self._targets({name: weight.shape for name, weight in weights.items()})
+        self.updates = max(self.updates, 1)
+        if not isinstance(self.init_method, FromData):
+            return {name: self._first_mask(name, weights[name], target) for name, target in targets.items()}
+        if self.defers:
+            self.awaiting |= set(weights)
+            return full
+        device = next(iter(weights.values())).device
+        try:
+            batches = given_batches(self.init_method.batches, device)
+        except ConfigError as error:
+            raise error.under("init_method") from None
+        return self._measure(self.init_method, self._task(weights, places, targets, batches))
+
+    def measured(self, batches: Batches) -> dict[str, Tensor]:
+        """The masks of the weights that wait for data.
+
+        Args:
+            batches: of the training data, on the device of the model, each in parts whose losses add up.
+        """
+        method = self.init_method
+        assert isinstance(method, FromData)
+        waiting = {name: one for name, one in self._attachment.parameters.items() if name in self.awaiting}
+        weights = {name: one.dense_weight() for name, one in waiting.items()}
+        places = {name: one.places[0] for name, one in waiting.items()}
+        with torch.no_grad():
+            targets = self._targets({name: weight.shape for name, weight in weights.items()})
+            return self._measure(method, self._task(weights, places, targets, batches))
+
+    def begin(self, first: Mapping[str, Tensor]) -> None:
+        """Gives weights that waited their first masks, and the storage that these ask for."""
+        for name, mask in first.items():
+            self._set_mask(self._attachment.parameters[name], mask)
+        self.awaiting -= set(first)
+        self._began(first)
+        self._attachment.choose_storage()
+
+    def found(self, missing: Collection[str]) -> None:
+        """Called when a file brought masks: those of all weights but the missing ones, which go on waiting."""
+        brought = self.awaiting.difference(missing)
+        if brought:
+            self.awaiting -= brought
+            self._began(brought)
+            self._attachment.choose_storage()
+
+    def _began(self, names: Iterable[str]) -> None:
+        """Called when weights have their first masks."""
+
+    def _first_mask(self, name: str, weight: Tensor, sparsity: float) -> Tensor:
+        assert not isinstance(self.init_method, FromData)
+        options = sparsity, generator_for(self.seed or 0, name, 0), self.pattern.structure
+        pattern = self._patterns[name]
+        pieces = pattern.split(whole(weight.detach()))
+        return pattern.merge([self.init_method(piece, *options) for piece in pieces])
+
+    def _measure(self, method: FromData, task: Task) -> dict[str, Tensor]:
+        cut = next((name for name, weight in task.weights.items() if is_cut(weight)), None)
+        if cut is not None:
+            remedy = (
+                "apply the sparsity before fully_shard, with batches of its own, or take init_method: topk"
+            )
+            raise RarefyError(f"init_method {method.name} cannot measure {cut}, which is sharded; {remedy}")
+        try:
+            return method.masks(task)
+        except ConfigError:
+            raise
+        except RarefyError as error:
+            said = str(error)
+            raise RarefyError(
+                said if "init_method" in said else f"init_method {method.name}: {said}"
+            ) from error
+
+    def _task(
+        self,
+        weights: Mapping[str, Tensor],
+        places: Mapping[str, Place],
+        targets: Mapping[str, float],
+        batches: Batches,
+    ) -> Task:
+        loss: Loss = getattr(self.init_method, "loss", None) or own_loss
+        return Task(
+            model=_model_of(weights, places, self._attachment.models()),
+            weights=weights,
+            places=places,
+            patterns=self._patterns,
+            targets=targets,
+            sparsity=self.target_sparsity,
+            seed=self.seed or 0,
+            batches=batches,
+            loss=loss,
+            is_by_weight=competes_by_weight(
+                self.init_method,
+                dynamic=self.dynamic,
+                distribution=self.distribution,
+                structure=self.pattern.structure,
+            ),
+        )
+
+    def _targets(self, shapes: Mapping[str, torch.Size]) -> dict[str, float]:
+        """The sparsity that each parameter shall have now."""
+        self.target_sparsity = self.target_at(self.step, self.updates)
+        targets = share_out(self.distribution, self.target_sparsity, shapes)
+        for name, target in targets.items():
+            self._target_hooks(self, name, target)
+        return {
+            name: self._patterns[name].within_reach(shapes[name], share) for name, share in targets.items()
+        }
+
+    def shares(self, target: float) -> dict[str, float]:
+        """The sparsity of each parameter where that of the network is `target`."""
+        shapes = {name: parameter.shape for name, parameter in self._attachment.parameters.items()}
+        return share_out(self.distribution, target, shapes)
+
+
+def _model_of(
+    weights: Mapping[str, Tensor], places: Mapping[str, Place], models: Sequence[nn.Module]
+) -> nn.Module:
+    """The model, of those that an algorithm was applied to, in which the weights have these names."""
+    name = next(iter(weights))
+    own = [model for model in models if _holds(model, name, places[name])]
+    if not own:
+        raise RarefyError(f"the model of {name} is gone; keep it until the first masks are measured")
+    return own[-1]
+
+
+def _holds(model: Any, name: str, place: Place) -> bool:
+    module_name, _, leaf = name.rpartition(".")
+    return leaf == place.leaf and dict(model.named_modules()).get(module_name) is place.module

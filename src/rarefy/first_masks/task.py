@@ -1,0 +1,88 @@
+"""What first masks are made for, and the batches that they are measured on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rarefy.errors import ConfigError
+from rarefy.initializers import generator_for
+from rarefy.models.call import to_device
+from rarefy.patterns import Pattern
+from rarefy.roles import Place
+from rarefy.saliency.objective import Batches, Loss, own_loss
+from rarefy.ties import TieOrder
+from rarefy.validation import shorten
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """Weights that need first masks.
+
+    Args:
+        model: that they belong to, on its device.
+        weights: dense, by the names of the model's parameters.
+        places: the module attribute that holds each.
+        patterns: the structure of each.
+        targets: the sparsity of each, by the algorithm's distribution.
+        sparsity: of all of them together.
+        seed: of everything random.
+        batches: what to measure on, on the model's device.
+        loss: of (model, batch).
+        is_by_weight: whether each weight has to have its own target, whatever competition a method would hold.
+    """
+
+    model: nn.Module
+    weights: Mapping[str, Tensor]
+    places: Mapping[str, Place]
+    patterns: Mapping[str, Pattern]
+    targets: Mapping[str, float]
+    sparsity: float
+    seed: int
+    batches: Batches = ()
+    loss: Loss = own_loss
+    is_by_weight: bool = False
+
+    def order(self, name: str) -> TieOrder:
+        """Decides among equal scores of a weight."""
+        return TieOrder.of(generator_for(self.seed, name, 0))
+
+    def keep_top(self, name: str, scores: Tensor, sparsity: float) -> Tensor:
+        """The mask of a weight's highest scores, by its pattern."""
+        pattern = self.patterns[name]
+        order = self.order(name)
+        return pattern.merge(
+            [pattern.structure.keep_top(piece, sparsity, order) for piece in pattern.split(scores)]
+        )
+
+
+def given_batches(batches: Any, device: torch.device) -> list[list[Any]]:
+    """Batches that somebody has in hand, each whole, on a device.
+
+    Args:
+        batches: something that gives batches when it is iterated, or a function that returns such a thing.
+        device: where to.
+
+    Raises:
+        ConfigError: a number, a single tensor or mapping, or no batch.
+
+    Example:
+        >>> given_batches(lambda: [torch.ones(2)], torch.device("cpu"))
+        [[tensor([1., 1.])]]
+    """
+    found: Any = batches() if isinstance(batches, Callable) and not isinstance(batches, Iterable) else batches
+    several = "a list of batches, or a function that returns one"
+    if isinstance(found, int):
+        given = f"the number {found} outside of a Trainer"
+        raise ConfigError("batches", given, f"the batches themselves: {several}")
+    if isinstance(found, Tensor | Mapping | str) or not isinstance(found, Iterable):
+        what = f"a tensor of shape {list(found.shape)}" if isinstance(found, Tensor) else shorten(found)
+        raise ConfigError("batches", what, several, "batches: [batch]")
+    moved = [[to_device(batch, device)] for batch in found]
+    if not moved:
+        raise ConfigError("batches", "data without a batch", several)
+    return moved

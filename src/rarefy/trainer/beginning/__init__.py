@@ -1,0 +1,1 @@
+"""What happens between a restored state and the first step."""
