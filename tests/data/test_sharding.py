@@ -40,53 +40,56 @@ def shares(make: Any, processes: int) -> list[Any]:
 
 @given(
     size=st.integers(1, 60),
-    batch_size=st.integers(1, 5),
+    batch_size=st.integers(1, 9),
     processes=st.integers(1, 5),
     shuffle=st.booleans(),
     drop_last=st.booleans(),
     epoch=st.integers(0, 2),
 )
-def test_processors_deal_samples_out(size, batch_size, processes, shuffle, drop_last, epoch):
+def test_processors_deal_out_the_samples_of_each_batch(
+    size, batch_size, processes, shuffle, drop_last, epoch
+):
     options = {"shuffle": shuffle, "seed": 3, "drop_last": drop_last}
     whole = ResumableBatchSampler(size, batch_size, **options)
     whole.set_position(epoch)
-    order = [index for batch in whole for index in batch]
     made = [ResumableBatchSampler(size, batch_size, **options) for _ in range(processes)]
-    if drop_last and size // processes < batch_size:
-        with pytest.raises(RarefyError, match=rf"{processes} processes cannot share {size} samples an epoch"):
+    left = 0 if drop_last else size % batch_size
+    if batch_size < processes or 0 < left < processes:
+        with pytest.raises(RarefyError, match=rf"{processes} processes cannot share (a|the last) batch of"):
             made[0].shard(0, processes)
         return
-    seen = []
     for rank, one in enumerate(made):
         one.shard(rank, processes)
         one.set_position(epoch)
-        seen.append([index for batch in one for index in batch])
-    assert len({len(one) for one in made}) == len({len(one) for one in seen}) == 1
-    together = [index for group in zip(*seen, strict=True) for index in group]
-    if drop_last:
-        expected = torch.randperm(size, generator=torch.Generator().manual_seed(3 + epoch)).tolist()
-        assert together == (expected if shuffle else list(range(size)))[: len(together)]
-        assert size - len(together) < processes * batch_size
-    else:
-        assert set(together) == set(order) and len(together) - size < processes
+    assert {len(one) for one in made} == {len(whole)}
+    for batch, *shares_of_it in zip(whole, *made, strict=True):
+        assert all(shares_of_it)
+        dealt = [shares_of_it[place % processes][place // processes] for place in range(len(batch))]
+        assert dealt == batch and sum(map(len, shares_of_it)) == len(batch)
 
 
-def test_a_share_goes_on_from_any_batch():
-    def batches(batch: int) -> list[list[int]]:
-        one = ResumableBatchSampler(20, 2, shuffle=True, seed=1)
-        one.shard(1, 2)
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_a_share_goes_on_from_any_batch_with_any_number_of_processes(processes):
+    def batches(batch: int, rank: int) -> list[list[int]]:
+        one = ResumableBatchSampler(20, 4, shuffle=True, seed=1)
+        one.shard(rank, processes)
         one.set_position(1, batch)
         return list(one)
 
-    assert batches(3) == batches(0)[3:] and len(batches(0)) == 5
+    for rank in range(processes):
+        assert batches(3, rank) == batches(0, rank)[3:] and len(batches(0, rank)) == 5
+    order = torch.randperm(20, generator=torch.Generator().manual_seed(2)).tolist()
+    read = {index for rank in range(processes) for batch in batches(3, rank) for index in batch}
+    assert read == set(order[12:])
 
 
 def test_a_loader_of_a_processor():
     def make() -> Any:
-        return make_loader(DATA, len(DATA), LoaderConfig(batch_size=3), shuffle=True, seed=5)
+        return make_loader(DATA, len(DATA), LoaderConfig(batch_size=6), shuffle=True, seed=5)
 
     loaders = shares(make, 2)
-    assert [(len(one), one.processes) for one in loaders] == [(4, 2)] * 2
+    assert [len(one) for one in loaders] == [4, 4]
+    assert all(len(batch) == 3 for one in loaders for (batch,) in one)
     assert sorted(int(x) for one in loaders for (batch,) in one for x in batch) == list(range(24))
 
 
@@ -112,9 +115,22 @@ def test_a_data_loader_gets_a_distributed_sampler(shuffle: bool) -> None:
             one.sampler.set_epoch(epoch)
         orders.append([x.tolist() for one in loaders for (x,) in one])
         assert sorted(x for batch in orders[-1] for x in batch) == list(range(24))
-        assert all(len(batch) == 4 for batch in orders[-1])
+        assert all(len(batch) == 2 for batch in orders[-1])
     assert (orders[0] != orders[1]) == shuffle
     assert list(shard(loaders[0], 0, 2)) and shard(loaders[0], 0, 2) is loaders[0]
+
+
+def test_a_data_loader_in_order_gives_the_batches_of_one_process() -> None:
+    whole = DataLoader(DATA, batch_size=4)
+    for (batch,), *dealt in zip(whole, *shares(lambda: DataLoader(DATA, batch_size=4), 2), strict=True):
+        assert sorted(batch.tolist()) == sorted(x for (one,) in dealt for x in one.tolist())
+
+
+def test_a_data_loader_with_batches_that_cannot_be_shared() -> None:
+    with pytest.raises(
+        RarefyError, match=r"2 processes cannot share batches of 3 samples evenly; .* multiple of 2"
+    ):
+        shard(DataLoader(DATA, batch_size=3), 0, 2)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from rarefy.checkpoint import rng
+from rarefy.data import LoaderConfig, make_loader, shard
 from rarefy.errors import RarefyError
 from rarefy.trainer.feed import TrainFeed, open_loader
 
@@ -171,3 +172,37 @@ def test_workers_change_neither_the_order_nor_the_generators() -> None:
         return found, torch.rand(()).item()
 
     assert run(0) == run(2)
+
+
+def test_a_position_that_depends_on_the_number_of_processes_is_refused_in_another() -> None:
+    position = TrainFeed(shard([1, 2, 3, 4], 0, 2)).state_dict()
+    assert position["processes"] == 2
+    TrainFeed(shard([1, 2, 3, 4], 1, 2)).load_state_dict(position)
+    with pytest.raises(
+        RarefyError, match="which 2 processes shared, batch by batch, and this run has 1; start 2"
+    ):
+        TrainFeed([1, 2]).load_state_dict(position)
+
+
+def test_a_position_in_batches_of_samples_holds_in_any_number_of_processes() -> None:
+    def feed(rank: int, processes: int) -> TrainFeed:
+        data = TensorDataset(torch.arange(24))
+        loader = make_loader(data, 24, LoaderConfig(batch_size=4), shuffle=True, seed=5)
+        return TrainFeed(shard(loader, rank, processes))
+
+    first = feed(1, 2)
+    first.next_step()
+    position = first.state_dict()
+    alone = feed(0, 1)
+    alone.load_state_dict(position)
+    [[whole]] = alone.next_step()
+    dealt = []
+    for rank in range(4):
+        one = feed(rank, 4)
+        one.load_state_dict(position)
+        [[batch]] = one.next_step()
+        dealt += batch.tolist()
+    assert dealt == whole.tolist()
+    # As it was when processors dealt out whole batches.
+    with pytest.raises(RarefyError, match="this run has 1; begin anew with"):
+        alone.load_state_dict({**position, "processes": 2})

@@ -38,7 +38,7 @@ class LoaderConfig(BaseModel):
     """The keys that every data processor takes; `prefetch_factor` and `persistent_workers` need workers.
 
     Args:
-        batch_size: samples in a batch.
+        batch_size: samples in a batch, of all processes together.
         drop_last: whether samples that fill no batch are left out.
         num_workers: processes that read ahead; 0 reads in the run's own.
         prefetch_factor: batches that each worker reads ahead.
@@ -101,13 +101,8 @@ class ResumableDataLoader(DataLoader[Any]):
         """
         self.order.set_position(epoch, batch)
 
-    @property
-    def processes(self) -> int:
-        """How many processes share an epoch."""
-        return self.order.processes
-
     def shard(self, rank: int, processes: int) -> None:
-        """Leaves this process its share of every epoch; see `ResumableBatchSampler.shard`."""
+        """Leaves this process its share of every batch; see `ResumableBatchSampler.shard`."""
         self.order.shard(rank, processes)
 
 

@@ -47,20 +47,19 @@ def epoch_order(size: int, *, epoch: int, shuffle: bool, seed: int, num_samples:
 class ResumableBatchSampler(Sampler[list[int]]):
     """Batches of sample indices from any position of any epoch, without visiting the ones before it.
 
-    Of several processes each takes every so many samples of the same order, as torch's `DistributedSampler` deals
-    them out: all together they read each sample once an epoch. Where the samples cannot be divided evenly, `drop_last`
-    leaves the odd ones out; else the first ones of the order fill up, so that every process has as many batches.
+    Of several processes each takes every so many samples of each batch: all together they read what one process would
+    read, in the same batches.
 
     Args:
         size: samples in the data set, ≥ 1.
-        batch_size: samples in a batch, ≥ 1.
+        batch_size: samples in a batch of all processes together, ≥ 1.
         shuffle: whether the order is random.
         seed: of the order; epoch e uses seed + e.
         drop_last: leave out the last batch of an epoch when it is not full.
         num_samples: samples in an epoch of all processes together; None is `size`.
 
     Attributes:
-        processes: how many processes share an epoch.
+        processes: how many processes share each batch.
 
     Example:
         >>> batches = ResumableBatchSampler(5, 2, shuffle=False, seed=0, drop_last=False)
@@ -91,28 +90,34 @@ class ResumableBatchSampler(Sampler[list[int]]):
         self.processes = 1
 
     def shard(self, rank: int, processes: int) -> None:
-        """Leaves this process its share of every epoch.
+        """Leaves this process its share of every batch.
 
         Args:
             rank: of this process, from 0.
             processes: how many share the data.
 
         Raises:
-            RarefyError: the share has no batch.
+            RarefyError: some process has no sample of a batch.
 
         Example:
-            >>> batches = ResumableBatchSampler(8, 2, shuffle=False, seed=0)
+            >>> batches = ResumableBatchSampler(8, 4, shuffle=False, seed=0)
             >>> batches.shard(rank=1, processes=2)
             >>> list(batches)
             [[1, 3], [5, 7]]
         """
+        if self.batch_size < processes:
+            raise RarefyError(
+                f"{processes} processes cannot share a batch of {self.batch_size}; batch_size is that of all processes "
+                f"together: give at least {processes}"
+            )
+        left = 0 if self.drop_last else self._samples % self.batch_size
+        if 0 < left < processes:
+            raise RarefyError(
+                f"{processes} processes cannot share the last batch of an epoch, which has {left} of {self._samples} "
+                "samples; set drop_last: true, or give another batch_size"
+            )
         self.rank = rank
         self.processes = processes
-        if not len(self):
-            raise RarefyError(
-                f"{processes} processes cannot share {self._samples} samples an epoch in batches of {self.batch_size}; "
-                "give more data, smaller batches, or fewer processes"
-            )
 
     def set_position(self, epoch: int, batch: int = 0) -> None:
         """Makes every following iteration start at one batch of one epoch.
@@ -136,26 +141,15 @@ class ResumableBatchSampler(Sampler[list[int]]):
         order = epoch_order(
             self.size, epoch=self.epoch, shuffle=self.shuffle, seed=self.seed, num_samples=self.num_samples
         )
-        share = self._share(order)
         for batch in range(self.batch, len(self)):
-            yield share[batch * self.batch_size : (batch + 1) * self.batch_size].tolist()
+            whole = order[batch * self.batch_size : (batch + 1) * self.batch_size]
+            yield whole[self.rank :: self.processes].tolist()
 
     def __len__(self) -> int:
-        """Batches of this process in a whole epoch, wherever the next iteration starts."""
-        count = self._share_size
+        """Batches in a whole epoch, wherever the next iteration starts."""
+        count = self._samples
         return count // self.batch_size if self.drop_last else -(-count // self.batch_size)
 
     @property
     def _samples(self) -> int:
         return self.size if self.num_samples is None else self.num_samples
-
-    @property
-    def _share_size(self) -> int:
-        whole, rest = divmod(self._samples, self.processes)
-        return whole if self.drop_last else whole + (rest > 0)
-
-    def _share(self, order: Tensor) -> Tensor:
-        needed = self._share_size * self.processes
-        # Fewer samples than processes fill up more than once.
-        filled = order.repeat(-(-needed // len(order))) if needed > len(order) else order
-        return filled[:needed][self.rank :: self.processes]

@@ -15,8 +15,9 @@ from rarefy.errors import RarefyError
 def shard(data: Iterable[Any], rank: int, processes: int, seed: int = 0) -> Iterable[Any]:
     """The share of one process, so that all together read every sample once an epoch.
 
-    - a data processor of rarefy deals out samples, as torch's `DistributedSampler` does;
-    - a `DataLoader` in order or shuffled gets a `DistributedSampler`; one that has it stays as it is;
+    - a data processor of rarefy deals out the samples of each batch;
+    - a `DataLoader` in order or shuffled gets a `DistributedSampler` and smaller batches, which together are as large
+      as those of one process; one that has such a sampler stays as it is;
     - of a list, or anything else that gives the same batches in every process, each takes every so many batches;
     - what says `is_sharded = True` stays as it is.
 
@@ -30,7 +31,8 @@ def shard(data: Iterable[Any], rank: int, processes: int, seed: int = 0) -> Iter
         Data that gives every process as many batches.
 
     Raises:
-        RarefyError: a loader of which it cannot be known which samples the other processes read.
+        RarefyError: a loader of which it cannot be known which samples the other processes read, or whose batches
+            cannot be shared.
 
     Example:
         >>> list(shard(["a", "b", "c"], rank=1, processes=2))
@@ -90,7 +92,7 @@ def _with_distributed_sampler(
     options: dict[str, Any] = {"prefetch_factor": loader.prefetch_factor} if loader.num_workers else {}
     return DataLoader(
         loader.dataset,
-        batch_size=loader.batch_size,
+        batch_size=_share_of_batch(loader, processes),
         sampler=DistributedSampler(
             loader.dataset,
             num_replicas=processes,
@@ -110,6 +112,21 @@ def _with_distributed_sampler(
         persistent_workers=loader.persistent_workers,
         **options,
     )
+
+
+def _share_of_batch(loader: DataLoader[Any], processes: int) -> int:
+    """How many samples each process takes at a time.
+
+    Raises:
+        RarefyError: the processes would not have as many each.
+    """
+    size = loader.batch_size or 1
+    if size % processes:
+        raise RarefyError(
+            f"{processes} processes cannot share batches of {size} samples evenly; batch_size is that of all processes "
+            f"together: give a multiple of {processes}"
+        )
+    return size // processes
 
 
 def _refuse_unknown_order(loader: DataLoader[Any]) -> None:

@@ -71,13 +71,13 @@ class LanguageModelLoss:
         """
         mask = loss_mask(batch)
         whole = batch.get(WHOLE_NORMALIZER)
-        return self._nll(logits, batch, mask) / (self._normalizer(mask) if whole is None else whole)
+        return self._nll(logits, batch, mask) / _at_least(self._normalizer(mask) if whole is None else whole)
 
     def detailed(self, logits: Tensor, batch: Mapping[str, Tensor]) -> LanguageModelOutput:
         """The loss of one batch and the sums behind it; the arguments are the same."""
         mask = loss_mask(batch)
         nll = self._nll(logits, batch, mask)
-        normalizer = self._normalizer(mask)
+        normalizer = _at_least(self._normalizer(mask))
         correct = ((logits.argmax(-1) == batch["labels"]) * mask).sum()
         return LanguageModelOutput(nll / normalizer, nll, normalizer, mask.sum(), correct)
 
@@ -108,10 +108,12 @@ class LanguageModelLoss:
 
     def _normalizer(self, mask: Tensor) -> Tensor:
         tokens = mask.sum()
-        if self.scaling == "num_tokens":
-            # A batch without a token that counts has loss 0, not 0/0.
-            return torch.where(tokens > 0, tokens, 1.0)
-        return torch.full_like(tokens, len(mask) / self.weight)
+        return tokens if self.scaling == "num_tokens" else torch.full_like(tokens, len(mask) / self.weight)
+
+
+def _at_least(normalizer: Tensor) -> Tensor:
+    """A batch without a token that counts has loss 0, not 0/0."""
+    return torch.where(normalizer > 0, normalizer, 1.0)
 
 
 class LanguageModelMetrics:

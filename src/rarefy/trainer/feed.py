@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rarefy.checkpoint import rng
 from rarefy.data.loader import ResumableLoader
+from rarefy.distributed import ranks
 from rarefy.errors import RarefyError
 from rarefy.torch_private import end_workers
 from rarefy.trainer.signals import signals_held_back
@@ -92,8 +93,10 @@ class TrainFeed:
 
     @property
     def _processes(self) -> int:
-        """How many processes share the data."""
-        return getattr(self.data, "processes", 1)
+        """How many processes share the data, where the position of one of them depends on that."""
+        return getattr(
+            self.data, "processes", getattr(getattr(self.data, "sampler", None), "num_replicas", 1)
+        )
 
     def next_step(self) -> list[Any]:
         """The batches of the next optimizer step, at least one.
@@ -159,13 +162,17 @@ class TrainFeed:
         """Goes to a position; changes the random generators, so restore them afterwards.
 
         Raises:
-            RarefyError: the position is one of another number of processes.
+            RarefyError: the position is one of another number of processes, on which it depends.
         """
         # Checkpoints from before data was shared do not say it.
         if state.get("processes", self._processes) != self._processes:
+            # Data processors once dealt out whole batches, and cannot go on in the middle of that.
+            again = (
+                "" if isinstance(self.data, ResumableLoader) else f"start {state['processes']} processes, or "
+            )
             raise RarefyError(
-                f"its data is shared by {state['processes']} processes, this run's by {self._processes}; start "
-                f"{state['processes']}, or begin anew with --load_checkpoint_states model"
+                f"its position is that of data which {state['processes']} processes shared, batch by batch, and this "
+                f"run has {ranks()}; {again}begin anew with --load_checkpoint_states model"
             )
         self.epoch = state["epoch"]
         self._iterator = None

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import optim
+import torch
+from torch import Tensor, optim
 
 from rarefy.cost.free_memory import available_bytes
+from rarefy.distributed import mean_over_ranks, ranks
 from rarefy.errors import ConfigError
 from rarefy.models.call import count
+from rarefy.models.language_modeling import SHARE_OF_SAMPLES, WHOLE_NORMALIZER
 from rarefy.models.protocol import EstimatesMemory, SplitsBatch
 from rarefy.storage.optimizer_state import stored_numbers
 from rarefy.storage.optimizer_traits import trained_parameters
@@ -39,6 +42,63 @@ def parts_of(session: Session, batch: Any) -> list[Any]:
         given = f"{size} for {type(model).__name__}, which has no `parts_of`,"
         raise ConfigError("loop.micro_batch_size", given, "null, or grad_accum_steps with smaller batches")
     return list(model.parts_of(batch, size))
+
+
+@dataclass(frozen=True)
+class Part:
+    """What is learnt at a time.
+
+    Args:
+        batch: all of a batch, or a part of it.
+        weight: a factor of its loss.
+    """
+
+    batch: Any
+    weight: float = 1.0
+
+
+def parts_of_step(session: Session, batches: Sequence[Any]) -> list[list[Part]]:
+    """The parts of each batch of one optimizer step.
+
+    Several processes have a share of each batch. Its loss is that of the whole batch where the mean over the processes
+    is: each part is divided by what the processes have on average, tokens that count where the model tells them, else
+    samples.
+    """
+    if ranks() == 1:
+        return [[Part(part) for part in parts_of(session, batch)] for batch in batches]
+    parts = [_divided(session, batch) for batch in batches]
+    samples = [float(count(batch)[0]) for batch in batches]
+    # As long in every process, though one may have fewer batches in its last step.
+    own = torch.zeros(max(session.loop.grad_accum_steps, len(batches)), 2, device=session.device)
+    for index, (several, number) in enumerate(zip(parts, samples, strict=True)):
+        own[index, 0] = number
+        own[index, 1] = _normalizer(several[0], number)
+    means = mean_over_ranks(own.double()).float()
+    return [
+        [_share(part, number, mean) for part in several]
+        for several, number, mean in zip(parts, samples, means, strict=False)
+    ]
+
+
+def _divided(session: Session, batch: Any) -> list[Any]:
+    """As `parts_of`; where there is one part, it too is told what its loss is divided by, if the model tells it."""
+    found = parts_of(session, batch)
+    if len(found) == 1 and isinstance(session.model, SplitsBatch):
+        return list(session.model.parts_of(batch, count(batch)[0]))
+    return found
+
+
+def _normalizer(part: Any, samples: float) -> Any:
+    return part.get(WHOLE_NORMALIZER, samples) if isinstance(part, Mapping) else samples
+
+
+def _share(part: Any, samples: float, mean: Tensor) -> Part:
+    """A part of a share of a batch, of which the processes have `mean` samples and tokens on average."""
+    more = samples / mean[0].cpu()
+    if not isinstance(part, Mapping) or WHOLE_NORMALIZER not in part:
+        return Part(part, float(more))
+    share = part[SHARE_OF_SAMPLES] * more
+    return Part({**part, WHOLE_NORMALIZER: mean[1], SHARE_OF_SAMPLES: share})
 
 
 @dataclass(frozen=True)

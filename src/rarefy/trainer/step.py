@@ -13,7 +13,7 @@ from rarefy.distributed import mean_over_ranks
 from rarefy.filters import named_weights
 from rarefy.models.call import loss_of, to_device
 from rarefy.storage.optimizer_traits import trained_parameters
-from rarefy.trainer.micro_batches import parts_of
+from rarefy.trainer.micro_batches import Part, parts_of_step
 from rarefy.trainer.precision import gradient_norm
 from rarefy.trainer.session import Session
 from rarefy.trainer.skipped_steps import first_not_finite
@@ -48,13 +48,13 @@ def take_step(session: Session, batches: list[Any]) -> StepOutcome:
     """
     optimizer = session.needed_optimizer
     precision = session.precision
-    parts = [parts_of(session, batch) for batch in batches]
+    parts = parts_of_step(session, batches)
     micro_batches = sum(map(len, parts))
     losses: list[Tensor] = []
     index = 0
     for several in parts:
-        for batch in several:
-            losses.append(_learn(session, batch, index, micro_batches, len(batches)))
+        for part in several:
+            losses.append(_learn(session, part, index, micro_batches, len(batches)))
             index += 1
     precision.unscale(optimizer)
     # Callbacks see unscaled gradients, and what they do to them counts in the norm.
@@ -77,9 +77,9 @@ def take_step(session: Session, batches: list[Any]) -> StepOutcome:
     return outcome
 
 
-def _learn(session: Session, batch: Any, index: int, count: int, batches: int) -> Tensor:
+def _learn(session: Session, part: Part, index: int, count: int, batches: int) -> Tensor:
     """Adds the gradients of one of `count` micro-batches, of one of `batches` batches; returns its loss."""
-    batch = to_device(batch, session.device)
+    batch = to_device(part.batch, session.device)
     session.emit("on_train_batch_start", batch, index)
     session.emit("on_before_forward", batch)
     with session.parallel.accumulating(session.forward.model, is_last=index == count - 1):
@@ -87,6 +87,7 @@ def _learn(session: Session, batch: Any, index: int, count: int, batches: int) -
             outputs = session.forward(batch)
         session.emit("on_after_forward", outputs, batch)
         loss = loss_of(outputs)
+        loss = loss if part.weight == 1 else loss * part.weight
         session.precision.backward(loss if batches == 1 else loss / batches)
     session.emit("on_after_backward")
     return loss.detach()
