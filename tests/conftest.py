@@ -16,3 +16,6 @@ torch.set_num_threads(1)
 
 # What somebody calibrated on this machine must not decide what is tested.
 os.environ["RAREFY_CACHE"] = str(Path(__file__).parent / "no_cache")
+
+# Which storage `auto` takes is not to depend on how busy this machine is.
+os.environ["RAREFY_CALIBRATE"] = "0"

@@ -145,7 +145,7 @@ def save(rules: Mapping[Key, BreakEven]) -> Path:
     ]
     try:
         path().parent.mkdir(parents=True, exist_ok=True)
-        _replace(path(), json.dumps({"schema": SCHEMA, "entries": entries}, indent=2))
+        replace_file(path(), json.dumps({"schema": SCHEMA, "entries": entries}, indent=2))
     except OSError as error:
         raise RarefyError(
             f"{path()}: cannot be written ({error.strerror}); set {VARIABLE} to another folder"
@@ -153,7 +153,7 @@ def save(rules: Mapping[Key, BreakEven]) -> Path:
     return path()
 
 
-def _replace(file: Path, text: str) -> None:
+def replace_file(file: Path, text: str) -> None:
     """Writes a file that others may be reading."""
     with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False, encoding="utf-8") as new:
         new.write(text)

@@ -133,7 +133,7 @@ def measure(case: Case, seconds: float, clock: Clock = time.perf_counter) -> Mea
 def _steps(case: Case) -> list[Callable[[], object]]:
     """A step of the dense layer and one of the sparse layer, the same numbers each time."""
     generator = torch.Generator().manual_seed(0)
-    dense = nn.Linear(case.columns, case.rows)
+    dense = nn.Linear(case.columns, case.rows, device="cpu", dtype=torch.float32)
     sparse = SparseLinear.from_linear(dense, case.mask(generator), case.block)
     x = torch.randn(case.tokens, case.columns, generator=generator).to(case.dtype).requires_grad_()
     grad = torch.randn(case.tokens, case.rows, generator=generator).to(case.dtype)

@@ -13,7 +13,7 @@ from rarefy.cost.kernels_in_use import kernels_in_use
 from rarefy.kernels.instruction_sets import REFERENCE, available, instruction_set, matrix_units
 
 _OVERHEAD = 5e6  # of a call, with one thread; a product on n threads does n times as much in that time
-_MARGIN = 1.03  # a layer is left dense unless it is expected to gain this factor
+MARGIN = 1.03  # a layer is left dense unless it is expected to gain this factor
 
 # Against torch's dense products on an AMD processor with AVX-512 and bfloat16 instructions; lower than measured.
 # "blocks of 16" have heights and widths that are multiples of 16; measured with 16 x 16, and larger ones are no slower.
@@ -128,7 +128,7 @@ def pays_off(
         >>> pays_off(768, 768, 2048, 0.99)
         False
     """
-    return relative_time(rows, columns, tokens, density, dtype, block) * _MARGIN < 1
+    return relative_time(rows, columns, tokens, density, dtype, block) * MARGIN < 1
 
 
 def break_even_sparsity(
@@ -145,7 +145,7 @@ def break_even_sparsity(
         1.0
     """
     fixed = relative_time(rows, columns, tokens, 0.0, dtype, block)
-    if fixed * _MARGIN >= 1:
+    if fixed * MARGIN >= 1:
         return 1.0
     slope = relative_time(rows, columns, tokens, 1.0, dtype, block) - fixed
-    return max(0.0, 1 - (1 / _MARGIN - fixed) / slope)
+    return max(0.0, 1 - (1 / MARGIN - fixed) / slope)

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from rarefy.cost import pays_off
-from rarefy.distributed import is_cut, of_first
+from rarefy.cost.rule import MARGIN
+from rarefy.cost.timed import Layer, time_layers, timed
+from rarefy.distributed import is_cut, is_first, of_first
 from rarefy.errors import ConfigError
 from rarefy.filters import Candidate, Place
 from rarefy.kernels import instruction_set
@@ -21,6 +22,7 @@ from rarefy.storage.parameter import Kind, SparseParameter
 _KINDS: tuple[Kind, ...] = ("masked", "compact")
 # Of a modest batch; after the first step the number is known, and `auto` decides again.
 ASSUMED_TOKENS = 512
+TIMED_AT = 20  # the step after which the rule's choices are checked by timing, once
 
 
 def obstacle(places: Sequence[Place]) -> str:
@@ -85,24 +87,66 @@ def wanted_storage(parameter: SparseParameter, compute: str, optimizers: Sequenc
     """
     if compute != "auto":
         return "compact" if compute == "compact" else "masked"
+    if not _may_choose(parameter, optimizers):
+        return "masked"
+    layer = _layer(parameter)
+    relative = timed(layer)
+    pays = layer.is_expected_to_pay() if relative is None else relative * MARGIN < 1
+    return "compact" if pays else "masked"
+
+
+def _may_choose(parameter: SparseParameter, optimizers: Sequence[Optimizer]) -> bool:
+    """Whether a weight can have either storage."""
     own = [optimizer for optimizer in optimizers if parameter.weight in trained_parameters(optimizer)]
     is_plain = parameter.weight.dtype == torch.float32 and not obstacle(parameter.places)
-    if not own or not is_plain or not all(map(is_element_wise, own)):
-        return "masked"
+    return bool(own) and is_plain and all(map(is_element_wise, own))
+
+
+def time_doubtful(
+    parameters: Mapping[str, SparseParameter], optimizers: Sequence[Optimizer], step: int
+) -> None:
+    """Times the layers whose choice by the rule may be wrong, each kind once on a machine.
+
+    A rule that does not know the machine is helped out at once, one that does is checked after `TIMED_AT` steps.
+
+    Args:
+        parameters: weights with `compute: auto`.
+        optimizers: those that the algorithm follows.
+        step: optimizer steps taken.
+    """
+    if not is_first():
+        return
+    may = [one for one in parameters.values() if one.tokens is not None and _may_choose(one, optimizers)]
+    layers = map(_layer, may)
+    time_layers(layer for layer in layers if layer.is_doubtful(has_run=step == TIMED_AT))
+
+
+def _layer(parameter: SparseParameter) -> Layer:
+    """What the rule is asked about."""
     rows, columns = parameter.shape
     tokens = ASSUMED_TOKENS if parameter.tokens is None else parameter.tokens
     density = 1 - parameter.actual_sparsity
-    layer = (rows, columns, tokens, density, parameter.dtype, parameter.pattern.block)
-    return "compact" if pays_off(*layer) else "masked"
+    return Layer(rows, columns, tokens, density, parameter.dtype, parameter.pattern.block)
 
 
 def choose_storage(
-    parameters: Mapping[str, SparseParameter], compute: str, optimizers: Sequence[Optimizer]
+    parameters: Mapping[str, SparseParameter],
+    compute: str,
+    optimizers: Sequence[Optimizer],
+    step: int | None = None,
 ) -> None:
     """Gives every weight the storage that the option asks for at its present sparsity.
 
     What `auto` chooses depends on the machine and on the batch: of several processes the first one says it for all.
+
+    Args:
+        parameters: the weights.
+        compute: `auto`, `masked` or `compact`.
+        optimizers: those that the algorithm follows.
+        step: the number of the step that is just over; what the rule is not sure of is then timed.
     """
+    if compute == "auto" and step is not None:
+        time_doubtful(parameters, optimizers, step)
     kinds: list[Kind] = [wanted_storage(parameter, compute, optimizers) for parameter in parameters.values()]
     if compute == "auto" and parameters:
         device = next(iter(parameters.values())).weight.device

@@ -22,7 +22,7 @@ from rarefy.distributed import ranks, reshard
 from rarefy.errors import RarefyError
 from rarefy.filters import Candidate
 from rarefy.patterns import Pattern
-from rarefy.storage.choice import choose_storage, restore_storage, storage_state
+from rarefy.storage.choice import TIMED_AT, choose_storage, restore_storage, storage_state
 from rarefy.storage.gradients import Shortlist
 from rarefy.storage.growth import GrowthRequest
 from rarefy.storage.parameter import SparseParameter
@@ -242,10 +242,11 @@ class Attachment:
         # A weight that waits for its first mask is dense, and would be held as a long list of connections.
         ready = {name: one for name, one in self.parameters.items() if name not in self._policy.awaiting}
         if ranks() == 1 or self._policy.compute != "auto":
-            choose_storage(ready, self._policy.compute, self._following.optimizers)
+            step = self.step if in_step else None
+            choose_storage(ready, self._policy.compute, self._following.optimizers, step)
         elif in_step:
             averaged = {name: one for name, one in ready.items() if self._averaging.covers(one)}
-            choose_storage(averaged, "auto", self._following.optimizers)
+            choose_storage(averaged, "auto", self._following.optimizers, self.step)
         self.prepare()
 
     def _release(self, parameter: SparseParameter) -> None:
@@ -364,7 +365,7 @@ class Attachment:
             parameter.dense_gradient.reopen()
             parameter.has_learned = False
         # From the first step it is known how many tokens each layer sees.
-        if is_update or self.step == 1:
+        if is_update or self.step in (1, TIMED_AT):
             self.choose_storage(in_step=True)
         self.prepare()
 
