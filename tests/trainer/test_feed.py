@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
+from rarefy import data as processors
 from rarefy.checkpoint import rng
-from rarefy.data import LoaderConfig, make_loader, shard
+from rarefy.data import LoaderConfig, shard
 from rarefy.errors import RarefyError
 from rarefy.trainer.feed import TrainFeed, open_loader
 
@@ -187,7 +188,7 @@ def test_a_position_that_depends_on_the_number_of_processes_is_refused_in_anothe
 def test_a_position_in_batches_of_samples_holds_in_any_number_of_processes() -> None:
     def feed(rank: int, processes: int) -> TrainFeed:
         data = TensorDataset(torch.arange(24))
-        loader = make_loader(data, 24, LoaderConfig(batch_size=4), shuffle=True, seed=5)
+        loader = processors.make_loader(data, 24, LoaderConfig(batch_size=4), shuffle=True, seed=5)
         return TrainFeed(shard(loader, rank, processes))
 
     first = feed(1, 2)
