@@ -67,6 +67,8 @@ CASES = {
     "rigl erk": Case({**RIGL, "distribution": "erk"}, optimizer="Adamax"),
     "rigl twice": Case(RIGL, micro_batches=2, clip=0.1),
     "rigl tied": Case({**RIGL, "seed": 3}, is_tied=True),
+    "mest": Case({"algorithm": "mest", "sparsity": 0.5, "drop_fraction": 0.5, "init_method": "topk"}),
+    "checkerboard": Case({"algorithm": "set", "sparsity": 0.5, "init_method": "checkerboard"}),
     "n of m": Case({**RIGL, "sparsity": 0.5, "drop_fraction": 1.0, "pattern": {"n": 1, "m": 2}}),
     "blocks": Case({**RIGL, "pattern": {"block": [2, 2]}, "param_filter": LARGE}),
     "groups in": Case({**RIGL, "balance_in_groups": 2}),

@@ -15,13 +15,14 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 
 import rarefy
+from rarefy.distributed import Cut
 from rarefy.errors import RarefyError
 
 sys.path.insert(0, str(Path(__file__).parent))
 from sharded_runs import CASES, RIGL, Case, Run, build, cut
 
 # (ranks, case, order): every case in two processes; in four those that place counts most for, and a mesh of copies.
-IN_FOUR = {"gmp tied": "before", "set": "after", "rigl twice": "before"}
+IN_FOUR = {"gmp tied": "before", "set": "after", "rigl twice": "before", "gmp": "after"}
 RUNS = [(2, name, "after" if index % 2 else "before") for index, name in enumerate(CASES)]
 RUNS += [(4, name, order) for name, order in IN_FOUR.items()]
 
@@ -67,7 +68,49 @@ def facts(rank):
     is_like = (
         isinstance(mask, DTensor) and mask.placements == weight.placements and mask.shape == weight.shape
     )
-    return {"mask is cut like its weight": is_like, "rows": mask.to_local().shape[0], "shown": shown}
+    run.step()
+    run.optimizer.zero_grad()
+    entries = run.sparsity.parameters["0.weight"].gradient_entries()
+    loss = run.model(torch.ones(4, 12).double()).sum()
+    loss.backward()
+    parameter = run.sparsity.parameters["0.weight"]
+    found = parameter.gradient_entries()
+    parameter.set_gradient_entries(found * 2)
+    is_set = torch.equal(parameter.gradient_entries(), found * 2) and bool(found.any()) and not entries.any()
+    return {
+        "entries": is_set,
+        "mask is cut like its weight": is_like,
+        "rows": mask.to_local().shape[0],
+        "shown": shown,
+    }
+
+
+class Reversed(rarefy.RigL):
+    """Looks at its view as a whole, which a class need not say."""
+
+    def drop_score(self, weight, dense_grad):
+        assert not isinstance(weight, DTensor)
+        return weight.flip(0).abs()
+
+
+def gathered(rank):
+    """How many weights each algorithm gathers in a step with an update."""
+    counts = {}
+    gather = Cut.whole
+
+    def counting(cut, piece):
+        counts[name] = counts.get(name, 0) + 1
+        return gather(cut, piece)
+
+    Cut.whole = counting
+    for name in ("gmp", "set", "rigl erk", "mest", "blocks", "reversed"):
+        case = CASES.get(name, Case({**RIGL, "algorithm": "test_sharded:Reversed"}))
+        run = Run(case, "before", (rank, 2))
+        run.present_masks = dict
+        counts[name] = 0
+        run.step()
+    Cut.whole = gather
+    return counts
 
 
 def resumed(rank, order):
@@ -105,6 +148,7 @@ def work(rank, address, folder, ranks):
     if ranks == 2:
         results["refusals"] = refusals(rank)
         results["facts"] = facts(rank)
+        results["gathered"] = gathered(rank)
         results["resumed"] = [resumed(rank, order) for order in ("before", "after")]
         results["finalized"] = finalized(rank)
     else:
@@ -166,9 +210,17 @@ def test_a_sharded_run_resumes(in_two):
 
 def test_masks_are_cut_like_their_weights(in_two):
     first, second = (result["facts"] for result in in_two)
+    assert first["entries"] and second["entries"]
     assert first["mask is cut like its weight"] and second["mask is cut like its weight"]
     assert (first["rows"], second["rows"]) == (7, 7)
     assert [storage for storage, _ in first["shown"]] == ["masked"] * 3
+
+
+def test_what_ranks_each_connection_by_itself_gathers_nothing(in_two):
+    found = in_two[0]["gathered"]
+    assert [found[name] for name in ("gmp", "set", "rigl erk", "mest")] == [0, 0, 0, 0]
+    # Weight, mask and dense gradient, of each weight.
+    assert (found["blocks"], found["reversed"]) == (6, 9)
 
 
 def test_a_finalized_model_has_zeros_and_no_masks(in_two):

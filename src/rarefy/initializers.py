@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from rarefy import masks
+from rarefy.distributed import Cut, is_cut, whole
 from rarefy.errors import ConfigError, RarefyError, did_you_mean
-from rarefy.patterns.structures import FREE, Structure
+from rarefy.patterns import FREE, Pattern, Structure
 from rarefy.ties import TieOrder
 from rarefy.validation import shorten
 
@@ -47,7 +48,12 @@ def random_scores(like: Tensor, generator: torch.Generator) -> Tensor:
         torch.float32
     """
     # Never in the weight's dtype: bfloat16 has so few numbers in [0, 1) that most scores would tie.
-    return torch.rand(like.shape, generator=generator, dtype=torch.float32, device="cpu").to(like.device)
+    scores = torch.rand(like.shape, generator=generator, dtype=torch.float32, device="cpu")
+    if is_cut(like):
+        # All of them are drawn, so that each place has the score that it has in one process.
+        cut = Cut.of(like)
+        return cut.wrap(cut.own(scores).contiguous().to(cut.device))
+    return scores.to(like.device)
 
 
 def random(
@@ -123,6 +129,30 @@ INITIALIZERS: dict[str, Initializer] = {
     "from_zeros": from_zeros,
     "checkerboard": checkerboard,
 }
+
+
+def first_mask(
+    initializer: Initializer, weight: Tensor, sparsity: float, generator: torch.Generator, pattern: Pattern
+) -> Tensor:
+    """The first mask of a weight, each balanced group by itself.
+
+    Args:
+        initializer: of `INITIALIZERS`, or one's own.
+        weight: whole, or a DTensor; it is gathered for initializers that do not rank each connection by itself.
+        sparsity: of each group.
+        generator: source of randomness.
+        pattern: what the mask obeys.
+
+    Returns:
+        Bool, whole, or a DTensor like the weight.
+
+    Example:
+        >>> first_mask(topk, torch.tensor([3.0, 1.0]), 0.5, torch.Generator(), Pattern())
+        tensor([ True, False])
+    """
+    takes_pieces = pattern.axis is None and pattern.structure == FREE and initializer in (random, topk)
+    pieces = pattern.split(weight if takes_pieces else whole(weight))
+    return pattern.merge([initializer(piece, sparsity, generator, pattern.structure) for piece in pieces])
 
 
 def parse_initializer(value: Any) -> Initializer:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from rarefy import kernels
+from rarefy.distributed import Cut, highest, is_cut, local_part
 from rarefy.ties import DEFAULT_ORDER, TieOrder, settle
 
 _FEW_COLUMNS = 32
@@ -74,7 +75,7 @@ def drop_lowest(mask: Tensor, scores: Tensor, count: int, order: TieOrder = DEFA
         >>> drop_lowest(torch.tensor([True, True, False]), torch.tensor([3.0, 1.0, 9.0]), 1).tolist()
         [True, False, False]
     """
-    return _top(scores, mask, int(mask.count_nonzero()) - count, order)
+    return _top(scores, mask, active_count(mask) - count, order)
 
 
 def grow_highest(mask: Tensor, scores: Tensor, count: int, order: TieOrder = DEFAULT_ORDER) -> Tensor:
@@ -152,6 +153,36 @@ def drop_and_grow(
     return kept | _top_in_rows(grow_scores, ~kept, count - stay, order.other())
 
 
+def active_count(mask: Tensor) -> int:
+    """How many connections are active, in all pieces of a mask that is cut.
+
+    Example:
+        >>> active_count(torch.tensor([True, False]))
+        1
+    """
+    own = local_part(mask).count_nonzero()
+    return int(Cut.of(mask).sum(own)) if is_cut(mask) else int(own)
+
+
+def drop_and_grow_in_pieces(
+    mask: Tensor, drop_scores: Tensor, grow_scores: Tensor, count: int, fraction: float, order: TieOrder
+) -> Tensor:
+    """What `drop_and_grow` makes of a weight in one row, for one that is cut in pieces.
+
+    Args:
+        mask: bool, a DTensor.
+        drop_scores: a DTensor like the mask.
+        grow_scores: a DTensor like the mask.
+        count: active connections afterwards.
+        fraction: share that is dropped, in [0, 1].
+        order: as for `drop_and_grow`.
+    """
+    active = active_count(mask)
+    stay = count if active == mask.numel() else min(active - round(fraction * active), count)
+    kept = _top(drop_scores, mask, stay, order)
+    return kept | _top(grow_scores, ~kept, count - stay, order.other())
+
+
 def sparsity_of(mask: Tensor) -> float:
     """The measured fraction of inactive connections; 0 for an empty mask.
 
@@ -208,6 +239,8 @@ def _high_in_rows(scores: Tensor, counts: Tensor) -> Tensor:
 
 def _top(scores: Tensor, candidates: Tensor | None, count: int, order: TieOrder) -> Tensor:
     """The mask of the `count` highest scores among the candidates, or of all."""
+    if is_cut(scores):
+        return _top_in_pieces(scores, candidates, count, order)
     # Once, for the selection and for `settle`; nothing is rounded.
     if scores.dtype in (torch.float16, torch.bfloat16):
         scores = scores.float()
@@ -217,3 +250,14 @@ def _top(scores: Tensor, candidates: Tensor | None, count: int, order: TieOrder)
     if may_cut_a_tie:
         kept = settle(kept, flat, torch.ones_like(kept) if among is None else among, order)
     return kept.view(scores.shape)
+
+
+def _top_in_pieces(scores: Tensor, candidates: Tensor | None, count: int, order: TieOrder) -> Tensor:
+    """The same for a DTensor, without gathering it."""
+    cut = Cut.of(scores)
+    among = None if candidates is None else local_part(candidates)
+
+    def tie_keys(entries: Tensor) -> Tensor:
+        return order.keys(cut.places(entries))
+
+    return cut.wrap(highest.keep_top(local_part(scores), among, count, tie_keys, cut.sum))

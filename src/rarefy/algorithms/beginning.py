@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from rarefy.algorithms.attachment import Attachment
 from rarefy.algorithms.attachment.hooks import UserHooks
 from rarefy.algorithms.timing import Timing
-from rarefy.distributed import is_cut, whole
+from rarefy.distributed import is_cut
 from rarefy.distributions import share_out
 from rarefy.errors import ConfigError, RarefyError
 from rarefy.first_masks.kinds import FromData
 from rarefy.first_masks.names import competes_by_weight
 from rarefy.first_masks.task import Task, given_batches
-from rarefy.initializers import Initializer, generator_for
+from rarefy.initializers import Initializer, first_mask, generator_for
 from rarefy.masks import all_active
 from rarefy.patterns import Pattern
 from rarefy.roles import Place
@@ -109,10 +109,8 @@ class Beginning(UserHooks, Timing):
 
     def _first_mask(self, name: str, weight: Tensor, sparsity: float) -> Tensor:
         assert not isinstance(self.init_method, FromData)
-        options = sparsity, generator_for(self.seed or 0, name, 0), self.pattern.structure
-        pattern = self._patterns[name]
-        pieces = pattern.split(whole(weight.detach()))
-        return pattern.merge([self.init_method(piece, *options) for piece in pieces])
+        generator = generator_for(self.seed or 0, name, 0)
+        return first_mask(self.init_method, weight.detach(), sparsity, generator, self._patterns[name])
 
     def _measure(self, method: FromData, task: Task) -> dict[str, Tensor]:
         cut = next((name for name, weight in task.weights.items() if is_cut(weight)), None)

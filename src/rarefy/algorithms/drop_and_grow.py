@@ -12,7 +12,7 @@ from rarefy.algorithms.options import FractionSchedule, Sparsity, parse_fraction
 from rarefy.algorithms.view import WeightView, also_by_parts, is_replaced
 from rarefy.distributed import ranks
 from rarefy.errors import RarefyError
-from rarefy.masks import grow_highest, kept_count
+from rarefy.masks import active_count, grow_highest, kept_count
 from rarefy.patterns.structures import FREE
 from rarefy.schedules import FromFunction
 from rarefy.storage.gradients import Shortlist
@@ -79,7 +79,7 @@ class DropAndGrow(DynamicSparsityAlgorithm):
     def update_mask(self, view: WeightView) -> Tensor:
         """Drops, then grows; see the class."""
         score = self.drop_score(view.weight, view.gradient)
-        if int(view.mask.count_nonzero()) == view.mask.numel():
+        if active_count(view.mask) == view.mask.numel():
             return self.keep_top(score, view.sparsity)
         grow = self.grow_score(view.weight, view.gradient)
         fraction = self.current(self.drop_fraction)
@@ -119,6 +119,7 @@ class DropAndGrow(DynamicSparsityAlgorithm):
             or self.needs != "dense"
             or not self._ranks_one_by_one
             or parameter.pattern.axis is not None
+            or parameter.is_sharded
         ):
             return super()._next_mask(parameter, sparsity)
         grad = self._dense_gradient(parameter)

@@ -16,6 +16,7 @@ from rarefy.algorithms.view import WeightView, arguments_of, call_update_mask, i
 from rarefy.distributed import differing, mean_over_ranks, ranks
 from rarefy.errors import RarefyError
 from rarefy.initializers import check_mask, generator_for
+from rarefy.patterns.structures import FREE
 from rarefy.schedules import parse_update_schedule
 from rarefy.storage.gradients import Shortlist
 from rarefy.storage.parameter import SparseParameter
@@ -32,6 +33,9 @@ class DynamicSparsityAlgorithm(SparsityAlgorithm):
 
     Attributes:
         generator: a CPU generator, fresh for every parameter and update; the source of all randomness.
+        by_pieces: whether each connection is ranked by its own entries and chosen by `keep_top` or `drop_and_grow`, so
+            that `update_mask` may be given DTensors of an unstructured weight that `fully_shard` cut; else such a
+            weight is gathered for it. A subclass says so for itself.
 
     Raises:
         RarefyError: `update_mask` takes other arguments than a view, or those of the older forms.
@@ -48,6 +52,7 @@ class DynamicSparsityAlgorithm(SparsityAlgorithm):
     """
 
     dynamic: ClassVar[bool] = True
+    by_pieces: ClassVar[bool] = False
 
     def __new__(cls, *_: Any, **options: Any) -> DynamicSparsityAlgorithm:
         """Refuses what belongs inside `update`; Python would only say that the keyword is unexpected."""
@@ -191,6 +196,13 @@ class DynamicSparsityAlgorithm(SparsityAlgorithm):
         parameter.store_state(state)
         return parameter.pattern.merge(pieces)
 
+    def _takes_pieces(self, parameter: SparseParameter) -> bool:
+        """Whether `update_mask` is given the weight as it is cut."""
+        # A subclass may have replaced what its base said this of.
+        is_own = "by_pieces" in vars(type(self)) and self.by_pieces and "update_mask" not in vars(self)
+        pattern = parameter.pattern
+        return is_own and parameter.is_sharded and pattern.axis is None and pattern.structure == FREE
+
     def _views(
         self,
         parameter: SparseParameter,
@@ -200,8 +212,9 @@ class DynamicSparsityAlgorithm(SparsityAlgorithm):
     ) -> Sequence[WeightView]:
         """One view for each balanced group."""
         split = parameter.pattern.split
-        weights = split(parameter.dense_weight())
-        old_masks = split(parameter.mask)
+        takes_pieces = self._takes_pieces(parameter)
+        weights = split(parameter.weight.detach() if takes_pieces else parameter.dense_weight())
+        old_masks = split(parameter.mask_in_pieces if takes_pieces else parameter.mask)
         gradients = [None] * len(weights) if gradient is None else split(gradient)
         states = {name: split(numbers) for name, numbers in state.items()}
         facts = (sparsity, self.step, self.generator)
@@ -235,7 +248,7 @@ class DynamicSparsityAlgorithm(SparsityAlgorithm):
     def _gradient(self, parameter: SparseParameter) -> Tensor | Shortlist | None:
         """The gradient that the algorithm asked for; None without one (a frozen weight keeps its topology)."""
         if self.needs == "active":
-            return parameter.take_active_gradient()
+            return parameter.take_active_gradient(in_pieces=self._takes_pieces(parameter))
         return self._dense_gradient(parameter) if self.needs == "dense" else None
 
     def _dense_gradient(self, parameter: SparseParameter) -> Tensor | Shortlist | None:
@@ -253,7 +266,8 @@ class DynamicSparsityAlgorithm(SparsityAlgorithm):
         value = parameter.dense_gradient.take()
         if parameter.is_sharded:
             # Its pieces are means over all processes already.
-            return None if value is None else parameter.storage.spread(cast(Tensor, value))
+            is_whole = value is None or self._takes_pieces(parameter)
+            return value if is_whole else parameter.storage.spread(cast(Tensor, value))
         # The others wait for this process in the average, though its batch did not use the weight.
         if value is None and ranks() > 1:
             value = torch.zeros_like(parameter.dense_weight())

@@ -1,6 +1,7 @@
 """Training in several processes; without a process group nothing is exchanged."""
 
 from rarefy.distributed.agreement import agreed_seed, differing, highest_of_all, mean_over_ranks, of_first
+from rarefy.distributed.checksums import combined
 from rarefy.distributed.means import Traffic, means_over_ranks
 from rarefy.distributed.membership import is_first, join_processes, place, ranks, wait_for_all
 from rarefy.distributed.parallel import Parallel, ParallelConfig
@@ -22,6 +23,7 @@ __all__ = [
     "ParallelConfig",
     "Traffic",
     "agreed_seed",
+    "combined",
     "cut_by",
     "differing",
     "highest_of_all",

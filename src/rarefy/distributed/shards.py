@@ -185,23 +185,29 @@ class Cut:
             whole = gathered.full_tensor().to(piece.device)
         return whole.view(torch.bool) if piece.dtype == torch.bool else whole
 
-    def places(self) -> Tensor:
-        """Where the entries of the piece here stand in the flattened weight, int64, in row-major order of the piece."""
+    def places(self, entries: Tensor) -> Tensor:
+        """Where entries of the piece here stand in the flattened weight.
+
+        Args:
+            entries: int64, places in the flattened piece.
+        """
         start, stop = self.bounds
         inner = self.shape[self.dimension + 1 :].numel()
-        outer = self.shape[: self.dimension].numel()
-        row = torch.arange(start * inner, stop * inner, device=self.device)
-        if outer == 1:
-            return row
-        step = self.shape[self.dimension] * inner
-        return (torch.arange(outer, device=self.device)[:, None] * step + row).reshape(-1)
+        own = max((stop - start) * inner, 1)
+        outer = entries.div(own, rounding_mode="floor")
+        return outer * self.shape[self.dimension] * inner + start * inner + entries % own
 
-    def gathered(self, number: float) -> list[float]:
-        """The numbers of all pieces, in order; all processes must call it."""
-        index = self.mesh.get_local_rank(self.mesh_dimension)
-        numbers = torch.zeros(self.mesh.size(self.mesh_dimension), dtype=torch.float64, device=self.device)
-        numbers[index] = number
-        return self.sum(numbers).tolist()
+    def gathered(self, *numbers: float) -> list[list[float]]:
+        """A row of numbers for each piece, in order; all processes must call it.
+
+        Args:
+            numbers: as many in each process, whole ones below 2^53.
+        """
+        pieces = self.mesh.size(self.mesh_dimension)
+        rows = torch.zeros(pieces, len(numbers), dtype=torch.float64, device=self.device)
+        own = torch.tensor(numbers, dtype=torch.float64)
+        rows[self.mesh.get_local_rank(self.mesh_dimension)] = own.to(self.device)
+        return self.sum(rows).tolist()
 
     def sum(self, numbers: Tensor) -> Tensor:
         """The sum of what all processes bring; all must call it."""

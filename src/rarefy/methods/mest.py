@@ -40,6 +40,7 @@ class MEST(SET):
     """
 
     name: ClassVar[str] = "mest"
+    by_pieces: ClassVar[bool] = True
     needs: ClassVar[Needs] = "active"
 
     def __init__(self, sparsity: Sparsity, *, gradient_share: Factor = 1.0, **options: Any) -> None:

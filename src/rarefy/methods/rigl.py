@@ -34,6 +34,7 @@ class RigL(DropAndGrow):
     """
 
     name: ClassVar[str] = "rigl"
+    by_pieces: ClassVar[bool] = True
     needs: ClassVar[Needs] = "dense"
 
     def gradient_score(self, gradient: Tensor) -> Tensor:

@@ -31,6 +31,7 @@ class SET(DropAndGrow):
     """
 
     name: ClassVar[str] = "set"
+    by_pieces: ClassVar[bool] = True
 
     def grow_score(self, weight: Tensor, dense_grad: Tensor | None) -> Tensor:
         """Uniform random float32, whatever the weight's dtype."""

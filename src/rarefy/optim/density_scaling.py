@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from rarefy.distributed import whole
 from rarefy.errors import ConfigError
 from rarefy.validation import shorten
 
@@ -103,7 +104,7 @@ class DensityScaling:
             return
         self.densities = self.densities or {}
         for name, weight in weights.items():
-            mask = masks[name]
+            mask = whole(masks[name])
             # Weights without memory are looked at before a run; nothing can be counted in them.
             active = 0 if mask.is_meta else int(mask.sum())
             density = active / mask.numel() if active else 1.0

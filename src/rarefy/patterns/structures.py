@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from rarefy import kernels, masks
+from rarefy.distributed import is_cut
 from rarefy.errors import ConfigError, RarefyError
 from rarefy.ties import DEFAULT_ORDER, TieOrder
 
@@ -142,6 +143,28 @@ class Free(Structure):
 
     def check(self, name: str, shape: Sequence[int]) -> None:
         """Takes any shape."""
+
+    def keep_top(self, scores: Tensor, sparsity: float, order: TieOrder = DEFAULT_ORDER) -> Tensor:
+        """The mask of the highest scores of a piece, or of a whole weight that is cut over processes."""
+        if is_cut(scores):
+            return masks.keep_top(scores, masks.kept_count(scores.numel(), sparsity), order)
+        return super().keep_top(scores, sparsity, order)
+
+    def drop_and_grow(
+        self,
+        mask: Tensor,
+        drop_scores: Tensor,
+        grow_scores: Tensor,
+        sparsity: float,
+        fraction: float,
+        order: TieOrder = DEFAULT_ORDER,
+    ) -> Tensor:
+        """The mask of a piece after one update, or of a whole weight that is cut over processes."""
+        scores = drop_scores, grow_scores
+        if is_cut(mask):
+            count = masks.kept_count(mask.numel(), sparsity)
+            return masks.drop_and_grow_in_pieces(mask, *scores, count, fraction, order)
+        return super().drop_and_grow(mask, *scores, sparsity, fraction, order)
 
     def layout(self, shape: Sequence[int]) -> tuple[int, int]:
         """One row of connections."""

@@ -118,6 +118,11 @@ class SparseParameter:
         return self.storage.mask
 
     @property
+    def mask_in_pieces(self) -> Tensor:
+        """The mask of a sharded weight, a DTensor like it; of any other weight the mask."""
+        return self.storage.mask_in_pieces if isinstance(self.storage, ShardedStorage) else self.mask
+
+    @property
     def actual_sparsity(self) -> float:
         """The measured fraction of positions that are inactive and hold zeros; 0 for an empty weight."""
         return 1.0 - self.storage.nonzero / self.shape.numel() if self.shape.numel() else 0.0
@@ -362,11 +367,17 @@ class SparseParameter:
             saved = self.storage.loaded_entries(saved)
         self.dense_gradient.load(saved, self.weight.device)
 
-    def take_active_gradient(self) -> Tensor | None:
-        """The gradient of active connections in the shape of the dense weight, zeros elsewhere; None without one."""
+    def take_active_gradient(self, in_pieces: bool = False) -> Tensor | None:
+        """The gradient of active connections in the shape of the dense weight, zeros elsewhere; None without one.
+
+        Args:
+            in_pieces: as the DTensor that it is in a sharded weight.
+        """
         entries = self.weight.grad if self.active_gradient is None else self.active_gradient
         self.active_gradient = None
-        return None if entries is None else self.storage.spread(entries.detach())
+        if entries is None:
+            return None
+        return entries.detach() if in_pieces else self.storage.spread(entries.detach())
 
     def gradient_entries(self) -> Tensor:
         """The gradient of active connections, one entry each; zeros without a gradient.

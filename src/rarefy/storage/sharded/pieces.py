@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from rarefy import kernels, masks
-from rarefy.distributed import WHOLE_WEIGHTS, Cut, cut_by, is_cut, local_part
+from rarefy.distributed import WHOLE_WEIGHTS, Cut, combined, cut_by, is_cut, local_part
 from rarefy.errors import RarefyError
 from rarefy.storage.gradients import DenseGradient, LastSelected
 from rarefy.storage.masked import MaskedStorage, cut_in_pieces, free_mask_leaf, resized, taken_away
@@ -24,9 +24,10 @@ from rarefy.torch_private import is_managed_by_fully_shard
 class ShardedStorage:
     """A piece of a dense weight with exact zeros, and the same piece of its mask as a buffer beside it.
 
-    Weight, mask, gradient and optimizer state are DTensors. Ordinary steps touch the pieces of this process alone;
+    Weight, mask, gradient and optimizer state are DTensors. Ordinary steps touch the pieces of this process alone.
     `mask`, `dense_weight`, `spread` and `keep_top` gather one whole weight, so that all processes must ask for it
-    together. While a forward pass has the weight gathered, the module holds another tensor; the piece is remembered.
+    together; so they must set masks, of which counts and checksums are exchanged. While a forward pass has the weight
+    gathered, the module holds another tensor; the piece is remembered.
 
     Args:
         module: holds the weight.
@@ -51,7 +52,8 @@ class ShardedStorage:
             delattr(module, mask_leaf)
         own = self.cut.own(whole).clone().to(self.entries.device)
         module.register_buffer(mask_leaf, self.cut.wrap(own))
-        self._measure(whole)
+        self.active = int(whole.count_nonzero())
+        self.fingerprint = checksum(whole)
 
     # ---- the pieces ----
 
@@ -70,9 +72,14 @@ class ShardedStorage:
         return local_part(self.weight)
 
     @property
+    def mask_in_pieces(self) -> Tensor:
+        """The mask, bool, a DTensor like the weight."""
+        return getattr(self.module, self.mask_leaf)
+
+    @property
     def own_mask(self) -> Tensor:
         """The piece of the mask, bool."""
-        return local_part(getattr(self.module, self.mask_leaf))
+        return local_part(self.mask_in_pieces)
 
     @property
     def is_in_place(self) -> bool:
@@ -127,9 +134,15 @@ class ShardedStorage:
 
     # ---- facts that were measured when the mask was set, so that one process alone may ask ----
 
-    def _measure(self, mask: Tensor) -> None:
-        self.active = int(mask.count_nonzero())
-        self.fingerprint = checksum(mask)
+    def _measure(self) -> None:
+        """Counts the connections and makes the checksum, of pieces; all processes must call it."""
+        own = self.own_mask
+        rows = self.cut.gathered(int(own.count_nonzero()), checksum(own), own.numel())
+        self.active = int(sum(active for active, _, _ in rows))
+        # Pieces of rows follow one another in the whole mask.
+        in_order = self.cut.dimension == 0
+        pieces = [(int(one), int(length)) for _, one, length in rows]
+        self.fingerprint = combined(pieces) if in_order else checksum(self.mask)
 
     @property
     def nonzero(self) -> int:
@@ -157,7 +170,7 @@ class ShardedStorage:
         own.copy_(wanted)
         self.prune(optimizers)
         begin_state(optimizers, self.weight, grown)
-        self._measure(self.mask if is_cut(mask) else mask)
+        self._measure()
 
     def prune(self, optimizers: Iterable[Optimizer]) -> None:
         """Zeroes weight, gradient and optimizer state of inactive connections."""
@@ -166,7 +179,7 @@ class ShardedStorage:
         masks.zero_inactive_(self.entries, self.own_mask)
         if weight.grad is not None:
             masks.zero_inactive_(local_part(weight.grad), self.own_mask)
-        rest_inactive(optimizers, weight, getattr(self.module, self.mask_leaf))
+        rest_inactive(optimizers, weight, self.mask_in_pieces)
 
     def restore_zeros(self, optimizers: Iterable[Optimizer]) -> None:
         """Prunes if somebody wrote to inactive positions."""
@@ -215,7 +228,7 @@ class ShardedStorage:
         Args:
             factor: 1 where this piece tells nothing.
         """
-        found = [one for one in self.cut.gathered(factor) if one != 1]
+        found = [one for (one,) in self.cut.gathered(factor) if one != 1]
         return found[0] if found else 1.0
 
     @property
@@ -232,11 +245,24 @@ class ShardedStorage:
         if dense is not None:
             if not self.last_selected.is_of(grad):
                 dense.begin(None)
-            dense.add(grad, getattr(self.module, self.mask_leaf))
+            dense.add(grad, self.mask_in_pieces)
         masks.zero_inactive_(own, self.own_mask)
         self.last_selected.remember(grad)
         if dense is not None:
             dense.seal(own)
+
+    def gradient_entries(self) -> Tensor:
+        """Those of this piece, in row-major order; `fully_shard` has averaged them."""
+        own = self.own_mask
+        grad = self.weight.grad
+        return self.entries.new_zeros(int(own.count_nonzero())) if grad is None else local_part(grad)[own]
+
+    def set_gradient_entries(self, entries: Tensor) -> None:
+        """Scattered over this piece."""
+        weight = self.weight
+        if weight.grad is None:
+            weight.grad = torch.zeros_like(weight)
+        local_part(weight.grad).masked_scatter_(self.own_mask, entries)
 
     def want_dense_gradient(self, dense: DenseGradient | None) -> None:
         """Nothing to do: the gradient is dense before its zeros are put in place."""
@@ -249,7 +275,7 @@ class ShardedStorage:
     def after_load(self, optimizers: Iterable[Optimizer]) -> None:
         """Prunes by the mask that was loaded."""
         self.prune(optimizers)
-        self._measure(self.mask)
+        self._measure()
 
     def saved_entries(self, tensor: Tensor) -> Tensor:
         """As it is."""
