@@ -45,6 +45,11 @@ class Task(Protocol):
         ...
 
     @property
+    def clip(self) -> float:
+        """The largest norm of all gradients together."""
+        ...
+
+    @property
     def compute(self) -> str:
         """How sparse weights are stored: `masked` where layers are so small that nothing else pays."""
         ...
@@ -95,6 +100,7 @@ class Classification:
     batch_size: int = 128
     metric: str = "accuracy"
     compute: str = "masked"
+    clip: float = float("inf")
 
     def model(self, width: int) -> nn.Module:
         """A fresh model of this width."""
@@ -133,6 +139,7 @@ class ByteText:
     judged: int = 384
     metric: str = "bits_per_byte"
     compute: str = "auto"
+    clip: float = 1.0
 
     def model(self, width: int) -> nn.Module:
         """A GPT with four heads and a feed-forward part four times as wide."""

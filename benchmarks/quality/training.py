@@ -149,6 +149,8 @@ def fit(
     for _ in range(steps):
         optimizer.zero_grad()
         task.loss(model, next(batches)).backward()
+        if task.clip < math.inf:
+            nn.utils.clip_grad_norm_(model.parameters(), task.clip)
         optimizer.step()
         schedule.step()
     return time.process_time() - start

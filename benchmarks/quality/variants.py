@@ -7,6 +7,7 @@ from typing import Any
 
 from rarefy.algorithms.dynamic import DynamicSparsityAlgorithm
 from rarefy.config import accepted_options
+from rarefy.methods.gmp import GMP
 from rarefy.methods.registry import ALGORITHMS
 
 Block = dict[str, Any]
@@ -58,9 +59,18 @@ def fixed(**options: Any) -> Variant:
     return lambda sparsity, steps: {"algorithm": "static", "sparsity": sparsity, **options}
 
 
+def top_kast(sparsity: float, steps: int) -> Block:
+    """Forward passes, and the finished model, at the sparsity of the line; twice as many connections are trained."""
+    trained = max(1 - 2 * (1 - sparsity), 0.0)
+    shared = {"algorithm": "top_kast", "update": update_block(steps)}
+    return {**shared, "sparsity": trained, "forward_sparsity": sparsity}
+
+
 def any_other(name: str) -> Variant:
     """An algorithm that this file does not know better: its own defaults, on the common update schedule."""
     kind = ALGORITHMS[name]
+    if issubclass(kind, GMP):
+        return gradual(name)
     if "drop_fraction" in accepted_options(kind):
         return moving(name)
 
@@ -81,5 +91,6 @@ KNOWN: dict[str, Variant] = {
     "rigl": moving("rigl"),
     "rigl, ERK": moving("rigl", distribution="erk"),
     "gmp": gradual("gmp"),
+    "top_kast": top_kast,
 }
 VARIANTS: Mapping[str, Variant] = KNOWN | {name: any_other(name) for name in ALGORITHMS if name not in KNOWN}

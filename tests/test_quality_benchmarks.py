@@ -1,0 +1,111 @@
+"""The harness of benchmarks/quality: runs that were cut short go on, averages are right, every method has its line."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from quality import records, training
+from quality.table import Scale, Table, write
+from quality.tasks import TASKS, Classification, Examples
+from quality.variants import VARIANTS
+from torch import Tensor, nn
+
+from rarefy.methods.registry import ALGORITHMS
+
+
+def build(width: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(8, width), nn.ReLU(), nn.Linear(width, 2))
+
+
+def tiny() -> Classification:
+    """A task of its own, with data that need no package."""
+    x = torch.randn(60, 8, generator=torch.Generator().manual_seed(0))
+    examples = Examples(x[:40], (x[:40, 0] > 0).long(), x[40:], (x[40:, 0] > 0).long())
+    return Classification("tiny", lambda: examples, build, width=16, steps=40, batch_size=8)
+
+
+def counted(seeds: list[int]) -> Iterator[records.Row]:
+    return iter([{"name": "a", "seed": seed} for seed in seeds])
+
+
+def test_a_table_that_was_cut_short_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    ran: list[int] = []
+
+    def measure(cell: records.Row) -> records.Row:
+        ran.append(cell["seed"])
+        return {"score": cell["seed"] / 3}
+
+    records.complete(path, counted([0, 1]), measure)
+    rows = records.complete(path, counted([0, 1, 2]), measure)
+    assert ran == [0, 1, 2]
+    assert [row["score"] for row in rows] == [0.0, 0.333333, 0.666667]
+    assert records.read(path) == rows
+
+
+def test_means_and_standard_errors() -> None:
+    rows = [
+        {"name": name, "seed": seed, "score": score}
+        for name, seed, score in (("a", 0, 1.0), ("a", 1, 3.0), ("b", 0, 5.0))
+    ]
+    first, second = records.summarised(rows, ["score"])
+    assert first == {"name": "a", "runs": 2, "score": 2.0, "score_error": 1.0}
+    assert second == {"name": "b", "runs": 1, "score": 5.0, "score_error": 0.0}
+
+
+def test_a_table_writes_its_averages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(records, "HERE", tmp_path)
+    threads = torch.get_num_threads()
+
+    def run(scale: Scale) -> None:
+        records.complete(
+            scale.folder / "one.csv", counted([0, 1]), lambda cell: {"score": float(cell["seed"])}
+        )
+
+    path = write(Table("one", run, ("score",)), Scale())
+    torch.set_num_threads(threads)
+    assert '"score": 0.5' in path.read_text()
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_variant_trains_and_ends_at_its_sparsity(variant: str) -> None:
+    task = tiny()
+    outcome = training.run_variant(task, variant, 0.5, lr=0.01, seed=0, steps=40)
+    assert 0 <= outcome.score <= 100
+    whole = 8 * 16 + 16 * 2
+    trained = {"dense": whole, "top_kast": whole, "dense, narrow": training.narrow_width(task, 0.5) * 10}
+    assert abs(outcome.weights - trained.get(variant, whole / 2)) <= 2
+
+
+def test_every_algorithm_has_a_variant() -> None:
+    assert set(ALGORITHMS) <= set(VARIANTS)
+
+
+def test_the_same_seed_gives_the_same_run() -> None:
+    task = tiny()
+    runs = [training.run_variant(task, "rigl", 0.5, lr=0.01, seed=3, steps=10) for _ in range(2)]
+    assert (runs[0].score, runs[0].weights) == (runs[1].score, runs[1].weights)
+
+
+def test_tuning_never_sees_the_test() -> None:
+    examples = tiny().data()
+    x, _, judged, _ = examples.split(tuning=True)
+    assert torch.equal(torch.cat([x, judged]), examples.x)
+
+
+def test_the_narrow_model_has_as_many_weights() -> None:
+    task = TASKS["mnist1d_mlp"]
+    model = task.model(training.narrow_width(task, 0.9))
+    weights: list[Tensor] = list(training.matrices(model).values())
+    assert abs(sum(weight.numel() for weight in weights) - training.kept_weights(task, 0.9)) < 100
+
+
+def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:
+    rates = [training.rate_at(step, 100) for step in range(101)]
+    assert rates[:5] == [0.2, 0.4, 0.6, 0.8, 1.0]
+    assert math.isclose(rates[100], 0.0, abs_tol=1e-12)
+    assert rates[5:] == sorted(rates[5:], reverse=True)
