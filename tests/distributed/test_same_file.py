@@ -1,0 +1,174 @@
+"""The same file in 1, 2 and 4 processes: the same masks at each update, and the same losses up to rounding."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ranks import in_processes
+from rarefy.callbacks import Callback
+from rarefy.models import build_model
+from rarefy.run.builder import Builder
+from rarefy.run.schema import parse
+
+STEPS, WORLDS = 16, (2, 4)
+UPDATE = {"freq": 4, "stop": 13}
+DYNAMIC = {"sparsity": 0.7, "update": UPDATE}
+GROWING = {"type": "linear", "init": 0.2, "slope": 0.02}
+SPARSITIES: dict[str, dict[str, Any]] = {
+    "static": {"algorithm": "static", "sparsity": 0.7},
+    "gmp": {"algorithm": "gmp", "sparsity": GROWING, "update": UPDATE},
+    "set": {"algorithm": "set", **DYNAMIC, "compute": "compact"},
+    "rigl": {"algorithm": "rigl", **DYNAMIC},
+    "rigl, compact": {"algorithm": "rigl", **DYNAMIC, "compute": "compact"},
+    "erk": {"algorithm": "rigl", **DYNAMIC, "distribution": "erk"},
+    "n:m": {"algorithm": "rigl", "sparsity": 0.5, "update": UPDATE, "pattern": {"n": 2, "m": 4}},
+    "blocks": {"algorithm": "set", **DYNAMIC, "pattern": {"block": [8, 8]}, "compute": "compact"},
+    "groups": {"algorithm": "rigl", **DYNAMIC, "balance_out_groups": 4},
+    "accumulation": {"algorithm": "rigl", **DYNAMIC, "compute": "compact"},
+    "bf16": {"algorithm": "static", "sparsity": 0.7, "compute": "compact"},
+    "resumed": {"algorithm": "rigl", **DYNAMIC},
+}
+LOOPS: dict[str, dict[str, Any]] = {"accumulation": {"grad_accum_steps": 2}}
+SIZES = {
+    "vocab_size": 256,
+    "max_position_embeddings": 8,
+    "hidden_size": 16,
+    "num_heads": 2,
+    "num_hidden_layers": 1,
+    "filter_size": 32,
+    "dropout_rate": 0.0,
+    "attention_dropout_rate": 0.0,
+}
+
+
+def masked(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Which labels count depends on the sample alone."""
+    return {**batch, "attention_mask": (batch["input_ids"] % 3 > 0).long()}
+
+
+class Double(nn.Module):
+    """A decoder in float64, with masked tokens, so that each process has another number of them."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.decoder = build_model({"name": "gpt2", **SIZES}).double()
+
+    def forward(self, batch: dict[str, Tensor]) -> Any:
+        return self.decoder(masked(batch))
+
+    def parts_of(self, batch: dict[str, Tensor], size: int) -> Any:
+        return self.decoder.parts_of(masked(batch), size)
+
+
+class Single(Double):
+    """The same in float32."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.float()
+
+
+class Record(Callback):
+    """What every step did, and the masks after it."""
+
+    def __init__(self) -> None:
+        self.metrics: list[tuple[float, float]] = []
+        self.masks: list[dict[str, Tensor]] = []
+
+    def on_train_batch_end(self, trainer: Any, metrics: dict[str, float]) -> None:
+        self.metrics.append((metrics["loss"], metrics["grad_norm"]))
+        self.masks.append({name: one.mask.clone() for name, one in trainer.sparsity.parameters.items()})
+
+
+def run(folder: Path, case: str, steps: int = STEPS) -> Record:
+    """Trains what a file of this case says, as one of however many processes there are."""
+    kind = "Single" if case == "bf16" else "Double"
+    init = {
+        "seed": 1,
+        "device": "cpu",
+        "model_dir": str(folder / case),
+        "model": {"name": f"{__file__}:{kind}"},
+        "optimizer": {"SGD": {"lr": 0.5, "momentum": 0.9}},
+        "sparsity": SPARSITIES[case],
+        "loop": {"max_steps": steps, **LOOPS.get(case, {})},
+        "precision": {"enabled": case == "bf16", "max_gradient_norm": 1.0},
+    }
+    data = {
+        "data_processor": "TextCorpusDataProcessor",
+        "source": str(folder / "a.txt"),
+        "sequence_length": 8,
+        "batch_size": 8,
+    }
+    [config] = parse({"trainer": {"init": init, "fit": {"train_dataloader": data}}})
+    builder = Builder(config, folder)
+    record = Record()
+    trainer = builder.trainer(more_callbacks=[record], quiet=True)
+    trainer.fit(builder.train_data)
+    return record
+
+
+def work(folder: Path, rank: int) -> dict[str, tuple[Any, Any]]:
+    """Every case; the run that goes on is begun by two processes, and taken up by four."""
+    found = {}
+    for case in SPARSITIES:
+        half = case == "resumed" and dist.get_world_size() == WORLDS[0]
+        place = folder if case == "resumed" else folder / str(dist.get_world_size())
+        place.mkdir(exist_ok=True)
+        (place / "a.txt").write_bytes(TEXT)
+        dist.barrier()
+        record = run(place, case, STEPS // 2 if half else STEPS)
+        found[case] = record.metrics, record.masks
+    return found
+
+
+TEXT = bytes((7 * place * place + place // 5) % 256 for place in range(4000))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def results(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Any]:
+    """What all processes of each world found."""
+    return {
+        world: in_processes(world, partial(work, folder), tmp_path_factory.mktemp(str(world)))
+        for world in WORLDS
+    }
+
+
+def assert_same(found: tuple[Any, Any], alone: Record, steps: slice, rounding: float) -> None:
+    metrics, masks = found
+    assert len(metrics) == len(alone.metrics[steps])
+    for (loss, norm), (expected_loss, expected_norm) in zip(metrics, alone.metrics[steps], strict=True):
+        assert loss == pytest.approx(expected_loss, rel=rounding)
+        assert norm == pytest.approx(expected_norm, rel=100 * rounding)
+    for now, expected in zip(masks, alone.masks[steps], strict=True):
+        assert all(torch.equal(now[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("case", SPARSITIES)
+def test_any_number_of_processes_learns_the_same(
+    case: str, results: dict[int, Any], folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "a.txt").write_bytes(TEXT)
+    alone = run(tmp_path, case)
+    updates = sum(
+        any(not torch.equal(before[name], after[name]) for name in before)
+        for before, after in zip(alone.masks, alone.masks[1:], strict=False)
+    )
+    assert updates == (0 if case in ("static", "bf16") else 3)
+    for world, ranks in results.items():
+        half = {2: slice(0, STEPS // 2), 4: slice(STEPS // 2, STEPS)}[world]
+        for rank in ranks:
+            steps = half if case == "resumed" else slice(None)
+            # Sums of bfloat16 products round in another way where they are of fewer samples.
+            assert_same(rank[case], alone, steps, 1e-2 if case == "bf16" else 1e-6)
