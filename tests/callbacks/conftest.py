@@ -43,7 +43,11 @@ class FakeTrainer:
         """One optimizer step with the events that the callbacks under test use."""
         self.is_log_step = (self.global_step + 1) % self.log_every == 0
         self.optimizer.zero_grad()
-        self.model(torch.randn(3, 8)).square().sum().backward()
+        batch = torch.randn(3, 8)
+        callback.on_before_forward(self, batch)
+        outputs = self.model(batch)
+        callback.on_after_forward(self, outputs, batch)
+        outputs.square().sum().backward()
         callback.on_before_optimizer_step(self)
         self.optimizer.step()
         self.global_step += 1

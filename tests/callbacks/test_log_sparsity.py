@@ -5,7 +5,8 @@ import torch
 
 from rarefy.algorithms.group import Group
 from rarefy.callbacks import LogSparsity
-from rarefy.callbacks.log_sparsity import common_prefix, grown_share
+from rarefy.callbacks.log_sparsity import common_prefix
+from rarefy.callbacks.topology_facts import grown_share
 from rarefy.methods.gmp import GMP
 from rarefy.methods.rigl import RigL
 from rarefy.methods.static import Static
@@ -16,7 +17,7 @@ SCHEDULE = {"type": "linear", "init": 0.0, "slope": 0.1}
 def started(trainer) -> LogSparsity:
     callback = LogSparsity()
     callback.setup(trainer)
-    callback.on_fit_start(trainer)
+    callback.on_train_start(trainer)
     return callback
 
 
@@ -24,6 +25,10 @@ def run(trainer, callback: LogSparsity, steps: int) -> list[dict[str, float]]:
     for _ in range(steps):
         trainer.step(callback)
     return [metrics for _, metrics in trainer.logged]
+
+
+def dead(layer, axis: int) -> float:
+    return (~layer.weight_mask.any(axis)).double().mean().item()
 
 
 def test_a_dense_run_logs_nothing(make_trainer):
@@ -41,6 +46,14 @@ def test_static(make_trainer):
         "sparsity/1.weight/actual": pytest.approx(actual["1"].item()),
         "sparsity/model/actual": pytest.approx(1 - (5 + 2) / 72),
         "sparsity/model/explored": pytest.approx((5 + 2) / 72),
+        **{f"sparsity/{name}.weight/dead_outputs": dead(trainer.model[int(name)], 1) for name in "01"},
+        **{f"sparsity/{name}.weight/dead_inputs": dead(trainer.model[int(name)], 0) for name in "01"},
+        "flops/sparse": 3 * 2 * 3 * (5 + 2),
+        "flops/dense": 3 * 2 * 3 * 72,
+        # Four bytes a number, one a position of the masks; plain SGD keeps nothing.
+        **{"memory/weights/sparse": 4 * 82 + 72, "memory/weights/dense": 4 * 82},
+        **{f"memory/gradients/{kind}": 4 * 82 for kind in ("sparse", "dense")},
+        **{f"memory/states/{kind}": 0 for kind in ("sparse", "dense")},
     }
 
 
@@ -88,6 +101,21 @@ def test_grown_is_the_share_of_replaced_connections_once_per_update(make_trainer
     assert metrics[3]["sparsity/0.weight/grown"] == grown_share(before, after) > 0
 
 
+def test_what_only_an_update_changes_is_logged_once_per_update(make_trainer):
+    trainer = make_trainer(RigL(0.5, drop_fraction=0.5, update={"freq": 4}, seed=0))
+    before = trainer.model[0].weight_mask.clone()
+    metrics = run(trainer, started(trainer), 5)
+    after = trainer.model[0].weight_mask
+    # The first topology is looked at, too, but has none before it to differ from.
+    has_dead = ["sparsity/0.weight/dead_inputs" in step for step in metrics]
+    has_memory = ["memory/states/sparse" in step for step in metrics]
+    has_hamming = ["sparsity/0.weight/hamming" in step for step in metrics]
+    assert has_dead == has_memory == [True, False, False, True, False]
+    assert has_hamming == [False, False, False, True, False]
+    assert metrics[3]["sparsity/0.weight/hamming"] == (before != after).double().mean().item() > 0
+    assert metrics[3]["sparsity/0.weight/dead_inputs"] == dead(trainer.model[0], 0)
+
+
 def test_an_update_between_log_steps_is_logged_at_the_next(make_trainer):
     trainer = make_trainer(RigL(0.5, drop_fraction=0.5, update={"freq": 2, "stop": 3}, seed=0), log_every=3)
     metrics = run(trainer, started(trainer), 6)
@@ -115,7 +143,7 @@ def test_a_resumed_run_remembers_what_was_explored(make_trainer):
     resumed = LogSparsity()
     resumed.setup(trainer)
     resumed.on_load_checkpoint(trainer, state)
-    resumed.on_fit_start(trainer)
+    resumed.on_train_start(trainer)
     kept = {name: mask.clone() for name, mask in state["LogSparsity"]["ever_active"].items()}
     fresh = started(trainer)
     assert resumed._explored() == callback._explored() > fresh._explored()
@@ -128,15 +156,29 @@ def test_a_checkpoint_without_its_state_starts_afresh(make_trainer):
     callback = LogSparsity()
     callback.setup(trainer)
     callback.on_load_checkpoint(trainer, {})
-    callback.on_fit_start(trainer)
+    callback.on_train_start(trainer)
     assert callback._explored() == 0.5
+
+
+def test_first_masks_that_come_late_are_no_update(make_trainer):
+    trainer = make_trainer(RigL(0.5, update={"freq": 9}, seed=0))
+    callback = LogSparsity()
+    callback.setup(trainer)
+    callback.on_fit_start(trainer)
+    [algorithm] = trainer.sparsity.algorithms
+    first = algorithm.parameters["0.weight"]
+    algorithm._set_mask(first, ~first.mask)
+    callback.on_train_start(trainer)
+    [metrics] = run(trainer, callback, 1)
+    assert metrics["sparsity/model/explored"] == 0.5 and "sparsity/0.weight/hamming" not in metrics
+    assert metrics["flops/sparse"] == metrics["flops/dense"] / 2
 
 
 def test_one_callback_may_serve_several_trainers(make_trainer):
     first, second = make_trainer(RigL(0.5, update={"freq": 1}, seed=0)), make_trainer(Static(0.5))
     callback = started(first)
     callback.setup(second)
-    callback.on_fit_start(second)
+    callback.on_train_start(second)
     first.step(LogSparsity())
     assert "sparsity/0.weight/grown" not in run(second, callback, 1)[0]
 

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from rarefy.errors import RarefyError
-from rarefy.report.cost_chart import dense_flops, flops_over_time, sparse_flops
+from rarefy.report.cost_chart import dense_flops, flops_over_time, sparse_flops, training_share
 from rarefy.report.heat import MOST_COLUMNS, topology_map
 from rarefy.report.run_data import MaskFacts, Run, read_run
+from rarefy.report.scale import scaled
 from rarefy.report.sections import headlines, last_step, sections_of
 from rarefy.report.series import Series
 
@@ -25,8 +26,8 @@ def keys(run: Run) -> list[str]:
 
 
 def test_a_run_with_everything_turned_on_misses_nothing(logged: Run) -> None:
-    charts = ["loss", "lr", "grad-norm", "sparsity", "topology", "explored", "balance", "flops", "throughput"]
-    assert keys(logged) == charts
+    charts = ["loss", "lr", "grad-norm", "sparsity", "topology", "explored", "balance", "flops"]
+    assert keys(logged) == [*charts, "training-flops", "throughput"]
     assert [text for one in sections_of(logged) for text in one.missing] == []
 
 
@@ -49,6 +50,23 @@ def test_operations_leave_out_what_is_inactive(logged: Run) -> None:
     assert sparse_flops(logged) == pytest.approx(dense - 0.75 * 2 * 4 * (8 * 16 + 16 * 16))
     over_time = flops_over_time(logged)
     assert over_time is not None and over_time.last == pytest.approx(sparse_flops(logged) / dense)
+
+
+def test_training_so_far_counts_dense_gradients_and_updates(logged: Run) -> None:
+    weights, rest = 8 * 16 + 16 * 16, 16
+    dense = 6 * 3 * 2 * 4 * (weights + rest)
+    # Steps 3 and 6 are updates: their dense gradients are whole, and each position is ranked.
+    sparse = 6 * 3 * 2 * 4 * (weights // 4 + rest) + 2 * (2 * 4 * 3 * weights // 4 + 2 * weights)
+    assert logged.metrics["flops/dense"].last == dense and logged.metrics["flops/sparse"].last == sparse
+    share = training_share(logged)
+    assert share is not None and share.last == pytest.approx(sparse / dense)
+    rows = {row[0]: row for row in section(logged, "cost").tables[1].rows}
+    assert rows["training so far"][1:3] == (scaled(dense, "FLOP"), scaled(sparse, "FLOP"))
+    assert {"weights, masks and indices", "gradients", "optimizer states"} <= rows.keys()
+
+
+def test_without_the_callback_the_training_so_far_is_not_known(plain: Run) -> None:
+    assert training_share(plain) is None and len(section(plain, "cost").tables) == 1
 
 
 def test_topology_has_a_column_for_each_update(logged: Run) -> None:

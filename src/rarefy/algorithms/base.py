@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from rarefy import filters
 from rarefy.algorithms import options
-from rarefy.algorithms.attachment import Attachment, check_state
+from rarefy.algorithms.attachment import Attached, Attachment, check_state
 from rarefy.algorithms.attachment.hooks import UserHooks
 from rarefy.algorithms.beginning import Beginning
 from rarefy.algorithms.few_connections import few_connections, warn_of_few
@@ -123,7 +123,7 @@ class Sparsifier(Shown, ABC):
         """
 
 
-class SparsityAlgorithm(Beginning, Sparsifier):
+class SparsityAlgorithm(Attached, Beginning, Sparsifier):
     """Decides which connections of a model are active.
 
     Args:
@@ -212,20 +212,6 @@ class SparsityAlgorithm(Beginning, Sparsifier):
         return [self]
 
     @property
-    def parameters(self) -> dict[str, SparseParameter]:
-        """The sparse weights by name."""
-        return self._attachment.parameters
-
-    @property
-    def step(self) -> int:
-        """How many optimizer steps the sparse weights have taken."""
-        return self._attachment.step
-
-    @step.setter
-    def step(self, value: int) -> None:
-        self._attachment.step = value
-
-    @property
     def autoupdate(self) -> bool:
         """Whether updates run by themselves after optimizer steps."""
         return self._autoupdate
@@ -256,10 +242,6 @@ class SparsityAlgorithm(Beginning, Sparsifier):
             self._attachment.follow(target)
         else:
             raise RarefyError(f"apply takes a torch module or a torch optimizer, not {type(target).__name__}")
-
-    def models(self) -> list[nn.Module]:
-        """The models that still live; weights of layers that are no longer in them are forgotten."""
-        return self._attachment.models()
 
     def select(self, model: nn.Module) -> dict[str, Candidate]:
         """The parameters that this algorithm's filter chooses, by name.
@@ -323,10 +305,6 @@ class SparsityAlgorithm(Beginning, Sparsifier):
         self._attachment.adopted()
         if not self.awaiting:
             self._began(chosen)
-
-    def track(self, copy: nn.Module) -> None:
-        """Lets a copy of the model follow its topology; see `Sparsifier.track`."""
-        self._attachment.track(copy)
 
     @abstractmethod
     def update(self) -> None:

@@ -13,6 +13,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from rarefy.algorithms.training_cost import Cost, Memory, memory_of, operations_of
 from rarefy.errors import RarefyError
 from rarefy.filters import Candidate, candidates, decide, why_left
 from rarefy.schedules import Constant
@@ -65,10 +66,16 @@ class Summary:
     Args:
         rows: one a sparse parameter.
         dense: why each of the other parameters stayed dense, by name.
+        operations: floating-point operations of a training step on the sparse weights, a row of activations.
+        at_updates: the same in a step that collects the dense gradient; no more where none does.
+        memory: of all weights, gradients and states of the optimizers that are followed.
     """
 
     rows: tuple[SummaryRow, ...]
     dense: Mapping[str, str] = field(default_factory=dict)
+    operations: Cost = field(default_factory=Cost)
+    at_updates: Cost = field(default_factory=Cost)
+    memory: Memory = field(default_factory=Memory)
 
     @property
     def actual_sparsity(self) -> float:
@@ -86,11 +93,23 @@ class Summary:
             table.add_row(*map(Text, row))
         table.add_section()
         table.add_row(*self._total())
-        return Group(table, *map(Text, self.reasons()))
+        return Group(table, *map(Text, [*self.costs(), *self.reasons()]))
 
     def _repr_html_(self) -> str:
         table = html_table(COLUMNS, [*self._lines(), self._total()])
-        return table + "".join(f"<div>{escape(line)}</div>" for line in self.reasons())
+        lines = [*self.costs(), *self.reasons()]
+        return table + "".join(f"<div>{escape(line)}</div>" for line in lines)
+
+    def costs(self) -> list[str]:
+        """What training needs against dense: operations, and memory between two steps."""
+        if not self.operations.dense:
+            return []
+        line = f"training FLOPs of sparse weights: {_share(self.operations)} of dense"
+        if self.at_updates != self.operations:
+            line += f", {_share(self.at_updates)} in steps that collect the dense gradient"
+        total = self.memory.total
+        kept = f"{total.sparse:,} of {total.dense:,} bytes"
+        return [line, f"weights, gradients and optimizer states: {kept}, {_share(total)} of dense"]
 
     def reasons(self) -> list[str]:
         """Why each parameter was taken or left, those that share a reason in one line."""
@@ -166,7 +185,27 @@ def summary(sparsity: HasAlgorithms) -> Summary:
     sparse = {row.name for row in rows}
     filters = [algorithm.globs for algorithm in algorithms]
     dense = {name: why_left(one, filters) for name, one in found.items() if name not in sparse}
-    return Summary(rows, dense)
+    return Summary(rows, dense, *_costs(algorithms))
+
+
+def _costs(algorithms: Iterable[Any]) -> tuple[Cost, Cost, Memory]:
+    """Operations of a training step, of one that collects dense gradients, and the memory between two."""
+    usual = Cost()
+    at_updates = Cost()
+    memory = Memory()
+    models = dict.fromkeys(model for one in algorithms for model in one.models())
+    optimizers = dict.fromkeys(optimizer for one in algorithms for optimizer in one.optimizers)
+    parameters = [parameter for one in algorithms for parameter in one.parameters.values()]
+    for one in algorithms:
+        usual += operations_of(one.parameters.values())
+        at_updates += operations_of(one.parameters.values(), one.needs == "dense")
+    for model in models:
+        memory += memory_of(model, optimizers, parameters)
+    return usual, at_updates, memory
+
+
+def _share(cost: Cost) -> str:
+    return f"{100 * cost.sparse / max(cost.dense, 1):.1f}%"
 
 
 def _candidates(algorithms: Iterable[Any]) -> dict[str, Candidate]:

@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from rarefy.models.call import count
+from rarefy.torch_private import compiles_its_calls
+
 Counted = tuple[Tensor | None, int]
 
 
@@ -51,6 +54,29 @@ class ForwardFlops(TorchFunctionMode):
             else:
                 self.by_parameter[name] = self.by_parameter.get(name, 0) + operations
         return result
+
+
+def with_unseen(counted: Mapping[str, int], sizes: Mapping[str, int], batch: Any) -> dict[str, int]:
+    """Operations by weight; a weight that computes in a way of its own counts as a linear layer.
+
+    Args:
+        counted: what was seen, by name of the weight.
+        sizes: of all sparse weights, by name.
+        batch: that was computed with.
+
+    Example:
+        >>> with_unseen({}, {"experts": 10}, torch.ones(3, 2))
+        {'experts': 60}
+    """
+    samples, tokens = count(batch)
+    unseen = {name: 2 * size * (tokens or samples) for name, size in sizes.items() if name not in counted}
+    return {**counted, **unseen}
+
+
+def is_compiled(model: nn.Module) -> bool:
+    """Whether `torch.compile` has to do with a model; counting would make it compile twice."""
+    kinds = (type(module).__name__ for module in model.modules())
+    return compiles_its_calls(model) or "OptimizedModule" in kinds
 
 
 def _count(func: Any, args: Any, kwargs: Mapping[str, Any], result: Any) -> list[Counted]:

@@ -9,29 +9,37 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from rarefy.algorithms.base import SparsityAlgorithm
+from rarefy.algorithms.training_cost import memory_of
 from rarefy.callbacks.events import Callback
+from rarefy.callbacks.topology_facts import dead_shares, grown_share, hamming_distance
 from rarefy.callbacks.trainer_view import TrainerView
+from rarefy.callbacks.training_flops import TrainingFlops
 from rarefy.storage.parameter import SparseParameter
 
 STATE_KEY = "LogSparsity"
 
 
 class LogSparsity(Callback):
-    """Logs target and actual sparsity on log steps.
+    """Logs target and actual sparsity, how topologies move, and what training has cost, on log steps.
 
     - `sparsity/<common prefix>*/target`: what the schedule asked for at the latest update, per algorithm;
       `sparsity/*/target` for a static one. Where two algorithms share a prefix, the second adds `[2]`.
-    - `sparsity/<parameter>/actual`: measured from the mask.
-    - `sparsity/<parameter>/grown`: share of its active connections that the latest update replaced; logged
-      once per update.
-    - `sparsity/model/actual`, `sparsity/model/explored`: over all sparse parameters together, the share of
-      inactive connections, and the share of positions that were ever active. The latter needs one byte a
-      position, which goes into the checkpoint.
+    - `sparsity/<parameter>/actual`, `sparsity/model/actual`: measured from the mask, and over all sparse parameters.
+    - `sparsity/<parameter>/grown`, `…/hamming`: share of its active connections that the latest update replaced, and
+      share of its positions that are active in one of the two topologies alone; logged once per update.
+    - `sparsity/<parameter>/dead_outputs`, `…/dead_inputs`: share of them without a connection, once per update.
+    - `sparsity/model/explored`: share of all positions that were ever active, which needs one byte a position; that
+      goes into the checkpoint.
+    - `flops/sparse`, `flops/dense`: operations of training since its beginning; see `TrainingFlops`.
+    - `memory/<weights, gradients or states>/sparse`, `…/dense`: bytes, once per update.
     """
 
     def __init__(self) -> None:
         self._ever_active: dict[str, Tensor] = {}
-        self._grown: dict[str, float] = {}
+        self._explored_share = 0.0
+        self._news: dict[str, float] = {}
+        self._is_updated = False
+        self._flops = TrainingFlops()
         self._handles: list[RemovableHandle] = []
 
     def setup(self, trainer: TrainerView) -> None:
@@ -40,44 +48,96 @@ class LogSparsity(Callback):
         for handle in self._handles:
             handle.remove()
         self._ever_active = {}
-        self._grown = {}
+        self._news = {}
+        self._flops = TrainingFlops()
         self._handles = [leaf.register_topology_hook(self._follow) for leaf in algorithms_of(trainer)]
 
-    def on_fit_start(self, trainer: TrainerView) -> None:
-        """Counts the connections that are active at the start."""
+    def on_train_start(self, trainer: TrainerView) -> None:
+        """Counts the connections that are active at the start, when first masks from data are there, too."""
+        self._flops.begin(trainer)
+        self._is_updated = True
         for name, parameter in parameters_of(trainer).items():
             mask = parameter.mask
             ever_active = self._ever_active.get(name, mask)
             # `|` makes a tensor of its own, to which updates are added in place.
             self._ever_active[name] = ever_active.to(mask.device) | mask
+            self._news |= _dead_metrics(name, mask, parameter)
+
+    def on_before_forward(self, trainer: TrainerView, batch: Any) -> None:
+        """Counts operations, of a sparse run alone."""
+        if algorithms_of(trainer):
+            self._flops.before_forward(trainer, batch)
+
+    def on_after_forward(self, trainer: TrainerView, outputs: Any, batch: Any) -> None:
+        """Counts them, and those of the backward pass that follows."""
+        if algorithms := algorithms_of(trainer):
+            self._flops.after_forward(trainer, algorithms, batch)
 
     def on_train_batch_end(self, trainer: TrainerView, metrics: dict[str, Any]) -> None:
         """Logs on log steps."""
         parameters = parameters_of(trainer)
-        if trainer.is_log_step and parameters:
-            grown = {f"sparsity/{name}/grown": share for name, share in self._grown.items()}
-            explored = {"sparsity/model/explored": self._explored()}
-            targets = targets_of(algorithms_of(trainer))
-            trainer.log_metrics_dict({**targets, **actual_of(parameters), **grown, **explored})
-            self._grown = {}
+        if not trainer.is_log_step or not parameters:
+            return
+        if self._is_updated:
+            # Between updates none of it changes.
+            self._explored_share = self._explored()
+            self._news |= _memory_metrics(trainer, parameters)
+            self._is_updated = False
+        targets = targets_of(algorithms_of(trainer))
+        explored = {"sparsity/model/explored": self._explored_share}
+        trainer.log_metrics_dict(
+            {**targets, **actual_of(parameters), **self._news, **explored, **self._flops_metrics()}
+        )
+        self._news = {}
+
+    def on_fit_end(self, trainer: TrainerView) -> None:
+        """Stops counting."""
+        self._flops.close()
 
     def on_save_checkpoint(self, trainer: TrainerView, state: dict[str, Any]) -> None:
-        """Keeps which positions were ever active."""
-        state[STATE_KEY] = {"ever_active": dict(self._ever_active)}
+        """Keeps which positions were ever active, and the operations so far."""
+        state[STATE_KEY] = {"ever_active": dict(self._ever_active), "flops": self._flops.saved()}
 
     def on_load_checkpoint(self, trainer: TrainerView, state: dict[str, Any]) -> None:
-        """Takes back which positions were ever active."""
-        if STATE_KEY in state:
-            self._ever_active = dict(state[STATE_KEY]["ever_active"])
+        """Takes back which positions were ever active, and the operations so far."""
+        saved = state.get(STATE_KEY, {})
+        if saved:
+            self._ever_active = dict(saved["ever_active"])
+        self._flops.load(saved.get("flops"))
 
     def _follow(self, algorithm: SparsityAlgorithm, name: str, old_mask: Tensor, new_mask: Tensor) -> None:
-        self._grown[name] = grown_share(old_mask, new_mask)
-        if name in self._ever_active:
-            self._ever_active[name] |= new_mask
+        if name not in self._ever_active:
+            # The first mask of a run: there is no topology before it that it could be an update of.
+            return
+        parameter = algorithm.parameters[name]
+        self._news[f"sparsity/{name}/grown"] = grown_share(old_mask, new_mask)
+        self._news[f"sparsity/{name}/hamming"] = hamming_distance(old_mask, new_mask)
+        self._news |= _dead_metrics(name, new_mask, parameter)
+        self._flops.updated(name, new_mask.numel())
+        self._is_updated = True
+        self._ever_active[name] |= new_mask
+
+    def _flops_metrics(self) -> dict[str, float]:
+        total = self._flops.total
+        return {"flops/sparse": total.sparse, "flops/dense": total.dense} if total and total.dense else {}
 
     def _explored(self) -> float:
         positions = sum(mask.numel() for mask in self._ever_active.values())
         return sum(int(mask.count_nonzero()) for mask in self._ever_active.values()) / max(positions, 1)
+
+
+def _dead_metrics(name: str, mask: Tensor, parameter: SparseParameter) -> dict[str, float]:
+    shares = dead_shares(mask, parameter.pattern.axes)
+    kinds = ("dead_outputs", "dead_inputs")
+    return {f"sparsity/{name}/{kind}": share for kind, share in zip(kinds, shares or (), strict=False)}
+
+
+def _memory_metrics(trainer: TrainerView, parameters: dict[str, SparseParameter]) -> dict[str, float]:
+    optimizers = [] if trainer.optimizer is None else [trainer.optimizer]
+    memory = memory_of(trainer.model, optimizers, parameters.values())
+    costs = {"weights": memory.weights, "gradients": memory.gradients, "states": memory.states}
+    kinds = ("sparse", "dense")
+    return {f"memory/{name}/{kind}": getattr(cost, kind) for name, cost in costs.items() for kind in kinds}
 
 
 def algorithms_of(trainer: TrainerView) -> Sequence[SparsityAlgorithm]:
@@ -125,18 +185,3 @@ def actual_of(parameters: dict[str, SparseParameter]) -> dict[str, float]:
     overall = sum(actual[name] * size for name, size in sizes.items()) / max(sum(sizes.values()), 1)
     named = {f"sparsity/{name}/actual": value for name, value in actual.items()}
     return {**named, "sparsity/model/actual": overall}
-
-
-def grown_share(old_mask: Tensor, new_mask: Tensor) -> float:
-    """Share of the active connections that were inactive before; 0 where none is active.
-
-    Args:
-        old_mask: bool, before the update.
-        new_mask: bool, after it.
-
-    Example:
-        >>> import torch
-        >>> grown_share(torch.tensor([True, True, False]), torch.tensor([True, False, True]))
-        0.5
-    """
-    return int((new_mask & ~old_mask).count_nonzero()) / max(int(new_mask.sum()), 1)

@@ -13,17 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from rarefy.callbacks.events import Callback
-from rarefy.callbacks.flops import ForwardFlops
+from rarefy.callbacks.flops import ForwardFlops, is_compiled, with_unseen
 from rarefy.callbacks.log_sparsity import actual_of, algorithms_of, parameters_of
 from rarefy.callbacks.trainer_view import TrainerView
 from rarefy.distributed import is_first
 from rarefy.errors import RarefyError
 from rarefy.filters import candidates
 from rarefy.models.call import count
-from rarefy.torch_private import compiles_its_calls
 
 FILE_NAME = "run.json"
 FORMAT = 1
@@ -67,7 +65,7 @@ class RunRecord(Callback):
         """Counts operations in the first forward pass of the run."""
         # A run that goes on has the count of its first session.
         starts = "sparse" in self._record and "forward" not in self._record
-        if starts and trainer.model.training and not _is_compiled(trainer.model):
+        if starts and trainer.model.training and not is_compiled(trainer.model):
             self._flops = self._counting.enter_context(ForwardFlops(trainer.model))
 
     def on_after_forward(self, trainer: TrainerView, outputs: Any, batch: Any) -> None:
@@ -155,19 +153,8 @@ def _versions(trainer: TrainerView) -> dict[str, Any]:
 
 
 def _forward_facts(flops: ForwardFlops, sparse: Mapping[str, Any], batch: Any) -> dict[str, Any]:
-    """Operations by weight; a weight that computes in a way of its own counts as a linear layer."""
     samples, tokens = count(batch)
-    unseen = {
-        name: 2 * math.prod(facts["shape"]) * (tokens or samples)
-        for name, facts in sparse.items()
-        if name not in flops.by_parameter
-    }
-    weights = {**flops.by_parameter, **unseen}
+    sizes = {name: math.prod(facts["shape"]) for name, facts in sparse.items()}
+    weights = with_unseen(flops.by_parameter, sizes, batch)
     total = sum(weights.values()) + flops.other
     return {"samples": samples, "tokens": tokens, "total": total, "weights": weights}
-
-
-def _is_compiled(model: nn.Module) -> bool:
-    """Whether `torch.compile` has to do with a model; counting would make it compile twice."""
-    kinds = (type(module).__name__ for module in model.modules())
-    return compiles_its_calls(model) or "OptimizedModule" in kinds

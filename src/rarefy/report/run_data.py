@@ -131,7 +131,7 @@ def is_wanted(name: str) -> bool:
         (True, False)
     """
     # The rest may be norms of every layer: thousands of columns that nothing here draws.
-    return name in PLAIN or name.startswith(("eval/", "sparsity/"))
+    return name in PLAIN or name.startswith(("eval/", "sparsity/", "flops/", "memory/"))
 
 
 def mask_facts(state: Mapping[str, Tensor], sparse: Mapping[str, Mapping[str, Any]]) -> Iterator[MaskFacts]:

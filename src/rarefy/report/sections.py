@@ -8,7 +8,7 @@ import numpy as np
 import yaml
 
 from rarefy.report.chart import HeatMap, Line, LineChart, Section, Table
-from rarefy.report.cost_chart import dense_flops, flops_over_time, sparse_flops
+from rarefy.report.cost_chart import dense_flops, flops_over_time, sparse_flops, training_rows, training_share
 from rarefy.report.heat import balance_map, topology_map
 from rarefy.report.run_data import Run
 from rarefy.report.scale import readable, scaled
@@ -157,7 +157,7 @@ def balance_section(run: Run) -> Section:
 
 
 def cost_section(run: Run) -> Section:
-    """Floating-point operations of a forward pass, inactive connections left out."""
+    """Operations of a forward pass and of the training so far, and memory; inactive connections left out."""
     title = "FLOPs against dense"
     dense = dense_flops(run)
     sparse = sparse_flops(run)
@@ -167,7 +167,7 @@ def cost_section(run: Run) -> Section:
     forward = run.record["forward"]
     unit = f"{forward['tokens']:,} tokens" if forward.get("tokens") else f"{forward['samples']:,} samples"
     text = [
-        f"A forward pass over {unit}; training costs about three times as much. "
+        f"A forward pass over {unit}. A training step takes three times as much, and the dense gradient of updates. "
         "Inactive connections are left out, whichever way they are stored."
     ]
     rows = [("every weight dense", scaled(dense, "FLOP"), "100%")]
@@ -183,8 +183,15 @@ def cost_section(run: Run) -> Section:
         charts = [LineChart("flops", "FLOPs of a forward pass against dense", lines, "percent")]
     elif not run.is_dense:
         missing = [f"FLOPs over time need the sparsity of each parameter: {ADD_LOG_SPARSITY}."]
-    table = Table(("forward pass", "operations", "against dense"), rows, frozenset({1, 2}))
-    return Section("cost", title, text, charts, [table], missing)
+    share = training_share(run)
+    if share is not None:
+        lines = [Line("training so far, dense = 100%", share)]
+        charts.append(LineChart("training-flops", "FLOPs of training against dense", lines, "percent"))
+    tables = [Table(("forward pass", "operations", "against dense"), rows, frozenset({1, 2}))]
+    if spent := training_rows(run):
+        columns = ("training", "every weight dense", "sparse", "against dense")
+        tables.append(Table(columns, spent, frozenset({1, 2, 3})))
+    return Section("cost", title, text, charts, tables, missing)
 
 
 _RATES = {"tokens_per_second": "tokens per second", "samples_per_second": "samples per second"}

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from rarefy import filters
 from rarefy.algorithms.base import SparsityAlgorithm
+from rarefy.algorithms.training_cost import memory_of
 from rarefy.distributions import share_out
 from rarefy.models.call import loss_of, to_device
 from rarefy.patterns import Pattern
@@ -20,7 +21,6 @@ from rarefy.run.builder import Builder
 from rarefy.run.planning.large_model import LargeModel, flops_of, shared_out, too_large
 from rarefy.run.token_check import check_tokens
 from rarefy.schedules import update_steps
-from rarefy.storage.optimizer_state import same_shaped, stored_numbers
 from rarefy.storage.parameter import SparseParameter
 from rarefy.trainer.micro_batches import choose_size, parts_of
 from rarefy.trainer.trainer import Trainer
@@ -362,22 +362,5 @@ def _sparse_parameters(trainer: Trainer) -> dict[str, SparseParameter]:
 
 def _memory(trainer: Trainer) -> tuple[int, int]:
     """Bytes of weights, gradients and optimizer state: if all were dense, and as they are, with masks and indices."""
-    dense = 0
-    stored = 0
-    owners = {parameter.weight: parameter for parameter in _sparse_parameters(trainer).values()}
-    for weight in trainer.model.parameters():
-        state = trainer.trained_by.state.get(weight, {})
-        parameter = owners.get(weight)
-        # The weight, its gradient, and what of the optimizer's state is stored as the weight is.
-        copies = [weight] * (1 + weight.requires_grad) + same_shaped(state, weight.shape)
-        rest = _bytes(state) - _bytes(dict(enumerate(same_shaped(state, weight.shape))))
-        dense += rest + sum(copy.element_size() for copy in copies) * weight.numel()
-        stored += rest + sum(copy.element_size() * stored_numbers(copy) for copy in copies)
-        stored += 0 if parameter is None else parameter.storage.index_bytes
-    return dense, stored
-
-
-def _bytes(value: Any) -> int:
-    if isinstance(value, Tensor):
-        return value.numel() * value.element_size()
-    return sum(_bytes(part) for part in value.values()) if isinstance(value, dict) else 0
+    total = memory_of(trainer.model, [trainer.trained_by], _sparse_parameters(trainer).values()).total
+    return total.dense, total.sparse

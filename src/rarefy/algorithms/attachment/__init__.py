@@ -1,6 +1,7 @@
 """How a policy holds on to a model: module hooks, gradients, the counting of optimizer steps, saving."""
 
+from rarefy.algorithms.attachment.attached import Attached
 from rarefy.algorithms.attachment.attachment import Attachment, Policy
 from rarefy.algorithms.attachment.saving import check_state
 
-__all__ = ["Attachment", "Policy", "check_state"]
+__all__ = ["Attached", "Attachment", "Policy", "check_state"]

@@ -78,6 +78,7 @@ class Attachment:
 
     Attributes:
         parameters: the sparse weights by name.
+        optimizers: those that are followed.
     """
 
     def __init__(self, policy: Policy) -> None:
@@ -85,6 +86,7 @@ class Attachment:
         self._policy = policy
         self._models: list[weakref.ref[nn.Module]] = []
         self._following = Following(self.parameters, self._before_step, self._step_is_over)
+        self.optimizers = self._following.optimizers
         self._copies = Copies()
         self._averaging = Averaging(self.parameters, self.set_mask)
         self._gradient_handles: dict[str, tuple[nn.Parameter, list[RemovableHandle]]] = {}

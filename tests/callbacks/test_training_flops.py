@@ -1,0 +1,173 @@
+"""Operations of training, against sums made by hand."""
+
+import pytest
+import torch
+from torch import nn
+
+from rarefy.algorithms.training_cost import Cost
+from rarefy.callbacks import LogSparsity
+from rarefy.callbacks.training_flops import MOST_FORMS, TrainingFlops
+from rarefy.methods.gmp import GMP
+from rarefy.methods.mest import MEST
+from rarefy.methods.rigl import RigL
+from rarefy.methods.set import SET
+from rarefy.methods.static import Static
+from rarefy.methods.top_kast import TopKAST
+
+# Two layers of 48 and 24 weights see three rows in each step.
+ROWS, SIZE = 3, 72
+DENSE = 3 * 2 * ROWS * SIZE
+UPDATE = 2 * SIZE
+
+
+def costs(trainer, steps: int, callback: LogSparsity | None = None) -> list[Cost]:
+    """What each step adds."""
+    if callback is None:
+        callback = LogSparsity()
+        callback.setup(trainer)
+        callback.on_train_start(trainer)
+    found = []
+    for _ in range(steps):
+        before = callback._flops.total
+        trainer.step(callback)
+        after = callback._flops.total
+        found.append(Cost(after.sparse - before.sparse, after.dense - before.dense))
+    return found
+
+
+def test_static(make_trainer):
+    assert costs(make_trainer(Static(0.75)), 2) == [Cost(DENSE // 4, DENSE)] * 2
+
+
+@pytest.mark.parametrize("method", [SET, MEST])
+def test_an_update_costs_two_operations_a_position(make_trainer, method):
+    found = costs(make_trainer(method(0.5, update={"freq": 2}, seed=0)), 3)
+    assert [one.sparse for one in found] == [DENSE // 2, DENSE // 2 + UPDATE, DENSE // 2]
+    assert {one.dense for one in found} == {DENSE}
+
+
+def test_the_dense_gradient_is_counted_whole_in_the_step_of_its_update(make_trainer):
+    found = costs(make_trainer(RigL(0.5, update={"freq": 3}, seed=0)), 4)
+    collecting = 2 * ROWS * SIZE * (0.5 + 0.5 + 1)
+    assert [one.sparse for one in found] == [DENSE / 2, DENSE / 2, collecting + UPDATE, DENSE / 2]
+
+
+def test_without_updates_by_themselves_any_step_may_be_one(make_trainer):
+    sparsity = RigL(0.5, update={"freq": 3}, seed=0)
+    trainer = make_trainer(sparsity)
+    sparsity.autoupdate = False
+    assert {one.sparse for one in costs(trainer, 2)} == {2 * ROWS * SIZE * 2}
+
+
+def test_connections_are_those_before_the_update(make_trainer):
+    sparsity = GMP([0.5, 0.75], update={"freq": 1}, param_filter="*weight")
+    found = costs(make_trainer(sparsity), 2)
+    assert [one.sparse - UPDATE for one in found] == [DENSE / 2, DENSE / 4]
+
+
+def test_forward_passes_may_use_fewer_connections_than_are_trained(make_trainer):
+    found = costs(make_trainer(TopKAST(0.5, forward_sparsity=0.75, update={"freq": 5}, seed=0)), 1)
+    assert found == [Cost(2 * ROWS * SIZE * (0.25 + 0.25 + 0.5), DENSE)]
+
+
+def test_what_is_between_activations_and_in_dense_weights_costs_the_same(make_trainer):
+    trainer = make_trainer(Static(0.5, param_filter="0.weight"))
+    assert costs(trainer, 1) == [Cost(3 * 2 * ROWS * (48 // 2 + 24), DENSE)]
+
+
+def passes(trainer, flops: TrainingFlops, *batches: torch.Tensor) -> list[int]:
+    """The dense operations of a forward pass over each."""
+    found = []
+    for batch in batches:
+        before = flops.total.dense
+        flops.before_forward(trainer, batch)
+        trainer.model(batch)
+        flops.after_forward(trainer, trainer.sparsity.algorithms, batch)
+        found.append(flops.total.dense - before)
+    return found
+
+
+def test_each_form_of_a_batch_is_counted_once(make_trainer, monkeypatch):
+    trainer = make_trainer(Static(0.5))
+    flops = TrainingFlops()
+    flops.begin(trainer)
+    batches = [torch.ones(rows, 8) for rows in (3, 5, 3)]
+    assert passes(trainer, flops, *batches) == [3 * 2 * rows * SIZE for rows in (3, 5, 3)]
+    assert len(flops._passes) == 2
+    monkeypatch.setattr("rarefy.callbacks.training_flops.MOST_FORMS", 2)
+    assert passes(trainer, flops, torch.ones(7, 8)) == [3 * 2 * 7 * SIZE]
+    assert len(flops._passes) == 1 < MOST_FORMS
+
+
+def test_validation_is_not_training(make_trainer):
+    trainer = make_trainer(Static(0.5))
+    flops = TrainingFlops()
+    flops.begin(trainer)
+    trainer.model.eval()
+    assert passes(trainer, flops, torch.ones(3, 8)) == [0]
+
+
+def test_a_compiled_model_is_not_counted(make_trainer):
+    trainer = make_trainer(Static(0.5))
+    trainer.model.compile(backend="eager")
+    callback = LogSparsity()
+    callback.setup(trainer)
+    callback.on_train_start(trainer)
+    batch = torch.ones(1, 8)
+    callback.on_before_forward(trainer, batch)
+    assert torch.overrides._get_current_function_mode() is None
+    callback.on_after_forward(trainer, None, batch)
+    assert callback._flops.total is None and callback._flops_metrics() == {}
+
+
+def test_a_forward_pass_that_fails_leaves_nothing_behind(make_trainer):
+    trainer, callback = make_trainer(Static(0.5)), LogSparsity()
+    callback.setup(trainer)
+    callback.on_train_start(trainer)
+    callback.on_before_forward(trainer, torch.ones(1, 8))
+    assert torch.overrides._get_current_function_mode() is not None
+    callback.on_fit_end(trainer)
+    assert torch.overrides._get_current_function_mode() is None
+
+
+def resumed(trainer, state: dict) -> LogSparsity:
+    callback = LogSparsity()
+    callback.setup(trainer)
+    callback.on_load_checkpoint(trainer, state)
+    callback.on_train_start(trainer)
+    return callback
+
+
+def test_a_resumed_run_goes_on_counting(make_trainer):
+    trainer, callback, state = make_trainer(Static(0.5)), LogSparsity(), {}
+    callback.setup(trainer)
+    callback.on_train_start(trainer)
+    costs(trainer, 3, callback)
+    callback.on_save_checkpoint(trainer, state)
+    again = resumed(trainer, state)
+    costs(trainer, 2, again)
+    assert again._flops.total == Cost(5 * DENSE // 2, 5 * DENSE)
+
+
+def test_a_checkpoint_that_did_not_count_is_not_gone_on_from(make_trainer):
+    trainer = make_trainer(Static(0.5))
+    trainer.global_step = 7
+    callback = resumed(trainer, {"LogSparsity": {"ever_active": {}}})
+    trainer.step(callback)
+    assert "flops/sparse" not in trainer.logged[-1][1]
+
+
+def test_an_embedding_or_a_norm_adds_nothing():
+    model = nn.Sequential(nn.Embedding(4, 8), nn.LayerNorm(8))
+    flops = TrainingFlops()
+    flops.total = Cost()
+
+    class View:
+        pass
+
+    view = View()
+    view.model = model
+    flops.before_forward(view, batch := torch.zeros(2, dtype=torch.long))
+    model(batch)
+    flops.after_forward(view, [], batch)
+    assert flops.total == Cost()
