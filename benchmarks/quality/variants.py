@@ -27,7 +27,7 @@ def moving(algorithm: str, **options: Any) -> Variant:
     """Drops and grows, with a drop fraction that falls along a cosine."""
 
     def block(sparsity: float, steps: int) -> Block:
-        drop = {"type": "cosine", "init": DROP, "half_period": int(STOP * steps)}
+        drop = falling(DROP, steps)
         update = update_block(steps)
         return {
             "algorithm": algorithm,
@@ -38,6 +38,11 @@ def moving(algorithm: str, **options: Any) -> Variant:
         }
 
     return block
+
+
+def falling(init: float, steps: int) -> Block:
+    """A drop fraction that falls along a cosine."""
+    return {"type": "cosine", "init": init, "half_period": int(STOP * steps)}
 
 
 def gradual(algorithm: str, **options: Any) -> Variant:
@@ -66,6 +71,22 @@ def top_kast(sparsity: float, steps: int) -> Block:
     return {**shared, "sparsity": trained, "forward_sparsity": sparsity}
 
 
+def granet(sparsity: float, steps: int) -> Block:
+    """From half sparse, as in the paper's sparse-to-sparse form, with its drop fraction."""
+    first = min(0.5, sparsity / 2)
+    rise = {"type": "polynomial", "init": first, "final": sparsity, "start": 0, "stop": int(STOP * steps)}
+    every = max(steps // UPDATES, 1)
+    marks = sorted({*range(0, int(STOP * steps), every), int(STOP * steps)})
+    drop = falling(0.5, steps)
+    return {"algorithm": "granet", "sparsity": rise, "update": {"steps": marks}, "drop_fraction": drop}
+
+
+def ac_dc(sparsity: float, steps: int) -> Block:
+    """A tenth of the run dense, then phases of a tenth each; the last quarter and more is compressed."""
+    phases = {"freq": max(steps // 10, 1), "start": steps // 10, "stop": int(STOP * steps)}
+    return {"algorithm": "ac_dc", "sparsity": sparsity, "update": phases}
+
+
 def any_other(name: str) -> Variant:
     """An algorithm that this file does not know better: its own defaults, on the common update schedule."""
     kind = ALGORITHMS[name]
@@ -92,5 +113,7 @@ KNOWN: dict[str, Variant] = {
     "rigl, ERK": moving("rigl", distribution="erk"),
     "gmp": gradual("gmp"),
     "top_kast": top_kast,
+    "granet": granet,
+    "ac_dc": ac_dc,
 }
 VARIANTS: Mapping[str, Variant] = KNOWN | {name: any_other(name) for name in ALGORITHMS if name not in KNOWN}
