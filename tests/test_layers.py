@@ -161,8 +161,8 @@ def names_of_torch(wanted: Callable[[str], bool]) -> set[str]:
 # Who registers hooks with torch, and would have to know what a hook may do; the others are called by these.
 REGISTRARS = {
     "algorithms.attachment.averaging",  # the forward passes of DistributedDataParallel
-    "algorithms.attachment.attachment",  # modules of sparse weights
-    "algorithms.attachment.following",  # optimizers, and the gradients of sparse weights
+    "algorithms.attachment.following",  # optimizers
+    "algorithms.attachment.gradient_hooks",  # the gradients of sparse weights
     "algorithms.attachment.keeper",  # files and copies of sparse weights
     "integrations.signed_zeros",  # files of Transformers
     "nn.inference_only",  # forward passes of a model that is not to be trained

@@ -1,4 +1,4 @@
-"""Modules that have a `weight_mask` of their own: files, copies and pictures take ours for the mask, and leave theirs."""
+"""Modules that have a `weight_mask` of their own: files, copies and pictures tell it from ours."""
 
 # Modules are asked for attributes that their types do not tell.
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false

@@ -11,7 +11,7 @@ _MORE = "_sparsity"
 
 
 def free_mask_name(name: str, is_taken: Callable[[str], bool]) -> str:
-    """The name for the mask of a weight: `<name>_mask`, or `<name>_sparsity_mask` where there is something of that name.
+    """The name for the mask of a weight: `<name>_mask`, or `<name>_sparsity_mask` where that name is taken.
 
     Args:
         name: of the weight.

@@ -10,11 +10,11 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
 
 from rarefy.algorithms.attachment.averaging import Averaging
 from rarefy.algorithms.attachment.copies import Copies, follow_topology, own_mask, place_of
 from rarefy.algorithms.attachment.following import Following
+from rarefy.algorithms.attachment.gradient_hooks import GradientHooks, is_watched
 from rarefy.algorithms.attachment.keeper import Keeper, reclaim
 from rarefy.algorithms.attachment.saving import keep_masks_out, load_weights_state, weights_state
 from rarefy.algorithms.view import Needs, StepView
@@ -26,7 +26,7 @@ from rarefy.storage.choice import TIMED_AT, choose_storage, restore_storage, sto
 from rarefy.storage.gradients import Shortlist
 from rarefy.storage.growth import GrowthRequest
 from rarefy.storage.parameter import SparseParameter
-from rarefy.torch_private import accumulation_hooks, scale_in_gradients, times_written
+from rarefy.torch_private import scale_in_gradients, times_written
 
 
 class Policy(Protocol):
@@ -89,7 +89,7 @@ class Attachment:
         self.optimizers = self._following.optimizers
         self._copies = Copies()
         self._averaging = Averaging(self.parameters, self.set_mask)
-        self._gradient_handles: dict[str, tuple[nn.Parameter, list[RemovableHandle]]] = {}
+        self._gradients = GradientHooks(self._before_accumulation, self._after_accumulation)
 
     @property
     def step(self) -> int:
@@ -125,7 +125,7 @@ class Attachment:
             )
         if known is not None:
             raise RarefyError(f"a second parameter is called {name}; apply to the module that holds both")
-        if _is_watched(candidate.parameter):
+        if is_watched(candidate.parameter):
             raise RarefyError(
                 f"{name} has a sparsity algorithm already; use one algorithm, or a Group of several"
             )
@@ -144,7 +144,7 @@ class Attachment:
         parameter.steps = self.step
         parameter.start_state(self._policy.connection_state)
         parameter.dense_gradient.shorten = partial(self._shorten, parameter)
-        self._watch_gradient(parameter)
+        self._gradients.watch(parameter, self._policy.needs == "dense")
         keeper = Keeper(
             first.module,
             first.leaf,
@@ -258,8 +258,7 @@ class Attachment:
         if parameter.is_in_place:
             parameter.storage.restore_zeros(self._following.optimizers)
         self.parameters.pop(parameter.name, None)
-        for handle in self._gradient_handles.pop(parameter.name)[1]:
-            handle.remove()
+        self._gradients.release(parameter)
 
     def _before_load(self, parameter: SparseParameter, mask: Tensor) -> None:
         """Takes the topology of a state dict that is about to be loaded, so that its weight fits."""
@@ -277,21 +276,9 @@ class Attachment:
 
     def _find(self, parameter: SparseParameter) -> None:
         """Follows a parameter that was replaced by another one in its module."""
-        if self._gradient_handles[parameter.name][0] is not parameter.weight:
-            self._watch_gradient(parameter)
+        self._gradients.find(parameter, self._policy.needs == "dense")
 
     # ---- gradients ----
-
-    def _watch_gradient(self, parameter: SparseParameter) -> None:
-        weight = parameter.weight
-        trainable = weight.requires_grad
-        # torch registers hooks only where a gradient is wanted, and a frozen weight may be thawed later.
-        weight.requires_grad_(True)
-        handles = [weight.register_post_accumulate_grad_hook(partial(self._after_accumulation, parameter))]
-        if self._policy.needs == "dense":
-            handles.append(weight.register_hook(partial(self._before_accumulation, parameter)))
-        weight.requires_grad_(trainable)
-        self._gradient_handles[parameter.name] = (weight, handles)
 
     def _is_update_step(self, step: int) -> bool:
         return self._policy.autoupdate and self._policy.update_schedule(step)
@@ -323,6 +310,8 @@ class Attachment:
         if grad is None:
             return
         parameter.require_parameter()
+        if weight is not parameter.weight:
+            return  # one that another has replaced may go on learning elsewhere
         if grad.layout is not torch.strided:
             raise RarefyError(f"{parameter.name} has a sparse gradient; build its module with sparse=False")
         version = times_written(grad)
@@ -391,9 +380,3 @@ class Attachment:
         for parameter in self.parameters.values():
             parameter.steps = self.step
         load_weights_state(self.parameters, state)
-
-
-def _is_watched(weight: nn.Parameter) -> bool:
-    """Whether an algorithm selects this weight's gradient, through whichever module it was reached."""
-    hooks = accumulation_hooks(weight).values()
-    return any(isinstance(hook, partial) and isinstance(hook.args[0], SparseParameter) for hook in hooks)

@@ -1,0 +1,72 @@
+"""The hooks of sparse weights by which an algorithm learns of their gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from rarefy.storage.parameter import SparseParameter
+from rarefy.torch_private import accumulation_hooks
+
+GradientHook = Callable[[SparseParameter, Tensor], None]
+
+
+class GradientHooks:
+    """One set of hooks a weight, which goes with it where a module gets another tensor for good.
+
+    Args:
+        before: called with each gradient before it is accumulated, if somebody wants that.
+        after: called with the weight when its gradient was accumulated.
+    """
+
+    def __init__(self, before: GradientHook, after: GradientHook) -> None:
+        self._before = before
+        self._after = after
+        self._watched: dict[str, tuple[nn.Parameter, list[RemovableHandle]]] = {}
+
+    def watch(self, parameter: SparseParameter, with_before: bool) -> None:
+        """Hears of the gradients of a weight from now on.
+
+        Args:
+            parameter: the weight, new or with another tensor.
+            with_before: whether `before` is wanted.
+        """
+        weight = parameter.weight
+        trainable = weight.requires_grad
+        # torch registers hooks only where a gradient is wanted, and a frozen weight may be thawed later.
+        weight.requires_grad_(True)
+        handles = [weight.register_post_accumulate_grad_hook(partial(self._after, parameter))]
+        if with_before:
+            handles.append(weight.register_hook(partial(self._before, parameter)))
+        weight.requires_grad_(trainable)
+        self._watched[parameter.name] = (weight, handles)
+
+    def find(self, parameter: SparseParameter, with_before: bool) -> None:
+        """Follows a parameter that was replaced by another one in its module; else nothing."""
+        # None where it was taken out of its module, which the next step refuses.
+        weight: Any = getattr(parameter, "weight", None)
+        # `functional_call` puts other tensors in its place for one call: whose gradients they get is not our affair.
+        if weight is self._watched[parameter.name][0] or not isinstance(weight, nn.Parameter):
+            return
+        self.release(parameter)
+        self.watch(parameter, with_before)
+
+    def release(self, parameter: SparseParameter) -> None:
+        """Hears no more of it."""
+        for handle in self._watched.pop(parameter.name)[1]:
+            handle.remove()
+
+
+def is_watched(weight: nn.Parameter) -> bool:
+    """Whether an algorithm selects this weight's gradient, through whichever module it was reached.
+
+    Example:
+        >>> is_watched(nn.Linear(2, 2).weight)
+        False
+    """
+    hooks = accumulation_hooks(weight).values()
+    return any(isinstance(hook, partial) and isinstance(hook.args[0], SparseParameter) for hook in hooks)
