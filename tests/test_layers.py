@@ -45,6 +45,7 @@ FLOORS = {
     "methods": 8,
     "config": 9,
     "inference": 9,
+    "pruning": 10,
     "callbacks": 10,
     "trainer": 11,
     "run": 12,

@@ -27,6 +27,7 @@ PUBLIC = {
     "finalize",
     "masks",
     "patterns",
+    "prune",
     "schedules",
     "summary",
 }

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rarefy.methods.rigl import RigL
     from rarefy.methods.set import SET
     from rarefy.methods.static import Static
+    from rarefy.pruning.one_shot import prune
     from rarefy.trainer.trainer import Trainer
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "finalize",
     "masks",
     "patterns",
+    "prune",
     "schedules",
     "summary",
 ]
@@ -53,6 +55,7 @@ _HOMES = MappingProxyType(
         "compact": "rarefy.inference.fastest",
         "configure": "rarefy.config",
         "finalize": "rarefy.algorithms.attachment.keeper",
+        "prune": "rarefy.pruning.one_shot",
         "summary": "rarefy.algorithms.summary",
     }
 )

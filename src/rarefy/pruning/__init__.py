@@ -1,0 +1,1 @@
+"""A trained model is pruned once, without training."""
