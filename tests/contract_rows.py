@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -31,6 +32,10 @@ def has_one_connection(pattern: Any) -> bool:
     return isinstance(pattern, dict) and pattern.get("n") == 1
 
 
+def is_no_fan_in(pattern: Any) -> bool:
+    return pattern != "fan_in"
+
+
 ROWS: Mapping[str, Row] = {
     "static": Row("constant", moves=False),
     "gmp": Row("scheduled"),
@@ -41,6 +46,7 @@ ROWS: Mapping[str, Row] = {
     # A list, so that it is no error where a test asks for a higher sparsity.
     "top_kast": Row(options={"forward_sparsity": [0.9]}, refuses=has_one_connection),
     "granet": Row("scheduled"),
+    "srigl": Row(refuses=is_no_fan_in),
     "ac_dc": Row("constant", {"update": {"freq": 2, "stop": 12}}),
 }
 
@@ -62,3 +68,14 @@ def options_of(name: str) -> dict[str, Any]:
 def aiming_at(name: str, target: float) -> dict[str, Any]:
     """A sparsity that is `target` in the first mask."""
     return {"sparsity": [target, target / 2] if ROWS[name].sparsity == "scheduled" else target}
+
+
+def kept_of(name: str, shape: Sequence[int], target: float) -> int:
+    """How many connections of a weight, or of a balanced group of it, are active; at least one."""
+    if takes_pattern(name, "unstructured"):
+        return max(1, round((1 - target) * math.prod(shape)))
+    return shape[0] * max(1, round((1 - target) * math.prod(shape[1:])))
+
+
+def takes_pattern(name: str, pattern: Any) -> bool:
+    return not ROWS[name].refuses(pattern)

@@ -129,6 +129,32 @@ def granet(look: Look) -> Array:
     return look.among(kept + grown(look, kept, abs(look.gradient)))
 
 
+def srigl(look: Look, min_salient: float = 0.0) -> Array:
+    rows, columns = look.weight.shape
+    dropped = round(look.fraction * len(look.active))
+    kept = look.largest(abs(look.weight), look.active, len(look.active) - dropped)
+    inactive = sorted(set(range(look.weight.size)) - set(look.active))
+    salient = kept + look.largest(abs(look.gradient), inactive, dropped, grows=True)
+    fan_in = round((1 - look.sparsity) * columns)
+    alive = list(range(rows))
+    if min_salient:
+        counts = [sum(index // columns == row for index in salient) for row in alive]
+        alive = [row for row in alive if look.mask[row].any() and counts[row] >= max(1, min_salient * fan_in)]
+    found = []
+    for row in alive:
+        mine = look.largest(
+            abs(look.weight), [i for i in kept if i // columns == row], fan_in * rows // len(alive)
+        )
+        rest = [i for i in range(row * columns, (row + 1) * columns) if i not in mine]
+        more = min(columns, fan_in * rows // len(alive)) - len(mine)
+        found += mine + look.largest(abs(look.gradient), rest, more, grows=True)
+    return look.among(found)
+
+
+def ablating(look: Look) -> Array:
+    return srigl(look, 0.7)
+
+
 @dataclass(frozen=True)
 class Case:
     """A block of options, and the same for the naive version.
@@ -194,6 +220,13 @@ CASES: Mapping[str, Case] = {
         annealed,
     ),
     "granet cycling": Case(granet, {"sparsity": CYCLE, "drop_fraction": ANNEALED}, cycle, annealed),
+    "srigl": Case(srigl, {"sparsity": CYCLE, "drop_fraction": ANNEALED}, cycle, annealed),
+    "srigl ablating": Case(
+        ablating,
+        {"sparsity": 0.75, "drop_fraction": ANNEALED, "min_salient": 0.7},
+        lambda step, update: 0.75,
+        annealed,
+    ),
     "mest": Case(
         mest, {"sparsity": CYCLE, "drop_fraction": ANNEALED, "gradient_share": 0.5}, cycle, annealed
     ),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import rarefy
-from contract_rows import ROWS, aiming_at, options_of, takes
+from contract_rows import ROWS, aiming_at, kept_of, options_of, takes
 from helpers import (
     assert_exact_zeros,
     assert_identical,
@@ -21,7 +21,6 @@ from helpers import (
     sparse_parameters,
     train_step,
 )
-from rarefy.masks import kept_count
 from rarefy.methods.registry import ALGORITHMS
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float64]
@@ -107,7 +106,7 @@ def test_kept_counts_are_exact_in_every_dtype(name, dtype):
     for step in range(6):
         train_step(model, optimizer, step)
         for parameter in sparse_parameters(sparsity):
-            expected = kept_count(parameter.mask.numel(), sparsity.target_sparsity)
+            expected = kept_of(name, parameter.shape, sparsity.target_sparsity)
             assert int(parameter.mask.sum()) == expected
     assert_exact_zeros(sparsity, optimizer)
 
@@ -121,8 +120,9 @@ def test_groups_stay_balanced(name, balance):
     for step in range(5):
         train_step(model, optimizer, step)
         for parameter in sparse_parameters(sparsity):
-            counts = {int(group.sum()) for group in parameter.mask.chunk(4, dim=axis)}
-            assert counts == {kept_count(parameter.mask.numel() // 4, sparsity.target_sparsity)}
+            groups = parameter.mask.chunk(4, dim=axis)
+            expected = kept_of(name, groups[0].shape, sparsity.target_sparsity)
+            assert {int(group.sum()) for group in groups} == {expected}
 
 
 @every_algorithm
@@ -144,8 +144,9 @@ def test_any_groups_have_equal_counts(name, groups, size, other, axis, target, d
         optimizer.zero_grad()
         model(torch.ones(2, shape[1], dtype=dtype)).square().sum().backward()
         optimizer.step()
-        counts = {int(group.sum()) for group in model.weight_mask.chunk(groups, dim=axis)}
-        assert counts == {max(1, kept_count(size * other, sparsity.target_sparsity))}
+        pieces = model.weight_mask.chunk(groups, dim=axis)
+        expected = kept_of(name, pieces[0].shape, sparsity.target_sparsity)
+        assert {int(piece.sum()) for piece in pieces} == {expected}
     assert_exact_zeros(sparsity, optimizer)
 
 
@@ -168,9 +169,8 @@ def test_counts_hold_for_any_shape_and_sparsity(name, shape, target, dtype):
         optimizer.zero_grad()
         (model.kernel * model.kernel.detach().cos()).sum().backward()
         optimizer.step()
-        total = model.kernel.numel()
         # No weight is left without any connection.
-        assert int(model.kernel_mask.sum()) == max(1, kept_count(total, sparsity.target_sparsity))
+        assert int(model.kernel_mask.sum()) == kept_of(name, shape, sparsity.target_sparsity)
     assert_exact_zeros(sparsity, optimizer)
 
 

@@ -47,6 +47,14 @@ CASES = [
         "sparsity.sparsity: the constant 0.5 is not allowed; give a schedule for granet, or algorithm: static "
         "(example: sparsity: {type: polynomial, init: 0, final: 0.9, start: 0, stop: 5000})",
     ),
+    (
+        {"algorithm": "srigl", "sparsity": 0.5, "pattern": {"n": 2, "m": 4}},
+        "sparsity.pattern: {'n': 2, 'm': 4} is not allowed; give fan_in for srigl (example: pattern: fan_in)",
+    ),
+    (
+        {"algorithm": "srigl", "sparsity": 0.5, "min_salient": 2},
+        "sparsity.min_salient: 2 is not allowed; give a fraction in [0, 1]; did you mean 0.02?",
+    ),
 ]
 
 

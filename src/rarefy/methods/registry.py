@@ -12,6 +12,7 @@ from rarefy.methods.mest import MEST
 from rarefy.methods.movement import Movement
 from rarefy.methods.rigl import RigL
 from rarefy.methods.set import SET
+from rarefy.methods.srigl import SRigL
 from rarefy.methods.static import Static
 from rarefy.methods.top_kast import TopKAST
 
@@ -25,4 +26,5 @@ ALGORITHMS: Mapping[str, type[SparsityAlgorithm]] = {
     "top_kast": TopKAST,
     "ac_dc": ACDC,
     "granet": GraNet,
+    "srigl": SRigL,
 }
