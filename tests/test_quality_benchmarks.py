@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
-from quality import records, training
+from quality import fine_tuning, records, structure, table, training, transfer
 from quality.table import Scale, Table, write
-from quality.tasks import TASKS, Classification, Examples
+from quality.tasks import TASKS, ByteText, Classification, Examples
 from quality.variants import VARIANTS
 from torch import Tensor, nn
 
@@ -79,6 +80,23 @@ def test_every_variant_trains_and_ends_at_its_sparsity(variant: str) -> None:
     whole = 8 * 16 + 16 * 2
     trained = {"dense": whole, "top_kast": whole, "dense, narrow": training.narrow_width(task, 0.5) * 10}
     assert abs(outcome.weights - trained.get(variant, whole / 2)) <= 2
+
+
+def tiny_text() -> ByteText:
+    return ByteText(width=32, steps=80, batch_size=2, length=16, layers=1, judged=32)
+
+
+@pytest.mark.parametrize("module", [structure, fine_tuning, transfer], ids=lambda module: module.TABLE.name)
+def test_a_table_of_the_gpt_runs_in_its_quick_form(
+    module: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(table.TASKS, "stdlib_gpt", tiny_text())  # pyright: ignore[reportArgumentType]
+    monkeypatch.setattr(table, "BUILD", tmp_path)
+    monkeypatch.setattr(Scale, "seeds", range(1))
+    module.TABLE.run(Scale(quick=True))
+    rows = module.TABLE.rows(tmp_path)
+    assert all(math.isfinite(row["score"]) for row in rows)
+    assert len(rows) == len(records.read(tmp_path / f"{module.TABLE.name}.csv"))
 
 
 def test_every_algorithm_has_a_variant() -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,10 +24,10 @@ SPARSITIES = (0.5, 0.6, 0.7, 0.8)
 # Of the rate and of the steps of training from scratch.
 RATE_SHARE = 0.3
 STEP_SHARE = 0.5
-WAYS: Mapping[str, Any] = {
-    "at once": lambda sparsity, steps: {"sparsity": sparsity, "init_method": "topk"},
-    "gradually": gradual("gmp"),
-}
+AT_ONCE = {"magnitude": "magnitude", "Wanda": "wanda", "SparseGPT": "sparsegpt"}
+GRADUALLY = "gradually (GMP)"
+# What Wanda and SparseGPT measure on: batches of the training data.
+MEASURED = 32
 FIRST_SPARSE = "sparse, then dense"
 
 
@@ -46,11 +46,21 @@ def tune(
     """Prunes a trained model and goes on training; the scores before and after."""
     model = task.model(task.width)
     model.load_state_dict(weights)
+    if cell["way"] in AT_ONCE:
+        batches = list(itertools.islice(task.batches(cell["seed"] + 2000, False), MEASURED))
+        rarefy.prune(model.eval(), cell["sparsity"], method=AT_ONCE[cell["way"]], batches=batches)
     sparsity = None if block is None else sparsify(model, block, cell["seed"], task.compute)
     before = task.score(model.eval(), False)
-    # Another part of the data's order than in the first training.
+    # Other batches than in the first training.
     fit(task, model, adamw(model, RATE_SHARE * cell["lr"], sparsity), steps, cell["seed"] + 1000)
     return before, task.score(model.eval(), False)
+
+
+def block_of(cell: Row, steps: int) -> Block | None:
+    """How a dense model trains on."""
+    if cell["way"] in AT_ONCE:
+        return {"sparsity": cell["sparsity"], "init_method": "from_zeros"}
+    return gradual("gmp")(cell["sparsity"], steps) if cell["way"] == GRADUALLY else None
 
 
 def sparse_weights(task: Task, cell: Row, steps: int) -> Mapping[str, Tensor]:
@@ -65,7 +75,10 @@ def sparse_weights(task: Task, cell: Row, steps: int) -> Mapping[str, Tensor]:
 def cells_of(task: Task, scale: Scale) -> list[Row]:
     rates = tuned(task, ["dense", "rigl"], scale)
     sparsities = SPARSITIES[-1:] if scale.quick else SPARSITIES
-    lines = [("dense", 0.0), *((way, one) for way in (*WAYS, FIRST_SPARSE) for one in sparsities)]
+    lines = [
+        ("dense", 0.0),
+        *((way, one) for way in (*AT_ONCE, GRADUALLY, FIRST_SPARSE) for one in sparsities),
+    ]
     return [
         {
             "task": task.name,
@@ -91,7 +104,7 @@ def run(scale: Scale) -> None:
                 weights, block = sparse_weights(task, cell, steps), None
             else:
                 weights = dense_weights(task, cell["lr"], cell["seed"], steps)
-                block = WAYS[cell["way"]](cell["sparsity"], more) if cell["sparsity"] else None
+                block = block_of(cell, more)
             before, after = tune(task, weights, block, cell, more)
             return {"before": before, "score": after}
 

@@ -77,7 +77,7 @@ def rate_at(step: int, steps: int) -> float:
     warm = max(int(WARMUP * steps), 1)
     if step < warm:
         return (step + 1) / warm
-    return 0.5 * (1 + math.cos(math.pi * (step - warm) / (steps - warm)))
+    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(steps - warm, 1)))
 
 
 def sparsify(model: nn.Module, block: dict[str, Any], seed: int, compute: str = "masked") -> Any:
