@@ -120,7 +120,11 @@ def checkerboard(
     kept = rows * masks.kept_count(units, sparsity)
     position = torch.arange(total, device=weight.device)
     active = (position + 1) * kept // max(total, 1) > position * kept // max(total, 1)
-    return structure.unfold(active.view(rows, units), weight.shape)
+    mask = structure.unfold(active.view(rows, units), weight.shape)
+    # Spread within its rows, a mask may still have more in a column than the structure allows.
+    is_even = int(mask.count_nonzero()) == structure.kept(weight.shape, sparsity)
+    fits = is_even and structure.holds(mask, sparsity)
+    return mask if fits else structure.keep_top(mask.float(), sparsity)
 
 
 INITIALIZERS: dict[str, Initializer] = {

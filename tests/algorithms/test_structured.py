@@ -31,6 +31,9 @@ PATTERNS = {
     "1 of 2 in groups": {"pattern": {"n": 1, "m": 2}, "balance_in_groups": 2},
     "blocks": {"pattern": {"block": [2, 4]}},
     "fan-in": {"pattern": "fan_in"},
+    "fan-out": {"pattern": "fan_out"},
+    "2 of 4 both ways": {"pattern": {"n": 2, "m": 4, "transposable": True}},
+    "4 of 8 both ways": {"pattern": {"n": 4, "m": 8, "transposable": True}},
     "fan-in in groups": {"pattern": "fan_in", "balance_in_groups": 2},
     "blocks in groups": {"pattern": {"block": [2, 2]}, "balance_out_groups": 2},
 }

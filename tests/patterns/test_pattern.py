@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from rarefy.errors import ConfigError
 from rarefy.patterns import Pattern, parse_pattern
 from rarefy.patterns.structures import FREE, Blocks, FanIn, NOfM
+from rarefy.patterns.two_sided import FanOut, Transposable
+from rarefy.roles import Axes
 from rarefy.validation import shorten
 
 
@@ -91,6 +93,9 @@ def test_only_one_balance():
     [
         ("unstructured", FREE),
         ("fan_in", FanIn()),
+        ("fan_out", FanOut()),
+        ({"n": 2, "m": 4, "transposable": True}, Transposable(2, 4)),
+        ({"n": 2, "m": 4, "transposable": False}, NOfM(2, 4)),
         ({"n": 2, "m": 4}, NOfM(2, 4)),
         ({"block": [8, 16]}, Blocks(8, 16)),
         ({"block": (1, 4)}, Blocks(1, 4)),
@@ -109,9 +114,37 @@ def test_other_patterns_are_refused(pattern):
     with pytest.raises(ConfigError) as caught:
         parse_pattern(pattern, None, None)
     assert str(caught.value) == (
-        f"pattern: {shorten(pattern)} is not allowed; give unstructured, {{n: 2, m: 4}}, {{block: [8, 8]}} or fan_in "
-        "(example: pattern: {n: 2, m: 4})"
+        f"pattern: {shorten(pattern)} is not allowed; give unstructured, {{n: 2, m: 4}}, {{block: [8, 8]}}, fan_in "
+        "or fan_out (example: pattern: {n: 2, m: 4})"
     )
+
+
+def test_transposable_is_true_or_false():
+    with pytest.raises(ConfigError) as caught:
+        parse_pattern({"n": 2, "m": 4, "transposable": "yes"}, None, None)
+    assert str(caught.value) == (
+        "pattern.transposable: 'yes' is not allowed; give true or false (example: pattern: {n: 2, m: 4, "
+        "transposable: true})"
+    )
+
+
+@pytest.mark.parametrize(
+    ("structure", "axes", "refused"),
+    [
+        (FanIn(), Axes(groups=2), False),
+        (FanOut(), Axes(groups=2), True),
+        (FanIn(), Axes(transposed=True, groups=2), True),
+        (FanOut(), Axes(transposed=True, groups=2), False),
+    ],
+)
+def test_connections_are_counted_where_a_convolution_with_groups_has_one_set(structure, axes, refused):
+    pattern = Pattern(structure=structure).on(axes)
+    if not refused:
+        pattern.check("w", (4, 6))
+        return
+    side = "outputs" if axes.transposed else "inputs"
+    with pytest.raises(ConfigError, match=f"pattern: {structure} for w .its 2 groups see different {side}"):
+        pattern.check("w", (4, 6))
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from rarefy.errors import ConfigError, RarefyError
 from rarefy.initializers import checkerboard, from_zeros, parse_initializer, random, topk
 from rarefy.masks import drop_lowest, grow_highest, keep_top, kept_count, sparsity_of
-from rarefy.patterns import Pattern
+from rarefy.patterns import FanOut, Pattern, Transposable
 from rarefy.patterns.structures import FREE, Blocks, FanIn, NOfM
 from rarefy.ties import TieOrder
 
@@ -26,9 +26,9 @@ def structured(draw):
     """A structure and a shape that it divides, of two to four dimensions."""
     rows, columns = draw(st.integers(1, 4)), draw(st.integers(1, 6))
     more = draw(st.lists(st.integers(1, 3), max_size=2))
-    kind = draw(st.sampled_from([NOfM, Blocks, FanIn]))
-    if kind is FanIn:
-        return FanIn(), [rows, columns, *more]
+    kind = draw(st.sampled_from([NOfM, Blocks, FanIn, FanOut]))
+    if kind in (FanIn, FanOut):
+        return kind(), [rows, columns, *more]
     if kind is NOfM:
         m = draw(st.sampled_from([2, 3, 4, 8, 40]))
         return NOfM(draw(st.integers(1, m - 1)), m), [rows, m * draw(st.integers(1, 3)), *more]
@@ -48,6 +48,8 @@ def units_of(structure, shape):
     position = torch.arange(torch.Size(shape).numel()).view(*shape)
     if isinstance(structure, FanIn):
         return [[[i] for i in row.flatten().tolist()] for row in position]
+    if isinstance(structure, FanOut):
+        return [[[i] for i in column.flatten().tolist()] for column in position.transpose(0, 1)]
     places = list(itertools.product(*map(range, shape[2:])))
     if isinstance(structure, NOfM):
         return [
@@ -173,7 +175,7 @@ def test_groups_of_a_convolution_are_input_channels():
     assert torch.equal(mask, NOfM(1, 4).keep_top(weight.to(memory_format=torch.channels_last), 0.75))
 
 
-@pytest.mark.parametrize("structure", [FREE, NOfM(2, 4), Blocks(2, 4), FanIn()])
+@pytest.mark.parametrize("structure", [FREE, NOfM(2, 4), Blocks(2, 4), FanIn(), FanOut(), Transposable(2, 4)])
 def test_weights_without_rows(structure):
     empty = torch.zeros(0, 8)
     structure.check("w", empty.shape)
@@ -226,7 +228,7 @@ def test_functions_of_ones_own_are_checked():
 
 
 @pytest.mark.parametrize("axis", [0, 1])
-@pytest.mark.parametrize("structure", [FREE, NOfM(1, 2), Blocks(2, 2), FanIn()])
+@pytest.mark.parametrize("structure", [FREE, NOfM(1, 2), Blocks(2, 2), FanIn(), FanOut(), Transposable(1, 2)])
 def test_structures_inside_balanced_groups(axis, structure):
     pattern, weight = Pattern(axis, 2, structure), torch.rand(8, 12)
     pattern.check("w", weight.shape)
@@ -252,6 +254,8 @@ def test_the_count_of_a_pattern_is_that_of_its_pieces(case, sparsity):
         (Pattern(1, 3), "balance_in_groups: 3"),
         (Pattern(structure=NOfM(2, 4)), "{n: 2, m: 4}"),
         (Pattern(structure=FanIn()), "fan_in"),
+        (Pattern(structure=FanOut()), "fan_out"),
+        (Pattern(structure=Transposable(2, 4)), "{n: 2, m: 4, transposable: true}"),
         (Pattern(0, 2, Blocks(4, 8)), "balance_out_groups: 2, {block: [4, 8]}"),
     ],
 )
@@ -282,6 +286,17 @@ def test_patterns_are_shown_as_they_are_written(pattern, shown):
             Pattern(structure=FanIn()),
             [8],
             "pattern: fan_in is not allowed; give unstructured for w [8], which has no inputs",
+        ),
+        (
+            Pattern(structure=FanOut()),
+            [8],
+            "pattern: fan_out is not allowed; give unstructured for w [8], which has no inputs",
+        ),
+        (
+            Pattern(structure=Transposable(2, 4)),
+            [6, 16],
+            "pattern: {n: 2, m: 4, transposable: true} is not allowed; give an m that divides the 6 output and the 16 "
+            "input features of w [6, 16]",
         ),
         (
             Pattern(structure=Blocks(4, 8)),

@@ -247,17 +247,18 @@ def _pattern_schema() -> Json:
     size: Json = {"type": "integer", "minimum": 1}
     pair = {"type": "array", "items": size, "minItems": 2, "maxItems": 2}
     score: Json = {"enum": list(BLOCK_SCORES), "description": "of a block, from those of its connections"}
-    forms = ({"n": size, "m": size}, {"block": pair, "score": score})
+    both: Json = {"type": "boolean", "description": "n of m outputs as well"}
+    forms = ({"n": size, "m": size, "transposable": both}, {"block": pair, "score": score})
     objects = [
         {
             "type": "object",
             "properties": form,
-            "required": [key for key in form if key != "score"],
+            "required": [key for key in form if key not in ("score", "transposable")],
             "additionalProperties": False,
         }
         for form in forms
     ]
-    return {"anyOf": [{"enum": ["unstructured", "fan_in"]}, *objects]}
+    return {"anyOf": [{"enum": ["unstructured", "fan_in", "fan_out"]}, *objects]}
 
 
 def _filter_schema() -> Json:
@@ -293,7 +294,7 @@ Groups = Annotated[
 Distribution = Annotated[str, OptionType(lambda: {"enum": list(DISTRIBUTIONS)})]
 """How the sparsity is shared out among the parameters."""
 PatternForm = Annotated[Any, OptionType(_pattern_schema)]
-"""`unstructured`, `fan_in`, `{n, m}` or `{block: [rows, columns], score: sum | norm | max}`."""
+"""`unstructured`, `fan_in`, `fan_out`, `{n, m, transposable}` or `{block: [outputs, inputs], score}`."""
 Compute = Annotated[str, OptionType(lambda: {"enum": list(COMPUTE)})]
 """How the weights are stored."""
 Parametrization = Annotated[str, OptionType(lambda: {"enum": list(PARAMETRIZATIONS)})]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from rarefy.algorithms.drop_and_grow import DropAndGrow
@@ -30,7 +31,6 @@ class GraNet(DropAndGrow):
         ConfigError: a constant sparsity.
 
     Example:
-        >>> import torch
         >>> layer = torch.nn.Linear(10, 10)
         >>> algorithm = GraNet([0.0, 0.5, 0.9], update={"freq": 1})
         >>> algorithm.apply(layer)
@@ -57,7 +57,7 @@ class GraNet(DropAndGrow):
     def update_mask(self, view: WeightView) -> Tensor:
         """Prunes, then drops and grows; see the class."""
         size = self.drop_score(view.weight, view.gradient)
-        pruned = view.mask & self.keep_top(size.masked_fill(~view.mask, -1.0), view.sparsity)
+        pruned = view.mask & self.keep_top(size.masked_fill(~view.mask, -torch.inf), view.sparsity)
         grow = self.grow_score(view.weight, view.gradient)
         fraction = self.current(self.drop_fraction)
         order = TieOrder.of(self.generator)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from rarefy.algorithms.dynamic import DynamicSparsityAlgorithm
@@ -33,7 +34,6 @@ class TopKAST(DynamicSparsityAlgorithm):
         ConfigError: a `forward_sparsity` below `sparsity`, or a pattern that leaves no room for candidates.
 
     Example:
-        >>> import torch
         >>> layer = torch.nn.Linear(10, 10)
         >>> TopKAST(0.5, forward_sparsity=0.8).apply(layer)
         >>> int((layer.weight != 0).sum()), int(layer.weight_mask.sum())
@@ -60,9 +60,10 @@ class TopKAST(DynamicSparsityAlgorithm):
     def update_mask(self, view: WeightView) -> Tensor:
         """The forward set, and candidates drawn anew."""
         scores = random_scores(view.weight, view.generator)
-        return self.keep_top(scores.masked_fill(self.forward_mask(view), 2.0), view.sparsity)
+        return self.keep_top(scores.masked_fill(self.forward_mask(view), torch.inf), view.sparsity)
 
     def forward_mask(self, view: WeightView) -> Tensor:
         """The largest of the connections that are trained."""
-        size = view.weight.abs().masked_fill(~view.mask, -1.0)
-        return self.keep_top(size, max(self.current(self.forward_sparsity), view.sparsity))
+        size = view.weight.abs().masked_fill(~view.mask, -torch.inf)
+        # A pattern that is chosen by approximation may take connections that are not trained.
+        return view.mask & self.keep_top(size, max(self.current(self.forward_sparsity), view.sparsity))

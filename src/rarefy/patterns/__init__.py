@@ -2,5 +2,17 @@
 
 from rarefy.patterns.pattern import Pattern, parse_pattern
 from rarefy.patterns.structures import FREE, Blocks, FanIn, Free, NOfM, Structure
+from rarefy.patterns.two_sided import FanOut, Transposable
 
-__all__ = ["FREE", "Blocks", "FanIn", "Free", "NOfM", "Pattern", "Structure", "parse_pattern"]
+__all__ = [
+    "FREE",
+    "Blocks",
+    "FanIn",
+    "FanOut",
+    "Free",
+    "NOfM",
+    "Pattern",
+    "Structure",
+    "Transposable",
+    "parse_pattern",
+]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rarefy.errors import ConfigError
 from rarefy.patterns.structures import BLOCK_SCORES, FREE, Blocks, FanIn, NOfM, Structure
+from rarefy.patterns.two_sided import FanOut, Transposable
 from rarefy.roles import OUT_IN, Axes
 from rarefy.validation import shorten
 
@@ -142,10 +143,11 @@ class Pattern:
             return
         # A convolution with groups has several sets of inputs (of outputs, where it is transposed) in one dimension.
         split_axis = 0 if self.axes.transposed else 1
-        if self.axis == split_axis:
+        if split_axis in (self.axis, self.structure.counted_axis):
             side = "outputs" if self.axes.transposed else "inputs"
             problem = f"its {convolution_groups} groups see different {side}"
-            raise ConfigError(self.key, f"{given} for {name} ({problem})", allowed)
+            key = self.key if self.axis == split_axis else "pattern"
+            raise ConfigError(key, f"{given} for {name} ({problem})", allowed)
         share = [size // convolution_groups if axis == 0 else size for axis, size in enumerate(shape)]
         if self.structure != FREE:
             self.structure.check(f"each of the {convolution_groups} groups of {name}", self._oriented(share))
@@ -158,11 +160,15 @@ class Pattern:
         return [size // self.groups if axis == self.axis else size for axis, size in enumerate(shape)]
 
 
+_NAMED: Mapping[str, Structure] = {"unstructured": FREE, "fan_in": FanIn(), "fan_out": FanOut()}
+
+
 def parse_pattern(pattern: object, balance_in_groups: object, balance_out_groups: object) -> Pattern:
     """The pattern that three options of the `sparsity:` block describe.
 
     Args:
-        pattern: `unstructured`, `{n: 2, m: 4}`, `fan_in` or `{block: [8, 8]}`, the latter with a `score` or without.
+        pattern: `unstructured`, `fan_in`, `fan_out`, `{n: 2, m: 4}`, with `transposable: true` or without, or
+            `{block: [8, 8]}`, with a `score` or without.
         balance_in_groups: number of input groups, ≥ 1, or None.
         balance_out_groups: number of output groups, ≥ 1, or None.
 
@@ -186,29 +192,30 @@ def parse_pattern(pattern: object, balance_in_groups: object, balance_out_groups
 
 
 def _parse_structure(pattern: object) -> Structure:
-    if pattern == "unstructured":
-        return FREE
-    if pattern == "fan_in":
-        return FanIn()
-    if isinstance(pattern, Mapping) and set(pattern) == {"n", "m"}:
-        return _n_of_m(pattern["n"], pattern["m"])
+    if isinstance(pattern, str) and pattern in _NAMED:
+        return _NAMED[pattern]
+    if isinstance(pattern, Mapping) and {"n", "m"} <= set(pattern) <= {"n", "m", "transposable"}:
+        return _n_of_m(pattern["n"], pattern["m"], pattern.get("transposable", False))
     if isinstance(pattern, Mapping) and "block" in pattern and set(pattern) <= {"block", "score"}:
         return _blocks(pattern["block"], pattern.get("score", "sum"))
     raise ConfigError(
         "pattern",
         shorten(pattern),
-        "unstructured, {n: 2, m: 4}, {block: [8, 8]} or fan_in",
+        "unstructured, {n: 2, m: 4}, {block: [8, 8]}, fan_in or fan_out",
         "pattern: {n: 2, m: 4}",
     )
 
 
-def _n_of_m(n: object, m: object) -> NOfM:
+def _n_of_m(n: object, m: object, transposable: object) -> NOfM:
     kept = _count(n)
     size = _count(m)
     if not 0 < kept < size:
         what = "whole numbers 1 ≤ n < m: n of every m inputs are active"
         raise ConfigError("pattern", shorten({"n": n, "m": m}), what, "pattern: {n: 2, m: 4}")
-    return NOfM(kept, size)
+    if not isinstance(transposable, bool):
+        example = "pattern: {n: 2, m: 4, transposable: true}"
+        raise ConfigError("pattern.transposable", shorten(transposable), "true or false", example)
+    return Transposable(kept, size) if transposable else NOfM(kept, size)
 
 
 def _blocks(block: object, score: object) -> Blocks:

@@ -31,6 +31,11 @@ class Structure(ABC):
         """The highest sparsity that may be asked for."""
         return 1.0
 
+    @property
+    def counted_axis(self) -> int | None:
+        """The dimension, 0 of outputs or 1 of inputs, each entry of which has as many connections; None without one."""
+        return None
+
     @abstractmethod
     def layout(self, shape: Sequence[int]) -> tuple[int, int]:
         """How many rows a piece of a shape has, and how many units in each."""
@@ -233,15 +238,15 @@ class NOfM(Structure):
 
     def fold(self, scores: Tensor) -> Tensor:
         """A row for each group."""
-        return _matrix(scores).reshape(-1, self.m)
+        return to_matrix(scores).reshape(-1, self.m)
 
     def fold_mask(self, mask: Tensor) -> Tensor:
         """A row for each group."""
-        return _matrix(mask).reshape(-1, self.m)
+        return to_matrix(mask).reshape(-1, self.m)
 
     def unfold(self, units: Tensor, shape: Sequence[int]) -> Tensor:
         """The groups in their places."""
-        return _from_matrix(units, shape)
+        return from_matrix(units, shape)
 
     def holds(self, mask: Tensor, sparsity: float) -> bool:
         """Whether no group has more active connections than it may."""
@@ -263,6 +268,11 @@ class FanIn(Structure):
 
     def __str__(self) -> str:
         return "fan_in"
+
+    @property
+    def counted_axis(self) -> int | None:
+        """Outputs."""
+        return 0
 
     def check(self, name: str, shape: Sequence[int]) -> None:
         """Refuses a weight without inputs."""
@@ -344,7 +354,7 @@ class Blocks(Structure):
 
     def fold(self, scores: Tensor) -> Tensor:
         """The scores of the blocks."""
-        matrix = _matrix(scores)
+        matrix = to_matrix(scores)
         block = (self.rows, self.columns)
         if matrix.numel() == 0:
             return matrix.reshape(1, 0)
@@ -355,7 +365,7 @@ class Blocks(Structure):
         height = math.prod(shape) // shape[1] // self.rows
         width = shape[1] // self.columns
         blocks = units.view(height, 1, width, 1).expand(height, self.rows, width, self.columns)
-        return _from_matrix(blocks, shape)
+        return from_matrix(blocks, shape)
 
     def holds(self, mask: Tensor, sparsity: float) -> bool:
         """Whether no block is active in part only."""
@@ -365,13 +375,13 @@ class Blocks(Structure):
 FREE = Free()
 
 
-def _matrix(tensor: Tensor) -> Tensor:
+def to_matrix(tensor: Tensor) -> Tensor:
     """[out, in, …] as [… · out, in]."""
     return tensor if tensor.dim() == 2 else tensor.flatten(2).movedim(2, 0).flatten(0, 1)
 
 
-def _from_matrix(matrix: Tensor, shape: Sequence[int]) -> Tensor:
-    """The reverse of `_matrix`."""
+def from_matrix(matrix: Tensor, shape: Sequence[int]) -> Tensor:
+    """The reverse of `to_matrix`."""
     if len(shape) == 2:
         return matrix.reshape(*shape)
     return matrix.reshape(math.prod(shape[2:]), *shape[:2]).movedim(0, 2).reshape(*shape)

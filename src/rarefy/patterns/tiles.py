@@ -1,0 +1,128 @@
+"""Square tiles of scores → masks with as many active connections in every row and in every column of a tile."""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+from torch import Tensor
+
+from rarefy.ties import TieOrder
+
+# Up to this side all masks of a tile are tried: 90 of them for two of four.
+MOST_TRIED = 4
+_TILES_AT_ONCE = 1 << 16
+
+
+def keep_regular(scores: Tensor, side: int, count: int, order: TieOrder) -> Tensor:
+    """Mask of `count` connections in every row and column of each tile, with the highest sum of scores.
+
+    Up to a side of 4 the best of all masks. Above it the highest scores are taken one after the other, as long as row
+    and column have room, which gives at least half of the best sum of scores ≥ 0 (Hubara et al., arXiv:2102.08124);
+    rows and columns that were left with fewer are then filled by exchanges.
+
+    Infinite scores outrank every sum: as many of +∞ and as few of -∞ as can be; NaN ranks below -∞.
+
+    Args:
+        scores: [tiles, side · side], floating point.
+        side: of a tile.
+        count: active connections of each row and column; clamped to [0, side].
+        order: decides among masks of equal sums.
+
+    Returns:
+        Bool tensor of the shape of `scores`.
+
+    Example:
+        >>> scores = torch.tensor([[9.0, 8.0, 7.0, 1.0]])
+        >>> keep_regular(scores, 2, 1, TieOrder()).int().tolist()
+        [[0, 1, 1, 0]]
+    """
+    if count <= 0 or count >= side or not len(scores):
+        return torch.full_like(scores, count >= side, dtype=torch.bool)
+    options = regular_masks(side, count).to(scores.device) if side <= MOST_TRIED else None
+    chosen = []
+    for start in range(0, len(scores), _TILES_AT_ONCE):
+        some = scores.detach()[start : start + _TILES_AT_ONCE].double()
+        places = torch.arange(some.numel(), device=scores.device) + start * side * side
+        keys = order.keys(places).view_as(some)
+        chosen.append(_greedy(some, keys, side, count) if options is None else _best(some, keys, options))
+    return torch.cat(chosen)
+
+
+def regular_masks(side: int, count: int) -> Tensor:
+    """All masks of a tile with `count` active connections in every row and column: bool [masks, side · side].
+
+    Example:
+        >>> [len(regular_masks(4, count)) for count in (1, 2, 3)]
+        [24, 90, 24]
+    """
+    rows = [row for row in itertools.product((False, True), repeat=side) if sum(row) == count]
+    tiles = torch.tensor(list(itertools.product(rows, repeat=side)))
+    return tiles[(tiles.sum(1) == count).all(1)].flatten(1)
+
+
+def _best(scores: Tensor, keys: Tensor, options: Tensor) -> Tensor:
+    """The option with the highest sum for each tile."""
+    table = options.double().T
+    totals = scores.nan_to_num(0.0, 0.0, 0.0) @ table
+    if not scores.isfinite().all():
+        ranks = _ranks_of_infinities(scores) @ table
+        totals = totals.masked_fill(ranks < ranks.amax(1, keepdim=True), -torch.inf)
+    tied = totals == totals.amax(1, keepdim=True)
+    choice = tied.byte().argmax(1)
+    is_open = (tied.sum(1) > 1).nonzero().squeeze(1)
+    if len(is_open):
+        # The lowest keys win, as everywhere; their sum is another random number for each option.
+        sums = -keys[is_open].double() @ table
+        choice[is_open] = sums.masked_fill(~tied[is_open], -torch.inf).argmax(1)
+    return options[choice]
+
+
+def _ranks_of_infinities(scores: Tensor) -> Tensor:
+    """Small whole numbers: one +∞ outweighs all that a tile can have of -∞, as one NaN does."""
+    size = scores.shape[1] + 1
+    ranks = (scores == torch.inf).double() * size * size - (scores == -torch.inf).double()
+    return ranks - scores.isnan().double() * size
+
+
+def _greedy(scores: Tensor, keys: Tensor, side: int, count: int) -> Tensor:
+    """The highest scores that fit, one after the other, then exchanges."""
+    by_key = keys.argsort(1)
+    ranked = (-scores).gather(1, by_key).argsort(dim=1, stable=True)  # NaN last
+    sequence = by_key.gather(1, ranked)
+    kept = torch.zeros_like(scores, dtype=torch.bool)
+    in_rows = torch.zeros(len(scores), side, dtype=torch.long, device=scores.device)
+    in_columns = torch.zeros_like(in_rows)
+    for place in sequence.T.unsqueeze(2):
+        row = place // side
+        column = place % side
+        fits = (in_rows.gather(1, row) < count) & (in_columns.gather(1, column) < count)
+        kept.scatter_(1, place, fits)
+        in_rows.scatter_add_(1, row, fits.long())
+        in_columns.scatter_add_(1, column, fits.long())
+    return _completed(kept.view(-1, side, side), scores.view(-1, side, side), count).flatten(1)
+
+
+def _completed(kept: Tensor, scores: Tensor, count: int) -> Tensor:
+    """Rows and columns with fewer than `count` filled up.
+
+    Where row r and column c have room, (r, c) itself is active, or greedy selection would have taken it. One active
+    (x, y) gives way to (r, y) and (x, c): the counts of x and y stay. Of all that can, the one that costs least does.
+    """
+    finite = scores.nan_to_num(-1e200, 1e100, -1e100)
+    while len(tiles := (kept.sum(2) < count).any(1).nonzero().squeeze(1)):
+        mask = kept[tiles]
+        each = torch.arange(len(tiles), device=kept.device)
+        row = (mask.sum(2) < count).byte().argmax(1)
+        column = (mask.sum(1) < count).byte().argmax(1)
+        to_row = mask[each, row][:, None, :]
+        to_column = mask[each, :, column][:, :, None]
+        gain = (
+            finite[tiles][each, row][:, None, :] + finite[tiles][each, :, column][:, :, None] - finite[tiles]
+        )
+        gain = gain.masked_fill(~mask | to_row | to_column, -torch.inf)
+        x, y = (axis for axis in torch.unravel_index(gain.flatten(1).argmax(1), gain.shape[1:]))
+        kept[tiles, x, y] = False
+        kept[tiles, row, y] = True
+        kept[tiles, x, column] = True
+    return kept

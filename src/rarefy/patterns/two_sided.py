@@ -1,0 +1,160 @@
+"""Structures that bind inputs: as many connections of each, or n of m in both directions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from rarefy import masks
+from rarefy.errors import ConfigError
+from rarefy.patterns.structures import NOfM, Structure, from_matrix, to_matrix
+from rarefy.patterns.tiles import keep_regular
+from rarefy.ties import DEFAULT_ORDER, TieOrder
+
+
+@dataclass(frozen=True)
+class FanOut(Structure):
+    """Every input has the same number of active connections (constant fan-out).
+
+    An input is a column of a weight [out, in, …], all positions of a kernel included.
+
+    Example:
+        >>> import torch
+        >>> FanOut().keep_top(torch.tensor([[1.0, 2.0], [3.0, 0.0], [4.0, 9.0], [0.0, 8.0]]), 0.5).int().tolist()
+        [[0, 0], [1, 0], [1, 1], [0, 1]]
+    """
+
+    def __str__(self) -> str:
+        return "fan_out"
+
+    @property
+    def counted_axis(self) -> int | None:
+        """Inputs."""
+        return 1
+
+    def check(self, name: str, shape: Sequence[int]) -> None:
+        """Refuses a weight without inputs."""
+        if len(shape) < 2 or not math.prod(shape[1:]):
+            raise ConfigError("pattern", self, f"unstructured for {name} {list(shape)}, which has no inputs")
+
+    def layout(self, shape: Sequence[int]) -> tuple[int, int]:
+        """A row for each input."""
+        return shape[1], math.prod(shape) // shape[1]
+
+    def fold(self, scores: Tensor) -> Tensor:
+        """A row for each input."""
+        return scores.transpose(0, 1).flatten(1)
+
+    def fold_mask(self, mask: Tensor) -> Tensor:
+        """A row for each input."""
+        return self.fold(mask)
+
+    def unfold(self, units: Tensor, shape: Sequence[int]) -> Tensor:
+        """In shape again."""
+        return units.view(shape[1], shape[0], *shape[2:]).transpose(0, 1).contiguous()
+
+    def holds(self, mask: Tensor, sparsity: float) -> bool:
+        """Whether all inputs that have connections have as many."""
+        counts = self.fold(mask).sum(1)
+        return counts[counts > 0].unique().numel() <= 1
+
+
+@dataclass(frozen=True)
+class Transposable(NOfM):
+    """In every tile of m × m, each row and each column has n active connections (Hubara et al., arXiv:2102.08124).
+
+    So the transposed weight, by which the backward pass multiplies, is n of m as well. What is kept is the best of all
+    masks of a tile up to m = 4, and an approximation above; see `tiles.keep_regular`.
+
+    Args:
+        n: active connections of a row and of a column, 1 ≤ n < m.
+        m: side of a tile.
+
+    Example:
+        >>> import torch
+        >>> Transposable(1, 2).keep_top(torch.tensor([[9.0, 8.0], [7.0, 1.0]]), 0.5).int().tolist()
+        [[0, 1], [1, 0]]
+    """
+
+    def __str__(self) -> str:
+        return f"{{n: {self.n}, m: {self.m}, transposable: true}}"
+
+    def check(self, name: str, shape: Sequence[int]) -> None:
+        """Refuses a weight whose outputs or inputs are no multiple of m."""
+        outputs, inputs = (*shape, 0)[:2]
+        if not inputs or outputs % self.m or inputs % self.m:
+            sides = f"{outputs} output and the {inputs} input features"
+            raise ConfigError("pattern", self, f"an m that divides the {sides} of {name} {list(shape)}")
+
+    def layout(self, shape: Sequence[int]) -> tuple[int, int]:
+        """A row for each tile."""
+        return math.prod(shape) // self.m**2, self.m**2
+
+    def within_reach(self, shape: Sequence[int], sparsity: float) -> float:
+        """The sparsity, lowered where rounding would leave a row of a tile without any connection."""
+        is_empty = math.prod(shape) > 0 and masks.kept_count(self.m, sparsity) == 0
+        return 1.0 - 1.0 / self.m if is_empty and sparsity < 1.0 else sparsity
+
+    def kept(self, shape: Sequence[int], sparsity: float) -> int:
+        """How many connections of a piece are active at a sparsity."""
+        return math.prod(shape) // self.m * masks.kept_count(self.m, sparsity)
+
+    def fold(self, scores: Tensor) -> Tensor:
+        """A row for each tile."""
+        matrix = to_matrix(scores)
+        height, width = (size // self.m for size in matrix.shape)
+        tiles = matrix.reshape(height, self.m, width, self.m).transpose(1, 2)
+        return tiles.reshape(height * width, self.m**2)
+
+    def fold_mask(self, mask: Tensor) -> Tensor:
+        """A row for each tile."""
+        return self.fold(mask)
+
+    def unfold(self, units: Tensor, shape: Sequence[int]) -> Tensor:
+        """The tiles in their places."""
+        width = shape[1] // self.m
+        tiles = units.reshape(len(units) // width, width, self.m, self.m).transpose(1, 2)
+        return from_matrix(tiles.reshape(-1, shape[1]), shape)
+
+    def holds(self, mask: Tensor, sparsity: float) -> bool:
+        """Whether no row and no column of a tile has more active connections than it may."""
+        most = masks.kept_count(self.m, sparsity)
+        tiles = self.fold(mask).view(-1, self.m, self.m)
+        return not any(bool((tiles.sum(axis) > most).any()) for axis in (1, 2))
+
+    def keep_top(self, scores: Tensor, sparsity: float, order: TieOrder = DEFAULT_ORDER) -> Tensor:
+        """The mask of the highest sums of scores of a piece; see `Structure.keep_top`."""
+        count = masks.kept_count(self.m, sparsity)
+        return self.unfold(keep_regular(self.fold(scores), self.m, count, order), scores.shape)
+
+    def drop_and_grow(
+        self,
+        mask: Tensor,
+        drop_scores: Tensor,
+        grow_scores: Tensor,
+        sparsity: float,
+        fraction: float,
+        order: TieOrder = DEFAULT_ORDER,
+    ) -> Tensor:
+        """The mask of a piece after one update: of n in each row and column, n − round(fraction · n) stay.
+
+        Above m = 4, where masks are approximated, a few that should stay may have to give way.
+
+        Example:
+            >>> import torch
+            >>> mask, scores = torch.eye(2, dtype=torch.bool), torch.tensor([[0.0, 1.0], [1.0, 0.0]])
+            >>> Transposable(1, 2).drop_and_grow(mask, scores, scores, 0.5, fraction=1.0).int().tolist()
+            [[0, 1], [1, 0]]
+        """
+        count = masks.kept_count(self.m, sparsity)
+        active = self.fold(mask)
+        # The fullest row says how many a row has: masks that were made elsewhere may have rows with fewer.
+        before = int(active.view(-1, self.m).sum(1).amax()) if active.numel() else 0
+        stay = count if before == self.m else min(before - round(fraction * before), count)
+        ranked = self.fold(drop_scores).masked_fill(~active, -float("inf"))
+        kept = keep_regular(ranked, self.m, stay, order) & active
+        grown = self.fold(grow_scores).masked_fill(kept, float("inf"))
+        return self.unfold(keep_regular(grown, self.m, count, order.other()), mask.shape)
