@@ -102,16 +102,16 @@ def test_a_manifest_that_lacks_a_file(checkpoint):
 
 
 def test_a_newer_format(checkpoint):
-    edit(checkpoint / "MANIFEST.json", format_version=3, files={}, new_key=True)
+    edit(checkpoint / "MANIFEST.json", format_version=4, files={}, new_key=True)
     with pytest.raises(
-        CheckpointError, match="has checkpoint format 3; this rarefy reads formats up to 2; upgrade"
+        CheckpointError, match="has checkpoint format 4; this rarefy reads formats up to 3; upgrade"
     ):
         load(checkpoint)
 
 
 def test_a_newer_format_is_not_passed_over_and_then_replaced(checkpoint):
-    edit(checkpoint / "MANIFEST.json", format_version=3)
-    with pytest.raises(CheckpointError, match="checkpoint format 3"):
+    edit(checkpoint / "MANIFEST.json", format_version=4)
+    with pytest.raises(CheckpointError, match="checkpoint format 4"):
         newest_valid(checkpoint.parent, pytest.fail)
 
 

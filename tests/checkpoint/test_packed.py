@@ -102,7 +102,10 @@ def test_a_file_that_does_not_fit_its_header_is_refused(part, tmp_path):
 
 def test_an_unpacked_checkpoint_of_format_1_is_read(tmp_path):
     weight = torch.where(torch.rand(SHAPE) < 0.1, torch.randn(SHAPE), 0)
-    with patch.object(packed, "SMALLEST", 1 << 40), patch("rarefy.checkpoint.directory.FORMAT_VERSION", 1):
+    with (
+        patch.object(packed, "SMALLEST", 1 << 40),
+        patch("rarefy.checkpoint.writing.frozen.version_of", lambda _: 1),
+    ):
         path = save(tmp_path, 1, CheckpointParts(model={"w": weight}))
     assert torch.equal(load(path).model["w"], weight)
 

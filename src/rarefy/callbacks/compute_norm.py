@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rarefy.callbacks.events import Callback
 from rarefy.callbacks.trainer_view import TrainerView
+from rarefy.distributed import summed
 from rarefy.filters import named_weights
 
 
@@ -59,7 +60,8 @@ def measure_norms(parameters: Mapping[str, Tensor]) -> dict[str, float]:
 
 def _norms(tensors: Mapping[str, Tensor]) -> dict[str, float]:
     norms = [
-        torch.linalg.vector_norm(tensor, dtype=_wide(tensor)).cpu().double() for tensor in tensors.values()
+        summed(torch.linalg.vector_norm(tensor, dtype=_wide(tensor))).cpu().double()
+        for tensor in tensors.values()
     ]
     return dict(zip(tensors, torch.stack(norms).tolist(), strict=True)) if norms else {}
 

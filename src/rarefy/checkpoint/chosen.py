@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from glob import glob
 from pathlib import Path
 
-from rarefy.checkpoint.directory import DIRECTORY_NAME, newest_valid
+from rarefy.checkpoint.directory import newest_valid
 from rarefy.checkpoint.error import CheckpointError
 from rarefy.checkpoint.manifest import MANIFEST_NAME
+from rarefy.checkpoint.writing.folders import DIRECTORY_NAME
 
 log = logging.getLogger("rarefy")
 

@@ -14,7 +14,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from rarefy.checkpoint.error import CheckpointError, NewerFormatError
 
 # 2: tensors with many zeros are packed. A format 1 is read as one in which nothing is.
-FORMAT_VERSION = 2
+# 3: tensors are cut over the files of several processes; nothing else is written as 3.
+FORMAT_VERSION = 3
 MANIFEST_NAME = "MANIFEST.json"
 USE_ANOTHER = "use another checkpoint, or delete this one"
 GIVE_CHECKPOINT = "give a checkpoint_<step> directory"
@@ -35,6 +36,16 @@ class Manifest(BaseModel):
     format_version: int
     step: int
     files: dict[str, FileRecord]
+
+
+def version_of(writers: int) -> int:
+    """The format of a checkpoint that so many processes write.
+
+    Example:
+        >>> version_of(1), version_of(4)
+        (2, 3)
+    """
+    return FORMAT_VERSION if writers > 1 else FORMAT_VERSION - 1
 
 
 def write_file(path: Path, chunks: Iterable[bytes | memoryview]) -> FileRecord:
@@ -78,7 +89,8 @@ def verify(directory: Path, names: Iterable[str]) -> Manifest:
         OSError: when a file cannot be read.
     """
     manifest = _read_manifest(directory)
-    for name in names:
+    # Beside them those of other processes.
+    for name in dict.fromkeys([*names, *manifest.files]):
         _verify_file(directory / name, manifest.files.get(name))
     return manifest
 

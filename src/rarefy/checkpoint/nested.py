@@ -19,6 +19,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from rarefy.distributed import local_part
+
 Json: TypeAlias = Any
 StorageKey: TypeAlias = tuple[Any, ...]
 TAG = "$"
@@ -95,6 +97,8 @@ class _TensorNames:
 
 def _storage_key(tensor: Tensor, place: str) -> StorageKey:
     """Equal for two tensors only when both are the same view of the same memory."""
+    # A tensor that is cut over processes has no address itself.
+    tensor = local_part(tensor)
     # Empty tensors all have the address 0, and sparse ones have none.
     if tensor.numel() == 0 or tensor.layout is not torch.strided:
         return (place, "alone")

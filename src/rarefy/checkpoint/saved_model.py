@@ -12,12 +12,13 @@ from torch import Tensor
 
 from rarefy.checkpoint.chosen import checkpoint_at
 from rarefy.checkpoint.csr_file import is_csr, load_csr
-from rarefy.checkpoint.directory import DIRECTORY_NAME, load
+from rarefy.checkpoint.directory import load
 from rarefy.checkpoint.error import CheckpointError
 from rarefy.checkpoint.foreign import load_foreign
 from rarefy.checkpoint.mask_names import mask_names
 from rarefy.checkpoint.matching import dense_state
 from rarefy.checkpoint.tensor_file import read_tensors
+from rarefy.checkpoint.writing.folders import DIRECTORY_NAME
 
 HEADER_LENGTH_BYTES = 8
 

@@ -13,6 +13,7 @@ from rarefy.distributed.shards import (
     local_part,
     outside_of_fully_shard,
     reshard,
+    summed,
     whole,
 )
 
@@ -38,6 +39,7 @@ __all__ = [
     "place",
     "ranks",
     "reshard",
+    "summed",
     "wait_for_all",
     "whole",
 ]

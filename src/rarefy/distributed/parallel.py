@@ -5,18 +5,25 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from rarefy.distributed.membership import ranks
+from rarefy.errors import ConfigError
 
 
 class ParallelConfig(BaseModel):
     """`parallel`: how several processes train one model; a single process trains as without it.
 
     Args:
-        strategy: `ddp`: a whole model in each process, gradients averaged; `auto`: what fits, today `ddp`.
+        strategy: `ddp`: a whole model in each process, gradients averaged; `fsdp2`: a piece of each weight in each
+            process, gathered for its forward and backward pass; `auto`: what fits, today `ddp`.
+        shard_size: for `fsdp2`, how many processes share one copy of the model; None for all.
+        mixed_precision: for `fsdp2`, the format of gathered weights and of what is computed with them.
+        reshard_after_forward: for `fsdp2`, whether gathered weights are put away between forward and backward pass;
+            None keeps those outside of the model's blocks.
 
     Example:
         >>> ParallelConfig().strategy
@@ -25,7 +32,26 @@ class ParallelConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    strategy: Annotated[Literal["auto", "ddp"], Field(description="auto or ddp", examples=["ddp"])] = "auto"
+    strategy: Annotated[
+        Literal["auto", "ddp", "fsdp2"], Field(description="auto, ddp or fsdp2", examples=["ddp"])
+    ] = "auto"
+    shard_size: Annotated[
+        int | None, Field(strict=True, ge=1, description="a whole number of processes ≥ 1", examples=[8])
+    ] = None
+    mixed_precision: Annotated[
+        Literal["none", "bfloat16"], Field(description="none or bfloat16", examples=["bfloat16"])
+    ] = "none"
+    reshard_after_forward: Annotated[
+        bool | None, Field(strict=True, description="true or false", examples=["true"])
+    ] = None
+
+    @model_validator(mode="after")
+    def _check_strategy(self) -> ParallelConfig:
+        given = {"shard_size", "mixed_precision", "reshard_after_forward"} & self.model_fields_set
+        if given and self.strategy != "fsdp2":
+            problem = f"beside strategy: {self.strategy}"
+            raise ConfigError(min(given), problem, "this key with fsdp2 only", "strategy: fsdp2")
+        return self
 
 
 class Parallel:
@@ -38,6 +64,27 @@ class Parallel:
     def __init__(self, config: ParallelConfig) -> None:
         self.config = config
 
+    @property
+    def cuts(self) -> bool:
+        """Whether each process holds a piece of each weight."""
+        return self.config.strategy == "fsdp2" and ranks() > 1
+
+    def cut(self, model: nn.Module, device: torch.device) -> None:
+        """Cuts a model in pieces in place, if that is asked for; its parameters are others then.
+
+        Args:
+            model: on its device, its sparsity applied, no optimizer made of it yet.
+            device: of this process.
+
+        Raises:
+            ConfigError: a `shard_size` that does not divide the number of processes.
+        """
+        if self.cuts:
+            from rarefy.distributed.fully_shard import cut_model
+
+            dtype = torch.bfloat16 if self.config.mixed_precision == "bfloat16" else None
+            cut_model(model, device, self.config.shard_size, dtype, self.config.reshard_after_forward)
+
     def wrapped(self, model: nn.Module) -> nn.Module:
         """The module whose forward and backward pass average the gradients over all processes.
 
@@ -49,7 +96,7 @@ class Parallel:
             >>> Parallel(ParallelConfig()).wrapped(model) is model
             True
         """
-        return model if ranks() == 1 else DistributedDataParallel(model)
+        return model if ranks() == 1 or self.cuts else DistributedDataParallel(model)
 
     def accumulating(self, model: nn.Module, is_last: bool) -> AbstractContextManager[Any]:
         """The context of one micro-batch of a step: only the last one exchanges gradients.

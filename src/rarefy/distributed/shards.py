@@ -112,6 +112,17 @@ def whole(tensor: Tensor) -> Tensor:
     return Cut.of(tensor).whole(local_part(tensor)) if is_cut(tensor) else tensor
 
 
+def summed(number: Tensor) -> Tensor:
+    """A scalar of which each process may have a part, in whole.
+
+    Example:
+        >>> summed(torch.tensor(2.0))
+        tensor(2.)
+    """
+    cut: Any = number
+    return cut.full_tensor() if is_cut(number) else number
+
+
 @dataclass(frozen=True)
 class Cut:
     """How `fully_shard` cuts a weight: along one dimension in equal pieces, of which the last may be short or empty.

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_value_, clip_grads_with_norm_
 from torch.optim import Optimizer
 
+from rarefy.distributed import summed
 from rarefy.errors import ConfigError
 from rarefy.storage.optimizer_traits import trained_parameters
 from rarefy.torch_private import multiply_
@@ -151,4 +152,4 @@ class Precision:
 def gradient_norm(parameters: Iterable[Tensor]) -> Tensor:
     """√(Σ g²) over all gradients, a scalar; not finite if a gradient is not."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    return torch.nn.utils.get_total_norm(gradients)
+    return summed(torch.nn.utils.get_total_norm(gradients))

@@ -92,6 +92,9 @@ def build_session(given: Ingredients, emit: Dispatcher) -> Session:
             # Masks that are measured on data wait until a fit has some.
             algorithm.defers = True
         sparsity.apply(model)
+    if parallel.cuts:
+        _check_can_be_cut(given, precision)
+    parallel.cut(model, device)
     # The optimizer is made of the sparse model, so that a factory sees the parameters that it will train.
     optimizer = make_optimizer(given.optimizer, model)
     if sparsity is not None and optimizer is not None:
@@ -116,6 +119,20 @@ def build_session(given: Ingredients, emit: Dispatcher) -> Session:
         progress=Progress(SkippedSteps(loop.max_skipped_steps)),
         params=dict(given.params or {}),
     )
+
+
+def _check_can_be_cut(given: Ingredients, precision: PrecisionConfig) -> None:
+    """Refuses what does not go with `strategy: fsdp2`.
+
+    Raises:
+        ConfigError: an optimizer of the whole model, or a dynamic loss scale.
+    """
+    if isinstance(given.optimizer, Optimizer):
+        allowed = "a function of the model that returns the optimizer, as fsdp2 makes other parameters"
+        raise ConfigError("optimizer", f"a {type(given.optimizer).__name__}", allowed)
+    if precision.enabled and precision.dtype == torch.float16 and precision.loss_scaling_factor == "dynamic":
+        allowed = "another format beside strategy: fsdp2"
+        raise ConfigError("precision.fp16_type", "float16", allowed, "fp16_type: bfloat16")
 
 
 def seed_everything(seed: int | None) -> None:

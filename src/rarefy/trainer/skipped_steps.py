@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from rarefy.distributed import local_part
 from rarefy.errors import RarefyError
 
 
@@ -69,7 +70,7 @@ def first_not_finite(gradients: Iterable[tuple[str, Tensor | None]], loss: float
         'the gradient of b is not finite'
     """
     for name, gradient in gradients:
-        if gradient is not None and not bool(torch.isfinite(gradient).all()):
+        if gradient is not None and not bool(torch.isfinite(local_part(gradient)).all()):
             return f"the gradient of {name} is not finite"
     # All gradients finite: the sum of their squares can still be too large for a float.
     return (

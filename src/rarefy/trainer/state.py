@@ -22,6 +22,7 @@ from rarefy.checkpoint.matching import LOOSE_LOADING, dense_state, match_masks, 
 from rarefy.distributed import is_first
 from rarefy.errors import RarefyError
 from rarefy.storage.optimizer_traits import trained_parameters
+from rarefy.storage.sharded.whole_states import cut_like, cut_states
 from rarefy.trainer.feed import TrainFeed
 from rarefy.trainer.session import Session
 
@@ -63,7 +64,7 @@ def save(session: Session) -> Path:
     # Every process gathers: what they have in common is exchanged there, and callbacks of each are asked.
     parts = gather(session)
     step = session.progress.global_step
-    if is_first():
+    if is_first() or session.parallel.cuts:
         return session.writer.save_async(step, parts)
     return session.checkpoint_root / f"checkpoint_{step}"
 
@@ -147,6 +148,7 @@ def _load_model(session: Session, path: Path, state: Mapping[str, Tensor], is_st
     # With a full mask the weight arrives whole; the mask that it has here was made for other values.
     own_masks = mask_names(own)
     loaded |= {own_masks[name]: torch.ones_like(own[name], dtype=torch.bool) for name in masks.missing}
+    loaded = cut_like(own, loaded)
     # What is strict has been checked above, in words of its own.
     session.model.load_state_dict(loaded, strict=False)
     _prune_afresh(session, masks.missing)
@@ -215,7 +217,7 @@ def _load_optimizer(session: Session, path: Path, parts: CheckpointParts) -> Non
     # The last of the hooks, so it sees what the storages have made of the state.
     handle = optimizer.register_load_state_dict_pre_hook(lambda _, state: loaded.append(state))
     try:
-        optimizer.load_state_dict(saved)
+        optimizer.load_state_dict(cut_states(optimizer, saved))
     except ValueError as error:
         raise CheckpointError(path, f"has an optimizer state that does not fit ({error})", remedy) from error
     finally:

@@ -1,0 +1,285 @@
+"""`strategy: fsdp2` trains the model of one process, and writes its pieces from every process."""
+
+from __future__ import annotations
+
+import os
+import signal
+from multiprocessing import set_forkserver_preload
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+
+from rarefy.callbacks.events import Callback
+from rarefy.checkpoint.directory import CheckpointParts, load, newest_valid, save
+from rarefy.checkpoint.error import CheckpointError
+from rarefy.checkpoint.writing.frozen import Frozen
+from rarefy.distributed import ParallelConfig
+from rarefy.distributed.fully_shard import blocks_of
+from rarefy.errors import ConfigError, RarefyError
+from rarefy.trainer.trainer import Trainer
+from rarefy.validation.block import read_block
+
+RANKS = 2
+STEPS = 60
+SPARSITY = {"algorithm": "rigl", "sparsity": 0.5, "drop_fraction": 0.5, "update": {"freq": 12}}
+
+
+CLIPPED = {"enabled": False, "max_gradient_norm": 0.05}
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(9, 9)
+
+    def forward(self, x):
+        return x + self.inner(x).tanh()
+
+
+class Net(nn.Module):
+    """Weights of odd sizes, in blocks and outside of them."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(8, 9)
+        self.layers = nn.ModuleList([Block(), Block()])
+        self.last = nn.Linear(9, 8)
+
+    def forward(self, batch):
+        x = self.first(batch)
+        for layer in self.layers:
+            x = layer(x)
+        return (self.last(x) - batch).square().mean()
+
+
+class Seen(Callback):
+    """Keeps loss and norm of every step."""
+
+    def __init__(self):
+        self.steps = []
+
+    def on_train_batch_end(self, trainer, metrics):
+        self.steps.append((metrics["loss"], metrics["grad_norm"]))
+
+
+def batches(rank, ranks):
+    every = torch.randn(STEPS * 2, 4, 8, generator=torch.Generator().manual_seed(0))
+    return list(every[rank::ranks])
+
+
+def adam(model):
+    return torch.optim.AdamW(model.parameters(), lr=0.01)
+
+
+def train(folder, rank=0, ranks=1, steps=STEPS, **options):
+    """What a run saw and has in the end."""
+    seen = Seen()
+    trainer = Trainer(
+        model_dir=folder,
+        device="cpu",
+        loggers=[],
+        callbacks=[seen],
+        seed=1,
+        sparsity=SPARSITY,
+        loop={"num_steps": steps, "grad_accum_steps": 2 // ranks},
+        checkpoint={"steps": 30},
+        **{"model": Net, "optimizer": adam, "precision": CLIPPED, **options},
+    )
+    trainer.fit(batches(rank, ranks), [torch.ones(2, 8)])
+    state = trainer.model.state_dict()
+    whole = {name: t.full_tensor() if hasattr(t, "full_tensor") else t.clone() for name, t in state.items()}
+    return {"steps": seen.steps, "state": whole}
+
+
+def told(action):
+    try:
+        action()
+    except (CheckpointError, RarefyError) as error:
+        return str(error)
+    return ""
+
+
+def refused(folder, rank):
+    cut = {"strategy": "fsdp2"}
+    model = Net()
+    made = torch.optim.SGD(model.parameters(), lr=0.1)
+    half = {"fp16_type": "float16", "loss_scaling_factor": "dynamic"}
+    return {
+        "optimizer": told(lambda: train(folder, rank, RANKS, parallel=cut, model=model, optimizer=made)),
+        "float16": told(lambda: train(folder, rank, RANKS, parallel=cut, precision=half)),
+        "shard_size": told(lambda: train(folder, rank, RANKS, parallel={**cut, "shard_size": 3})),
+    }
+
+
+def parts_of(value):
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    mesh = init_device_mesh("cpu", (RANKS,))
+    cut = distribute_tensor(torch.full((3, 2), float(value)), mesh, [Shard(0)])
+    return CheckpointParts(model={"cut": cut, "tied": cut, "whole": torch.ones(2)}, state={"step": value})
+
+
+def failing(folder, rank):
+    """What each process is told when one cannot write, and when the first one cannot make the folder."""
+    write = Frozen.write
+
+    def full(frozen, path):
+        raise OSError(28, "No space left on device")
+
+    save(Path(folder), 1, parts_of(1))
+    Frozen.write = full if rank == 1 else write
+    one = told(lambda: save(Path(folder), 2, parts_of(2)))
+    Frozen.write = write
+    Path(folder, "file").touch()
+    return one, told(lambda: save(Path(folder, "file"), 2, parts_of(2)))
+
+
+def work(rank, address, folder):
+    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=RANKS)
+    torch.set_num_threads(1)
+    parallel = {"strategy": "fsdp2", "reshard_after_forward": True}
+    results = {
+        "run": train(Path(folder, "run"), rank, RANKS, parallel=parallel),
+        "first half": train(Path(folder, "halves"), rank, RANKS, steps=30, parallel=parallel),
+        "second half": train(Path(folder, "halves"), rank, RANKS, steps=30, parallel=parallel),
+        "bfloat16": train(
+            Path(folder, "16"), rank, RANKS, 30, parallel={**parallel, "mixed_precision": "bfloat16"}
+        ),
+        "refused": refused(Path(folder, "none"), rank),
+        "failing": failing(Path(folder, "failing"), rank),
+    }
+    torch.save(results, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def killed(rank, address, folder):
+    """The second process is killed in the middle of its second checkpoint."""
+    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=RANKS)
+    save(Path(folder), 1, parts_of(1))
+    if rank == 1:
+        Frozen.write = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+    save(Path(folder), 2, parts_of(2))
+
+
+def start(function, folder):
+    set_forkserver_preload(["rarefy", "torch.distributed.fsdp", "torch.distributed.tensor.parallel"])
+    mp.start_processes(
+        function, (f"file://{folder}/rendezvous", str(folder)), RANKS, start_method="forkserver"
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    made = tmp_path_factory.mktemp("two")
+    start(work, made)
+    return made
+
+
+@pytest.fixture(scope="module")
+def results(folder):
+    return [torch.load(folder / f"{rank}.pt") for rank in range(RANKS)]
+
+
+def test_losses_norms_and_masks_are_those_of_one_process(results, tmp_path):
+    expected = train(tmp_path)
+    for result in results:
+        found = result["run"]
+        assert len(found["steps"]) == STEPS
+        torch.testing.assert_close(found["steps"], expected["steps"], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found["state"], expected["state"], rtol=1e-4, atol=1e-5)
+        masks = {name: mask for name, mask in expected["state"].items() if name.endswith("mask")}
+        assert len(masks) == 4 and all(
+            torch.equal(found["state"][name], mask) for name, mask in masks.items()
+        )
+
+
+def test_a_resumed_run_is_the_uninterrupted_one(results):
+    for result in results:
+        assert result["first half"]["steps"] + result["second half"]["steps"] == result["run"]["steps"]
+        state = result["second half"]["state"]
+        assert all(torch.equal(tensor, state[name]) for name, tensor in result["run"]["state"].items())
+
+
+def test_mixed_precision_trains_too(results):
+    losses = [loss for loss, _ in results[0]["bfloat16"]["steps"]]
+    assert losses != [loss for loss, _ in results[0]["first half"]["steps"]] and losses[-1] < losses[0]
+
+
+def test_every_process_writes_its_pieces_and_one_process_reads_them(results, folder, tmp_path):
+    path = newest_valid(folder / "run", pytest.fail)
+    assert path is not None
+    files = {file.name for file in path.iterdir()}
+    assert {"model.safetensors", "model.00001.safetensors", "optimizer.00001.safetensors"} <= files
+    parts = load(path)
+    state = results[0]["run"]["state"]
+    assert all(torch.equal(tensor, parts.model[name]) for name, tensor in state.items())
+    alone = Trainer(
+        model_dir=tmp_path, model=Net, device="cpu", loggers=[], seed=2, sparsity=SPARSITY, optimizer=adam
+    )
+    alone.validate([torch.ones(2, 8)], path)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in alone.model.state_dict().items())
+
+
+def test_a_damaged_piece_is_noticed(folder, tmp_path):
+    path = newest_valid(folder / "halves", pytest.fail)
+    assert path is not None
+    file = path / "optimizer.00001.safetensors"
+    content = file.read_bytes()
+    file.write_bytes(content[:-1])
+    with pytest.raises(CheckpointError, match=r"optimizer\.00001\.safetensors: is damaged"):
+        load(path)
+    file.write_bytes(content)
+
+
+def test_a_process_that_cannot_write_says_so_and_the_checkpoint_before_stays(results, folder):
+    (first, no_folder), (second, no_folder_either) = (result["failing"] for result in results)
+    assert "process 1 could not write its pieces: No space left on device" in first
+    assert "cannot be written: No space left on device" in second
+    assert "cannot be written" in no_folder and "cannot be written" in no_folder_either
+    path = newest_valid(folder / "failing", pytest.fail)
+    assert path is not None and path.name == "checkpoint_1"
+    parts = load(path)
+    assert parts.model["cut"].tolist() == [[1.0, 1.0]] * 3 and parts.model["tied"] is parts.model["cut"]
+
+
+def test_a_killed_process_leaves_the_checkpoint_before(tmp_path):
+    with pytest.raises(mp.ProcessExitedException):
+        start(killed, tmp_path)
+    path = newest_valid(tmp_path, pytest.fail)
+    assert path is not None and path.name == "checkpoint_1"
+
+
+def test_what_does_not_go_with_it_is_refused(results):
+    assert results[0]["refused"] == results[1]["refused"]
+    assert results[0]["refused"] == {
+        "optimizer": (
+            "optimizer: a SGD is not allowed; give a function of the model that returns the optimizer, as fsdp2 makes "
+            "other parameters"
+        ),
+        "float16": (
+            "precision.fp16_type: float16 is not allowed; give another format beside strategy: fsdp2 (example: "
+            "fp16_type: bfloat16)"
+        ),
+        "shard_size": (
+            "parallel.shard_size: 3 is not allowed; give a number that divides the 2 processes (example: shard_size: 2)"
+        ),
+    }
+
+
+def test_its_keys_belong_to_it():
+    with pytest.raises(ConfigError, match=r"parallel.shard_size: beside strategy: ddp is not allowed"):
+        read_block(ParallelConfig, {"strategy": "ddp", "shard_size": 2}, "parallel")
+
+
+def test_blocks_that_share_a_weight_are_left_together():
+    model = Net()
+    assert blocks_of(model) == list(model.layers)
+    model.last.weight = model.layers[0].inner.weight
+    assert blocks_of(model) == []
+    model = nn.ModuleList([nn.ModuleList([nn.Linear(1, 1)]), nn.ReLU()])
+    assert blocks_of(model) == []
