@@ -16,7 +16,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_ema_multi_avg_fn, update_bn
 
 import rarefy
-from foreign.networks import RIGL, SET, STATIC, inputs, loss_of, network, sparse, step_once, weights
+from foreign.networks import RIGL, SET, STATIC, inputs, network, sparse, step_once, weights
 from rarefy.errors import RarefyError
 from rarefy.tensors import SparseWeight
 
@@ -239,43 +239,3 @@ def test_what_cannot_be_tracked_is_refused():
     sparsity.apply(network())
     with pytest.raises(RarefyError, match=r"track takes a copy of the model .*; 0\.weight is not in it"):
         sparsity.track(nn.Linear(2, 2))
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_lightning_averages_weights_stochastically():
-    pl = pytest.importorskip("pytorch_lightning")
-    from rarefy.integrations.lightning import SparsityCallback
-
-    class Module(pl.LightningModule):
-        def __init__(self):
-            super().__init__()
-            self.net = network()
-
-        def training_step(self, batch, index):
-            return (self.net(batch[0]) - 1).square().mean()
-
-        def configure_optimizers(self):
-            return torch.optim.AdamW(self.parameters(), lr=1e-2)
-
-    class Watch(pl.Callback):
-        def __init__(self):
-            self.seen = []
-
-        def on_train_epoch_start(self, trainer, module):
-            self.seen.append(module.net[0].weight.detach().clone())
-
-    pl.seed_everything(0, verbose=False)
-    module, watch = Module(), Watch()
-    callback = SparsityCallback({**SET, "compute": "masked", "seed": 0})
-    average = pl.callbacks.StochasticWeightAveraging(swa_lrs=1e-2, swa_epoch_start=2)
-    data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.randn(32, 32)), batch_size=16)
-    trainer = pl.Trainer(
-        max_epochs=4, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, callbacks=[callback, watch, average],
-    )  # fmt: skip
-    trainer.fit(module, data)
-    mean = torch.stack(watch.seen[1:]).mean(0)
-    weight, mask = module.net[0].weight.detach(), module.net[0].weight_mask
-    torch.testing.assert_close(weight[mask], mean[mask], rtol=1e-4, atol=1e-6)
-    assert rarefy.summary(callback.sparsity).rows[0].kept == int((mask | (weight != 0)).sum())
-    loss_of(module.net)

@@ -173,3 +173,29 @@ def test_hooks_without_keywords_work_as_quantization_calls_them():
     other = nn.Linear(64, 128)
     other.register_forward_pre_hook(hook)
     assert other(torch.randn(2, 64)).shape == (2, 128)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("compute", ["masked", "compact", "auto"])
+@pytest.mark.parametrize("algorithm", ["static", "set"])
+def test_layers_that_a_quantisation_exchanges(algorithm, compute):
+    def prepared(model):
+        model.qconfig = torch.ao.quantization.get_default_qat_qconfig("x86")
+        return torch.ao.quantization.prepare_qat(model.train(), inplace=True)
+
+    if compute != "compact":  # which takes nothing but an nn.Linear
+        model = prepared(network())
+        sparsity = applied(model, algorithm, compute=compute)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        sparsity.apply(optimizer)
+        train(model, optimizer)
+        assert not model[0].weight[~model[0].weight_mask].any()
+        quantised = torch.ao.quantization.convert(model.eval())
+        assert (quantised[0].weight().dequantize() == 0).float().mean() >= 0.899
+    model = network()
+    sparsity = applied(model, algorithm, compute=compute)
+    prepared(model)
+    with pytest.raises(
+        RarefyError, match=r"0\.weight was sparse and belongs to another module .*prepare_qat"
+    ):
+        sparsity.apply(torch.optim.SGD(model.parameters(), lr=0.1))

@@ -143,8 +143,9 @@ class CompactStorage:
     def prune(self, optimizers: Iterable[Optimizer]) -> None:
         """Nothing to do."""
 
-    def restore_zeros(self, optimizers: Iterable[Optimizer]) -> None:
+    def restore_zeros(self, optimizers: Iterable[Optimizer]) -> bool:
         """Nothing to do."""
+        return False
 
     def select_gradient(self, dense: DenseGradient | None) -> None:
         """Gathers a gradient that somebody assigned dense, and finds the dense one of one assigned sparse."""

@@ -151,14 +151,17 @@ class MaskedStorage:
         if weight.shape != mask.shape:
             raise resized(self.module, self.leaf, mask.shape)
 
-    def restore_zeros(self, optimizers: Iterable[Optimizer]) -> None:
+    def restore_zeros(self, optimizers: Iterable[Optimizer]) -> bool:
         """Prunes if somebody wrote to inactive positions; looking costs half of what writing does."""
         weight = self.weight
         if not weight.is_cpu:
             # An answer from another device would have to be waited for.
             masks.zero_inactive_(weight.data, self.mask)
-        elif not kernels.holds_zeros(weight, self.mask):
+            return False
+        is_written = not kernels.holds_zeros(weight, self.mask)
+        if is_written:
             self.prune(optimizers)
+        return is_written
 
     def select_gradient(self, dense: DenseGradient | None) -> None:
         """Selects again what somebody wrote to since it was accumulated, or what nobody accumulated."""

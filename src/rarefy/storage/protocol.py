@@ -106,8 +106,8 @@ class Storage(Protocol):
         """Makes whatever is kept of inactive connections exact zeros."""
         ...
 
-    def restore_zeros(self, optimizers: Iterable[Optimizer]) -> None:
-        """Prunes if somebody wrote to inactive positions of the weight."""
+    def restore_zeros(self, optimizers: Iterable[Optimizer]) -> bool:
+        """Prunes if somebody wrote to inactive positions of the weight; whether it is known that somebody did."""
         ...
 
     def select_gradient(self, dense: DenseGradient | None) -> None:

@@ -15,7 +15,7 @@ from rarefy.algorithms.attachment.averaging import Averaging
 from rarefy.algorithms.attachment.copies import Copies, follow_topology, own_mask, place_of
 from rarefy.algorithms.attachment.following import Following
 from rarefy.algorithms.attachment.gradient_hooks import GradientHooks, is_watched
-from rarefy.algorithms.attachment.keeper import Keeper, reclaim
+from rarefy.algorithms.attachment.keeper import Keeper, reclaim, refuse_passed_on, warn_of_writes
 from rarefy.algorithms.attachment.saving import keep_masks_out, load_weights_state, weights_state
 from rarefy.algorithms.view import Needs, StepView
 from rarefy.distributed import ranks, reshard
@@ -187,13 +187,18 @@ class Attachment:
         return list(dict.fromkeys(model for model in alive if model is not None))
 
     def forget_removed(self) -> None:
-        """Forgets weights whose layers are no longer in their model: a head that was replaced, a layer that was cut."""
+        """Forgets weights whose layers are no longer in their model: a head that was replaced, a layer that was cut.
+
+        Raises:
+            RarefyError: another layer has the same parameter now.
+        """
         alive = self._living()
         if not alive or any(reference() is None for reference in self._models):
             return
         present = {module for model in alive for module in model.modules()}
         for parameter in list(self.parameters.values()):
             if not any(place.module in present for place in parameter.places):
+                refuse_passed_on(parameter, present)
                 self._release(parameter)
 
     def set_mask(self, parameter: SparseParameter, mask: Tensor) -> None:
@@ -266,8 +271,8 @@ class Attachment:
 
     def _before_state_dict(self, parameter: SparseParameter) -> None:
         """Restores the zeros, so that files have them."""
-        if parameter.is_in_place:
-            parameter.storage.restore_zeros(self._following.optimizers)
+        if parameter.is_in_place and parameter.storage.restore_zeros(self._following.optimizers):
+            warn_of_writes(parameter.name)
 
     def _after_load(self, parameter: SparseParameter) -> None:
         """Follows a parameter whose module loaded a state dict, by copy or by assignment."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -15,6 +16,7 @@ from rarefy.errors import RarefyError, join_path
 from rarefy.filters import Candidate
 from rarefy.nn import CopiedMask, make_dense
 from rarefy.nn.inference_only import marks
+from rarefy.storage.parameter import SparseParameter
 from rarefy.tensors import SparseWeight
 from rarefy.torch_private import buffers_of, forward_pre_hooks, remove_hooks
 from rarefy.torch_private.ddp import outside_of_graphs
@@ -186,6 +188,42 @@ def keepers(module: nn.Module) -> Iterator[Keeper]:
         owner = getattr(hook, "__self__", None)
         if isinstance(owner, Keeper):
             yield owner
+
+
+def refuse_passed_on(parameter: SparseParameter, present: Iterable[nn.Module]) -> None:
+    """Refuses to let go of a weight whose layer is gone from its model, if another layer goes on with it.
+
+    Args:
+        parameter: the weight.
+        present: the modules of the model.
+
+    Raises:
+        RarefyError: one of them has it.
+    """
+    # The module that is gone may have lost it to the other.
+    weight = getattr(parameter, "weight", None)
+    for module in present:
+        if any(other is weight for other in module.parameters(recurse=False)):
+            kind = f"{type(module).__module__}.{type(module).__name__}"
+            raise RarefyError(
+                f"{parameter.name} was sparse and belongs to another module now, a {kind}, which took its layer's "
+                "place (prepare_qat, a wrapper that takes the weights over); exchange modules before "
+                "sparsity.apply(model), or after rarefy.finalize(model)"
+            )
+
+
+def warn_of_writes(name: str) -> None:
+    """Says that a model is about to be saved with zeros where somebody wrote: it computed with other numbers until now.
+
+    Args:
+        name: of the weight.
+    """
+    warnings.warn(
+        f"{name}: something wrote to inactive connections since the last step of the optimizer (a merged adapter, an "
+        "average of several topologies); they are zero again, in the state dict and in the model, whose outputs "
+        "change; to keep what was written, call rarefy.finalize(model) before the write",
+        stacklevel=2,
+    )
 
 
 def forget(module: nn.Module, keeper: Keeper) -> None:

@@ -181,14 +181,17 @@ class ShardedStorage:
             masks.zero_inactive_(local_part(weight.grad), self.own_mask)
         rest_inactive(optimizers, weight, self.mask_in_pieces)
 
-    def restore_zeros(self, optimizers: Iterable[Optimizer]) -> None:
+    def restore_zeros(self, optimizers: Iterable[Optimizer]) -> bool:
         """Prunes if somebody wrote to inactive positions."""
         entries = self.entries
         if not entries.is_cpu:
             # An answer from another device would have to be waited for.
             masks.zero_inactive_(entries, self.own_mask)
-        elif not kernels.holds_zeros(entries, self.own_mask):
+            return False
+        is_written = not kernels.holds_zeros(entries, self.own_mask)
+        if is_written:
             self.prune(optimizers)
+        return is_written
 
     # ---- gradients ----
 
