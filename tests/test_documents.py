@@ -46,7 +46,7 @@ GUIDE = DOCS / "sparsity.md"
 REPOSITORY = "https://github.com/rarefy/rarefy/"
 TRAINS = {"run", "fit"}
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-RUNS = TRAINS | {"validate", "validate_all", "schema"}
+RUNS = TRAINS | {"validate", "validate_all", "schema", "prune"}
 SHORT = ["--num_steps", "2"]
 LENGTHS = {"--num_steps", "--max_steps", "--num_epochs"}
 
@@ -134,6 +134,9 @@ def check_rarefy(words: list[str]) -> None:
         return check_flags(words)
     if words[0] in TRAINS:
         words = [*words, *(SHORT if LENGTHS.isdisjoint(words) else []), "--eval_steps", "1"]
+    # A page may prune what its reader has.
+    if words[0] == "prune" and not Path(words[1]).exists():
+        return check_flags(words)
     result = rarefy_command(words)
     assert result.exit_code == 0, result.output
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from rarefy.cli import bench, export, hdf5, options
+from rarefy.cli import bench, export, hdf5, options, prune
 from rarefy.cli.guard import guarded
 from rarefy.cli.look import compare, plot, report
 from rarefy.cli.look import inspect as inspection
@@ -110,6 +110,7 @@ app.command("validate_all")(_with_mode("eval_all", "The same as `run --mode eval
 
 
 app.command("export")(export.command)
+app.command("prune")(prune.command)
 app.command("inspect")(inspection.command)
 app.command("bench")(bench.command)
 app.command("plot")(plot.command)

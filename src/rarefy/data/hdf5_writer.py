@@ -55,7 +55,7 @@ def write_hdf5(
             `tokenizers` is not installed.
     """
     _check(files, out_dir, max_sequence_length, samples_per_file, format)
-    pieces = _byte_pieces(files) if tokenizer is None else _token_pieces(files, _load_tokenizer(tokenizer))
+    pieces = _byte_pieces(files) if tokenizer is None else _token_pieces(files, load_tokenizer(tokenizer))
     if progress is not None:
         pieces = _report(pieces, progress, sum(_size(file) for file in files))
     tokens = (piece for piece, _ in pieces)
@@ -133,7 +133,12 @@ def _token_pieces(files: Sequence[Path], tokenizer: Any) -> Iterator[tuple[Token
         yield np.array(tokenizer.encode(text).ids, dtype=np.int32), _size(file)
 
 
-def _load_tokenizer(file: Path) -> Any:
+def load_tokenizer(file: Path) -> Any:
+    """The tokenizer of a `tokenizer.json`.
+
+    Raises:
+        RarefyError: the file is none, or `tokenizers` is not installed.
+    """
     try:
         from tokenizers import Tokenizer  # pyright: ignore[reportMissingImports]
     except ImportError as error:

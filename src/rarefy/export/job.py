@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -75,9 +75,18 @@ class Job:
         if fit is None:
             where = f"{self.builder.config.path}.{path}"
             raise ConfigError(where, "a missing value", "it, since a batch shows what the model takes")
-        for batch in self.builder.data(fit.train_dataloader, path):
+        for batch in self.training_data():
             return batch
         raise RarefyError(f"{path} has no batch that could show what the model takes; give other data")
+
+    def training_data(self) -> Iterable[Any]:
+        """The batches of the run's training data.
+
+        Raises:
+            ConfigError: the configuration has none.
+        """
+        fit = self.builder.fit_block
+        return self.builder.data(fit.train_dataloader, "fit.train_dataloader")
 
     def _built(self) -> nn.Module:
         try:

@@ -15,13 +15,21 @@ PREFIX = ".tmp-export-"
 FOLDER_MARK = "config.json"
 
 
-def check_free(out: Path, *, is_folder: bool, force: bool) -> None:
+def is_model_folder(folder: Path) -> bool:
+    """Whether a folder is one of Hugging Face's."""
+    return (folder / FOLDER_MARK).is_file()
+
+
+def check_free(
+    out: Path, *, is_folder: bool, force: bool, is_ours: Callable[[Path], bool] = is_model_folder
+) -> None:
     """Whether something may be written to a path.
 
     Args:
         out: the path.
         is_folder: whether it is to be a folder.
-        force: whether a file there may be replaced by a file, and a Hugging Face folder by a folder.
+        force: whether a file there may be replaced by a file, and a folder of the same kind by a folder.
+        is_ours: whether a folder is of the kind that is to be written.
 
     Raises:
         RarefyError: it exists and may not be replaced.
@@ -33,8 +41,9 @@ def check_free(out: Path, *, is_folder: bool, force: bool) -> None:
     if is_folder != out.is_dir():
         kinds = ("a folder", "a file") if is_folder else ("a file", "a folder")
         raise RarefyError(f"{out}: {kinds[0]} is to be written, but this is {kinds[1]}; give another path")
-    if is_folder and not (out / FOLDER_MARK).is_file() and any(out.iterdir()):
-        problem = f"has other things than a model in it (no {FOLDER_MARK}), so --force does not replace it"
+    if is_folder and not is_ours(out) and any(out.iterdir()):
+        mark = f" (no {FOLDER_MARK})" if is_ours is is_model_folder else ""
+        problem = f"has other things than a model in it{mark}, so --force does not replace it"
         raise RarefyError(f"{out}: {problem}; give another path")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rarefy.architectures.architecture import Architecture
 from rarefy.architectures.registry import ARCHITECTURES
-from rarefy.architectures.translation import from_file
+from rarefy.architectures.translation import from_file, to_file
 from rarefy.checkpoint.tensor_file import read_tensors
 from rarefy.errors import RarefyError, did_you_mean
 from rarefy.models.gpt import GPTModel
@@ -65,6 +65,37 @@ def load_folder(model: GPTModel, folder: Path) -> None:
     if not any(tensor.is_meta for tensor in own.values()):
         missing = model.model.load_state_dict(state, strict=False).missing_keys
         assert all(name.endswith(_OWN) for name in missing)
+
+
+def files_with(
+    model: GPTModel, folder: Path, names: Collection[str]
+) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """The files of a folder with some weights of a model in place of their own; all others as they are.
+
+    Args:
+        model: built from the folder, in CPU memory.
+        folder: with one safetensors file, or several.
+        names: of the weights, in `model.model`.
+
+    Returns:
+        Name and tensors of one file after the other, in their own number formats.
+    """
+    architecture = _architecture(_options(folder))
+    rows = [row for row in architecture.rows(model.config) if set(row.here) & set(names)]
+    changed = {name for row in rows for name in row.there}
+    new = {
+        name: one
+        for name, one in to_file(architecture, model.config, model.model.state_dict()).items()
+        if name in changed
+    }
+    # Files of a model without its output layer lack the prefix.
+    prefix = architecture.layers.split(".")[0] + "."
+    for path in _files(folder):
+        tensors = read_tensors(path)
+        for name, tensor in tensors.items():
+            found = new.get(name, new.get(prefix + name))
+            tensors[name] = tensor if found is None else found.to(tensor.dtype)
+        yield path.name, tensors
 
 
 def _options(folder: Path) -> dict[str, Any]:
