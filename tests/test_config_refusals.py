@@ -212,7 +212,7 @@ CASES = [
     ),
     (
         {**RIGL, "distribution": "erg"},
-        "sparsity.distribution: 'erg' is not allowed; give uniform, er or erk (example: distribution: erk)",
+        "sparsity.distribution: 'erg' is not allowed; give uniform, er, erk or global (example: distribution: erk)",
     ),
     (
         {"sparsity": 0.5, "distribution": "erk", "pattern": {"n": 2, "m": 4}},

@@ -118,5 +118,5 @@ def test_other_names_are_refused(name, shown):
     with pytest.raises(ConfigError) as caught:
         check_distribution(name)
     assert str(caught.value) == (
-        f"distribution: {shown} is not allowed; give uniform, er or erk (example: distribution: erk)"
+        f"distribution: {shown} is not allowed; give uniform, er, erk or global (example: distribution: erk)"
     )

@@ -68,7 +68,18 @@ def erk(sparsity: float, shapes: Shapes) -> list[float]:
     return _shared_out(sparsity, shapes, [_sum_to_product(shape) for shape in shapes])
 
 
-DISTRIBUTIONS = {"uniform": uniform, "er": er, "erk": erk}
+def by_competition(sparsity: float, shapes: Shapes) -> list[float]:
+    """What is planned of `global`: as `uniform`, until at an update the scores of all connections compete.
+
+    Example:
+        >>> by_competition(0.9, [(8, 8)])
+        [0.9]
+    """
+    return uniform(sparsity, shapes)
+
+
+GLOBAL = "global"
+DISTRIBUTIONS = {"uniform": uniform, "er": er, "erk": erk, GLOBAL: by_competition}
 
 
 def share_out(distribution: str, sparsity: float, shapes: Mapping[str, Sequence[int]]) -> dict[str, float]:
@@ -97,7 +108,7 @@ def check_distribution(name: object) -> str:
         'erk'
     """
     if not isinstance(name, str) or name not in DISTRIBUTIONS:
-        raise ConfigError("distribution", shorten(name), "uniform, er or erk", "distribution: erk")
+        raise ConfigError("distribution", shorten(name), "uniform, er, erk or global", "distribution: erk")
     return name
 
 

@@ -133,7 +133,7 @@ class SparsityAlgorithm(Attached, Beginning, Sparsifier):
         param_filter: glob or list of globs over parameter names; None for the default filter.
         balance_in_groups: equal counts in this many groups of input features, or None.
         balance_out_groups: equal counts in this many groups of output features, or None.
-        distribution: `uniform`, `er` or `erk`; how the sparsity is shared out among the parameters.
+        distribution: `uniform`, `er`, `erk` or `global`; how the sparsity is shared out among the parameters.
         pattern: `unstructured`, `fan_in`, `fan_out`, `{n: 2, m: 4}`, `{n: 2, m: 4, transposable: true}` or
             `{block: [8, 8], score: sum}`; what masks look like.
         compute: `auto`, `masked` or `compact`; how the weights are stored.
@@ -143,6 +143,7 @@ class SparsityAlgorithm(Attached, Beginning, Sparsifier):
     Attributes:
         needs: the gradient that an update ranks by: `none`, that of `active` connections, which costs nothing more, or
             the `dense` one.
+        competes: whether it has a score for each connection, by which those of all weights can compete (`global`).
         connection_state: numbers of its own that the algorithm keeps for each connection, by name, each with what a new
             connection starts with. They move with the topology, and are part of the state dict.
         accumulates: False promises one backward pass per optimizer step; RigL then saves memory in compact storage.
@@ -155,6 +156,7 @@ class SparsityAlgorithm(Attached, Beginning, Sparsifier):
     dynamic: ClassVar[bool] = False
     needs: ClassVar[Needs] = "none"
     needs_dense_grad: ClassVar[bool] = False
+    competes: ClassVar[bool] = False
     connection_state: ClassVar[Mapping[str, float]] = {}
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -186,6 +188,7 @@ class SparsityAlgorithm(Attached, Beginning, Sparsifier):
         self.globs = filters.check_filter(param_filter)
         self.pattern = parse_pattern(pattern, balance_in_groups, balance_out_groups)
         self.distribution = check_distribution(distribution)
+        options.check_competition(self.distribution, competes=self.competes, method=self.label)
         options.check_reach(self.sparsity, self.pattern.structure, self.distribution)
         structure = self.pattern.structure
         competes_by_weight(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -13,12 +14,13 @@ from rarefy.algorithms.attachment import Attachment
 from rarefy.algorithms.attachment.hooks import UserHooks
 from rarefy.algorithms.timing import Timing
 from rarefy.distributed import is_cut
-from rarefy.distributions import share_out
+from rarefy.distributions import GLOBAL, share_out
 from rarefy.errors import ConfigError, RarefyError
+from rarefy.first_masks.competition import compete
 from rarefy.first_masks.kinds import FromData
 from rarefy.first_masks.names import competes_by_weight
 from rarefy.first_masks.task import Task, given_batches
-from rarefy.initializers import Initializer, first_mask, generator_for
+from rarefy.initializers import Initializer, first_mask, generator_for, topk
 from rarefy.masks import all_active
 from rarefy.patterns import Pattern
 from rarefy.roles import Place
@@ -59,7 +61,10 @@ class Beginning(UserHooks, Timing):
         full = {name: all_active(weight) for name, weight in weights.items()}
         if not self.update_schedule(0) or not weights:
             return full
-        targets = self._targets({name: weight.shape for name, weight in weights.items()})
+        # Of what is drawn or spread evenly, nothing says that one weight needs more than another.
+        by_size = {name: weight.detach().abs() for name, weight in weights.items()}
+        scores = by_size if self.init_method is topk and self.distribution == GLOBAL else {}
+        targets = self._targets({name: weight.shape for name, weight in weights.items()}, scores)
         self.updates = max(self.updates, 1)
         if not isinstance(self.init_method, FromData):
             return {name: self._first_mask(name, weights[name], target) for name, target in targets.items()}
@@ -155,18 +160,37 @@ class Beginning(UserHooks, Timing):
             ),
         )
 
-    def _targets(self, shapes: Mapping[str, torch.Size]) -> dict[str, float]:
-        """The sparsity that each parameter shall have now."""
+    def _targets(
+        self, shapes: Mapping[str, torch.Size], scores: Mapping[str, Tensor] = MappingProxyType({})
+    ) -> dict[str, float]:
+        """The sparsity that each parameter shall have now; what competes by `scores` has what it wins."""
         self.target_sparsity = self.target_at(self.step, self.updates)
         targets = share_out(self.distribution, self.target_sparsity, shapes)
+        if scores:
+            targets |= self._won(scores)
         for name, target in targets.items():
             self._target_hooks(self, name, target)
         return {
             name: self._patterns[name].within_reach(shapes[name], share) for name, share in targets.items()
         }
 
+    def _won(self, scores: Mapping[str, Tensor]) -> dict[str, float]:
+        """The sparsity of each weight after one competition between the connections of all of them."""
+        cut = next((name for name, one in scores.items() if is_cut(one)), None)
+        if cut is not None:
+            raise RarefyError(
+                f"distribution: global cannot rank {cut}, which is sharded; give uniform, er or erk"
+            )
+        seed = generator_for(self.seed or 0, GLOBAL, self.updates).initial_seed()
+        return compete(scores, self._patterns, self.target_sparsity, seed, "distribution: global")
+
     def shares(self, target: float) -> dict[str, float]:
-        """The sparsity of each parameter where that of the network is `target`."""
+        """The sparsity of each parameter where that of the network is `target`; with `global` what it has won."""
+        if self.distribution == GLOBAL:
+            return {
+                name: 1.0 - one.active / max(one.shape.numel(), 1)
+                for name, one in self._attachment.parameters.items()
+            }
         shapes = {name: parameter.shape for name, parameter in self._attachment.parameters.items()}
         return share_out(self.distribution, target, shapes)
 

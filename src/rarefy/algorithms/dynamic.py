@@ -14,6 +14,7 @@ from rarefy.algorithms.base import SparsityAlgorithm
 from rarefy.algorithms.options import Sparsity, Update, refuse_step_keys
 from rarefy.algorithms.view import WeightView, arguments_of, call_update_mask, is_replaced
 from rarefy.distributed import differing, mean_over_ranks, ranks
+from rarefy.distributions import GLOBAL
 from rarefy.errors import RarefyError
 from rarefy.initializers import check_mask, generator_for
 from rarefy.patterns.structures import FREE
@@ -131,13 +132,36 @@ class DynamicSparsityAlgorithm(SparsityAlgorithm):
         Raises:
             RarefyError: a backward pass left the dense gradient out that the algorithm ranks by.
         """
-        targets = self._targets({name: parameter.shape for name, parameter in self.parameters.items()})
+        shapes = {name: parameter.shape for name, parameter in self.parameters.items()}
+        targets = self._targets(shapes, self._competing())
         changes = [
             self._update_parameter(parameter, targets[name]) for name, parameter in self.parameters.items()
         ]
         # Where no weight could be updated, a cycling schedule stays where it is.
         self.updates += any(changes)
         self._refuse_diverged()
+
+    def _competing(self) -> dict[str, Tensor]:
+        """The scores of all connections of weights that learn, where those of all weights compete."""
+        if self.distribution != GLOBAL:
+            return {}
+        found = {}
+        for name, parameter in self.parameters.items():
+            if not self._attachment.is_frozen(parameter):
+                views = self._views(parameter, 0.0, None, parameter.dense_state())
+                found[name] = parameter.pattern.merge([self.score(view) for view in views])
+        return found
+
+    def score(self, view: WeightView) -> Tensor:
+        """Ranks the connections of a weight; needed for `distribution: global` alone.
+
+        Args:
+            view: as `update_mask` gets it, without gradient.
+
+        Returns:
+            Scores of the shape of the weight; higher = keep.
+        """
+        raise NotImplementedError
 
     def _refuse_diverged(self) -> None:
         """Refuses masks that differ between processes: gradients would be averages over different models."""

@@ -16,11 +16,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, get_type_hints
 
-from rarefy.distributions import DISTRIBUTIONS
+from rarefy.distributions import DISTRIBUTIONS, GLOBAL
 from rarefy.errors import ConfigError, join_path
 from rarefy.first_masks.names import first_masks_schema
 from rarefy.optim.density_scaling import PARAMETRIZATIONS
-from rarefy.patterns.structures import BLOCK_SCORES, TOLERANCE, NOfM, Structure
+from rarefy.patterns.structures import BLOCK_SCORES, TOLERANCE, FanIn, NOfM, Structure
 from rarefy.schedule_schema import Json, schedule_schema, update_schema
 from rarefy.schedules import Constant, Cycling, Schedule, parse_schedule, parse_update_schedule
 from rarefy.validation import LevelMark, StepMark, marked_fields, marks_in, shorten
@@ -80,7 +80,7 @@ def _out_of_range(path: str, number: float, literal: bool) -> ConfigError:
 
 
 def check_reach(sparsity: Schedule, structure: Structure, distribution: str) -> None:
-    """Refuses a sparsity or a distribution that contradicts n of m.
+    """Refuses a sparsity or a distribution that contradicts the structure.
 
     A constant, the largest value of a list and the `final` of a schedule must be 1 − n/m; no other number may be
     above. A schedule may come from below: each group then keeps round((1 − sparsity)·m).
@@ -93,6 +93,9 @@ def check_reach(sparsity: Schedule, structure: Structure, distribution: str) -> 
         Traceback (most recent call last):
         rarefy.errors.ConfigError: sparsity: 0.9 is not allowed; give 0.5, which is 1 − n/m for {n: 2, m: 4}
     """
+    if isinstance(structure, FanIn) and distribution == GLOBAL:
+        allowed = "uniform, er or erk, as every output keeps as many connections"
+        raise ConfigError("distribution", f"{distribution} with the pattern {structure}", allowed)
     if not isinstance(structure, NOfM):
         return
     if distribution != "uniform":
@@ -107,6 +110,20 @@ def check_reach(sparsity: Schedule, structure: Structure, distribution: str) -> 
         if (is_goal and not structure.reached_at(number)) or number > structure.highest_sparsity + TOLERANCE:
             what = f"{'' if is_goal else 'at most '}{structure.highest_sparsity:.6g}, which is 1 − n/m for {structure}"
             raise ConfigError(join_path("sparsity", name), f"{number:g}", what)
+
+
+def check_competition(distribution: str, *, competes: bool, method: str) -> None:
+    """Refuses `global` for an algorithm without a score by which connections of all weights could compete.
+
+    Raises:
+        ConfigError: it has none.
+
+    Example:
+        >>> check_competition("global", competes=True, method="gmp")
+    """
+    if distribution == GLOBAL and not competes:
+        allowed = f"uniform, er or erk for {method}; connections of all weights compete under gmp and its kin"
+        raise ConfigError("distribution", distribution, allowed, "distribution: erk")
 
 
 def check_compute(value: Any) -> str:

@@ -14,7 +14,7 @@ from rarefy.ties import TieOrder
 
 
 def compete(
-    scores: Mapping[str, Tensor], patterns: Mapping[str, Pattern], sparsity: float, seed: int, method: str
+    scores: Mapping[str, Tensor], patterns: Mapping[str, Pattern], sparsity: float, seed: int, source: str
 ) -> dict[str, float]:
     """The sparsity of each weight when the connections of highest score are kept among all.
 
@@ -26,7 +26,7 @@ def compete(
         patterns: of each weight; of one structure.
         sparsity: of all of them together, in [0, 1].
         seed: decides among equal scores.
-        method: for messages.
+        source: what asks, for messages.
 
     Returns:
         A sparsity for each weight, at which its pattern keeps what it has won.
@@ -36,7 +36,7 @@ def compete(
 
     Example:
         >>> both = {"a": torch.tensor([[3.0, 4.0]]), "b": torch.tensor([[1.0, 2.0]])}
-        >>> compete(both, dict.fromkeys(both, Pattern()), 0.25, 0, "snip")
+        >>> compete(both, dict.fromkeys(both, Pattern()), 0.25, 0, "init_method snip")
         {'a': 0.0, 'b': 0.5}
     """
     units = {name: _units(score, patterns[name]) for name, score in scores.items()}
@@ -48,10 +48,9 @@ def compete(
     empty = [name for name, share in won.items() if share == 1.0 and units[name].numel()]
     if empty and sparsity < 1.0:
         shown = ", ".join(empty[:3]) + (f" and {len(empty) - 3} more" if len(empty) > 3 else "")
-        remedy = "give scope: layer, a lower sparsity, or a param_filter without them"
-        raise RarefyError(
-            f"init_method {method} at sparsity {sparsity:g} leaves no connection in {shown}; {remedy}"
-        )
+        local = "distribution: uniform" if source.endswith("global") else "scope: layer"
+        remedy = f"give {local}, a lower sparsity, or a param_filter without them"
+        raise RarefyError(f"{source} at sparsity {sparsity:g} leaves no connection in {shown}; {remedy}")
     return won
 
 

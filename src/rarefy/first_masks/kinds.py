@@ -68,7 +68,7 @@ class FromData(ABC):
         )
         shares: Mapping[str, float] = task.targets
         if is_global:
-            shares = compete(scores, task.patterns, task.sparsity, task.seed, self.name)
+            shares = compete(scores, task.patterns, task.sparsity, task.seed, f"init_method {self.name}")
         return {name: task.keep_top(name, score, shares[name]) for name, score in scores.items()}
 
 

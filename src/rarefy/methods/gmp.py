@@ -33,6 +33,7 @@ class GMP(DynamicSparsityAlgorithm):
 
     name: ClassVar[str] = "gmp"
     by_pieces: ClassVar[bool] = True
+    competes: ClassVar[bool] = True
 
     def __init__(self, sparsity: Sparsity, **options: Any) -> None:
         super().__init__(sparsity, **options)
