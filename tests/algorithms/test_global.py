@@ -160,8 +160,8 @@ def test_a_weight_that_would_lose_everything_is_named():
         ),
         (
             {"pattern": "fan_in"},
-            "sparsity.distribution: global with the pattern fan_in is not allowed; give uniform, er or erk, as every "
-            "output keeps as many connections",
+            "sparsity.distribution: global with the pattern fan_in is not allowed; give uniform, er or erk, as each "
+            "side of every weight keeps as many",
         ),
         (
             {"sparsity": [0.0, 0.5], "pattern": {"n": 2, "m": 4}},
