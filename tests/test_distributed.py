@@ -15,6 +15,7 @@ from rarefy.distributed import (
     ParallelConfig,
     Traffic,
     agreed_seed,
+    lost_another,
     mean_over_ranks,
     means,
     means_over_ranks,
@@ -203,6 +204,21 @@ def test_alone_a_model_is_not_wrapped(strategy):
 def test_an_unknown_strategy_is_refused():
     with pytest.raises(ConfigError, match=r"parallel.strategy: 'dpp' is not allowed; give auto or ddp"):
         read_block(ParallelConfig, {"strategy": "dpp"}, "parallel")
+
+
+@pytest.mark.parametrize(
+    ("error", "is_that"),
+    [
+        (RuntimeError("[pair.cc:553] Connection closed by peer [127.0.0.1]:53648."), True),
+        (RuntimeError("shapes cannot be multiplied"), False),
+        (ValueError("Connection closed by peer"), False),
+    ],
+)
+def test_an_error_that_tells_of_another_process(monkeypatch, error, is_that):
+    assert not lost_another(error)
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert lost_another(error) == is_that
 
 
 def test_alone_nothing_is_exchanged():

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from rarefy.cli import messages
 from rarefy.cli.overrides import Flags, apply_flags
-from rarefy.distributed import place
+from rarefy.distributed import lost_another, place
 from rarefy.errors import ConfigError, RarefyError, join_path
 from rarefy.run.old_form import read_file
 from rarefy.trainer.signals import Interrupted
@@ -54,6 +54,8 @@ def guarded(action: Callable[[], None], has_begun: Callable[[], bool] = lambda: 
             return _fail("interrupted", INTERRUPTED)
         except Exception as error:
             log.debug("%s", traceback.format_exc())
+            if lost_another(error):
+                return _fail("another process has ended, and this one cannot go on without it", FAILED)
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             return _fail(f"unexpected {reason} (--logging DEBUG shows where)", FAILED)
 

@@ -3,7 +3,7 @@
 from rarefy.distributed.agreement import agreed_seed, differing, highest_of_all, mean_over_ranks, of_first
 from rarefy.distributed.checksums import combined
 from rarefy.distributed.means import Traffic, means_over_ranks
-from rarefy.distributed.membership import is_first, join_processes, place, ranks, wait_for_all
+from rarefy.distributed.membership import is_first, join_processes, lost_another, place, ranks, wait_for_all
 from rarefy.distributed.parallel import Parallel, ParallelConfig
 from rarefy.distributed.shards import (
     WHOLE_WEIGHTS,
@@ -32,6 +32,7 @@ __all__ = [
     "is_first",
     "join_processes",
     "local_part",
+    "lost_another",
     "mean_over_ranks",
     "means_over_ranks",
     "of_first",

@@ -63,6 +63,21 @@ def join_processes(device: torch.device) -> torch.device:
     return device
 
 
+_ENDED = ("closed by peer", "reset by peer", "Broken pipe", "remote process exited", "Socket closed")
+
+
+def lost_another(error: Exception) -> bool:
+    """Whether an error of torch only tells that another process has ended, which says itself why.
+
+    Example:
+        >>> lost_another(RuntimeError("Connection closed by peer [127.0.0.1]:29500"))
+        False
+    """
+    # torch has one kind of error for each of its backends, and none for this.
+    is_torch = isinstance(error, RuntimeError) and place()[1] > 1
+    return is_torch and any(words in str(error) for words in _ENDED)
+
+
 def wait_for_all() -> None:
     """Returns when every process has come here."""
     if ranks() > 1:
