@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from rarefy.errors import RarefyError
 from rarefy.masks import keep_top, keep_top_in_rows, kept_count
 from rarefy.patterns.structures import Blocks, NOfM
+from rarefy.patterns.two_sided import Transposable
 from rarefy.saliency.sparse_gpt import sparse_gpt
 
 
@@ -75,6 +76,13 @@ def test_n_of_m(n, m, block):
     assert torch.equal(mask, expected_mask)
     assert (mask.view(-1, m).sum(1) == n).all()
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-8)
+
+
+def test_n_of_m_in_both_directions():
+    weight, inputs = layer(8, 12, 0)
+    found, mask = sparse_gpt(weight, inputs.t() @ inputs, 0.5, Transposable(2, 4))
+    tiles = mask.view(2, 4, 3, 4)
+    assert (tiles.sum(1) == 2).all() and (tiles.sum(3) == 2).all() and not found[~mask].any()
 
 
 @pytest.mark.parametrize("seed", range(3))

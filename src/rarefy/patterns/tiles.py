@@ -43,10 +43,18 @@ def keep_regular(scores: Tensor, side: int, count: int, order: TieOrder) -> Tens
     chosen = []
     for start in range(0, len(scores), _TILES_AT_ONCE):
         some = scores.detach()[start : start + _TILES_AT_ONCE].double()
-        places = torch.arange(some.numel(), device=scores.device) + start * side * side
-        keys = order.keys(places).view_as(some)
-        chosen.append(_greedy(some, keys, side, count) if options is None else _best(some, keys, options))
+        tiles = torch.arange(start, start + len(some), device=scores.device)
+        if options is None:
+            chosen.append(_greedy(some, _keys(order, tiles, side), side, count))
+        else:
+            chosen.append(_best(some, tiles, options, order))
     return torch.cat(chosen)
+
+
+def _keys(order: TieOrder, tiles: Tensor, side: int) -> Tensor:
+    """The keys of all places of some tiles, [tiles, side · side]."""
+    size = side * side
+    return order.keys(tiles[:, None] * size + torch.arange(size, device=tiles.device))
 
 
 def regular_masks(side: int, count: int) -> Tensor:
@@ -61,28 +69,35 @@ def regular_masks(side: int, count: int) -> Tensor:
     return tiles[(tiles.sum(1) == count).all(1)].flatten(1)
 
 
-def _best(scores: Tensor, keys: Tensor, options: Tensor) -> Tensor:
+def _best(scores: Tensor, tiles: Tensor, options: Tensor, order: TieOrder) -> Tensor:
     """The option with the highest sum for each tile."""
     table = options.double().T
-    totals = scores.nan_to_num(0.0, 0.0, 0.0) @ table
-    if not scores.isfinite().all():
-        ranks = _ranks_of_infinities(scores) @ table
-        totals = totals.masked_fill(ranks < ranks.amax(1, keepdim=True), -torch.inf)
-    tied = totals == totals.amax(1, keepdim=True)
-    choice = tied.byte().argmax(1)
-    is_open = (tied.sum(1) > 1).nonzero().squeeze(1)
+    is_finite = scores.isfinite()
+    if is_finite.all():
+        totals = scores @ table
+    else:
+        # Small whole numbers, which float32 adds up exactly, in half the time.
+        ranks = _ranks_of_infinities(scores) @ table.float()
+        totals = scores.masked_fill(~is_finite, 0.0) @ table
+        totals = totals.masked_fill_(ranks < ranks.amax(1, keepdim=True), -torch.inf)
+    best, choice = totals.max(1, keepdim=True)
+    # Without it, is there another as good?
+    is_open = (totals.scatter(1, choice, -torch.inf).amax(1) == best[:, 0]).nonzero().squeeze(1)
+    choice = choice.squeeze(1)
     if len(is_open):
+        tied = totals[is_open] == best[is_open]
         # The lowest keys win, as everywhere; their sum is another random number for each option.
-        sums = -keys[is_open].double() @ table
-        choice[is_open] = sums.masked_fill(~tied[is_open], -torch.inf).argmax(1)
+        side = round(scores.shape[1] ** 0.5)
+        sums = -_keys(order, tiles[is_open], side).double() @ table
+        choice[is_open] = sums.masked_fill(~tied, -torch.inf).argmax(1)
     return options[choice]
 
 
 def _ranks_of_infinities(scores: Tensor) -> Tensor:
     """Small whole numbers: one +∞ outweighs all that a tile can have of -∞, as one NaN does."""
     size = scores.shape[1] + 1
-    ranks = (scores == torch.inf).double() * size * size - (scores == -torch.inf).double()
-    return ranks - scores.isnan().double() * size
+    ranks = (scores == torch.inf).float() * size * size - (scores == -torch.inf).float()
+    return ranks - scores.isnan().float() * size
 
 
 def _greedy(scores: Tensor, keys: Tensor, side: int, count: int) -> Tensor:
