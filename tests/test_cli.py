@@ -158,7 +158,10 @@ def test_checkpoint_path(params: Path) -> None:
 def test_load_states_are_checked(params: Path) -> None:
     result = rarefy("run", params, "--load_checkpoint_states", "optimizer")
     assert result.exit_code == 2
-    assert "--load_checkpoint_states: optimizer is not allowed; give all or model" in result.stderr
+    assert (
+        "--load_checkpoint_states: optimizer is not allowed; give all, model or model,optimizer"
+        in result.stderr
+    )
 
 
 def test_validate_only_writes_nothing(params: Path) -> None:

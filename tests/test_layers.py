@@ -171,7 +171,7 @@ REGISTRARS = {
     "saliency.inputs",  # forward passes of a model that is measured
     "saliency.outputs",  # the same
     "tensors.gradient",  # the gradient of a sparse weight, to be gathered
-    "trainer.state",  # an optimizer's state, before it is loaded
+    "trainer.beginning.carrying",  # an optimizer's state, before it is loaded
 }
 
 

@@ -43,9 +43,9 @@ def test_going_on_takes_everything(tmp_path: Path) -> None:
     assert trained(tmp_path, 5, callbacks=callbacks) == 5
 
 
-@pytest.mark.parametrize("given", ["optimizer", ["model", "optimizer"], "model,loop"])
+@pytest.mark.parametrize("given", ["optimizer", ["optimizer", "model"], "model,loop"])
 def test_other_parts_go_together(given: Any) -> None:
-    with pytest.raises(ConfigError, match=r"load_checkpoint_states: .* give all or model"):
+    with pytest.raises(ConfigError, match=r"load_checkpoint_states: .* give all, model"):
         LoadCheckpointStates(given)
 
 

@@ -8,12 +8,12 @@ from rarefy.validation import shorten
 
 
 class LoadCheckpointStates(Callback):
-    """Takes only weights and masks of the checkpoint that a run is started from, as `--load_checkpoint_states` does.
+    """Takes only a part of the checkpoint that a run is started from, as `--load_checkpoint_states` does.
 
     A run that goes on from its own newest checkpoint takes everything.
 
     Args:
-        load_checkpoint_states: `all` or `model`.
+        load_checkpoint_states: `all`, `model`, or `model,optimizer`, which keeps the optimizer's state as well.
 
     Raises:
         ConfigError: anything else.
@@ -26,7 +26,9 @@ class LoadCheckpointStates(Callback):
     def __init__(self, load_checkpoint_states: str | list[str] = "all") -> None:
         given = load_checkpoint_states
         names = given.split(",") if isinstance(given, str) else given
-        if names not in (["all"], ["model"]):
-            allowed = "all or model (weights and masks; the rest of a checkpoint goes together)"
+        if names not in (["all"], ["model"], ["model", "optimizer"]):
+            allowed = (
+                "all, model (weights and masks) or model,optimizer (the rest of a checkpoint goes together)"
+            )
             raise ConfigError("load_checkpoint_states", shorten(given), allowed)
-        self.states = "all" if names == ["all"] else "model"
+        self.states = ",".join(names)

@@ -9,7 +9,7 @@ from rarefy.run.launch import Mode
 
 _MODES = "What to do; train_and_eval where the file has a val_dataloader."
 _START = "The checkpoint to start from, or the model_dir of another run for its newest one."
-_STATES = "What to load of the checkpoint: all, or model for weights and masks alone."
+_STATES = "What to load of the checkpoint: all, model for weights and masks alone, or model,optimizer."
 _RESUME = "as_saved: go on with the configuration in the checkpoint, flags and --set on top."
 _LOOSE = "Load dense checkpoints in sparse runs and sparse ones in dense runs."
 _LEVELS = "DEBUG, VERBOSE, INFO, WARNING, ERROR or CRITICAL."

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from rarefy.errors import ConfigError
 from rarefy.run.schema import OVERLAY_BLOCKS, trainers_of
@@ -95,14 +95,15 @@ def goes_on_as_saved(flags: Flags) -> bool:
 
 
 def states_to_load(flags: Flags) -> States:
-    """`all` or `model`, from `--load_checkpoint_states`.
+    """`all`, `model` or `model,optimizer`, from `--load_checkpoint_states`.
 
     Raises:
         ConfigError: anything else.
     """
     given = flags.load_checkpoint_states
-    if given is None or given == "all":
-        return "all"
-    if given == "model":
-        return "model"
-    raise ConfigError("--load_checkpoint_states", given, "all or model", "--load_checkpoint_states model")
+    for states in get_args(States):
+        if given in (states, None):
+            return states
+    raise ConfigError(
+        "--load_checkpoint_states", given, "all, model or model,optimizer", "--load_checkpoint_states model"
+    )

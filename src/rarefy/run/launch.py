@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from rarefy.callbacks.events import Callback
 from rarefy.callbacks.load_checkpoint_states import LoadCheckpointStates
@@ -35,7 +35,7 @@ class Launch:
         base_dir: the folder of the file.
         mode: what to do; None lets each trainer decide: fit if it has a `fit` block, else validate.
         ckpt_path: where the first trainer starts from; left out, what the file says.
-        load_states: `all`, or `model` for weights and masks alone.
+        load_states: `all`, `model` for weights and masks alone, or `model,optimizer`.
         allow_imports: whether import paths may be followed.
         callbacks: called after those of the file.
     """
@@ -158,7 +158,8 @@ def _states(builder: Builder, start: CheckpointPath, launch: Launch) -> States:
     """What of a checkpoint to take; the file's callback speaks of checkpoints that are named, not of going on."""
     chosen = [one for one in builder.callbacks if isinstance(one, LoadCheckpointStates)]
     is_named = isinstance(start, str | Path)
-    return "model" if is_named and chosen and chosen[-1].states == "model" else launch.load_states
+    is_partial = is_named and bool(chosen) and chosen[-1].states != "all"
+    return cast(States, chosen[-1].states) if is_partial else launch.load_states
 
 
 def _validate(builder: Builder, ckpt_path: CheckpointPath, launch: Launch) -> Trainer:

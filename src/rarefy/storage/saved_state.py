@@ -93,6 +93,30 @@ def load_entries(
     return {**rest, "state": saved, **_notes(topology, marks)}
 
 
+def dense_entries(state_dict: Mapping[str, Any], masks: Mapping[int, Tensor]) -> dict[int, Any]:
+    """What `save_entries` saved, in the shapes of dense weights, for weights that have another topology by now.
+
+    Args:
+        state_dict: left as it is.
+        masks: with which it was saved, bool, by the number of the weight; those that were dense are left out.
+
+    Returns:
+        State by number, zeros where a connection had none.
+    """
+    saved = dict(state_dict["state"])
+    for index, paths in state_dict.get(MARKS, {}).items():
+        wanted = partial(_is_marked, {tuple(path) for path in paths})
+        spread = partial(_spread, masks[int(index)])
+        saved[int(index)] = changed(saved[int(index)], wanted, lambda _, state, spread=spread: spread(state))
+    return saved
+
+
+def _spread(mask: Tensor, entries: Tensor) -> Tensor:
+    dense = torch.zeros(mask.shape, dtype=entries.dtype)
+    dense[mask] = entries.reshape(-1).cpu()
+    return dense
+
+
 def _notes(topology: Mapping[int, int], marks: Mapping[int, Any]) -> dict[str, Any]:
     """What stands beside the state; a plain optimizer's state dict has nothing of it."""
     return {**({KEY: topology} if topology else {}), **({MARKS: marks} if marks else {})}

@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 from rarefy.checkpoint import rng
 from rarefy.checkpoint.directory import CheckpointParts, load
@@ -21,14 +20,14 @@ from rarefy.checkpoint.mask_names import mask_names
 from rarefy.checkpoint.matching import LOOSE_LOADING, dense_state, match_masks, match_model
 from rarefy.distributed import is_first
 from rarefy.errors import RarefyError
-from rarefy.storage.optimizer_traits import trained_parameters
 from rarefy.storage.sharded.whole_states import cut_like, cut_states
+from rarefy.trainer.beginning.carrying import carry_optimizer, load_states
 from rarefy.trainer.feed import TrainFeed
 from rarefy.trainer.session import Session
 
 log = logging.getLogger("rarefy")
 
-States = Literal["all", "model"]
+States = Literal["all", "model", "model,optimizer"]
 
 
 def gather(session: Session) -> CheckpointParts:
@@ -79,10 +78,10 @@ def restore(session: Session, path: Path, states: States = "all") -> bool:
     Args:
         session: model, optimizer, sparsity and data have been made.
         path: a checkpoint directory, or a `.pt` or `.mdl` file, which has nothing but a model.
-        states: `all`, or `model` for its weights and masks alone.
+        states: `all`, `model` for its weights and masks alone, or `model,optimizer` for the optimizer's state as well.
 
     Returns:
-        Whether everything was taken; else it was the model alone, and the run begins at its step 0.
+        Whether everything was taken; else it was no more than that, and the run begins at its step 0.
 
     Raises:
         CheckpointError: the checkpoint is damaged, or belongs to another model or another kind of run.
@@ -91,6 +90,10 @@ def restore(session: Session, path: Path, states: States = "all") -> bool:
     _refuse_unscaled(session, path, parts.state)
     is_strict = states == "all" and not session.checkpoint.disable_strict_checkpoint_loading
     fits = _load_model(session, path, parts.model, is_strict)
+    if states == "model,optimizer":
+        carry_optimizer(session, path, parts)
+        log.info("took the model and the optimizer's state from %s; schedules and data start afresh", path)
+        return False
     if parts.state is None or states == "model" or not fits or not _load_sparsity(session, path, parts.state):
         log.info("took the model from %s; optimizer, schedules and data start afresh", path)
         return False
@@ -213,28 +216,6 @@ def _load_optimizer(session: Session, path: Path, parts: CheckpointParts) -> Non
     if len(state["schedulers"]) != len(session.schedulers):
         problem = f"has {len(state['schedulers'])} schedulers, but this run has {len(session.schedulers)}"
         raise CheckpointError(path, problem, remedy)
-    loaded: list[Mapping[str, Any]] = []
-    # The last of the hooks, so it sees what the storages have made of the state.
-    handle = optimizer.register_load_state_dict_pre_hook(lambda _, state: loaded.append(state))
-    try:
-        optimizer.load_state_dict(cut_states(optimizer, saved))
-    except ValueError as error:
-        raise CheckpointError(path, f"has an optimizer state that does not fit ({error})", remedy) from error
-    finally:
-        handle.remove()
-    _keep_dtypes(optimizer, loaded[0])
+    load_states(optimizer, cut_states(optimizer, saved), path, remedy)
     for scheduler, one in zip(session.schedulers, state["schedulers"], strict=True):
         scheduler.load_state_dict(one)
-
-
-def _keep_dtypes(optimizer: Optimizer, saved: Mapping[str, Any]) -> None:
-    """Undoes torch's conversion of optimizer states to the dtype of their parameters.
-
-    `saved` is what torch converted, in the order of the present storage.
-    """
-    parameters = list(trained_parameters(optimizer))
-    for index, entries in saved["state"].items():
-        own = optimizer.state[parameters[index]]
-        for key, value in entries.items():
-            if isinstance(value, Tensor) and value.dtype != own[key].dtype:
-                own[key] = value.to(own[key].device)

@@ -160,7 +160,7 @@ class Trainer:
             train_dataloader: anything that can be iterated once an epoch, or a function that makes it.
             val_dataloader: the same for validation; a list or a mapping for several.
             ckpt_path: a checkpoint, None for none, or left out.
-            load_states: `all`, or `model` to take only weights and masks from the checkpoint.
+            load_states: `all`, `model` to take only weights and masks from the checkpoint, or `model,optimizer`.
 
         Raises:
             Interrupted: SIGINT or SIGTERM came; the state is saved.
