@@ -278,8 +278,13 @@ def test_a_drop_fraction_that_drops_nothing_of_n_warns():
 def test_clamping_really_happens():
     with pytest.warns(UserWarning):
         algorithm = configure({**RIGL, "sparsity": lambda step: 2.0}, num_steps=5)
+    with pytest.raises(RarefyError, match=r"no connection left at step 0 \(target sparsity 1\)"):
+        algorithm.apply(nn.Linear(4, 4))
+    assert algorithm.target_sparsity == 1.0
+    with pytest.warns(UserWarning):
+        algorithm = configure({**RIGL, "sparsity": lambda step: -1.0}, num_steps=5)
     algorithm.apply(layer := nn.Linear(4, 4))
-    assert algorithm.target_sparsity == 1.0 and not layer.weight_mask.any()
+    assert algorithm.target_sparsity == 0.0 and layer.weight_mask.all()
 
 
 def test_a_function_that_returns_nan_is_an_error_before_anything_is_built():

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import rarefy
+from rarefy.errors import RarefyError
 
 
 class Classifier(nn.Module):
@@ -97,3 +98,55 @@ def test_no_layer_ends_without_a_connection(shape, sparsity, options, algorithm)
     assert row.kept == int((net[2].weight_mask).sum()) >= 1
     assert row.target > row.actual
     assert torch.equal(net[2].weight != 0, net[2].weight_mask)
+
+
+def refusal_of_empty(sparsity, model):
+    with pytest.raises(RarefyError) as caught:
+        sparsity.apply(model)
+        sparsity.update()
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("compute", ["masked", "compact"])
+def test_a_schedule_that_comes_to_one_is_refused_at_that_update(compute):
+    model = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 16))
+    sparsity = rarefy.GMP(lambda step: 0.5 + step / 2, compute=compute)
+    sparsity.apply(model)
+    sparsity.step = 1
+    with pytest.raises(RarefyError) as caught:
+        sparsity.update()
+    assert str(caught.value) == (
+        "0.weight would have no connection left at step 1 (target sparsity 1); give a sparsity that stays below 1, a "
+        "mask with connections, or a param_filter without this weight"
+    )
+    assert int(model[0].weight_mask.sum()) == 128
+
+
+def test_masks_of_ones_own_without_connections_are_refused():
+    class Nothing(rarefy.DynamicSparsityAlgorithm):
+        def update_mask(self, view):
+            return torch.zeros_like(view.mask)
+
+    assert "0.weight would have no connection" in refusal_of_empty(
+        Nothing(0.5), nn.Sequential(nn.Linear(16, 16))
+    )
+    nowhere = rarefy.Static(0.5, init_method=lambda weight, sparsity: weight > 9)
+    assert "0.weight would have no connection" in refusal_of_empty(nowhere, nn.Sequential(nn.Linear(16, 16)))
+
+
+@pytest.mark.parametrize("name", ["gmp", "set", "rigl", "granet"])
+def test_a_layer_of_zeros_does_not_lose_its_last_rows(name):
+    """Where all scores are equal a seeded order decides, not the place: from 0.9 to 0.5, and from zeros."""
+    layer = nn.Linear(64, 64)
+    nn.init.zeros_(layer.weight)
+    sparsity = rarefy.configure({"algorithm": name, "sparsity": [0.9, 0.5], "init_method": "topk", "seed": 0})
+    sparsity.apply(layer)
+    [algorithm] = sparsity.algorithms
+    for kept in (410, 2048):
+        assert int(layer.weight_mask.sum()) == kept
+        rows = layer.weight_mask.sum(1).double()
+        # As many in each row as chance gives: the binomial's spread.
+        assert rows.min() >= 1 or kept == 410
+        assert rows.std() < 2 * (kept / 64) ** 0.5
+        algorithm.parameters["weight"].dense_gradient.value = torch.zeros(64, 64)
+        algorithm.update()

@@ -17,7 +17,7 @@ from rarefy.algorithms import options
 from rarefy.algorithms.attachment import Attached, Attachment, check_state
 from rarefy.algorithms.attachment.hooks import UserHooks
 from rarefy.algorithms.beginning import Beginning
-from rarefy.algorithms.few_connections import few_connections, warn_of_few
+from rarefy.algorithms.few_connections import few_connections, refuse_empty, warn_of_few
 from rarefy.algorithms.summary import Shown
 from rarefy.algorithms.view import Needs, StepView, declared_needs, is_replaced, refuse_abstract
 from rarefy.distributed import agreed_seed
@@ -336,6 +336,7 @@ class SparsityAlgorithm(Attached, Beginning, Sparsifier):
         return None
 
     def _set_mask(self, parameter: SparseParameter, mask: Tensor) -> None:
+        refuse_empty(parameter.name, mask, self.step, self.target_sparsity)
         before = parameter.mask.clone() if self._topology_hooks else mask
         self._attachment.set_mask(parameter, mask)
         if self._topology_hooks:
