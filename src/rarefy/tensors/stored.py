@@ -102,6 +102,13 @@ class StoredWeight(Tensor):
         return list(PARTS), (topology.facts, cell.role.value, cell.collect is not None)
 
     @classmethod
+    def __metadata_guard__(cls, compiled: Any, found: Any) -> bool:
+        """Whether a graph that was compiled for some facts serves a weight with others."""
+        # Without gradients nobody asks for the dense one, and compilers have a graph of its own for that.
+        serves = not torch.is_grad_enabled() or compiled[2] == found[2]
+        return serves and compiled[:2] == found[:2]
+
+    @classmethod
     def __tensor_unflatten__(
         cls, parts: dict[str, Tensor], facts: Any, outer_size: Any, outer_stride: Any
     ) -> StoredWeight:
