@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 
 import rarefy
+from rarefy.checkpoint.directory import CheckpointParts, load, save
 from rarefy.distributed import Cut
 from rarefy.errors import RarefyError
 
@@ -153,17 +154,23 @@ def work(rank, address, folder, ranks):
         results["finalized"] = finalized(rank)
     else:
         mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("copies", "pieces"))
-        results["copies"] = Run(CASES["rigl erk"], "before", (rank, ranks), mesh).go()
+        run = Run(CASES["rigl erk"], "before", (rank, ranks), mesh)
+        results["copies"] = run.go()
+        save(Path(folder, "saved"), 1, CheckpointParts(model=run.model.state_dict()))
     torch.save(results, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
 def started(folder, ranks):
+    """The results of all processes, and what they have saved together."""
     # One process imports torch, and the others are copies of it.
     set_forkserver_preload(["rarefy", "torch.distributed.fsdp", "torch.distributed.tensor.parallel"])
     arguments = (f"file://{folder}/rendezvous", str(folder), ranks)
     mp.start_processes(work, arguments, ranks, start_method="forkserver")
-    return [torch.load(folder / f"{rank}.pt") for rank in range(ranks)]
+    results = [torch.load(folder / f"{rank}.pt") for rank in range(ranks)]
+    if ranks == 4:
+        results[0]["saved"] = load(folder / "saved" / "checkpoint_1").model
+    return results
 
 
 @pytest.fixture(scope="module")
@@ -197,6 +204,13 @@ def test_four_processes_make_the_masks_of_one(in_four, name):
 
 def test_a_mesh_of_copies_and_pieces_makes_the_masks_of_one(in_four):
     assert_as_in_one_process(CASES["rigl erk"], in_four[3]["copies"])
+
+
+def test_of_processes_with_the_same_pieces_one_writes_them(in_four):
+    saved = in_four[0]["saved"]
+    run = in_four[0]["copies"]
+    whole = {name: run["tensors"][name] for name in saved if not name.endswith("mask")} | run["masks"][-1]
+    assert all(torch.equal(tensor, saved[name]) for name, tensor in whole.items())
 
 
 def test_the_cases_change_masks():
