@@ -81,7 +81,9 @@ def tried(one: Combination) -> Outcome:
         algorithm.apply(model)
         train(algorithm, model)
     except ConfigError as error:
-        return Outcome(reason=f"`{error.path}`: {error.allowed}")
+        # One reason for all methods that share it.
+        allowed = error.allowed.replace(f"for {one.method}", "for this method")
+        return Outcome(reason=f"`{error.path}`: {allowed}")
     except RarefyError as error:
         return Outcome(reason=str(error))
     return Outcome(form=checked(algorithm))
