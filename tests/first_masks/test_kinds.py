@@ -30,6 +30,9 @@ PATTERNS: list[dict[str, Any]] = [
     {"balance_out_groups": 2},
     {"balance_in_groups": 2},
     {"distribution": "erk"},
+    {"pattern": "fan_in"},
+    {"pattern": "fan_out"},
+    {"pattern": {"n": 2, "m": 4, "transposable": True}},
 ]
 
 
@@ -283,6 +286,24 @@ def test_updates_go_on_from_a_measured_mask():
     mean_loss(model).backward()
     optimizer.step()
     assert counts == [int(one.mask.sum()) for one in sparsity.parameters.values()] == [64, 96, 24]
+
+
+def test_with_a_global_distribution_updates_compete_as_well():
+    block = {
+        "algorithm": "gmp",
+        "sparsity": [0.5, 0.75],
+        "update": {"freq": 1},
+        "seed": 0,
+        "distribution": "global",
+    }
+    sparsity = rarefy.configure(
+        {**block, "init_method": {"name": "snip", "batches": batches(), "loss": loss}}
+    )
+    sparsity.apply(make_model())
+    expected = applied("snip")
+    assert all(torch.equal(one.mask, expected[name]) for name, one in sparsity.parameters.items())
+    sparsity.update()
+    assert sum(int(one.mask.sum()) for one in sparsity.parameters.values()) == kept_count(368, 0.75)
 
 
 def test_a_dense_start_measures_nothing():

@@ -85,6 +85,13 @@ def test_n_of_m_in_both_directions():
     assert (tiles.sum(1) == 2).all() and (tiles.sum(3) == 2).all() and not found[~mask].any()
 
 
+def test_both_ways():
+    weight, inputs = layer(8, 12, 0)
+    structure = Transposable(2, 4)
+    found, mask = sparse_gpt(weight, inputs.t() @ inputs, 0.5, structure)
+    assert structure.holds(mask, 0.5) and int(mask.sum()) == 48 and not found[~mask].any()
+
+
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("sparsity", [0.3, 0.5, 0.7])
 def test_less_error_than_magnitude_and_wanda(seed, sparsity):

@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from rarefy.distributions import GLOBAL
 from rarefy.errors import ConfigError, did_you_mean
 from rarefy.first_masks.kinds import FROM_DATA, FromData, MagnitudeMixed
 from rarefy.initializers import INITIALIZERS, Initializer, parse_initializer
@@ -82,6 +83,9 @@ def competes_by_weight(
         >>> competes_by_weight(snip, dynamic=True, distribution="uniform", structure=FREE)
         True
     """
+    if distribution == GLOBAL:
+        # Updates let the connections of all weights compete as well.
+        return False
     reasons = {
         f"distribution {distribution}, which says how many connections each weight has": distribution
         != "uniform",
