@@ -215,3 +215,68 @@ def test_no_state_of_torchs_optimizers_is_a_riddle(name):
     for tensor in optimizer.state[model[0].weight].values():
         if isinstance(tensor, torch.Tensor) and tensor.shape == mask.shape:
             assert not tensor[~mask].any()
+
+
+class Rotating(Optimizer):
+    """Adam in the basis of the gradient's products, which it finds in its first step, as SOAP does."""
+
+    def __init__(self, params, waits=True):
+        super().__init__(params, {"lr": 0.01, "waits": waits})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.dim() == 2:
+                    self.learn(p, group)
+
+    def learn(self, p, group):
+        state = self.state[p]
+        grad = torch.zeros(p.shape, dtype=p.dtype).add_(p.grad)
+        if not state:
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(p), torch.zeros_like(p)
+            state["Q"] = [torch.linalg.qr(one)[0] for one in (grad @ grad.t(), grad.t() @ grad)]
+            if group["waits"]:
+                return
+        left, right = state["Q"]
+        state["exp_avg"].lerp_(grad, 0.1)
+        state["exp_avg_sq"].lerp_((left.t() @ grad @ right).square(), 0.1)
+        moved = (
+            left.t()
+            @ (state["exp_avg"] * 1.0)
+            @ right
+            / (torch.ones(()) * state["exp_avg_sq"]).sqrt().add(0.1)
+        )
+        p.sub_(group["lr"] * (left @ moved @ right.t()))
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (16, 8)])
+@pytest.mark.parametrize("algorithm", ["static", "set"])
+def test_second_moments_in_a_rotated_basis_have_room_in_compact_storage(shape, algorithm):
+    found = []
+    for compute in ("masked", "compact"):
+        update = {"update": {"freq": 2}, "drop_fraction": 0.5} if algorithm == "set" else {"update": None}
+        block = {key: value for key, value in update.items() if value is not None}
+        torch.manual_seed(0)
+        layer = nn.Linear(*shape).double()
+        sparsity = rarefy.configure(
+            {"algorithm": algorithm, "sparsity": 0.5, "seed": 0, "compute": compute, **block}
+        )
+        sparsity.apply(layer)
+        optimizer = Rotating(layer.parameters())
+        sparsity.apply(optimizer)
+        for step in range(7):
+            optimizer.zero_grad()
+            layer(torch.ones(4, shape[0], dtype=torch.float64).cumsum(0) * (step + 1)).sin().sum().backward()
+            optimizer.step()
+        [parameter] = sparsity.parameters.values()
+        found.append((parameter.mask, parameter.dense_weight(), optimizer.state[layer.weight]["exp_avg_sq"]))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_second_moments_that_had_no_room_are_refused():
+    with pytest.raises(
+        RarefyError, match=r"Rotating keeps 'exp_avg_sq' .* no room for it; set compute: masked"
+    ):
+        trained(lambda ps: Rotating(ps, waits=False), [nn.Linear(16, 8)], compute="compact")

@@ -15,7 +15,7 @@ from rarefy.errors import RarefyError
 from rarefy.nn import WeightMask, make_compact
 from rarefy.storage.gradients import DenseGradient
 from rarefy.storage.masked import cut_in_pieces, resized, taken_away
-from rarefy.storage.optimizer_state import begin_entries, change_state, sparse_states
+from rarefy.storage.optimizer_state import begin_entries, change_state, make_unrelated_dense, sparse_states
 from rarefy.storage.protocol import checksum
 from rarefy.storage.ranking import Score, is_multiple
 from rarefy.tensors import SparseWeight, move_entries, set_topology
@@ -141,7 +141,8 @@ class CompactStorage:
                 one._cell.move_to(topology)
 
     def prune(self, optimizers: Iterable[Optimizer]) -> None:
-        """Nothing to do."""
+        """There is nothing at inactive connections; states that mean something else get room for it."""
+        make_unrelated_dense(optimizers, self.weight)
 
     def restore_zeros(self, optimizers: Iterable[Optimizer]) -> bool:
         """Nothing to do."""

@@ -101,6 +101,41 @@ def make_states_dense(optimizers: Iterable[Optimizer], weight: nn.Parameter) -> 
             optimizer.state[weight] = all_dense(optimizer.state[weight])
 
 
+def make_unrelated_dense(optimizers: Iterable[Optimizer], weight: nn.Parameter) -> None:
+    """Replaces sparse states of a compact weight that do not belong to connections, as those in a rotated basis.
+
+    An optimizer made them like the weight, so they have room for connections alone.
+
+    Args:
+        optimizers: and those inside them.
+        weight: the parameter.
+
+    Raises:
+        RarefyError: something was written to one already, of which the rest had no room.
+
+    Example:
+        >>> weight = nn.Parameter(torch.ones(2)); optimizer = torch.optim.SGD([weight], lr=1.0)
+        >>> make_unrelated_dense([optimizer], weight)
+    """
+    for optimizer in with_inner(optimizers):
+
+        def wanted(path: Path, tensor: Tensor, optimizer: Optimizer = optimizer) -> bool:
+            is_sparse = isinstance(tensor, SparseWeight)
+            return is_sparse and not belongs_to_connections(optimizer, weight, path, tensor.shape)
+
+        def replace(path: Path, tensor: Tensor, optimizer: Optimizer = optimizer) -> Tensor:
+            if bool(tensor.any()):
+                raise RarefyError(
+                    f"{type(optimizer).__name__} keeps {path[-1]!r} in the shape of a weight, but not one number a "
+                    "connection, and compact storage had no room for it; set compute: masked"
+                )
+            return _dense(tensor)
+
+        state = optimizer.state.get(weight)
+        if any(wanted(path, tensor) for path, tensor in entries(state)):
+            optimizer.state[weight] = changed(state, wanted, replace)
+
+
 def all_dense(state: Any) -> Any:
     """A nested state in which every sparse tensor is a dense one.
 
