@@ -163,7 +163,7 @@ def cell(some: Mapping[Combination, Outcome], reasons: list[str]) -> str:
     for reason in dict.fromkeys(refused.values()):
         if reason not in reasons:
             reasons.append(reason)
-        notes.append(f"[{reasons.index(reason) + 1}]")
+        notes.append(f"({reasons.index(reason) + 1})")
     works = [name for name in DISTRIBUTIONS if name not in {one.distribution for one in refused}]
     shown = "all" if len(works) == len(DISTRIBUTIONS) else ", ".join(works) or "–"
     return " ".join([shown, *notes])
@@ -225,7 +225,7 @@ def counted(total: int, working: int) -> str:
 def numbered(reasons: Sequence[str]) -> list[str]:
     """The reasons, as a list."""
     return (
-        ["\n".join(f"- [{number}] {reason}" for number, reason in enumerate(reasons, 1))] if reasons else []
+        ["\n".join(f"- ({number}) {reason}" for number, reason in enumerate(reasons, 1))] if reasons else []
     )
 
 
