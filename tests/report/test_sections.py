@@ -165,3 +165,12 @@ def test_no_model_directory(tmp_path: Path, name: str, message: str) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(RarefyError, match=f"{name}.*{message}.*; give the model_dir of a run"):
         read_run(tmp_path / name, pytest.fail)
+
+
+def test_several_processes_side_by_side(plain: Run) -> None:
+    assert "ranks" not in {one.key for one in sections_of(plain)}
+    rate = {"samples_per_second": Series.of([1, 2], [10, 30])}
+    shared = rate | {"communication/share": Series.of([1, 2], [0.1, 0.3])}
+    found = section(replace(plain, ranks={0: shared, 1: rate, 2: {}}), "ranks")
+    assert found.tables[0].rows == [("0", "20", "20%", "–"), ("1", "20", "–", "–"), ("2", "–", "–", "–")]
+    assert [line.label for chart in found.charts for line in chart.lines] == ["rank 0", "rank 1"]

@@ -11,6 +11,8 @@ import torch.distributed as dist
 
 import tiny_run
 from rarefy import distributed
+from rarefy.report.run_data import read_run
+from rarefy.report.sections import sections_of
 
 SCRIPT = """
 import os, sys
@@ -107,6 +109,10 @@ def test_two_processes_agree_with_one(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.glob("checkpoint_*")] == ["checkpoint_6"]
 
 
+def read_lines(path: Path) -> list[str]:
+    return path.read_text().splitlines()
+
+
 def test_only_the_first_process_logs_and_prints(tmp_path: Path) -> None:
     params = tiny_run.write(tmp_path, tiny_run.configuration(tmp_path, loggers=[{"CSVLogger": {}}]))
     port = free_port()
@@ -119,7 +125,18 @@ def test_only_the_first_process_logs_and_prints(tmp_path: Path) -> None:
         assert said[0][0].count(words) == 1
     written = (tmp_path / "written0").read_text()
     assert all(name in written for name in ("metrics.csv", "tfevents", "run.json", "MANIFEST.json"))
-    assert (tmp_path / "written1").read_text() == ""
+    # The others write nothing but files of their own.
+    own = {Path(path).relative_to(tmp_path / "out").as_posix() for path in read_lines(tmp_path / "written1")}
+    assert own == {"ranks/rank_1.log", "ranks/.tmp-rank_1.csv"}
+    run = read_run(tmp_path / "out", pytest.fail)
+    names = {"samples_per_second", "communication/seconds", "communication/bytes", "communication/share"}
+    assert run.ranks.keys() == {0, 1} and all(own.keys() == names for own in run.ranks.values())
+    assert names <= run.metrics.keys()
+    assert run.metrics["communication/bytes"].last == run.ranks[1]["communication/bytes"].last > 0
+    for own in run.ranks.values():
+        assert 0 < own["communication/share"].last < 1
+    [section] = [one for one in sections_of(run) if one.key == "ranks"]
+    assert [row[0] for row in section.tables[0].rows] == ["0", "1"]
 
 
 def test_one_process_needs_no_group() -> None:

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from rarefy.algorithms.summary import summary
 from rarefy.callbacks.events import Callback
+from rarefy.callbacks.rank_log import RankLog
 from rarefy.callbacks.trainer_view import TrainerView
 from rarefy.checkpoint.chosen import UNSET, CheckpointPath
 from rarefy.cli import messages
@@ -158,7 +159,7 @@ def _run_file(params: Path, content: dict[str, Any], request: Request, watch: Wa
         ckpt_path,
         states_to_load(flags),
         request.imports,
-        [watch],
+        [watch, RankLog()],
     )
     if request.validate_only:
         for config in configs:

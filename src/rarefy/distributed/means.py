@@ -27,6 +27,12 @@ class Traffic:
     bytes: int = 0
     seconds: float = 0.0
 
+    def __add__(self, other: Traffic) -> Traffic:
+        return Traffic(self.bytes + other.bytes, self.seconds + other.seconds)
+
+    def __sub__(self, other: Traffic) -> Traffic:
+        return Traffic(self.bytes - other.bytes, self.seconds - other.seconds)
+
 
 def means_over_ranks(
     entries: Sequence[Tensor], present: Sequence[bool], group: Any, traffic: Traffic

@@ -35,8 +35,21 @@ def read_metrics(folder: Path, wanted: Callable[[str], bool]) -> dict[str, Serie
     path = folder / FILE_NAME
     events = folder / DIRECTORY_NAME
     if path.is_file():
-        return {name: joined(parts).thinned() for name, parts in read_csv(path, wanted).items()}
+        return read_table(path, wanted)
     return read_events(events, wanted) if events.is_dir() else {}
+
+
+def read_table(path: Path, wanted: Callable[[str], bool]) -> dict[str, Series]:
+    """Metrics of a CSV file by name, thinned where there are many.
+
+    Args:
+        path: a file with a column `step`, as `CSVLogger` writes it.
+        wanted: tells by its name whether a column is needed.
+
+    Raises:
+        RarefyError: the file cannot be read, or has no column `step`.
+    """
+    return {name: joined(parts).thinned() for name, parts in read_csv(path, wanted).items()}
 
 
 def read_csv(path: Path, wanted: Callable[[str], bool]) -> dict[str, list[Series]]:

@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rarefy.callbacks.rank_log import COMMUNICATION, DIRECTORY_NAME, table_of
 from rarefy.callbacks.run_record import read_record
 from rarefy.checkpoint.directory import load, newest_valid
 from rarefy.checkpoint.mask_names import mask_names
 from rarefy.errors import RarefyError
 from rarefy.patterns import Pattern
-from rarefy.report.logged_metrics import read_metrics
+from rarefy.report.logged_metrics import read_metrics, read_table
 from rarefy.report.series import Series
 
 PLAIN = ("loss", "lr", "grad_norm", "tokens_per_second", "samples_per_second", "skipped_steps")
@@ -63,6 +64,7 @@ class Run:
         step: of the newest checkpoint, or None.
         params: the configuration in the checkpoint; empty without one.
         masks: of the newest checkpoint.
+        ranks: what each of several processes told of itself, by rank.
     """
 
     folder: Path
@@ -71,6 +73,7 @@ class Run:
     step: int | None = None
     params: Mapping[str, Any] = field(default_factory=dict)
     masks: tuple[MaskFacts, ...] = ()
+    ranks: Mapping[int, Mapping[str, Series]] = field(default_factory=dict)
 
     @property
     def sparse(self) -> Mapping[str, Mapping[str, Any]]:
@@ -116,11 +119,27 @@ def read_run(folder: Path, warn: Callable[[str], None]) -> Run:
             f"{folder} holds no metrics.csv, events, run.json or checkpoint; give the model_dir of a run"
         )
     if checkpoint is None:
-        return Run(folder, metrics, record)
+        return Run(folder, metrics, record, ranks=read_ranks(folder))
     parts = load(checkpoint)
     masks = tuple(mask_facts(parts.model, record.get("sparse", {})))
     # The newest may be a `checkpoint_5.replaced`.
-    return Run(folder, metrics, record, int(checkpoint.name.split("_")[1].split(".")[0]), parts.params, masks)
+    step = int(checkpoint.name.split("_")[1].split(".")[0])
+    return Run(folder, metrics, record, step, parts.params, masks, read_ranks(folder))
+
+
+def read_ranks(folder: Path) -> dict[int, dict[str, Series]]:
+    """What each process of a run told of itself, by rank; empty where there was one.
+
+    Args:
+        folder: the model directory.
+
+    Example:
+        >>> read_ranks(Path("no/such/folder"))
+        {}
+    """
+    names = [path.stem.removeprefix("rank_") for path in (folder / DIRECTORY_NAME).glob("rank_*.csv")]
+    found = sorted(int(name) for name in names if name.isdecimal())
+    return {rank: read_table(table_of(folder, rank), is_wanted) for rank in found}
 
 
 def is_wanted(name: str) -> bool:
@@ -131,7 +150,7 @@ def is_wanted(name: str) -> bool:
         (True, False)
     """
     # The rest may be norms of every layer: thousands of columns that nothing here draws.
-    return name in PLAIN or name.startswith(("eval/", "sparsity/", "flops/", "memory/"))
+    return name in PLAIN or name.startswith(("eval/", "sparsity/", "flops/", "memory/", COMMUNICATION))
 
 
 def mask_facts(state: Mapping[str, Tensor], sparse: Mapping[str, Mapping[str, Any]]) -> Iterator[MaskFacts]:

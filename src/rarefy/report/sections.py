@@ -7,11 +7,12 @@ from collections.abc import Iterator
 import numpy as np
 import yaml
 
-from rarefy.report.chart import HeatMap, Line, LineChart, Section, Table
+from rarefy.report.chart import HeatMap, Line, LineChart, Section, Table, Unit
 from rarefy.report.cost_chart import dense_flops, flops_over_time, sparse_flops, training_rows, training_share
 from rarefy.report.heat import balance_map, topology_map
 from rarefy.report.run_data import Run
 from rarefy.report.scale import readable, scaled
+from rarefy.report.series import Series
 
 ADD_CSV = "Nothing was logged: keep CSVLogger among the loggers (it is there by default)."
 ADD_LOG_SPARSITY = "add `LogSparsity: {}` to callbacks"
@@ -21,6 +22,7 @@ DENSE = "The run is dense: it has no `sparsity` block."
 
 def sections_of(run: Run) -> list[Section]:
     """Every section of a report, in order; one without data says what to turn on."""
+    several = [processes_section(run)] if run.ranks else []
     return [
         loss_section(run),
         sparsity_section(run),
@@ -28,6 +30,7 @@ def sections_of(run: Run) -> list[Section]:
         balance_section(run),
         cost_section(run),
         throughput_section(run),
+        *several,
         parameter_section(run),
         facts_section(run),
     ]
@@ -211,6 +214,40 @@ def throughput_section(run: Run) -> Section:
     return Section(
         "throughput", "Throughput", [f"Median {readable(round(float(np.median(series.mean))))}."], [chart]
     )
+
+
+_MOST_LINES = 8  # in one chart
+
+
+def processes_section(run: Run) -> Section:
+    """The speed of each of several processes, and what it waited for in the averages of sparse gradients."""
+    rates = {rank: own[name] for rank, own in run.ranks.items() for name in _RATES if name in own}
+    chosen = [Line(f"rank {rank}", series) for rank, series in rates.items()][:_MOST_LINES]
+    charts = [LineChart("ranks", "Throughput of each process", chosen)] if chosen else []
+    rows = [
+        (
+            str(rank),
+            _mean_of(rates.get(rank)),
+            _mean_of(own.get("communication/share"), "percent"),
+            _mean_of(own.get("communication/bytes")),
+        )
+        for rank, own in run.ranks.items()
+    ]
+    columns = ("rank", "samples or tokens per second", "time in communication", "bytes a step")
+    text = [
+        "Communication is that of the gradients of sparse weights under ddp; what torch exchanges itself (dense "
+        "weights, fsdp2) is not in it. The process that waits least is the one that the others wait for."
+    ]
+    table = Table(columns, rows, frozenset({0, 1, 2, 3}), "Means over the run")
+    return Section("ranks", "Processes", text, charts, [table])
+
+
+def _mean_of(series: Series | None, unit: Unit = "number") -> str:
+    """The mean of a metric over the log steps."""
+    if series is None:
+        return "–"
+    mean = float(np.average(series.mean, weights=series.weight))
+    return readable(mean if unit == "percent" else round(mean), unit)
 
 
 def parameter_section(run: Run) -> Section:

@@ -39,11 +39,14 @@ class Fit:
     validations: Mapping[str, Iterable[Any]]
     guard: SignalGuard
     continues: bool
-    _throughput: Throughput = field(default_factory=Throughput)
+    _throughput: Throughput = field(init=False)
     _saved: Path | None = None
 
     def __post_init__(self) -> None:
         self._began = self.session.progress.global_step
+        self._throughput = Throughput(self.session.traffic)
+        # What an earlier fit exchanged is not of this one.
+        self._throughput.restart()
 
     def run(self) -> None:
         """Trains until the plan is fulfilled.

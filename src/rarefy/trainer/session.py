@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from rarefy.algorithms.base import Sparsifier
 from rarefy.callbacks.dispatch import Dispatcher
 from rarefy.checkpoint.directory import CheckpointConfig, CheckpointWriter
-from rarefy.distributed import Parallel
+from rarefy.distributed import Parallel, Traffic
 from rarefy.errors import RarefyError
 from rarefy.models.call import ModelCall
 from rarefy.trainer.feed import TrainFeed
@@ -153,6 +153,11 @@ class Session:
         if not self._is_set_up:
             self._is_set_up = True
             self.emit("setup")
+
+    def traffic(self) -> Traffic:
+        """What this process gave into the averages of sparse gradients so far."""
+        algorithms = self.sparsity.algorithms if self.sparsity is not None else []
+        return sum((one.traffic for one in algorithms), Traffic())
 
     def log(self, metrics: Mapping[str, float]) -> None:
         """Sends metrics to every logger, at the present global step."""

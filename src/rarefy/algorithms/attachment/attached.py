@@ -6,6 +6,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from rarefy.algorithms.attachment.attachment import Attachment
+from rarefy.distributed import Traffic
 from rarefy.storage.parameter import SparseParameter
 
 
@@ -32,6 +33,11 @@ class Attached:
     @step.setter
     def step(self, value: int) -> None:
         self._attachment.step = value
+
+    @property
+    def traffic(self) -> Traffic:
+        """What this process gave into the averages of sparse gradients so far."""
+        return self._attachment.traffic
 
     def models(self) -> list[nn.Module]:
         """The models that still live; weights of layers that are no longer in them are forgotten."""

@@ -18,7 +18,7 @@ from rarefy.algorithms.attachment.gradient_hooks import GradientHooks, is_watche
 from rarefy.algorithms.attachment.keeper import Keeper, reclaim, refuse_passed_on, warn_of_writes
 from rarefy.algorithms.attachment.saving import keep_masks_out, load_weights_state, weights_state
 from rarefy.algorithms.view import Needs, StepView
-from rarefy.distributed import ranks, reshard
+from rarefy.distributed import Traffic, ranks, reshard
 from rarefy.errors import RarefyError
 from rarefy.filters import Candidate
 from rarefy.patterns import Pattern
@@ -99,6 +99,11 @@ class Attachment:
     @step.setter
     def step(self, value: int) -> None:
         self._following.step = value
+
+    @property
+    def traffic(self) -> Traffic:
+        """What this process gave into the averages of gradients so far."""
+        return self._averaging.traffic
 
     def follow(self, optimizer: Optimizer) -> None:
         """Counts an optimizer's steps from now on, and keeps its state in order."""
