@@ -17,12 +17,14 @@ import rarefy
 from rarefy.checkpoint.directory import CheckpointParts, save
 
 
-def sizes(width: int, sparsity: float, compute: str) -> tuple[int, int]:
+def sizes(
+    width: int, sparsity: float, compute: str, algorithm_of: type[rarefy.SparsityAlgorithm] = rarefy.RigL
+) -> tuple[int, int]:
     """Bytes of model.safetensors, and of all files."""
     torch.manual_seed(0)
     model = nn.Sequential(*(nn.Linear(width, width, bias=False) for _ in range(4)))
     optimizer = torch.optim.AdamW(model.parameters())
-    algorithm = rarefy.RigL(sparsity, compute=compute) if sparsity else None
+    algorithm = algorithm_of(sparsity, compute=compute) if sparsity else None
     if algorithm is not None:
         algorithm.apply(model)
         algorithm.apply(optimizer)

@@ -50,8 +50,10 @@ def network_of(model: nn.Module, block: dict[str, Any] | None) -> tuple[Distribu
     return DistributedDataParallel(model), optimizer
 
 
-def step_of(network: nn.Module, optimizer: torch.optim.Optimizer, rank: int) -> Callable[[], object]:
-    x = torch.randn(BATCH, WIDTH, generator=torch.Generator().manual_seed(rank))
+def step_of(
+    network: nn.Module, optimizer: torch.optim.Optimizer, rank: int, width: int = WIDTH, rows: int = BATCH
+) -> Callable[[], object]:
+    x = torch.randn(rows, width, generator=torch.Generator().manual_seed(rank))
 
     def step() -> None:
         optimizer.zero_grad()
