@@ -202,7 +202,9 @@ def test_alone_a_model_is_not_wrapped(strategy):
 
 
 def test_an_unknown_strategy_is_refused():
-    with pytest.raises(ConfigError, match=r"parallel.strategy: 'dpp' is not allowed; give auto or ddp"):
+    with pytest.raises(
+        ConfigError, match=r"parallel.strategy: 'dpp' is not allowed; give auto, ddp or fsdp2"
+    ):
         read_block(ParallelConfig, {"strategy": "dpp"}, "parallel")
 
 

@@ -17,7 +17,7 @@ WALKS = re.findall(
     (ROOT / "docs" / "architecture.md").read_text(),
     re.MULTILINE,
 )
-NUMBERS = {"seven": 7, "eleven": 11}
+NUMBERS = {"seven": 7, "eleven": 11, "twelve": 12}
 
 
 @pytest.mark.parametrize(("start", "count", "steps"), WALKS)
