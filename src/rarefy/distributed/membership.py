@@ -59,8 +59,25 @@ def join_processes(device: torch.device) -> torch.device:
         # Else NCCL and every `cuda` without a number would mean GPU 0 in all processes.
         torch.cuda.set_device(device)
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        store = _store_of_restart()
+        if store is None:
+            dist.init_process_group(backend)
+        else:
+            rank, count = place()
+            dist.init_process_group(backend, store=store, rank=rank, world_size=count)
     return device
+
+
+def _store_of_restart() -> dist.Store | None:
+    """Where processes that torchrun has restarted find one another; None for those that it started first."""
+    restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if restarts == "0" or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return None
+    # torchrun's store outlives the processes (unless --rdzv-backend says otherwise), and still has their addresses.
+    port = int(os.environ["MASTER_PORT"])
+    store = dist.TCPStore(os.environ["MASTER_ADDR"], port, place()[1], is_master=False)
+    return dist.PrefixStore(f"rarefy/restart_{restarts}", store)
 
 
 _ENDED = ("closed by peer", "reset by peer", "Broken pipe", "remote process exited", "Socket closed")
