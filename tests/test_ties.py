@@ -80,3 +80,9 @@ def test_ties_among_values_go_by_their_places_in_the_weight_in_every_storage():
         )
         assert torch.equal(kept[-1], by_hand)
     assert torch.equal(*kept) and int(kept[0].sum()) == 100
+
+
+def test_rows_that_keep_nothing_have_no_ties_to_settle():
+    scores = torch.full((2, 3), torch.inf)
+    kept = torch.zeros(2, 3, dtype=torch.bool)
+    assert not settle(kept, scores, ~kept, TieOrder()).any()

@@ -93,11 +93,14 @@ def _settled(kept: Tensor, scores: Tensor, candidates: Tensor, order: TieOrder) 
 
 
 def _settled_by_row(kept: Tensor, scores: Tensor, candidates: Tensor, order: TieOrder) -> Tensor:
-    lowest = scores.masked_fill(~kept, torch.inf).amin(1, keepdim=True)
-    tied = candidates & _equal(scores, lowest) & kept.any(1, keepdim=True)
-    is_open = (tied & kept).sum(1) < tied.sum(1)
-    if not is_open.any():
+    lowest = torch.where(kept, scores, torch.inf).amin(1, keepdim=True)
+    tied = candidates & _equal(scores, lowest)
+    contested = tied > kept
+    # Ties are rare: one look at all of them costs less than counting in each row.
+    if not contested.any():
         return kept
+    tied &= kept.any(1, keepdim=True)
+    is_open = (tied > kept).any(1)
     settled = kept.clone()
     rows = is_open.nonzero().squeeze(1)
     settled[rows] = _settled_rows(kept[rows], tied[rows], rows, order)
