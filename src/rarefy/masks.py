@@ -145,12 +145,30 @@ def drop_and_grow(
         >>> drop_and_grow(mask, weight, torch.tensor([[0.0, 0.0, 1.0, 2.0]]), 2, 0.5).int()
         tensor([[0, 1, 0, 1]], dtype=torch.int32)
     """
+    stay = _staying(mask, count, fraction)
+    kept = _top_in_rows(drop_scores, mask, stay, order)
+    return kept | _top_in_rows(grow_scores, ~kept, count - stay, order.other())
+
+
+def drop_in_rows(
+    mask: Tensor, scores: Tensor, count: int, fraction: float, order: TieOrder = DEFAULT_ORDER
+) -> Tensor:
+    """The first half of `drop_and_grow`: what stays of every row.
+
+    Example:
+        >>> mask, weight = torch.tensor([[True, True, False, False]]), torch.tensor([[1.0, 2.0, 0.0, 0.0]])
+        >>> drop_in_rows(mask, weight, 2, 0.5).int()
+        tensor([[0, 1, 0, 0]], dtype=torch.int32)
+    """
+    return _top_in_rows(scores, mask, _staying(mask, count, fraction), order)
+
+
+def _staying(mask: Tensor, count: int, fraction: float) -> Tensor:
+    """How many connections of each row stay, [rows, 1]."""
     active = _active_in_rows(mask)
     # In double: float32 skips whole numbers above 2^24.
     stay = (active - (fraction * active.double()).round().long()).clamp(max=count)
-    stay = stay.masked_fill(active == mask.shape[1], count)
-    kept = _top_in_rows(drop_scores, mask, stay, order)
-    return kept | _top_in_rows(grow_scores, ~kept, count - stay, order.other())
+    return stay.masked_fill(active == mask.shape[1], count)
 
 
 def active_count(mask: Tensor) -> int:
@@ -217,7 +235,7 @@ def _top_in_rows(scores: Tensor, candidates: Tensor, counts: Tensor, order: TieO
         return _top(scores, candidates, int(counts), order)
     ranked = candidates & ~scores.isnan()
     # What is no candidate is made NaN as well, which every selection below ranks last.
-    top = ranked & _high_in_rows(scores.masked_fill(~ranked, torch.nan), counts)
+    top = ranked & _high_in_rows(torch.where(ranked, scores, torch.nan), counts)
     rest = candidates & ~ranked
     # Where numbers do not suffice, candidates that are NaN fill the count, which has to be exact.
     if rest.any():

@@ -16,7 +16,7 @@ from rarefy import filters
 from rarefy.algorithms import options
 from rarefy.algorithms.attachment import Attached, Attachment, check_state
 from rarefy.algorithms.attachment.hooks import UserHooks
-from rarefy.algorithms.beginning import Beginning
+from rarefy.algorithms.beginning import Beginning, check_competition
 from rarefy.algorithms.few_connections import few_connections, refuse_empty, warn_of_few
 from rarefy.algorithms.summary import Shown
 from rarefy.algorithms.view import Needs, StepView, declared_needs, is_replaced, refuse_abstract
@@ -188,7 +188,7 @@ class SparsityAlgorithm(Attached, Beginning, Sparsifier):
         self.globs = filters.check_filter(param_filter)
         self.pattern = parse_pattern(pattern, balance_in_groups, balance_out_groups)
         self.distribution = check_distribution(distribution)
-        options.check_competition(self.distribution, competes=self.competes, method=self.label)
+        check_competition(self.distribution, competes=self.competes, method=self.label)
         options.check_reach(self.sparsity, self.pattern.structure, self.distribution)
         structure = self.pattern.structure
         competes_by_weight(

@@ -195,6 +195,20 @@ class Beginning(UserHooks, Timing):
         return share_out(self.distribution, target, shapes)
 
 
+def check_competition(distribution: str, *, competes: bool, method: str) -> None:
+    """Refuses `global` for an algorithm without a score by which connections of all weights could compete.
+
+    Raises:
+        ConfigError: it has none.
+
+    Example:
+        >>> check_competition("global", competes=True, method="gmp")
+    """
+    if distribution == GLOBAL and not competes:
+        allowed = f"uniform, er or erk for {method}; connections of all weights compete under gmp and its kin"
+        raise ConfigError("distribution", distribution, allowed, "distribution: erk")
+
+
 def _model_of(
     weights: Mapping[str, Tensor], places: Mapping[str, Place], models: Sequence[nn.Module]
 ) -> nn.Module:

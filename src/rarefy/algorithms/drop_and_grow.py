@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from rarefy.algorithms.dynamic import DynamicSparsityAlgorithm
-from rarefy.algorithms.options import FractionSchedule, Sparsity, parse_fraction
+from rarefy.algorithms.options import Flag, FractionSchedule, Sparsity, check_flag, parse_fraction
 from rarefy.algorithms.view import WeightView, also_by_parts, is_replaced
 from rarefy.distributed import ranks
 from rarefy.errors import RarefyError
 from rarefy.masks import active_count, grow_highest, kept_count
-from rarefy.patterns.structures import FREE
+from rarefy.patterns.structures import FREE, FanIn, NOfM
 from rarefy.schedules import FromFunction
 from rarefy.storage.gradients import Shortlist
 from rarefy.storage.growth import GrowthRequest
@@ -36,15 +36,27 @@ class DropAndGrow(DynamicSparsityAlgorithm):
     Args:
         sparsity: fraction of inactive connections, a number in [0, 1) or a schedule.
         drop_fraction: share of the active connections dropped per update, a number in [0, 1] or a schedule.
+        keep_rows: whether the strongest connection of each output stays, and an output without any is the first that
+            grows one, as far as counts allow. The methods' papers have no such rule.
         **options: the options of `DynamicSparsityAlgorithm`.
 
     Raises:
         RarefyError: a class without a grow score, or one that ranks by a gradient that it does not ask for.
     """
 
-    def __init__(self, sparsity: Sparsity, *, drop_fraction: FractionSchedule = 0.3, **options: Any) -> None:
+    def __init__(
+        self,
+        sparsity: Sparsity,
+        *,
+        drop_fraction: FractionSchedule = 0.3,
+        keep_rows: Flag = False,
+        **options: Any,
+    ) -> None:
         super().__init__(sparsity, **options)
         self.drop_fraction = parse_fraction(drop_fraction, "drop_fraction")
+        self.keep_rows = check_flag(keep_rows, "keep_rows")
+        # Of these every output has connections in any case.
+        self._spares = self.keep_rows and not isinstance(self.pattern.structure, NOfM | FanIn)
         name = type(self).__name__
         if not any(
             is_replaced(self, DropAndGrow, m) for m in ("update_mask", "grow_score", "gradient_score")
@@ -80,11 +92,53 @@ class DropAndGrow(DynamicSparsityAlgorithm):
         """Drops, then grows; see the class."""
         score = self.drop_score(view.weight, view.gradient)
         if active_count(view.mask) == view.mask.numel():
-            return self.keep_top(score, view.sparsity)
+            return self.keep_top(self.favoured(view, view.mask, score), view.sparsity)
+        return self.exchanged(view, view.mask, score)
+
+    def exchanged(self, view: WeightView, mask: Tensor, score: Tensor) -> Tensor:
+        """The mask after a drop by `score` and growth by `grow_score`, from a mask that is not all active.
+
+        Args:
+            view: of the weight.
+            mask: bool, the connections to start from.
+            score: of dropping.
+        """
         grow = self.grow_score(view.weight, view.gradient)
         fraction = self.current(self.drop_fraction)
         order = TieOrder.of(self.generator)
-        return self.pattern.structure.drop_and_grow(view.mask, score, grow, view.sparsity, fraction, order)
+        structure = self.pattern.structure
+        if self._spares:
+            score = self.favoured(view, mask, score)
+            kept = structure.dropped(mask, score, view.sparsity, fraction, order)
+            grow = self.favoured(view, kept, grow, grows=True)
+        return structure.drop_and_grow(mask, score, grow, view.sparsity, fraction, order)
+
+    def favoured(self, view: WeightView, mask: Tensor, scores: Tensor, *, grows: bool = False) -> Tensor:
+        """The scores, with `keep_rows` ∞ for one connection of each output: first to stay, or first to grow.
+
+        Args:
+            view: of the weight.
+            mask: bool, the connections that it has.
+            scores: of dropping, or of growing; the shape of the weight.
+            grows: whether outputs without connections are meant, instead of those that have some.
+        """
+        if not self._spares or not mask.numel():
+            return scores
+        pattern = self._patterns.get(view.name, self.pattern)
+        # By output in dimension 0, wherever the module has it; outputs that blocks hold together are one.
+        turned = scores.transpose(0, pattern.outputs)
+        outputs = len(turned) // (pattern.block or (1, 1))[0]
+        rows = turned.reshape(outputs, -1)
+        active = mask.transpose(0, pattern.outputs).reshape(outputs, -1)
+        # NaN would be the highest of all to argmax.
+        candidates = torch.where(active | grows, rows, -torch.inf).nan_to_num(nan=-torch.inf)
+        is_meant = active.any(1) != grows
+        best = torch.zeros_like(active).scatter_(1, candidates.argmax(1, keepdim=True), is_meant[:, None])
+        return rows.masked_fill(best, torch.inf).view(turned.shape).transpose(0, pattern.outputs)
+
+    def _takes_pieces(self, parameter: SparseParameter) -> bool:
+        """An output may be cut in pieces, so that only the whole weight shows what it has."""
+        return super()._takes_pieces(parameter) and not self.keep_rows
 
     # ---- connections that are ranked one by one ----
 
@@ -93,7 +147,7 @@ class DropAndGrow(DynamicSparsityAlgorithm):
         """Whether the weights of active connections say which of them stay, and entries of the gradient what grows."""
         rules = ("update_mask", "drop_score", "grow_score")
         is_own = not any(is_replaced(self, DropAndGrow, rule) for rule in rules)
-        return is_own and self.pattern.structure == FREE
+        return is_own and self.pattern.structure == FREE and not self.keep_rows
 
     def gradient_request(self) -> GrowthRequest | None:
         """The entries that growing can need, where they are known before the update; else the whole gradient."""

@@ -94,37 +94,20 @@ def check_reach(sparsity: Schedule, structure: Structure, distribution: str) -> 
         Traceback (most recent call last):
         rarefy.errors.ConfigError: sparsity: 0.9 is not allowed; give 0.5, which is 1 − n/m for {n: 2, m: 4}
     """
+    given = f"{distribution} with the pattern {structure}"
     if isinstance(structure, FanIn | FanOut) and distribution == GLOBAL:
         allowed = "uniform, er or erk, as each side of every weight keeps as many"
-        raise ConfigError("distribution", f"{distribution} with the pattern {structure}", allowed)
+        raise ConfigError("distribution", given, allowed)
     if not isinstance(structure, NOfM):
         return
     if distribution != "uniform":
-        raise ConfigError(
-            "distribution",
-            f"{distribution} with the pattern {structure}",
-            "uniform, as every weight keeps n of m",
-        )
+        raise ConfigError("distribution", given, "uniform, as every weight keeps n of m")
     last = max(sparsity.values) if isinstance(sparsity, Cycling) else None
     for name, number in _written_numbers(sparsity):
         is_goal = name in ("", "final") or number == last
         if (is_goal and not structure.reached_at(number)) or number > structure.highest_sparsity + TOLERANCE:
             what = f"{'' if is_goal else 'at most '}{structure.highest_sparsity:.6g}, which is 1 − n/m for {structure}"
             raise ConfigError(join_path("sparsity", name), f"{number:g}", what)
-
-
-def check_competition(distribution: str, *, competes: bool, method: str) -> None:
-    """Refuses `global` for an algorithm without a score by which connections of all weights could compete.
-
-    Raises:
-        ConfigError: it has none.
-
-    Example:
-        >>> check_competition("global", competes=True, method="gmp")
-    """
-    if distribution == GLOBAL and not competes:
-        allowed = f"uniform, er or erk for {method}; connections of all weights compete under gmp and its kin"
-        raise ConfigError("distribution", distribution, allowed, "distribution: erk")
 
 
 def check_compute(value: Any) -> str:
@@ -247,6 +230,21 @@ def check_factor(value: Any, path: str) -> float:
     return float(value)
 
 
+def check_flag(value: Any, path: str) -> bool:
+    """A bool, checked.
+
+    Raises:
+        ConfigError: anything else.
+
+    Example:
+        >>> check_flag(True, "keep_rows")
+        True
+    """
+    if not isinstance(value, bool):
+        raise ConfigError(path, shorten(value), "true or false", f"{path}: true")
+    return value
+
+
 @dataclass(frozen=True)
 class OptionType:
     """What an option may be.
@@ -290,6 +288,8 @@ Fraction = Annotated[
 """A number in [0, 1]."""
 Factor = Annotated[float, OptionType(lambda: {"type": "number", "minimum": 0}, check_factor)]
 """A number ≥ 0."""
+Flag = Annotated[bool, OptionType(lambda: {"type": "boolean"}, check_flag)]
+"""True or false."""
 FractionSchedule = Annotated[Any, OptionType(schedule_schema, parse_fraction)]
 """A number in [0, 1], or a schedule of such numbers."""
 Sparsity = Annotated[

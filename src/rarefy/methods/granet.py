@@ -10,7 +10,6 @@ from torch import Tensor
 from rarefy.algorithms.drop_and_grow import DropAndGrow
 from rarefy.algorithms.options import FractionSchedule, Sparsity, refuse_constant
 from rarefy.algorithms.view import Needs, WeightView, also_by_parts
-from rarefy.ties import TieOrder
 
 
 class GraNet(DropAndGrow):
@@ -56,9 +55,6 @@ class GraNet(DropAndGrow):
     @also_by_parts
     def update_mask(self, view: WeightView) -> Tensor:
         """Prunes, then drops and grows; see the class."""
-        size = self.drop_score(view.weight, view.gradient)
+        size = self.favoured(view, view.mask, self.drop_score(view.weight, view.gradient))
         pruned = view.mask & self.keep_top(size.masked_fill(~view.mask, -torch.inf), view.sparsity)
-        grow = self.grow_score(view.weight, view.gradient)
-        fraction = self.current(self.drop_fraction)
-        order = TieOrder.of(self.generator)
-        return self.pattern.structure.drop_and_grow(pruned, size, grow, view.sparsity, fraction, order)
+        return self.exchanged(view, pruned, size)

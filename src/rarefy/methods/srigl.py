@@ -42,6 +42,8 @@ class SRigL(RigL):
         pattern = options.setdefault("pattern", "fan_in")
         if pattern != "fan_in":
             raise ConfigError("pattern", pattern, "fan_in for srigl", "pattern: fan_in")
+        if options.get("keep_rows"):
+            raise ConfigError("keep_rows", "true", "false for srigl: outputs have a fan-in, or are ablated")
         super().__init__(sparsity, **options)
         self.min_salient = check_fraction(min_salient, "min_salient")
 

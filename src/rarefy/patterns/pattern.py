@@ -69,6 +69,16 @@ class Pattern:
     def _is_turned(self) -> bool:
         return self.axes.transposed and (self.axis is not None or self.structure != FREE)
 
+    @property
+    def outputs(self) -> int:
+        """The dimension of a piece that has the outputs.
+
+        Example:
+            >>> Pattern().on(Axes(transposed=True)).outputs, Pattern(axis=0).on(Axes(transposed=True)).outputs
+            (1, 0)
+        """
+        return 1 if self.axes.transposed and not self._is_turned else 0
+
     def _turned(self, tensor: Tensor) -> Tensor:
         """[out, in, …] from a weight [in, out, …], and the reverse."""
         return tensor.transpose(0, 1) if self._is_turned else tensor

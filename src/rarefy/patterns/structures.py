@@ -122,6 +122,19 @@ class Structure(ABC):
         folded = self.fold(drop_scores), self.fold(grow_scores)
         return self.unfold(masks.drop_and_grow(units, *folded, count, fraction, order), mask.shape)
 
+    def dropped(
+        self, mask: Tensor, scores: Tensor, sparsity: float, fraction: float, order: TieOrder = DEFAULT_ORDER
+    ) -> Tensor:
+        """What `drop_and_grow` leaves before it grows.
+
+        Example:
+            >>> Free().dropped(torch.tensor([True, True, False]), torch.tensor([1.0, 2.0, 9.0]), 0.5, 0.5).tolist()
+            [False, True, False]
+        """
+        units = self.fold_mask(mask)
+        count = masks.kept_count(units.shape[1], sparsity)
+        return self.unfold(masks.drop_in_rows(units, self.fold(scores), count, fraction, order), mask.shape)
+
     def require(self, mask: Tensor, sparsity: float, source: str, advice: str) -> Tensor:
         """The mask of a piece, if it has this structure.
 
