@@ -73,7 +73,7 @@ EXPRESSIONS = {
     "list of roots": lambda w: torch.stack(torch._foreach_sqrt(torch._foreach_abs([w]))),
     "list of norms": lambda w: torch.stack(torch._foreach_norm([w, torch.ones(3)], 1)),
     "list of least norms": lambda w: torch.stack(torch._foreach_norm([w], -float("inf"))),
-    "numpy": lambda w: torch.from_numpy(np.asarray(w.detach())),
+    "numpy": lambda w: torch.from_numpy(np.asarray(w.detach()).copy()),
     "list": lambda w: torch.tensor(w.detach().tolist()),
     "quantised": lambda w: torch.quantize_per_tensor(w, 0.1, 0, torch.qint8).dequantize(),
     "to sparse": lambda w: w.to_sparse().to_dense(),

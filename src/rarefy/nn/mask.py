@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rarefy.errors import RarefyError
-from rarefy.tensors import SparseWeight
+from rarefy.tensors import SparseWeight, as_array
 from rarefy.torch_private import make_wrapper, mapped, no_subclass_functions, without_subclass_functions
 
 _aten = torch.ops.aten
@@ -49,8 +49,18 @@ class WeightMask(Tensor):
         return self._weight
 
     def dense(self) -> Tensor:
-        """As a plain bool tensor."""
-        return self._weight.topology.mask()
+        """As a plain bool tensor.
+
+        Raises:
+            RarefyError: the weight is a dense tensor by now.
+        """
+        weight: Any = self._weight
+        if not isinstance(weight, SparseWeight):
+            raise RarefyError(
+                "a weight in compact storage was exchanged for a dense tensor by torch.utils.swap_tensors, and its "
+                "mask is lost; write to it with copy_ or load_state_dict, or set compute: masked"
+            )
+        return weight.topology.mask()
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -93,8 +103,8 @@ class WeightMask(Tensor):
         return self._snapshot[1].untyped_storage()
 
     def numpy(self, **options: Any) -> Any:
-        """A copy as an array."""
-        return self.dense().numpy(**options)
+        """A copy as an array, which is read-only."""
+        return as_array(self.dense(), options)
 
     def tolist(self) -> Any:
         """As nested lists."""

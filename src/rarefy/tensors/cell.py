@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rarefy.errors import RarefyError
 from rarefy.tensors.topology import Topology, move_entries
 from rarefy.torch_private import times_written
 
@@ -85,8 +86,27 @@ class Cell:
         return self._snapshot
 
     def forget_snapshot(self) -> None:
-        """Frees the snapshot."""
-        self._snapshot = None
+        """Frees the snapshot.
+
+        Raises:
+            RarefyError: somebody wrote to its memory, which does not reach the weight.
+        """
+        if self._snapshot is not None:
+            self._refuse_writes_to(self._snapshot)
+            self._snapshot = None
+
+    @torch.no_grad()
+    def _refuse_writes_to(self, snapshot: Tensor) -> None:
+        if self._seen != times_written(self.values):
+            return
+        found = self.topology.gather(snapshot)
+        is_same = (found == self.values) | (found.isnan() & self.values.isnan())
+        if not bool(is_same.all()):
+            self._snapshot = None
+            raise RarefyError(
+                "something wrote to the memory of a sparse weight by its address (data_ptr, untyped_storage), where a "
+                "dense copy is; that does not reach the weight: write to it with copy_, or set compute: masked"
+            )
 
     @property
     def has_snapshot(self) -> bool:

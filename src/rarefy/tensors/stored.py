@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -122,6 +123,22 @@ class StoredWeight(Tensor):
 
 def _ignore(gradient: Tensor) -> None:
     """Takes a dense gradient while a compiler traces; the real one goes to the real weight's cell."""
+
+
+def as_array(dense: Tensor, options: Mapping[str, Any]) -> Any:
+    """A copy as an array that nobody may write to: as one of a dense tensor, it would be taken for the weight's memory.
+
+    Args:
+        dense: a copy of its own.
+        options: of `Tensor.numpy`.
+
+    Example:
+        >>> as_array(torch.ones(2), {}).flags.writeable
+        False
+    """
+    array = dense.numpy(**options)
+    array.flags.writeable = False
+    return array
 
 
 def is_tracing() -> bool:

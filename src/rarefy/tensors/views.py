@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rarefy.tensors.stored import StoredWeight
+from rarefy.tensors.stored import StoredWeight, as_array
 from rarefy.tensors.writes import write_dense
 from rarefy.torch_private import make_wrapper, mapped, no_subclass_functions
 
@@ -70,8 +70,8 @@ class WeightView(Tensor):
         return self._weight._cell.snapshot().untyped_storage()
 
     def numpy(self, **options: Any) -> Any:
-        """A copy of what it shows."""
-        return self.dense().numpy(**options)
+        """A copy of what it shows, which is read-only."""
+        return as_array(self.dense(), options)
 
     def tolist(self) -> Any:
         """What it shows, as nested lists."""

@@ -15,7 +15,7 @@ from rarefy.tensors.by_operation import dispatch
 from rarefy.tensors.cell import Cell, Role
 from rarefy.tensors.gradient import connect, gradients_by_edges
 from rarefy.tensors.products import PRODUCTS, linear
-from rarefy.tensors.stored import PARTS, StoredWeight
+from rarefy.tensors.stored import PARTS, StoredWeight, as_array
 from rarefy.tensors.topology import Topology
 from rarefy.torch_private import has_mode, not_compiled, replace_content, without_subclass_functions
 
@@ -176,10 +176,10 @@ class SparseWeight(StoredWeight):
         return self._cell.snapshot().untyped_storage()
 
     def numpy(self, **options: Any) -> Any:
-        """A copy as a dense array."""
+        """A copy as a dense array, which is read-only."""
         if self.requires_grad:
             return super().numpy(**options)  # torch's own refusal
-        return self.dense().numpy(**options)
+        return as_array(self.dense(), options)
 
     def tolist(self) -> Any:
         """Dense, as nested lists."""

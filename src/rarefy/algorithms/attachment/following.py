@@ -119,6 +119,7 @@ class Following:
     def _get_ready(self, optimizer: Optimizer) -> None:
         """Selects again the gradients that somebody changed after they were accumulated."""
         own = trained_parameters(optimizer)
+        self._refuse_tied()
         for parameter in self._parameters.values():
             parameter.require_parameter()
         self._refuse_replaced(optimizer, own)
@@ -163,6 +164,22 @@ class Following:
             return
         self.step += 1
         self._after()
+
+    def _refuse_tied(self) -> None:
+        """Notices that two weights have become one, which cannot have two masks.
+
+        Raises:
+            RarefyError: they have.
+        """
+        names: dict[Tensor, str] = {}
+        for name, parameter in self._parameters.items():
+            # None where it was taken out of its module, which is refused next.
+            weight = getattr(parameter, "weight", None)
+            if weight is not None and names.setdefault(weight, name) != name:
+                raise RarefyError(
+                    f"{names[weight]} and {name} are one tensor now, and have two masks; tie weights before "
+                    "sparsity.apply(model), or leave one of them out of param_filter"
+                )
 
     def _refuse_replaced(self, optimizer: Optimizer, own: Container[nn.Parameter]) -> None:
         """Notices that a weight is another tensor by now, which no optimizer has, while this one goes on with the old.
