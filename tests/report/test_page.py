@@ -202,7 +202,7 @@ def test_in_a_browser(logged_dir: Path, tmp_path: Path, width: int) -> None:
     assert rarefy("report", logged_dir, "-o", tmp_path / "report.html").exit_code == 0
     seen = look_at(tmp_path / "report.html", width)
     assert seen["failures"] == [] and seen["loaded"] == [] and seen["ready"] == "true"
-    assert len(seen["said"]) == 9 and all(seen["said"]) and "step" in seen["said"][0]
+    assert len(seen["said"]) == 10 and all(seen["said"]) and "step" in seen["said"][0]
     assert seen["rising"] == ["32", "64"] and seen["falling"] == ["64", "32"]
     assert len(seen["images"]) == 2 and min(seen["images"]) > 100 and not seen["wide"]
 
