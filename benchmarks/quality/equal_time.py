@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +16,10 @@ from .records import Row, complete, read, summarised
 from .table import Scale, Table
 from .tasks import Task
 from .training import adamw, sparsify, train
-from .variants import Block, moving
+from .variants import STOP, Block, moving
 
-GRID = (1e-3, 3e-3, 1e-2)
+UPDATE_EVERY = 25
+GRIDS = {"stdlib_gpt": (3e-4, 1e-3, 3e-3, 1e-2, 3e-2), "mnist1d_mlp": (3e-3, 1e-2, 3e-2)}
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,11 @@ class Model:
 
     def block(self, steps: int) -> Block | None:
         """RigL, or nothing."""
-        return moving("rigl", pattern=self.pattern)(self.sparsity, steps) if self.sparsity else None
+        if not self.sparsity:
+            return None
+        block = moving("rigl", pattern=self.pattern)(self.sparsity, steps) or {}
+        # Not a fixed number of updates: a step then costs the same in runs of every length.
+        return {**block, "update": {"freq": UPDATE_EVERY, "stop": int(STOP * steps)}}
 
 
 BLOCKS_OF_16 = {"block": [16, 16]}
@@ -53,8 +58,7 @@ MODELS = {
     "mnist1d_mlp": (Model(256), Model(512), Model(1024), Model(1024, 0.9), Model(2048, 0.95)),
 }
 # Seconds of training on one thread, as if nothing else ran.
-BUDGETS = {"stdlib_gpt": (2.0, 4.0, 8.0), "mnist1d_mlp": (0.5, 1.0, 2.0)}
-TUNED_AT = {"stdlib_gpt": 4.0, "mnist1d_mlp": 1.0}
+BUDGETS = {"stdlib_gpt": (2.0, 4.0, 8.0), "mnist1d_mlp": (1.0, 2.0, 4.0)}
 
 
 def step_of(task: Task, model: Model) -> Callable[[], object]:
@@ -68,7 +72,7 @@ def step_of(task: Task, model: Model) -> Callable[[], object]:
 
     def steps() -> None:
         # As many as lie between two topology updates.
-        for _ in range(25):
+        for _ in range(UPDATE_EVERY):
             optimizer.zero_grad()
             task.loss(network, next(batches)).backward()
             if task.clip < math.inf:
@@ -88,7 +92,7 @@ def step_times(task: Task, scale: Scale) -> dict[str, float]:
     candidates = {model.label: step_of(task, model) for model in MODELS[task.name]}
     measured = medians(candidates, 2 if scale.quick else 9, warmup=1, clock=time.process_time)
     cells = [{"task": task.name, "model": name} for name in names]
-    rows = complete(path, cells, lambda cell: {"seconds": measured[cell["model"]] / 25})
+    rows = complete(path, cells, lambda cell: {"seconds": measured[cell["model"]] / UPDATE_EVERY})
     return {row["model"]: row["seconds"] for row in rows}
 
 
@@ -107,12 +111,12 @@ def measure(task: Task, cell: Row, tuning: bool = False) -> Row:
     return {"score": outcome.score, "weights": outcome.weights, "seconds": outcome.seconds}
 
 
-def tuned_rates(task: Task, steps: dict[str, int], scale: Scale) -> dict[str, float]:
-    """The learning rate of each model, as in `learning_rates`, at the middle budget."""
+def tuned_rates(task: Task, runs: Sequence[tuple[str, int]], scale: Scale) -> dict[tuple[str, int], float]:
+    """The learning rate of each model for each number of steps, as in `learning_rates`."""
     cells = [
         {"task": task.name, "model": name, "steps": count, "lr": rate, "seed": seed}
-        for name, count in steps.items()
-        for rate in (GRID[1:2] if scale.quick else GRID)
+        for name, count in runs
+        for rate in (GRIDS[task.name][:1] if scale.quick else GRIDS[task.name])
         for seed in scale.tuning_seeds
     ]
     path = scale.folder / "equal_time_rates.csv"
@@ -120,10 +124,10 @@ def tuned_rates(task: Task, steps: dict[str, int], scale: Scale) -> dict[str, fl
         complete(path, cells, lambda cell: {"score": measure(task, cell, tuning=True)["score"]}), ["score"]
     )
     sign = 1 if task.metric == "accuracy" else -1
-    return {
-        name: max((row for row in rows if row["model"] == name), key=lambda row: sign * row["score"])["lr"]
-        for name in steps
-    }
+    best: dict[tuple[str, int], Row] = {}
+    for row in sorted(rows, key=lambda row: sign * row["score"]):
+        best[row["model"], row["steps"]] = row
+    return {run: row["lr"] for run, row in best.items()}
 
 
 def run(scale: Scale) -> None:
@@ -136,18 +140,20 @@ def run(scale: Scale) -> None:
             return max(round(share * budget / times[name]), 20)
 
         labels = [model.label for model in MODELS[task.name]]
-        rates = tuned_rates(task, {name: count(name, TUNED_AT[task.name]) for name in labels}, scale)
+        budgets = BUDGETS[task.name][:1] if scale.quick else BUDGETS[task.name]
+        runs = [(name, count(name, budget)) for budget in budgets for name in labels]
+        rates = tuned_rates(task, list(dict.fromkeys(runs)), scale)
         cells = [
             {
                 "task": task.name,
                 "model": name,
                 "budget": budget,
                 "steps": count(name, budget),
-                "lr": rates[name],
+                "lr": rates[name, count(name, budget)],
                 "seed": seed,
             }
             for seed in scale.seeds
-            for budget in (BUDGETS[task.name][:1] if scale.quick else BUDGETS[task.name])
+            for budget in budgets
             for name in labels
         ]
         complete(scale.folder / "equal_time.csv", cells, lambda cell, task=task: measure(task, cell))

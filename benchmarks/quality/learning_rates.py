@@ -7,7 +7,7 @@ from .table import Scale
 from .tasks import Task
 from .training import run_variant
 
-GRIDS = {"accuracy": (3e-3, 1e-2, 3e-2, 1e-1), "bits_per_byte": (1e-3, 3e-3, 1e-2)}
+GRIDS = {"accuracy": (3e-3, 1e-2, 3e-2, 1e-1), "bits_per_byte": (1e-3, 3e-3, 1e-2, 3e-2)}
 # What is tuned at the first is used up to it, what is tuned at the second beyond.
 TUNED_AT = (0.9, 0.98)
 

@@ -18,8 +18,6 @@ from rarefy import filters
 from .tasks import Task
 from .variants import VARIANTS
 
-WARMUP = 0.05
-
 
 @dataclass(frozen=True)
 class Outcome:
@@ -72,9 +70,9 @@ def narrow_width(task: Task, sparsity: float) -> int:
     return min(range(step, task.width + 1, step), key=distance)
 
 
-def rate_at(step: int, steps: int) -> float:
+def rate_at(step: int, steps: int, warmup: float = 0.05) -> float:
     """Linear warm-up, then a cosine to zero."""
-    warm = max(int(WARMUP * steps), 1)
+    warm = max(int(warmup * steps), 1)
     if step < warm:
         return (step + 1) / warm
     return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(steps - warm, 1)))
@@ -142,7 +140,7 @@ def fit(
     batch_size: int | None = None,
 ) -> float:
     """Trains a model for a whole schedule; the CPU seconds that it took."""
-    schedule = LambdaLR(optimizer, lambda step: rate_at(step, steps))
+    schedule = LambdaLR(optimizer, lambda step: rate_at(step, steps, task.warmup))
     batches = task.batches(seed, tuning, batch_size)
     model.train()
     start = time.process_time()
