@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from rarefy.errors import ConfigError
 from rarefy.patterns import Pattern, parse_pattern
-from rarefy.patterns.structures import FREE, Blocks, FanIn, NOfM
-from rarefy.patterns.two_sided import FanOut, Transposable
+from rarefy.patterns.constant_fan import FanIn, FanOut
+from rarefy.patterns.structures import FREE, Blocks, NOfM
+from rarefy.patterns.transposable import Transposable
 from rarefy.roles import Axes
 from rarefy.validation import shorten
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from rarefy.errors import ConfigError, RarefyError
 from rarefy.initializers import checkerboard, from_zeros, parse_initializer, random, topk
 from rarefy.masks import drop_lowest, grow_highest, keep_top, kept_count, sparsity_of
-from rarefy.patterns import FanOut, Pattern, Transposable
-from rarefy.patterns.structures import FREE, Blocks, FanIn, NOfM
+from rarefy.patterns import FanIn, FanOut, Pattern, Transposable
+from rarefy.patterns.structures import FREE, Blocks, NOfM
 from rarefy.ties import TieOrder
 
 DTYPES = st.sampled_from([torch.float32, torch.bfloat16, torch.float64])

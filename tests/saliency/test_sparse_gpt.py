@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from rarefy.errors import RarefyError
 from rarefy.masks import keep_top, keep_top_in_rows, kept_count
 from rarefy.patterns.structures import Blocks, NOfM
-from rarefy.patterns.two_sided import Transposable
+from rarefy.patterns.transposable import Transposable
 from rarefy.saliency.sparse_gpt import sparse_gpt
 
 

@@ -13,7 +13,8 @@ from rarefy.algorithms.view import WeightView, also_by_parts, is_replaced
 from rarefy.distributed import ranks
 from rarefy.errors import RarefyError
 from rarefy.masks import active_count, grow_highest, kept_count
-from rarefy.patterns.structures import FREE, FanIn, NOfM
+from rarefy.patterns.constant_fan import FanIn
+from rarefy.patterns.structures import FREE, NOfM
 from rarefy.schedules import FromFunction
 from rarefy.storage.gradients import Shortlist
 from rarefy.storage.growth import GrowthRequest

@@ -20,8 +20,8 @@ from rarefy.distributions import DISTRIBUTIONS, GLOBAL
 from rarefy.errors import ConfigError, join_path
 from rarefy.first_masks.names import first_masks_schema
 from rarefy.optim.density_scaling import PARAMETRIZATIONS
-from rarefy.patterns.structures import BLOCK_SCORES, TOLERANCE, FanIn, NOfM, Structure
-from rarefy.patterns.two_sided import FanOut
+from rarefy.patterns.constant_fan import ConstantFan
+from rarefy.patterns.structures import BLOCK_SCORES, TOLERANCE, NOfM, Structure
 from rarefy.schedule_schema import Json, schedule_schema, update_schema
 from rarefy.schedules import Constant, Cycling, Schedule, parse_schedule, parse_update_schedule
 from rarefy.validation import LevelMark, StepMark, marked_fields, marks_in, shorten
@@ -95,7 +95,7 @@ def check_reach(sparsity: Schedule, structure: Structure, distribution: str) -> 
         rarefy.errors.ConfigError: sparsity: 0.9 is not allowed; give 0.5, which is 1 − n/m for {n: 2, m: 4}
     """
     given = f"{distribution} with the pattern {structure}"
-    if isinstance(structure, FanIn | FanOut) and distribution == GLOBAL:
+    if isinstance(structure, ConstantFan) and distribution == GLOBAL:
         allowed = "uniform, er or erk, as each side of every weight keeps as many"
         raise ConfigError("distribution", given, allowed)
     if not isinstance(structure, NOfM):

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from rarefy.errors import ConfigError
-from rarefy.patterns.structures import BLOCK_SCORES, FREE, Blocks, FanIn, NOfM, Structure
-from rarefy.patterns.two_sided import FanOut, Transposable
+from rarefy.patterns.constant_fan import FanIn, FanOut
+from rarefy.patterns.structures import BLOCK_SCORES, FREE, Blocks, NOfM, Structure
+from rarefy.patterns.transposable import Transposable
 from rarefy.roles import OUT_IN, Axes
 from rarefy.validation import shorten
 

@@ -267,53 +267,6 @@ class NOfM(Structure):
         return not (self.fold_mask(mask).sum(1, dtype=torch.int32) > most).any()
 
 
-@dataclass(frozen=True)
-class FanIn(Structure):
-    """Every output has the same number of active connections (constant fan-in; Lasby et al., arXiv:2305.02299).
-
-    An output is a row of a weight [out, in, …], all positions of a kernel included. A method that ablates outputs may
-    leave some without any.
-
-    Example:
-        >>> FanIn().keep_top(torch.tensor([[1.0, 2.0, 9.0, 8.0], [3.0, 0.0, 4.0, 5.0]]), 0.5).int().tolist()
-        [[0, 0, 1, 1], [0, 0, 1, 1]]
-    """
-
-    def __str__(self) -> str:
-        return "fan_in"
-
-    @property
-    def counted_axis(self) -> int | None:
-        """Outputs."""
-        return 0
-
-    def check(self, name: str, shape: Sequence[int]) -> None:
-        """Refuses a weight without inputs."""
-        if len(shape) < 2 or not math.prod(shape[1:]):
-            raise ConfigError("pattern", self, f"unstructured for {name} {list(shape)}, which has no inputs")
-
-    def layout(self, shape: Sequence[int]) -> tuple[int, int]:
-        """A row for each output."""
-        return shape[0], math.prod(shape[1:])
-
-    def fold(self, scores: Tensor) -> Tensor:
-        """A row for each output."""
-        return scores.flatten(1)
-
-    def fold_mask(self, mask: Tensor) -> Tensor:
-        """A row for each output."""
-        return mask.flatten(1)
-
-    def unfold(self, units: Tensor, shape: Sequence[int]) -> Tensor:
-        """In shape again."""
-        return units.view(tuple(shape))
-
-    def holds(self, mask: Tensor, sparsity: float) -> bool:
-        """Whether all outputs that have connections have as many."""
-        counts = mask.flatten(1).sum(1)
-        return counts[counts > 0].unique().numel() <= 1
-
-
 def _norms(matrix: Tensor, block: tuple[int, int]) -> Tensor:
     """Root of the sum of squares; of negative scores the squares count as negative, so that higher stays better."""
     wide = matrix.double()  # squares of small gradients would vanish

@@ -117,18 +117,11 @@ def prune(
         >>> [round(one.sparsity, 2) for one in done.weights], int((model[0].weight == 0).sum())
         ([0.75, 0.75], 96)
     """
-    if method not in METHODS:
-        allowed = f"one of {', '.join(METHODS)} ({did_you_mean(str(method), METHODS)})"
-        raise ConfigError("method", repr(method), allowed, "method='wanda'")
-    block = {
-        "sparsity": sparsity,
-        "param_filter": param_filter,
-        "pattern": pattern,
-        "distribution": distribution,
-    }
-    block = {key: value for key, value in block.items() if value is not None}
-    needs_data = method not in ("magnitude", "random")
-    data = _batches(batches, model, needs_data)
+    _check_method(method)
+    block = {"sparsity": sparsity, "pattern": pattern, "distribution": distribution}
+    if param_filter is not None:
+        block["param_filter"] = param_filter
+    data = _batches(batches, model, needed=method not in ("magnitude", "random"))
     measure = loss or called
     before = _mean_loss(model, data, loss)
     if method in BY_LAYER:
@@ -140,7 +133,13 @@ def prune(
     return Pruned(weights, masks, before, _mean_loss(model, data, loss))
 
 
-def _batches(batches: Any, model: nn.Module, needed: bool) -> list[Any]:
+def _check_method(method: str) -> None:
+    if method not in METHODS:
+        allowed = f"one of {', '.join(METHODS)} ({did_you_mean(str(method), METHODS)})"
+        raise ConfigError("method", repr(method), allowed, "method='wanda'")
+
+
+def _batches(batches: Any, model: nn.Module, *, needed: bool) -> list[Any]:
     first = next(model.parameters(), None)
     device = torch.device("cpu") if first is None else first.device
     try:

@@ -1,4 +1,4 @@
-"""Structures that bind inputs: as many connections of each, or n of m in both directions."""
+"""The structure of n of m in both directions."""
 
 from __future__ import annotations
 
@@ -10,56 +10,9 @@ from torch import Tensor
 
 from rarefy import masks
 from rarefy.errors import ConfigError
-from rarefy.patterns.structures import NOfM, Structure, from_matrix, to_matrix
+from rarefy.patterns.structures import NOfM, from_matrix, to_matrix
 from rarefy.patterns.tiles import keep_regular
 from rarefy.ties import DEFAULT_ORDER, TieOrder
-
-
-@dataclass(frozen=True)
-class FanOut(Structure):
-    """Every input has the same number of active connections (constant fan-out).
-
-    An input is a column of a weight [out, in, …], all positions of a kernel included.
-
-    Example:
-        >>> import torch
-        >>> FanOut().keep_top(torch.tensor([[1.0, 2.0], [3.0, 0.0], [4.0, 9.0], [0.0, 8.0]]), 0.5).int().tolist()
-        [[0, 0], [1, 0], [1, 1], [0, 1]]
-    """
-
-    def __str__(self) -> str:
-        return "fan_out"
-
-    @property
-    def counted_axis(self) -> int | None:
-        """Inputs."""
-        return 1
-
-    def check(self, name: str, shape: Sequence[int]) -> None:
-        """Refuses a weight without inputs."""
-        if len(shape) < 2 or not math.prod(shape[1:]):
-            raise ConfigError("pattern", self, f"unstructured for {name} {list(shape)}, which has no inputs")
-
-    def layout(self, shape: Sequence[int]) -> tuple[int, int]:
-        """A row for each input."""
-        return shape[1], math.prod(shape) // shape[1]
-
-    def fold(self, scores: Tensor) -> Tensor:
-        """A row for each input."""
-        return scores.transpose(0, 1).flatten(1)
-
-    def fold_mask(self, mask: Tensor) -> Tensor:
-        """A row for each input."""
-        return self.fold(mask)
-
-    def unfold(self, units: Tensor, shape: Sequence[int]) -> Tensor:
-        """In shape again."""
-        return units.view(shape[1], shape[0], *shape[2:]).transpose(0, 1).contiguous()
-
-    def holds(self, mask: Tensor, sparsity: float) -> bool:
-        """Whether all inputs that have connections have as many."""
-        counts = self.fold(mask).sum(1)
-        return counts[counts > 0].unique().numel() <= 1
 
 
 @dataclass(frozen=True)
