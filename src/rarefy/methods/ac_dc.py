@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from rarefy.algorithms.options import Sparsity, Update, check_reach, parse_fraction, require_constant
-from rarefy.errors import ConfigError
 from rarefy.methods.gmp import GMP
+from rarefy.methods.phases import Alternating, phases
 from rarefy.patterns import parse_pattern
-from rarefy.schedules import AtSteps, EveryNSteps, parse_update_schedule, update_steps
 
 
 class ACDC(GMP):
@@ -30,7 +29,7 @@ class ACDC(GMP):
     Example:
         >>> import torch
         >>> algorithm = ACDC(0.9, update={"freq": 10, "start": 20, "stop": 60})
-        >>> algorithm.update_schedule.steps, [algorithm.target_at(0, update) for update in range(3)]
+        >>> algorithm.update_schedule.steps, [algorithm.target_at(step, 0) for step in (20, 30, 40)]
         ([20, 30, 40], [0.9, 0.0, 0.9])
     """
 
@@ -42,29 +41,5 @@ class ACDC(GMP):
         # Here, where the sparsity is still the one number that the user wrote.
         structure = parse_pattern(options.get("pattern", "unstructured"), None, None).structure
         check_reach(compressed, structure, "uniform")
-        super().__init__([compressed(0), 0.0], update={"steps": phases(update)}, **options)
-
-
-def phases(update: Any) -> list[int]:
-    """The steps at which phases begin, an odd number of them, so that the last is compressed.
-
-    Raises:
-        ConfigError: there is no last one.
-
-    Example:
-        >>> phases({"freq": 10, "stop": 40})
-        [0, 10, 20]
-    """
-    schedule = parse_update_schedule(update)
-    if isinstance(schedule, AtSteps):
-        steps = list(schedule.steps)
-    elif isinstance(schedule, EveryNSteps) and schedule.stop is not None:
-        steps = list(update_steps(schedule, 0, schedule.stop))
-    else:
-        raise ConfigError(
-            "update",
-            "no end of the phases for ac_dc",
-            "{freq, start, stop} or {steps: [...]}; what follows the last of them stays sparse",
-            'update: {freq: 500, start: 1000, stop: "75%"}',
-        )
-    return steps if len(steps) % 2 else steps[:-1]
+        steps = phases(update)
+        super().__init__(Alternating(compressed(0), tuple(steps)), update={"steps": steps}, **options)
