@@ -14,7 +14,7 @@ from rarefy.schedules import AtSteps, EveryNSteps, parse_update_schedule, update
 class Alternating:
     """The sparsity of the phase that a step lies in.
 
-    By the step, not by the number of updates: a weight that was frozen when a phase began is in the next with the others.
+    By the step, not by the number of updates: a weight that was frozen when a phase began joins the others in the next.
 
     Args:
         compressed: the sparsity of the first phase, the third and so on; 0 in those between and before the first.

@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.hooks import RemovableHandle
 
 from rarefy.algorithms.attachment.left_out import leave_out
 from rarefy.distributed import Traffic, differing, means_over_ranks
@@ -63,6 +64,7 @@ class Averaging:
         self._watches: dict[str, Watch] = {}
         self._rounds: weakref.WeakKeyDictionary[DistributedDataParallel, Round] = weakref.WeakKeyDictionary()
         self._round_of: dict[str, Round] = {}
+        self._entries: list[RemovableHandle] = []
 
     def watch(self, keeper: Watch, parameter: SparseParameter) -> None:
         """Hears of the forward passes that use a weight."""
@@ -87,8 +89,11 @@ class Averaging:
                 found[join_path(name.rpartition(".")[0], owner.mask_leaf)] = owner.name
         return found
 
-    def left(self, owners: Iterable[str]) -> None:
-        """Called when a wrapper is built that leaves these weights alone."""
+    def left(self, model: nn.Module, owners: Iterable[str]) -> None:
+        """Called when a wrapper of a model is built that leaves these weights alone."""
+        # In the whole model, since a process may leave out any layer of it in its first pass.
+        self._entries.append(model.register_forward_pre_hook(PassHook(self)))
+        self._entries.append(model.register_forward_hook(PassHook(self)))
         for name in owners:
             self._left.add(name)
             self._watches[name].is_awaited = True
@@ -104,21 +109,40 @@ class Averaging:
             found.lost[parameter.name] = weakref.ref(parameter.weight)
         self._left.discard(parameter.name)
         self._watches.pop(parameter.name, None)
+        if not self._left:
+            for handle in self._entries:
+                handle.remove()
+            self._entries.clear()
 
     # ---- forward and backward passes ----
 
-    def _before_forward(self, parameter: SparseParameter) -> None:
-        """Called before a module uses the weight."""
+    def enter(self) -> bool:
+        """Called when a forward pass begins, or uses a weight; whether it is that of a wrapper.
+
+        The first one compares the processes, which all have to be here.
+        """
         ddp = ddp_in_forward()
         if ddp is None or not torch.is_grad_enabled():
-            return
+            return False
         found = self._rounds.get(ddp)
         if found is None:
             found = self._begin(ddp)
-        # From now on the wrapper itself says when it is called; compiled passes need not.
-        self._watches[parameter.name].is_awaited = False
         if not found.is_compared:
             found.compare(self._set_mask)
+        return True
+
+    def leave(self, outputs: Any) -> None:
+        """Called when the forward pass of a wrapped model is over; torch calls no hook of its wrapper in the first."""
+        ddp = ddp_in_forward()
+        found = None if ddp is None else self._rounds.get(ddp)
+        if found is not None:
+            found.await_backward(outputs)
+
+    def _before_forward(self, parameter: SparseParameter) -> None:
+        """Called before a module uses the weight."""
+        if self.enter():
+            # From now on the wrapper itself says when it is called; compiled passes need not.
+            self._watches[parameter.name].is_awaited = False
 
     def saw_gradient(self, parameter: SparseParameter) -> None:
         """Called when a backward pass accumulated the gradient of a weight.
@@ -140,6 +164,10 @@ class Averaging:
         ignored = {own[name] for name in own if name in ddp.parameters_to_ignore} & self._left
         found = Round(ddp, [one for name, one in self._parameters.items() if name in ignored], self.traffic)
         self._refuse_compact({*own.values()} - ignored)
+        # The forward pass of the wrapper has begun already.
+        found.before(ddp)
+        ddp.register_forward_pre_hook(found.before)
+        ddp.register_forward_hook(found.after)
         self._rounds[ddp] = found
         self._round_of |= dict.fromkeys(ignored, found)
         return found
@@ -159,6 +187,30 @@ class Averaging:
             )
 
 
+class PassHook:
+    """The hook of a wrapped model that tells `Averaging` of its forward passes; that of a copy tells nobody."""
+
+    def __init__(self, owner: Averaging | None = None) -> None:
+        self._owner = None if owner is None else weakref.ref(owner)
+
+    def __call__(self, model: nn.Module, inputs: Any, *outputs: Any) -> None:
+        """Called before a forward pass, and after it with its outputs."""
+        # Compiled passes are told of by the wrapper and by the layers.
+        owner = None if self._owner is None or torch.compiler.is_compiling() else self._owner()
+        if owner is None:
+            return
+        if outputs:
+            owner.leave(outputs)
+        else:
+            owner.enter()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> PassHook:
+        return PassHook()
+
+    def __reduce__(self) -> Any:
+        return PassHook, ()
+
+
 class Round:
     """One wrapper, and the weights that it leaves to us.
 
@@ -169,6 +221,7 @@ class Round:
 
     Attributes:
         is_compared: whether the processes have the same weights, masks and storage.
+        is_copy: whether its wrapper is a copy, which leaves sparse weights alone, and nobody has them.
         lost: weights that nobody averages any more.
     """
 
@@ -176,21 +229,24 @@ class Round:
         self, ddp: DistributedDataParallel, parameters: list[SparseParameter], traffic: Traffic
     ) -> None:
         self.is_compared = False
+        self.is_copy = False
         self.lost: dict[str, weakref.ref[Tensor]] = {}
         self._parameters = parameters
         self._traffic = traffic
         self._group: Any = ddp.process_group
         self._is_due = False
         self._asked_in = -1
-        self._before(ddp)
-        ddp.register_forward_pre_hook(self._before)
-        ddp.register_forward_hook(self._after)
 
-    def _before(self, ddp: nn.Module, *_: Any) -> None:
+    def before(self, ddp: nn.Module, *_: Any) -> None:
         """Called before each forward pass of the wrapper."""
         assert isinstance(ddp, DistributedDataParallel)
         if not torch.is_grad_enabled():
             return
+        if self.is_copy:
+            raise RarefyError(
+                "a copy of a DistributedDataParallel model does not average its sparse weights; copy the model inside "
+                "(ddp.module), call sparsity.apply on that copy, and build DistributedDataParallel of it"
+            )
         self._refuse_lost(ddp)
         if self._parameters and tolerates_uneven_inputs(ddp):
             raise RarefyError(
@@ -217,7 +273,12 @@ class Round:
                     "build DistributedDataParallel(model) anew after rarefy.finalize(model)"
                 )
 
-    def _after(self, ddp: nn.Module, inputs: Any, outputs: Any) -> None:
+    def after(self, ddp: nn.Module, inputs: Any, outputs: Any) -> None:
+        """Called after each forward pass of the wrapper but the first."""
+        if not self.is_copy:
+            self.await_backward(outputs)
+
+    def await_backward(self, outputs: Any) -> None:
         """Has a backward pass through any output exchange gradients, whether it reaches a sparse weight or not."""
         for one in leaves(outputs):
             if isinstance(one, Tensor) and one.requires_grad and self._is_due:
@@ -238,9 +299,17 @@ class Round:
             self._asked_in = backward_number()
             when_backward_ends(self._average)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Round:
+        return copy_of_round()
+
+    def __reduce__(self) -> Any:
+        return copy_of_round, ()
+
     @torch.no_grad()
     def _average(self) -> None:
         self._asked_in = -1
+        # As the wrapper does, which ignores backward passes beyond the one that belongs to its forward pass.
+        self._is_due = False
         learning = [one for one in self._parameters if one.weight.requires_grad]
         entries = [one.gradient_entries() for one in learning]
         present = [one.weight.grad is not None for one in learning]
@@ -294,6 +363,13 @@ class Round:
                 "the processes store sparse weights in different ways: compact storage needs the same kernels in each "
                 f"(here: {instruction_set()}); set compute: masked, or RAREFY_INSTRUCTION_SET to one that all have"
             )
+
+
+def copy_of_round() -> Round:
+    """What the hooks of a copied wrapper belong to."""
+    found = Round.__new__(Round)
+    found.is_copy = True
+    return found
 
 
 def _sum_of(parameter: SparseParameter) -> int:

@@ -19,8 +19,8 @@ class Source(Protocol):
         """The names of weights and masks in a model, and whose they are."""
         ...
 
-    def left(self, owners: Iterable[str]) -> None:
-        """Called when a wrapper is built that leaves these weights alone."""
+    def left(self, model: nn.Module, owners: Iterable[str]) -> None:
+        """Called when a wrapper of a model is built that leaves these weights alone."""
         ...
 
 
@@ -50,7 +50,7 @@ class LeftOut:
         if learning <= names:
             return iter(self.others)
         for source, leaves in found.items():
-            source.left(set(leaves.values()))
+            source.left(model, set(leaves.values()))
         # The reducer puts a dot before names of the wrapped module itself, and a compiled model has a prefix.
         names |= {f".{name}" for name in names if "." not in name}
         return iter(names | {COMPILED_PREFIX + name for name in names})
