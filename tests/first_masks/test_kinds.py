@@ -145,7 +145,8 @@ def test_synflow_leaves_no_layer_empty_where_snip_would():
     masks = applied("synflow", copy.deepcopy(model), sparsity=0.98, of={"rounds": 100, "batches": data})
     assert all(int(mask.sum()) for mask in masks.values())
     with pytest.raises(
-        RarefyError, match=r"init_method snip at sparsity 0\.99 leaves no connection in .*; give scope"
+        RarefyError,
+        match=r"init_method snip at sparsity 0\.99 leaves no connection in .*; give distribution: erk",
     ):
         applied("snip", model, sparsity=0.99, of={"batches": data})
 
@@ -314,9 +315,52 @@ def test_a_dense_start_measures_nothing():
     assert all(bool(one.mask.all()) for one in sparsity.parameters.values())
 
 
+def test_grasp_refuses_float16():
+    data = [(x.half(), y) for x, y in batches()]
+    said = "grasp needs more range than 0.weight has, which is float16; take bfloat16 or float32"
+    with pytest.raises(RarefyError, match=said):
+        applied("grasp", make_model().half(), of={"batches": data})
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_in_inference_mode(method):
+    expected = applied(method)
+    model = make_model()
+    with torch.inference_mode():
+        found = applied(method, model)
+        made = make_model()
+    assert all(torch.equal(mask, found[name]) for name, mask in expected.items())
+    with pytest.raises(RarefyError, match=r"0\.weight is an inference tensor"):
+        applied(method, made)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Snip(), "batches: a missing value is not allowed; give how many batches"),
+        (lambda: Snip([], scope="row"), "scope: 'row' is not allowed; give global or layer"),
+        (lambda: Grasp([], temperature=-1), "temperature: -1 is not allowed; give a number > 0"),
+        (lambda: SynFlow(rounds=0), "rounds: 0 is not allowed; give a whole number ≥ 1"),
+        (
+            lambda: Wanda([], scop="layer"),
+            r"the key 'scop' is not allowed; give a known key \(did you mean scope",
+        ),
+        (lambda: MagnitudeMixed(2), r"share: 2 is not allowed; give a number in \[0, 1\]"),
+    ],
+)
+def test_constructors_word_what_they_refuse(make, message):
+    with pytest.raises(ConfigError, match=f"^{message}"):
+        make()
+
+
+def test_only_batches_go_without_their_name():
+    with pytest.raises(TypeError, match="too many positional arguments"):
+        Snip([], loss)
+
+
 def test_objects_are_the_same_as_mappings():
     made = {
-        "snip": Snip(batches=batches(), loss=loss),
+        "snip": Snip(batches(), loss=loss),
         "grasp": Grasp(batches=batches(), loss=loss, temperature=2.0),
         "synflow": SynFlow(batches=batches, loss=loss, rounds=7),
         "wanda": Wanda(batches=iter(batches()), loss=loss),

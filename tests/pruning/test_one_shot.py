@@ -14,8 +14,9 @@ import rarefy
 from rarefy.errors import ConfigError, RarefyError
 from rarefy.masks import keep_top_in_rows
 from rarefy.models import build_model
+from rarefy.pruning.hessians import Hessians
 from rarefy.pruning.one_shot import METHODS, prune
-from rarefy.pruning.stages import Walk
+from rarefy.pruning.stages import Walk, merged
 from rarefy.saliency.sparse_gpt import sparse_gpt
 
 GPT = {"name": "gpt2", "vocab_size": 32, "hidden_size": 16, "num_heads": 2, "num_hidden_layers": 3}
@@ -147,6 +148,81 @@ def test_a_layer_that_is_called_twice_shows_both_inputs():
     both = torch.cat([x, torch.relu(model.twice(x))]).detach()
     expected = keep_top_in_rows(model.twice.weight.detach().abs() * both.norm(dim=0), 4)
     assert torch.equal(prune(model, 0.5, batches=[x]).masks["twice.weight"], expected)
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = x[:, 0]
+        for step in x.unbind(1):
+            h = torch.tanh(self.cell(h + step))
+        return h
+
+
+def test_a_layer_that_later_batches_call_more_often_shows_all_inputs():
+    torch.manual_seed(0)
+    model = Recurrent().eval()
+    data = [torch.randn(3, length, 8) for length in (2, 7, 4)]
+    seen: list[str] = []
+    walk = Walk(model, {"cell.weight": model.cell}, data, lambda model, batch: model(batch))
+    walk.show(["cell.weight"], lambda name, module, x: seen.append(name))
+    assert len(seen) == 13
+
+
+class Experts(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList([nn.Linear(8, 8), nn.Linear(8, 8)])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.experts[int(x[0, 0] > 0)](x)
+
+
+@pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
+def test_an_expert_that_one_batch_uses(method):
+    data = [torch.ones(4, 8), -torch.ones(4, 8)]
+    assert prune(Experts(), 0.5, method=method, batches=data).sparsity == 0.5
+
+
+def test_names_are_in_the_order_of_all_batches():
+    assert merged([["a", "c"], ["a", "b", "b", "c", "d"], ["e", "a"]]) == ["e", "a", "b", "c", "d"]
+    assert merged([]) == []
+
+
+def test_a_layer_that_no_input_reaches_has_no_sum():
+    with pytest.raises(RarefyError, match="sparsegpt saw no input of w; leave it out of the filter"):
+        Hessians().take("w")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_in_inference_mode(method):
+    expected = prune(make_model().eval(), 0.5, method=method, batches=batches(), loss=loss)
+    with torch.inference_mode():
+        data = batches()
+    model = make_model().eval()
+    with torch.inference_mode():
+        done = prune(model, 0.5, method=method, batches=data, loss=loss)
+        made = make_model()
+    assert all(torch.equal(mask, done.masks[name]) for name, mask in expected.masks.items())
+    assert done.loss_after == expected.loss_after
+    with pytest.raises(
+        RarefyError, match=r"0\.weight is an inference tensor.*; build or load the model outside"
+    ):
+        prune(made, 0.5, method=method, batches=batches(), loss=loss)
+
+
+def test_remedies_are_options_of_prune():
+    with pytest.raises(
+        RarefyError, match=r"leaves no connection in .*; give distribution: erk, a lower"
+    ) as one:
+        prune(make_model(), 0.99, method="snip", pattern={"block": [4, 4]}, batches=batches(), loss=loss)
+    with pytest.raises(RarefyError, match=r"leave it out of param_filter, or take another method") as other:
+        prune(nn.MultiheadAttention(8, 2), 0.5, batches=batches(), loss=lambda model, batch: torch.ones(()))
+    assert "scope" not in str(one.value) and "init_method" not in str(other.value)
+    prune(make_model(), 0.8, method="snip", distribution="erk", batches=batches(), loss=loss)
 
 
 def test_turned_layers():

@@ -150,6 +150,18 @@ def test_a_loss_linear_in_the_weights_has_no_curvature():
     assert not found["weight"].any()
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_what_is_not_finite_is_refused(value):
+    layer = nn.Linear(2, 1, bias=False)
+    objective = Objective(layer, lambda model, batch: model(batch).square().sum())
+    weights = {"weight": layer.weight}
+    remedy = "of weight is not finite; look at the data, the weights and the number format"
+    with pytest.raises(RarefyError, match=f"the gradient {remedy}"):
+        objective.gradients(weights, [[torch.ones(1, 2)], [torch.full((1, 2), value)]])
+    with pytest.raises(RarefyError, match=f"the Hessian product {remedy}"):
+        objective.hessian_products(weights, {"weight": torch.full((1, 2), value)}, [[torch.ones(1, 2)]])
+
+
 def test_checkpointed_parts_run_again_with_the_same_weights_and_statistics():
     torch.manual_seed(0)
     model = Normed()

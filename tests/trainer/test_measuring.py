@@ -278,6 +278,9 @@ import sys
 import torch
 import torch.distributed as dist
 from torch import nn
+import rarefy
+import rarefy.errors
+from rarefy.distributed import from_all
 from rarefy.trainer.trainer import Trainer
 
 class Net(nn.Module):
@@ -302,6 +305,23 @@ for name in ("snip", "grasp", "wanda", "synflow"):
     )
     trainer.fit(every[rank::ranks])
     found[name] = [one.mask.tolist() for one in trainer.sparsity.parameters.values()]
+for method in ("wanda", "sparsegpt"):
+    torch.manual_seed(0)
+    model = Net()
+    done = rarefy.prune(model, 0.5, method=method, batches=every[rank::ranks])
+    found[f"prune {method}"] = [one.tolist() for one in done.masks.values()]
+    found[f"losses {method}"] = [round(done.loss_before, 4), round(done.loss_after, 4)]
+    everywhere = from_all((list(model.state_dict().values()), done.loss_before, done.loss_after))
+    for weights, *losses in everywhere:
+        assert all(map(torch.equal, weights, everywhere[0][0])) and losses == list(everywhere[0][1:])
+if ranks > 1:
+    model = nn.ModuleList([nn.Linear(8, 8), nn.Linear(8, 8)])
+    try:
+        rarefy.prune(model, 0.5, batches=every[:1], loss=lambda model, x: model[0](model[rank](x)).sum())
+    except rarefy.errors.RarefyError as error:
+        assert "1.weight is not used by the batches of each process" in str(error)
+    else:
+        raise AssertionError("a layer that one process does not use")
 if rank == 0:
     print(found)
 if ranks > 1:

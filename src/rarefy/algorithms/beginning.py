@@ -19,7 +19,7 @@ from rarefy.errors import ConfigError, RarefyError
 from rarefy.first_masks.competition import compete
 from rarefy.first_masks.kinds import FromData
 from rarefy.first_masks.names import competes_by_weight
-from rarefy.first_masks.task import Task, given_batches
+from rarefy.first_masks.task import Task, given_batches, refuse_inference
 from rarefy.initializers import Initializer, first_mask, generator_for, topk
 from rarefy.masks import all_active
 from rarefy.patterns import Pattern
@@ -50,6 +50,7 @@ class Beginning(UserHooks, Timing):
     def _set_mask(self, parameter: SparseParameter, mask: Tensor) -> None:
         """Gives a weight a new topology."""
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def first_masks(self, weights: Mapping[str, Tensor], places: Mapping[str, Place]) -> dict[str, Tensor]:
         """The masks of step 0: by `init_method` if step 0 is an update step, else all True.
@@ -78,6 +79,7 @@ class Beginning(UserHooks, Timing):
             raise error.under("init_method") from None
         return self._measure(self.init_method, self._task(weights, places, targets, batches))
 
+    @torch.inference_mode(False)
     def measured(self, batches: Batches) -> dict[str, Tensor]:
         """The masks of the weights that wait for data.
 
@@ -124,6 +126,7 @@ class Beginning(UserHooks, Timing):
                 "apply the sparsity before fully_shard, with batches of its own, or take init_method: topk"
             )
             raise RarefyError(f"init_method {method.name} cannot measure {cut}, which is sharded; {remedy}")
+        refuse_inference(task.model)
         try:
             return method.masks(task)
         except ConfigError:

@@ -1,6 +1,13 @@
 """Training in several processes; without a process group nothing is exchanged."""
 
-from rarefy.distributed.agreement import agreed_seed, differing, highest_of_all, mean_over_ranks, of_first
+from rarefy.distributed.agreement import (
+    agreed_seed,
+    differing,
+    from_all,
+    highest_of_all,
+    mean_over_ranks,
+    of_first,
+)
 from rarefy.distributed.checksums import combined
 from rarefy.distributed.means import Traffic, means_over_ranks
 from rarefy.distributed.membership import is_first, join_processes, lost_another, place, ranks, wait_for_all
@@ -27,6 +34,7 @@ __all__ = [
     "combined",
     "cut_by",
     "differing",
+    "from_all",
     "highest_of_all",
     "is_cut",
     "is_first",

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from rarefy.distributed.membership import ranks
+
+T = TypeVar("T")
 
 
 def mean_over_ranks(tensor: Tensor) -> Tensor:
@@ -67,11 +69,21 @@ def highest_of_all(number: int) -> int:
         >>> highest_of_all(3)
         3
     """
+    return max(from_all(number))
+
+
+def from_all(value: T) -> list[T]:
+    """What each process brings, by rank; something small that pickle knows.
+
+    Example:
+        >>> from_all("here")
+        ['here']
+    """
     if ranks() == 1:
-        return number
-    box: list[int] = [0] * ranks()
-    dist.all_gather_object(box, number)
-    return max(box)
+        return [value]
+    box = [value] * ranks()
+    dist.all_gather_object(box, value)
+    return box
 
 
 def differing(numbers: Mapping[str, int], device: torch.device, group: Any = None) -> list[str]:

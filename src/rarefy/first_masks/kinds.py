@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import KW_ONLY
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -26,9 +27,10 @@ from rarefy.saliency.snip import snip_scores
 from rarefy.saliency.synflow import SynapticFlow, round_sparsity
 from rarefy.saliency.wanda import wanda_scores
 from rarefy.ties import TieOrder
-from rarefy.validation import Number
+from rarefy.validation import Number, worded
 
 _NOISE = 1e-11
+_WIDER = "take bfloat16 or float32"
 _CONFIG = ConfigDict(extra="forbid")
 
 BatchesOf = Annotated[
@@ -72,7 +74,8 @@ class FromData(ABC):
         return {name: task.keep_top(name, score, shares[name]) for name, score in scores.items()}
 
 
-@dataclass(frozen=True, kw_only=True, config=_CONFIG)
+@worded
+@dataclass(frozen=True, config=_CONFIG)
 class Snip(FromData):
     """SNIP (Lee et al., arXiv:1810.02340): connections whose absence would change the loss most.
 
@@ -96,6 +99,7 @@ class Snip(FromData):
 
     name: ClassVar[str] = "snip"
     batches: BatchesOf
+    _: KW_ONLY
     loss: LossOf = None
     scope: Scope = None
 
@@ -106,7 +110,8 @@ class Snip(FromData):
         return self.chosen(task, scores)
 
 
-@dataclass(frozen=True, kw_only=True, config=_CONFIG)
+@worded
+@dataclass(frozen=True, config=_CONFIG)
 class Grasp(FromData):
     """GraSP (Wang et al., arXiv:2002.07376): connections whose absence would make gradients smaller.
 
@@ -118,10 +123,13 @@ class Grasp(FromData):
         scope: as of `Snip`.
         temperature: what the model's outputs are divided by before the loss; the paper's is 200.
         output: name of the module whose output they are; None takes the last layer with a weight matrix.
+
+    Weights in float16 are refused: their second derivatives are too small for it.
     """
 
     name: ClassVar[str] = "grasp"
     batches: BatchesOf
+    _: KW_ONLY
     loss: LossOf = None
     scope: Scope = None
     temperature: Annotated[Number, Field(gt=0, description="a number > 0", examples=[200])] = 200.0
@@ -129,6 +137,10 @@ class Grasp(FromData):
 
     def masks(self, task: Task) -> dict[str, Tensor]:
         """The masks of all weights; see `FromData.masks`."""
+        half = next((name for name, one in task.weights.items() if one.dtype == torch.float16), None)
+        if half is not None:
+            # Second derivatives, divided by the temperature twice, are zeros there.
+            raise RarefyError(f"grasp needs more range than {half} has, which is float16; {_WIDER}")
         objective = Objective(task.model, task.loss, task.seed)
         changes = {}
         if self.temperature != 1.0:
@@ -141,7 +153,8 @@ class Grasp(FromData):
         return self.chosen(task, scores)
 
 
-@dataclass(frozen=True, kw_only=True, config=_CONFIG)
+@worded
+@dataclass(frozen=True, config=_CONFIG)
 class SynFlow(FromData):
     """SynFlow (Tanaka et al., arXiv:2006.05467): connections that carry most of the flow through positive weights.
 
@@ -157,6 +170,7 @@ class SynFlow(FromData):
 
     name: ClassVar[str] = "synflow"
     batches: BatchesOf = 1
+    _: KW_ONLY
     loss: LossOf = None
     scope: Scope = None
     rounds: Annotated[int, Field(strict=True, ge=1, description="a whole number ≥ 1", examples=[100])] = 100
@@ -195,7 +209,8 @@ class SynFlow(FromData):
         return self.chosen(_at(task, shares, sparsity), ranked)
 
 
-@dataclass(frozen=True, kw_only=True, config=_CONFIG)
+@worded
+@dataclass(frozen=True, config=_CONFIG)
 class Wanda(FromData):
     """Wanda (Sun et al., arXiv:2306.11695): large weights whose inputs are large.
 
@@ -213,6 +228,7 @@ class Wanda(FromData):
 
     name: ClassVar[str] = "wanda"
     batches: BatchesOf
+    _: KW_ONLY
     loss: LossOf = None
     scope: Rows = "output"
 
@@ -247,7 +263,8 @@ class Wanda(FromData):
         return kept.transpose(0, 1).contiguous() if is_turned else kept
 
 
-@dataclass(frozen=True, kw_only=True, config=_CONFIG)
+@worded
+@dataclass(frozen=True, config=_CONFIG)
 class MagnitudeMixed:
     """A share of the connections has the largest magnitudes, the others are drawn at random from the rest.
 

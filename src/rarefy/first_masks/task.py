@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rarefy.errors import ConfigError
+from rarefy.errors import ConfigError, RarefyError
 from rarefy.initializers import generator_for
 from rarefy.models.call import to_device
 from rarefy.patterns import Pattern
 from rarefy.roles import Place
 from rarefy.saliency.objective import Batches, Loss, own_loss
+from rarefy.saliency.synflow import mapped
 from rarefy.ties import TieOrder
 from rarefy.validation import shorten
 
@@ -82,7 +84,28 @@ def given_batches(batches: Any, device: torch.device) -> list[list[Any]]:
     if isinstance(found, Tensor | Mapping | str) or not isinstance(found, Iterable):
         what = f"a tensor of shape {list(found.shape)}" if isinstance(found, Tensor) else shorten(found)
         raise ConfigError("batches", what, several, "batches: [batch]")
-    moved = [[to_device(batch, device)] for batch in found]
+    moved = [[mapped(_recordable, to_device(batch, device))] for batch in found]
     if not moved:
         raise ConfigError("batches", "data without a batch", several)
     return moved
+
+
+def _recordable(tensor: Tensor) -> Tensor:
+    """A tensor that a backward pass can save, which one made under `torch.inference_mode()` is not."""
+    return tensor.clone() if tensor.is_inference() else tensor
+
+
+def refuse_inference(model: nn.Module) -> None:
+    """Refuses a model with parameters or buffers that were made under `torch.inference_mode()`.
+
+    Raises:
+        RarefyError: one is such a tensor, which can neither be written to nor differentiated.
+
+    Example:
+        >>> refuse_inference(nn.Linear(2, 2))
+    """
+    held = itertools.chain(model.named_parameters(), model.named_buffers())
+    found = next((name for name, tensor in held if tensor.is_inference()), None)
+    if found is not None:
+        remedy = "build or load the model outside torch.inference_mode()"
+        raise RarefyError(f"{found} is an inference tensor, which cannot be changed; {remedy}")

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from rarefy.distributed import mean_over_ranks, ranks
 from rarefy.errors import RarefyError
 from rarefy.saliency.inputs import is_linear
 
@@ -17,7 +18,7 @@ class Hessians:
     Example:
         >>> sums = Hessians()
         >>> sums.see("w", nn.Linear(2, 1), torch.tensor([[1.0, 2.0]]))
-        >>> sums.of("w")
+        >>> sums.take("w")
         tensor([[1., 2.],
                 [2., 4.]])
     """
@@ -35,13 +36,16 @@ class Hessians:
         # In place: a second matrix of this size may not fit.
         self._sums[name].addmm_(rows.t(), rows)
 
-    def of(self, name: str) -> Tensor:
-        """The sum of a layer.
+    def take(self, name: str) -> Tensor:
+        """The sum of a layer over all processes, which is forgotten here.
 
         Raises:
-            RarefyError: it saw something that is not finite.
+            RarefyError: the layer was not called, or saw something that is not finite.
         """
-        found = self._sums[name]
+        if name not in self._sums:
+            raise RarefyError(f"sparsegpt saw no input of {name}; leave it out of the filter, or give others")
+        # In place, like the sum itself.
+        found = mean_over_ranks(self._sums.pop(name)).mul_(ranks())
         if not bool(found.isfinite().all()):
             raise RarefyError(
                 f"sparsegpt saw an input of {name} that is not finite; look at data and weights"

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from rarefy.algorithms.base import SparsityAlgorithm
 from rarefy.config import configure
+from rarefy.distributed import mean_over_ranks
 from rarefy.distributions import share_out
 from rarefy.errors import ConfigError, RarefyError, did_you_mean
 from rarefy.filters import Candidate
 from rarefy.first_masks.kinds import Wanda
-from rarefy.first_masks.task import Task, given_batches
+from rarefy.first_masks.task import Task, given_batches, refuse_inference
 from rarefy.masks import sparsity_of
 from rarefy.models.call import loss_of
 from rarefy.pruning.hessians import Hessians, check_linear
@@ -28,6 +29,9 @@ from rarefy.saliency.wanda import wanda_scores
 BY_LAYER = ("wanda", "sparsegpt")
 WITH_GRADIENTS = ("snip", "grasp", "synflow")
 METHODS = ("magnitude", "random", *BY_LAYER, *WITH_GRADIENTS)
+
+# A device without float64.
+_WIDE = {"mps": torch.float32}
 
 Progress = Callable[[int, int], None]
 
@@ -70,6 +74,7 @@ class Pruned:
         return 1.0 - sum(int(mask.sum()) for mask in self.masks.values()) / size if size else 0.0
 
 
+@torch.inference_mode(False)
 def prune(
     model: nn.Module,
     sparsity: float,
@@ -109,7 +114,8 @@ def prune(
 
     Raises:
         ConfigError: a value that is not allowed.
-        RarefyError: batches are missing, a weight cannot be measured, or the model is sparse by an algorithm.
+        RarefyError: batches are missing, a weight cannot be measured, the model is sparse by an algorithm, or made of
+            inference tensors.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 4))
@@ -118,6 +124,7 @@ def prune(
         ([0.75, 0.75], 96)
     """
     _check_method(method)
+    refuse_inference(model)
     block = {"sparsity": sparsity, "pattern": pattern, "distribution": distribution}
     if param_filter is not None:
         block["param_filter"] = param_filter
@@ -263,7 +270,7 @@ def _sparse_gpt(
     for name, candidate in stage.items():
         turned = candidate.axes.transposed
         weight = candidate.parameter.detach()
-        new, mask = sparse_gpt(weight.t() if turned else weight, sums.of(name), targets[name], structure)
+        new, mask = sparse_gpt(weight.t() if turned else weight, sums.take(name), targets[name], structure)
         candidate.parameter.copy_(new.t() if turned else new)
         # What rounds to zero in the weight's own format is active all the same.
         masks[name] = (mask.t() if turned else mask).contiguous()
@@ -271,7 +278,17 @@ def _sparse_gpt(
 
 
 def _mean_loss(model: nn.Module, data: Iterable[Any], loss: Loss | None) -> float | None:
-    """The mean loss over batches; None where nothing tells it."""
+    """The mean loss over the batches of all processes; None where nothing tells it."""
+    losses = _losses(model, data, loss)
+    first = next(model.parameters(), torch.empty(0))
+    # Kept apart: processes may have different numbers of batches.
+    total = torch.tensor([sum(losses), len(losses)], dtype=_WIDE.get(first.device.type, torch.float64))
+    added, count = mean_over_ranks(total.to(first.device)).tolist()
+    return added / count if count else None
+
+
+def _losses(model: nn.Module, data: Iterable[Any], loss: Loss | None) -> list[float]:
+    """The losses of this process's batches; none where nothing tells them."""
     objective = Objective(model)
     losses: list[float] = []
     with in_mode(model, False), torch.no_grad():
@@ -281,5 +298,5 @@ def _mean_loss(model: nn.Module, data: Iterable[Any], loss: Loss | None) -> floa
                 losses.append(float(loss_of(found)))
             except RarefyError:
                 # A model without a loss can be pruned as well.
-                return None
-    return sum(losses) / len(losses) if losses else None
+                return []
+    return losses

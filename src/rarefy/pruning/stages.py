@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rarefy.distributed import from_all
 from rarefy.errors import RarefyError
 from rarefy.saliency.inputs import watched
 from rarefy.saliency.objective import Loss, Objective
@@ -35,7 +36,7 @@ class Walk:
         loss: calls the model.
 
     Raises:
-        RarefyError: a layer that the first batch does not call.
+        RarefyError: a layer that no batch calls, or none of one process.
     """
 
     def __init__(
@@ -45,15 +46,15 @@ class Walk:
         self._loss = loss
         self._batches = batches
         self._modules = modules
-        order: list[str] = []
-        self._run(batches[0], modules, lambda name, module, x: order.append(name))
-        self._calls = Counter(order)
-        unseen = next((name for name in modules if name not in self._calls), None)
+        orders = [self._order(batch) for batch in batches]
+        self._calls = [Counter(order) for order in orders]
+        # All processes prune the same stages, by the first one's order: inputs are summed over them.
+        by_rank = from_all(merged(orders))
+        unseen = next((name for name in modules for seen in by_rank if name not in seen), None)
         if unseen is not None:
-            raise RarefyError(
-                f"{unseen} is not used by the batches; leave it out of the filter, or give others"
-            )
-        names = list(dict.fromkeys(order))
+            whose = "the batches" if len(by_rank) == 1 else "the batches of each process"
+            raise RarefyError(f"{unseen} is not used by {whose}; leave it out of the filter, or give others")
+        names = by_rank[0]
         self.stages = [list(group) for _, group in itertools.groupby(names, stage_of)]
 
     def show(self, stage: Sequence[str], see: See) -> None:
@@ -63,11 +64,17 @@ class Walk:
             stage: names of weights.
             see: called with name, module and input.
         """
+        counts = [{name: calls[name] for name in stage} for calls in self._calls]
+        # Where calls depend on the batch, as among experts, they may depend on what is pruned before as well.
+        is_steady = all(one == counts[0] for one in counts)
         for batch in self._batches:
-            self._show_one(batch, stage, see)
+            if is_steady:
+                self._show_until(batch, Counter(counts[0]), see)
+            else:
+                self._run(batch, {name: self._modules[name] for name in stage}, see)
 
-    def _show_one(self, batch: Any, stage: Sequence[str], see: See) -> None:
-        left = Counter({name: self._calls[name] for name in stage})
+    def _show_until(self, batch: Any, left: Counter[str], see: See) -> None:
+        """Shows inputs until each layer has been called as often as it says."""
 
         def once(name: str, module: nn.Module, x: Tensor) -> None:
             see(name, module, x)
@@ -76,11 +83,36 @@ class Walk:
                 raise _SeenError
 
         with suppress(_SeenError):
-            self._run(batch, {name: self._modules[name] for name in stage}, once)
+            self._run(batch, {name: self._modules[name] for name in left}, once)
+
+    def _order(self, batch: Any) -> list[str]:
+        """The layers in the order of their calls, each as often as it is called."""
+        order: list[str] = []
+        self._run(batch, self._modules, lambda name, module, x: order.append(name))
+        return order
 
     def _run(self, batch: Any, modules: Mapping[str, nn.Module], see: See) -> None:
         with torch.no_grad(), watched(modules, see):
             self._objective.run({}, batch, self._loss)
+
+
+def merged(orders: Sequence[Sequence[str]]) -> list[str]:
+    """One order of all names: that of the first, with what only later ones have behind what precedes it there.
+
+    Example:
+        >>> merged([["a", "c", "a"], ["a", "b", "c"]])
+        ['a', 'b', 'c']
+    """
+    whole: list[str] = []
+    for order in orders:
+        if set(order) <= set(whole):
+            continue
+        place = 0
+        for name in dict.fromkeys(order):
+            if name not in whole:
+                whole.insert(place, name)
+            place = whole.index(name) + 1
+    return whole
 
 
 def stage_of(name: str) -> str:

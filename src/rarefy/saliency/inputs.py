@@ -32,7 +32,7 @@ def check_watchable(name: str, place: Place, method: str) -> None:
         >>> check_watchable("weight", Place(nn.Linear(2, 2), "weight"), "wanda")
     """
     module = place.module
-    remedy = "leave it out of param_filter, or take another init_method"
+    remedy = "leave it out of param_filter, or take another method"
     if place.leaf != "weight" or not (is_linear(module) or type(module) in _CONVOLUTIONS):
         kind = type(module).__name__
         raise RarefyError(f"{method} needs the inputs of {name}, which a {kind} does not show; {remedy}")

@@ -87,13 +87,13 @@ class Objective:
             Tensors of the weights' shapes, float32 or wider.
 
         Raises:
-            RarefyError: the loss is none, or does not depend on a weight.
+            RarefyError: the loss is none, or does not depend on a weight, or a gradient is not finite.
         """
 
         def derive(loss: Tensor, leaves: Sequence[Tensor]) -> Sequence[Tensor | None]:
             return torch.autograd.grad(loss, leaves, allow_unused=True)
 
-        return self._mean(weights, batches, derive)
+        return self._mean(weights, batches, derive, "gradient")
 
     def hessian_products(self, weights: Tensors, vectors: Tensors, batches: Batches) -> dict[str, Tensor]:
         """H · v, where H is the Hessian of the mean loss over batches and processes in all these weights.
@@ -104,7 +104,8 @@ class Objective:
             batches: as for `gradients`.
 
         Raises:
-            RarefyError: the loss does not depend on a weight, or the model has no second derivatives.
+            RarefyError: the loss does not depend on a weight, the model has no second derivatives, or a product is not
+                finite.
         """
         names = list(weights)
 
@@ -129,7 +130,7 @@ class Objective:
         try:
             # The fused kernels of attention have no second derivatives.
             with sdpa_kernel(SDPBackend.MATH):
-                return self._mean(weights, batches, derive)
+                return self._mean(weights, batches, derive, "Hessian product")
         except RuntimeError as error:
             if "not implemented" not in str(error):
                 raise
@@ -178,6 +179,7 @@ class Objective:
         weights: Tensors,
         batches: Batches,
         derive: Callable[[Tensor, Sequence[Tensor]], Sequence[Tensor | None]],
+        what: str,
     ) -> dict[str, Tensor]:
         total: dict[str, Tensor] = {}
         for parts in batches:
@@ -185,7 +187,13 @@ class Objective:
                 for name, gradient in self._derived(weights, part, derive).items():
                     wide = gradient.detach().to(torch.promote_types(gradient.dtype, torch.float32))
                     total[name] = total[name] + wide if name in total else wide
-        return {name: mean_over_ranks(gradient / len(batches)) for name, gradient in total.items()}
+        means = {name: mean_over_ranks(gradient / len(batches)) for name, gradient in total.items()}
+        # After the exchange, so that all processes end here; what is not finite would be ranked at random.
+        broken = next((name for name, mean in means.items() if not bool(mean.isfinite().all())), None)
+        if broken is not None:
+            remedy = "look at the data, the weights and the number format"
+            raise RarefyError(f"the {what} of {broken} is not finite; {remedy}")
+        return means
 
     def _derived(self, weights: Tensors, batch: Any, derive: Any) -> dict[str, Tensor]:
         leaves = {name: weight.detach().requires_grad_() for name, weight in weights.items()}

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from rarefy.errors import RarefyError
+from rarefy.saliency.norms import is_norm, scale_of, unclear
 from rarefy.saliency.objective import Objective
 from rarefy.saliency.outputs import Change, hooked, is_embedding
-
-_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-_INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
-_BY_CHANNEL = (*_BATCH_NORMS, *_INSTANCE_NORMS, nn.GroupNorm)
 
 
 class _ReachedOutputError(Exception):
@@ -52,8 +50,8 @@ class SynapticFlow:
     magnitude and biases by zeros. For layers that are no linear maps of numbers:
 
     - an embedding gives ones for every token, so that token inputs are inputs of ones to the first layer behind it;
-    - a normalization multiplies with the magnitude of its scale, and neither centres nor divides; a batch norm divides
-      by the deviation that it has seen, as it does in evaluation;
+    - a normalization multiplies with the magnitude of its scale (see `scale_of`), and neither centres nor divides; a
+      batch norm divides by the deviation that it has seen, as it does in evaluation;
     - all others (activations, attention's softmax, pooling) are used as they are, in evaluation mode.
 
     Args:
@@ -71,6 +69,7 @@ class SynapticFlow:
         self._output = output
         self._call = call
         self._objective = Objective(model)
+        self._norms = {name for name, module in model.named_modules() if is_norm(module)}
 
     def scores(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """One score a connection, ≥ 0, in float64.
@@ -104,7 +103,11 @@ class SynapticFlow:
         }
 
     def _flow(self, weights: Mapping[str, Tensor]) -> Tensor:
-        own = {name: _magnitude(name, one) for name, one in self._model.named_parameters()}
+        # Of norms with their signs: some scale by 1 + weight.
+        own = {
+            name: _flowing(name, one, is_signed=name.rpartition(".")[0] in self._norms)
+            for name, one in self._model.named_parameters()
+        }
         buffers = {name: _wide(one) for name, one in self._objective.buffers().items()}
         try:
             self._objective.run({**own, **buffers, **weights}, self._batch, self._call)
@@ -123,11 +126,11 @@ class SynapticFlow:
             raise _ReachedOutputError(output)
 
         changes: dict[nn.Module, Change] = {self._output: stop}
-        for module in self._model.modules():
+        for name, module in self._model.named_modules():
             if is_embedding(module):
                 changes[module] = _gives_ones
-            elif _is_norm(module):
-                changes[module] = _only_scales
+            elif name in self._norms:
+                changes[module] = partial(_only_scales, name)
         with hooked(changes):
             yield
 
@@ -179,30 +182,21 @@ def mapped(change: Callable[[Tensor], Tensor], batch: Any) -> Any:
     return batch
 
 
-def _magnitude(name: str, parameter: Tensor) -> Tensor:
-    is_bias = "bias" in name.rpartition(".")[2]
-    return _wide(torch.zeros_like(parameter) if is_bias else parameter.detach().abs())
+def _flowing(name: str, parameter: Tensor, *, is_signed: bool) -> Tensor:
+    if "bias" in name.rpartition(".")[2]:
+        return _wide(torch.zeros_like(parameter))
+    return _wide(parameter.detach() if is_signed else parameter.detach().abs())
 
 
 def _wide(tensor: Tensor) -> Tensor:
     return tensor.double() if tensor.is_floating_point() else tensor
 
 
-def _is_norm(module: nn.Module) -> bool:
-    return "norm" in type(module).__name__.lower() and not list(module.children())
-
-
 def _gives_ones(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
     return torch.ones_like(output, dtype=torch.float64)
 
 
-def _only_scales(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
-    x = inputs[0]
-    scale: Any = getattr(module, "weight", None)
-    variance: Any = getattr(module, "running_var", None)
-    factor = torch.ones((), dtype=torch.float64, device=x.device) if scale is None else scale.abs()
-    if variance is not None:
-        factor = factor / (variance + getattr(module, "eps", 0.0)).sqrt()
-    # Batch, instance and group norms scale channels, in dimension 1; the others what comes last.
-    is_by_channel = isinstance(module, _BY_CHANNEL) and factor.dim() > 0
-    return x * (factor.view(-1, *[1] * (x.dim() - 2)) if is_by_channel else factor)
+def _only_scales(name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
+    if not inputs:
+        raise unclear(name, module)
+    return inputs[0] * scale_of(name, module, inputs[0])

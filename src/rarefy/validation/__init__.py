@@ -12,6 +12,7 @@ from rarefy.validation.fields import (
     marked_fields,
     marks_in,
     shorten,
+    worded,
 )
 from rarefy.validation.locations import dotted
 
@@ -28,4 +29,5 @@ __all__ = [
     "marks_in",
     "read_block",
     "shorten",
+    "worded",
 ]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import wraps
 from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
 from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
@@ -88,6 +90,44 @@ def build(kind: type[T], options: Mapping[str, Any], *, path: str = "") -> T:
     Raises:
         ConfigError: an unknown, missing or invalid field, with its path.
     """
+    fields = _known_fields(kind, options, path)
+    try:
+        return validated(TypeAdapter(kind).validate_python, options, path)
+    except ValidationError as error:
+        raise option_error(error, fields).under(path) from None
+
+
+def worded(kind: type[T]) -> type[T]:
+    """A pydantic dataclass whose constructor refuses what `build` refuses, in the same words.
+
+    Example:
+        >>> from pydantic.dataclasses import dataclass
+        >>> @worded
+        ... @dataclass
+        ... class Half:
+        ...     share: Number
+        >>> Half("all")
+        Traceback (most recent call last):
+        rarefy.errors.ConfigError: share: 'all' is not allowed; give a number (example: share: 0.3)
+    """
+    checked = kind.__init__
+    signature = inspect.signature(kind)
+
+    @wraps(checked)
+    def construct(self: Any, *args: Any, **options: Any) -> None:
+        fields = _known_fields(kind, options, "")
+        # By name, which is what a message tells.
+        named = signature.bind_partial(*args, **options).arguments
+        try:
+            checked(self, **named)
+        except ValidationError as error:
+            raise option_error(error, fields) from None
+
+    kind.__init__ = construct  # type: ignore[method-assign]
+    return kind
+
+
+def _known_fields(kind: type, options: Mapping[str, Any], path: str) -> dict[str, FieldInfo]:
     declared: Mapping[str, FieldInfo] = kind.__pydantic_fields__  # type: ignore[attr-defined]
     # A dataclass also declares what it computes for itself, which no file may set.
     fields = {name: field for name, field in declared.items() if field.init is not False}
@@ -95,10 +135,7 @@ def build(kind: type[T], options: Mapping[str, Any], *, path: str = "") -> T:
     for key in options:
         if key not in fields:
             raise ConfigError(path, f"the key {key!r}", f"a known key ({did_you_mean(str(key), fields)})")
-    try:
-        return validated(TypeAdapter(kind).validate_python, options, path)
-    except ValidationError as error:
-        raise option_error(error, fields).under(path) from None
+    return fields
 
 
 def option_error(error: ValidationError, fields: Mapping[str, FieldInfo]) -> ConfigError:
