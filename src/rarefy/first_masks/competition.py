@@ -48,8 +48,9 @@ def compete(
     empty = [name for name, share in won.items() if share == 1.0 and units[name].numel()]
     if empty and sparsity < 1.0:
         shown = ", ".join(empty[:3]) + (f" and {len(empty) - 3} more" if len(empty) > 3 else "")
-        # By erk each weight has a number of its own, with a measured method as well.
-        remedy = "give distribution: erk, a lower sparsity, or a param_filter without them"
+        # Under uniform, a measured method lets all weights compete.
+        local = "uniform" if source.endswith("global") else "erk"
+        remedy = f"give distribution: {local}, a lower sparsity, or a param_filter without them"
         raise RarefyError(f"{source} at sparsity {sparsity:g} leaves no connection in {shown}; {remedy}")
     return won
 
