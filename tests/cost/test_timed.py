@@ -84,11 +84,44 @@ def test_a_damaged_file_is_no_file(text, timings, tmp_path):
     assert timed(LAYER) == 0.5
 
 
-def test_a_folder_that_cannot_be_written_is_said(timings, tmp_path, monkeypatch, caplog):
+def test_a_folder_that_cannot_be_written_is_said_and_nothing_is_timed(timings, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("RAREFY_CACHE", str(tmp_path / "file" / "in_it"))
+    with pytest.warns(RuntimeWarning, match="cannot be written .* set RAREFY_CACHE to another folder"):
+        time_layers([LAYER])
+    assert not timings["cases"]
+
+
+def test_a_folder_in_the_place_of_the_file_is_left_alone(timings, tmp_path):
+    (tmp_path / "timed.json" / "in_it").mkdir(parents=True)
+    with pytest.warns(RuntimeWarning, match="cannot be written"):
+        time_layers([LAYER])
+    assert [path.name for path in tmp_path.iterdir()] == ["timed.json"]
+
+
+def test_what_another_process_writes_meanwhile_is_kept(timings, monkeypatch):
+    other = Layer(1024, 512, 256, 0.3)
+    measure = module.measure
+
+    def while_the_other_writes(case, seconds):
+        monkeypatch.setattr(module, "measure", measure)
+        time_layers([other])
+        return measure(case, seconds)
+
+    monkeypatch.setattr(module, "measure", while_the_other_writes)
     time_layers([LAYER])
-    assert "cannot be kept" in caplog.text
+    assert timed(other) == timed(LAYER) == 0.5
+
+
+def test_layers_are_timed_outside_of_autocast(timings, monkeypatch):
+    measure = module.measure
+    seen = []
+    monkeypatch.setattr(
+        module, "measure", lambda *given: seen.append(torch.is_autocast_enabled("cpu")) or measure(*given)
+    )
+    with torch.autocast("cpu"):
+        time_layers([LAYER])
+    assert seen == [False]
 
 
 def test_random_numbers_stay_what_they_are(timings):

@@ -157,7 +157,11 @@ def replace_file(file: Path, text: str) -> None:
     """Writes a file that others may be reading."""
     with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False, encoding="utf-8") as new:
         new.write(text)
-    os.replace(new.name, file)
+    try:
+        os.replace(new.name, file)
+    except OSError:
+        os.unlink(new.name)
+        raise
 
 
 def remove() -> bool:

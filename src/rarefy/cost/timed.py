@@ -8,12 +8,14 @@ import json
 import logging
 import os
 import time
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from rarefy.cost.calibration import VARIABLE as FOLDER
 from rarefy.cost.calibration import Key, key_of, path, replace_file
 from rarefy.cost.measure import Case, measure
 from rarefy.cost.rule import pays_off, relative_time, rule
@@ -108,7 +110,8 @@ def time_layers(layers: Iterable[Layer]) -> None:
     known = _read()
     # The last of a name stands for all of it: their densities are as good as the same.
     wanted = {_entry(one): one for one in layers if _entry(one) not in known}
-    if not wanted or not is_on():
+    # What cannot be kept would be timed again at every update.
+    if not wanted or not is_on() or not _write({}):
         return
     _LOGGER.info(
         "timing %d kinds of sparse layers for compute: auto, once on this machine and for %.0f seconds at most "
@@ -123,7 +126,7 @@ def time_layers(layers: Iterable[Layer]) -> None:
         for entry, layer in wanted.items():
             if time.monotonic() < stop:
                 found[entry] = _relative_time(layer)
-    _write({**known, **found})
+    _write(found)
 
 
 def _relative_time(layer: Layer) -> float:
@@ -164,10 +167,17 @@ def _parsed(file: Path, _modified: int, _size: int) -> Mapping[str, float]:
     return {name: time for name, time in content.items() if isinstance(time, float) and time > 0}
 
 
-def _write(times: Mapping[str, float]) -> None:
-    """Without a place to write to, the next run takes the times again."""
+def _write(found: Mapping[str, float]) -> bool:
+    """Adds to what the file holds now, since other processes write it too; whether it could be written."""
     try:
         _file().parent.mkdir(parents=True, exist_ok=True)
-        replace_file(_file(), json.dumps(times, indent=2))
+        replace_file(_file(), json.dumps({**_read(), **found}, indent=2))
     except OSError as error:
-        _LOGGER.warning("%s: times of layers cannot be kept (%s)", _file(), error.strerror)
+        warnings.warn(
+            f"{_file()}: cannot be written ({error.strerror}), so compute: auto goes by its rule alone; set "
+            f"{FOLDER} to another folder, or {VARIABLE}=0 to have no layers timed",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return False
+    return True
