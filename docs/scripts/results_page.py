@@ -11,9 +11,12 @@ import json
 import math
 import re
 import shlex
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from rarefy import filters
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "quality" / "results"
@@ -29,6 +32,22 @@ NAMES = {
     "rigl, ERK": "RigL, ERK",
     "gmp": "GMP",
     "dense, narrow": "dense of equal parameters",
+}
+
+SIGNALS = "4000 signals of 40 numbers, 1000 for the test, the [generator's](https://arxiv.org/abs/2011.14439) default arguments"
+TASK_NAMES = {
+    "mnist1d_mlp": ("MNIST-1D, MLP", SIGNALS, "40–{width}–{width}–10"),
+    "mnist1d_conv": (
+        "MNIST-1D, conv net",
+        "the same",
+        "three convolutions of {width} channels, stride 2, and a linear layer",
+    ),
+    "digits_mlp": ("digits, MLP", "scikit-learn's, 8 × 8 pixels, 1347 and 450", "64–{width}–{width}–10"),
+    "stdlib_gpt": (
+        "standard library, GPT",
+        "bytes of Python's own sources; 5% of the files for validation",
+        "2 layers of {width}, 4 heads, 64 tokens",
+    ),
 }
 
 Row = Mapping[str, Any]
@@ -78,7 +97,8 @@ def methods(task: str) -> str:
     lines = []
     for variant in distinct(rows, "variant"):
         own = {row["sparsity"]: row for row in rows if row["variant"] == variant}
-        rate = f"{next(iter(own.values()))['lr']:g}"
+        # One is chosen for the lower sparsities and one for the higher.
+        rate = " / ".join(f"{one:g}" for one in distinct(list(own.values()), "lr"))
         if variant == "dense":
             lines.append(["**dense** (0%)", rate, spread(own[0.0]), *[""] * (len(sparsities) - 1)])
         else:
@@ -226,9 +246,42 @@ def machine(table: str) -> str:
     return f"{facts['processor']}, torch {facts['torch']}, Python {facts['python']}"
 
 
+def tasks() -> str:
+    """What is learnt, from the code that runs it."""
+    from quality.tasks import TASKS
+
+    lines = []
+    for name, (label, data, model) in TASK_NAMES.items():
+        task = TASKS[name]
+        size = sum(one.parameter.numel() for one in filters.select(task.model(task.width), None).values())
+        about = model.format(width=task.width)
+        lines.append([label, data, about, f"{size:,}", f"{task.steps} × {task.batch_size}"])
+    return table_of(["task", "data", "model", "weights that can be sparse", "steps × batch"], lines)
+
+
+def rates(metric: str) -> str:
+    """The learning rates that are tried."""
+    from quality.learning_rates import GRIDS
+
+    return ", ".join(f"{rate:g}" for rate in GRIDS[metric])
+
+
 FIGURES: dict[str, Callable[..., str]] = {
     one.__name__: one
-    for one in (methods, structure, equal_time, fine_tuning, transfer, rivals, updates, drops, value, machine)
+    for one in (
+        tasks,
+        rates,
+        methods,
+        structure,
+        equal_time,
+        fine_tuning,
+        transfer,
+        rivals,
+        updates,
+        drops,
+        value,
+        machine,
+    )
 }
 
 
@@ -244,6 +297,7 @@ def filled(text: str) -> str:
 
 def main() -> None:
     """Fills the pages and draws the plots."""
+    sys.path.insert(0, str(ROOT / "benchmarks"))
     for page in PAGES:
         page.write_text(filled(page.read_text()))
     from results_plots import draw_all

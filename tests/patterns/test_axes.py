@@ -95,7 +95,8 @@ def test_what_groups_of_a_convolution_do_not_allow_is_refused(module, options):
     ],
 )
 def test_what_they_do_allow_is_taken(module, options):
-    trained_mask(module, torch.randn(2, 32, 5, 5), **options)
+    mask = trained_mask(module, torch.randn(2, 32, 5, 5), **options)
+    assert float(mask.float().mean()) == 0.25
 
 
 def test_experts_of_unknown_layout_are_refused_for_patterns_alone():

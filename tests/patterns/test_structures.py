@@ -13,7 +13,7 @@ from rarefy.errors import ConfigError, RarefyError
 from rarefy.initializers import checkerboard, from_zeros, parse_initializer, random, topk
 from rarefy.masks import drop_lowest, grow_highest, keep_top, kept_count, sparsity_of
 from rarefy.patterns import FanIn, FanOut, Pattern, Transposable
-from rarefy.patterns.structures import FREE, Blocks, NOfM
+from rarefy.patterns.structures import FREE, Blocks, NOfM, Structure
 from rarefy.ties import TieOrder
 
 DTYPES = st.sampled_from([torch.float32, torch.bfloat16, torch.float64])
@@ -333,3 +333,18 @@ def test_a_fan_in_holds_where_outputs_without_connections_are_left_out():
     mask = torch.tensor([[True, True, False], [False, False, False], [False, True, True]])
     assert FanIn().holds(mask, 0.5)
     assert not FanIn().holds(mask & torch.tensor([True, True, False]), 0.5)
+
+
+@pytest.mark.parametrize(
+    ("structure", "rows"),
+    [
+        (FanIn(), [[1, 1, 0, 0], [1, 0, 0, 0]]),
+        (FanOut(), [[1, 0], [1, 1], [0, 0]]),
+        (Transposable(1, 2), [[1, 0], [1, 0]]),
+        (Transposable(1, 2), [[1, 1], [0, 0]]),
+        (NOfM(1, 2), [[1, 1], [0, 1]]),
+        (Blocks(1, 2), [[1, 0], [1, 1]]),
+    ],
+)
+def test_masks_of_another_structure_are_told_apart(structure: Structure, rows: list[list[int]]) -> None:
+    assert not structure.holds(torch.tensor(rows, dtype=torch.bool), 0.5)
