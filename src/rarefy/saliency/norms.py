@@ -86,7 +86,7 @@ def weight_or_more(name: str, module: nn.Module, x: Tensor) -> Tensor:
     with torch.no_grad():
         found = module.forward(given)
         gaps = [_gap(found, [one * scale for one in _normal(given)]) for scale in scales]
-    if min(gaps) > _NEAR * (1.0 + float(weight.abs().max())):
+    if min(gaps) > _NEAR * (1.0 + float(weight.detach().abs().max())):
         raise unclear(name, module)
     return scales[gaps.index(min(gaps))]
 
