@@ -321,3 +321,22 @@ def test_a_model_that_an_algorithm_holds_is_refused():
     for method in ("magnitude", "wanda"):
         with pytest.raises((RarefyError, ConfigError), match="has a sparsity algorithm already"):
             prune(model, 0.5, method=method, batches=batches(), loss=loss)
+
+
+@pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
+def test_dropout_is_off_while_inputs_are_measured(method: str) -> None:
+    found = []
+    for rate in (0.0, 0.9):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Dropout(rate), nn.Linear(8, 16))
+        done = prune(model, 0.5, method=method, batches=[x for x, _ in batches()])
+        assert model.training and model[0].training
+        found.append(done.masks["1.weight"])
+    assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("method", ["magnitude", "wanda", "sparsegpt"])
+def test_a_small_weight_keeps_a_connection_where_rounding_would_leave_none(method: str) -> None:
+    model = nn.Sequential(nn.Linear(8, 2), nn.Linear(2, 2))
+    done = prune(model, 0.97, method=method, batches=[x for x, _ in batches()])
+    assert int(done.masks["1.weight"].sum()) >= 1
