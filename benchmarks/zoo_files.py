@@ -17,8 +17,7 @@ from typing import Any
 from rarefy.data.registry import DATA_PROCESSORS
 from rarefy.decoder.config_check import check_config
 from rarefy.errors import RarefyError
-from rarefy.models.registry import MODELS
-from rarefy.models.zoo_keys import read_zoo_keys
+from rarefy.models.registry import MODELS, read_zoo_keys
 from rarefy.run.builder import Builder
 from rarefy.run.old_form import read_file
 from rarefy.run.schema import TrainerConfig, parse

@@ -11,7 +11,7 @@ import torch
 
 from rarefy.cli import bench
 from rarefy.cost import measure
-from rarefy.cost.break_even import BreakEven, Measurement
+from rarefy.cost.calibration import BreakEven, Measurement
 from rarefy.kernels import instruction_set
 from tiny_run import rarefy
 

@@ -5,8 +5,7 @@ import torch
 
 from rarefy.algorithms.group import Group
 from rarefy.callbacks import LogSparsity
-from rarefy.callbacks.log_sparsity import common_prefix
-from rarefy.callbacks.topology_facts import grown_share
+from rarefy.callbacks.log_sparsity import common_prefix, grown_share
 from rarefy.methods.gmp import GMP
 from rarefy.methods.rigl import RigL
 from rarefy.methods.static import Static

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rarefy.callbacks.topology_facts import dead_shares, grown_share, hamming_distance
+from rarefy.callbacks.log_sparsity import dead_shares, grown_share, hamming_distance
 from rarefy.roles import Axes
 
 MASK = torch.tensor([[True, False, False, True], [False, False, False, False]])

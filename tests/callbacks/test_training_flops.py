@@ -6,7 +6,7 @@ from torch import nn
 
 from rarefy.algorithms.training_cost import Cost
 from rarefy.callbacks import LogSparsity
-from rarefy.callbacks.training_flops import MOST_FORMS, TrainingFlops
+from rarefy.callbacks.flops import MOST_FORMS, TrainingFlops
 from rarefy.methods.gmp import GMP
 from rarefy.methods.mest import MEST
 from rarefy.methods.rigl import RigL
@@ -94,7 +94,7 @@ def test_each_form_of_a_batch_is_counted_once(make_trainer, monkeypatch):
     batches = [torch.ones(rows, 8) for rows in (3, 5, 3)]
     assert passes(trainer, flops, *batches) == [3 * 2 * rows * SIZE for rows in (3, 5, 3)]
     assert len(flops._passes) == 2
-    monkeypatch.setattr("rarefy.callbacks.training_flops.MOST_FORMS", 2)
+    monkeypatch.setattr("rarefy.callbacks.flops.MOST_FORMS", 2)
     assert passes(trainer, flops, torch.ones(7, 8)) == [3 * 2 * 7 * SIZE]
     assert len(flops._passes) == 1 < MOST_FORMS
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from rarefy.cost import calibration
-from rarefy.cost.break_even import BreakEven
+from rarefy.cost.calibration import BreakEven
 from rarefy.cost.rule import pays_off, rule
 from rarefy.errors import RarefyError
 from rarefy.kernels import instruction_set

@@ -7,8 +7,7 @@ import torch
 
 from rarefy.cost import calibration
 from rarefy.cost import rule as rules
-from rarefy.cost.break_even import BreakEven
-from rarefy.cost.kernels_in_use import kernels_in_use
+from rarefy.cost.calibration import BreakEven, kernels_in_use
 from rarefy.cost.rule import TABLE, break_even_sparsity, pays_off, relative_time
 from rarefy.kernels import instruction_set
 
@@ -55,8 +54,8 @@ def on(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
         monkeypatch.setattr(rules, "instruction_set", lambda: "v4")
         monkeypatch.setattr(rules, "processor", lambda: name)
         monkeypatch.setattr(rules, "matrix_units", lambda: units)
-        monkeypatch.setattr("rarefy.cost.kernels_in_use.instruction_set", lambda: "v4")
-        monkeypatch.setattr("rarefy.cost.kernels_in_use.matrix_unit", lambda: unit)
+        monkeypatch.setattr("rarefy.cost.calibration.instruction_set", lambda: "v4")
+        monkeypatch.setattr("rarefy.cost.calibration.matrix_unit", lambda: unit)
 
     return pretend
 

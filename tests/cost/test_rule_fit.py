@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from rarefy.cost.break_even import BreakEven, Measurement
+from rarefy.cost.calibration import BreakEven, Measurement
 from rarefy.cost.rule_fit import fit
 from rarefy.errors import RarefyError
 

@@ -10,7 +10,7 @@ from torch import nn
 
 import rarefy
 from rarefy.cost import timed as module
-from rarefy.cost.break_even import Measurement
+from rarefy.cost.calibration import Measurement
 from rarefy.cost.timed import Layer, time_layers, timed
 from rarefy.storage.choice import TIMED_AT
 

@@ -19,7 +19,7 @@ from torch.utils.data import (
 )
 
 from rarefy.data import LoaderConfig, make_loader, shard
-from rarefy.data.sampler import ResumableBatchSampler
+from rarefy.data.loader import ResumableBatchSampler
 from rarefy.errors import RarefyError
 
 DATA = TensorDataset(torch.arange(24))

@@ -8,12 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rarefy.decoder.attention_layer import capped_attention
+from rarefy.decoder.attention import capped_attention, mask_of, visible
 from rarefy.decoder.decoder_config import MoEConfig, ParallelConfig
 from rarefy.decoder.embedding import Alibi, slopes
 from rarefy.decoder.experts import Routing, balance_loss, choose, uniform_choice
 from rarefy.decoder.rotary import Rotary, rotate
-from rarefy.decoder.visibility import mask_of, visible
 from rarefy.errors import ConfigError
 from rarefy.models import GPTConfig, build_model
 

@@ -4,8 +4,7 @@ import pytest
 
 from rarefy.decoder.decoder_config import GPTConfig
 from rarefy.errors import ConfigError
-from rarefy.models.registry import known_keys
-from rarefy.models.zoo_keys import SILENT, read_zoo_keys
+from rarefy.models.registry import SILENT, known_keys, read_zoo_keys
 
 
 @pytest.mark.parametrize(

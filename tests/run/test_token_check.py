@@ -11,7 +11,7 @@ from torch import nn
 
 from rarefy.data import build_dataloader
 from rarefy.errors import ConfigError
-from rarefy.run.token_check import check_tokens
+from rarefy.run.builder import check_tokens
 
 
 class Vocabulary(nn.Module):

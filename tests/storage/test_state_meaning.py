@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 import rarefy
 from rarefy.errors import RarefyError
-from rarefy.storage.state_meaning import belongs_to_connections
+from rarefy.storage.optimizer_traits import belongs_to_connections
 
 
 class Keeps(Optimizer):

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 import tiny_run
-from rarefy.yaml_files.variables import UnsetVariableError, expand
-from rarefy.yaml_files.yaml_file import YamlError, load_text, parse_value
+from rarefy.yaml_files.yaml_file import UnsetVariableError, YamlError, expand, load_text, parse_value
 
 HERE = {"HOME": "/home/me", "RUNS": "/runs", "N": "5", "EMPTY": "", "WORDS": "[1, 2]", "USER": "me"}
 

@@ -20,8 +20,7 @@ from rarefy.cli.guard import guarded
 from rarefy.cli.tables import print_whole
 from rarefy.cost import calibration
 from rarefy.cost import rule as cost
-from rarefy.cost.break_even import BreakEven, Measurement
-from rarefy.cost.kernels_in_use import measured_block
+from rarefy.cost.calibration import BreakEven, Measurement, measured_block
 from rarefy.errors import ConfigError, RarefyError
 from rarefy.kernels import instruction_set, takes_blocks
 from rarefy.kernels.instruction_sets import REFERENCE

@@ -1,4 +1,7 @@
-"""The cost rule measured on this machine: a file of the user, which `rarefy bench --calibrate` writes."""
+"""The cost rule measured on this machine: a file of the user, which `rarefy bench --calibrate` writes.
+
+The rule is a formula for each kernel; its coefficients are what is measured.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +19,106 @@ from typing import Any
 
 import torch
 
-from rarefy.cost.break_even import BreakEven
-from rarefy.cost.kernels_in_use import kernels_in_use
 from rarefy.errors import RarefyError
+from rarefy.kernels import takes_blocks
+from rarefy.kernels.instruction_sets import REFERENCE, instruction_set, matrix_unit
+
+
+@dataclass(frozen=True)
+class BreakEven:
+    """A sparse layer's forward and backward pass, dense = 1, of one instruction set and dtype.
+
+    density / limit · (1 + tokens_offset / tokens) + overhead / (rows · columns · tokens)
+
+    Args:
+        limit: density at which sparse and dense take equally long with many tokens.
+        tokens_offset: tokens that a call costs on top of those it is given.
+        overhead: fixed cost of a forward and backward call, in multiply-adds of one dense matrix product.
+
+    Example:
+        >>> round(BreakEven(0.5, 8, 4e6).relative_time(768, 768, 2048, 0.1), 3)
+        0.204
+    """
+
+    limit: float
+    tokens_offset: float
+    overhead: float
+
+    def relative_time(self, rows: int, columns: int, tokens: int, density: float) -> float:
+        """The expected time of a layer; see the class and `rarefy.cost.rule.relative_time`."""
+        of_connections = density / self.limit * (1 + self.tokens_offset / tokens)
+        return of_connections + self.overhead / (rows * columns * tokens)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What one layer took.
+
+    Args:
+        rows: output features.
+        columns: input features.
+        tokens: rows of the activations.
+        density: share of active connections.
+        dense: seconds of the dense layer's forward and backward pass.
+        sparse: seconds of the sparse layer's.
+        block: of its weight; None for single connections.
+
+    Example:
+        >>> Measurement(768, 768, 2048, density=0.1, dense=0.5, sparse=0.125).relative_time
+        0.25
+    """
+
+    rows: int
+    columns: int
+    tokens: int
+    density: float
+    dense: float
+    sparse: float
+    block: tuple[int, int] | None = None
+
+    @property
+    def relative_time(self) -> float:
+        """Time of the sparse layer, dense = 1."""
+        return self.sparse / self.dense
+
+
+_PAIRS = 16  # sizes that the instructions for pairs of bfloat16 take are multiples of this
+
+
+def measured_block(block: tuple[int, int]) -> tuple[int, int]:
+    """The blocks that stand for all of the same kernels in a measurement: the smallest, which gain least.
+
+    Args:
+        block: multiples of 8.
+
+    Example:
+        >>> measured_block((32, 64)), measured_block((32, 24))
+        ((16, 16), (8, 8))
+    """
+    size = 8 if any(one % _PAIRS for one in block) else _PAIRS
+    return size, size
+
+
+def kernels_in_use(dtype: torch.dtype, block: tuple[int, int] | None = None) -> str:
+    """The instruction set, and for layers of blocks what they are multiplied with.
+
+    Args:
+        dtype: of the activations.
+        block: of the weight; None, and sizes that no block kernel takes, for single connections.
+
+    Example:
+        >>> kernels_in_use(torch.float32, (4, 4)) == kernels_in_use(torch.float32) == instruction_set()
+        True
+        >>> kernels_in_use(torch.float32, (32, 8)).removeprefix(instruction_set())
+        ' blocks of 8'
+    """
+    name = instruction_set()
+    if block is None or name == REFERENCE or not takes_blocks(block):
+        return name
+    size = measured_block(block)[0]
+    unit = matrix_unit() if size == _PAIRS and dtype == torch.bfloat16 else ""
+    return f"{unit or name} blocks of {size}"
+
 
 SCHEMA = 1  # one more whenever the format or the speed of the kernels changes
 VARIABLE = "RAREFY_CACHE"

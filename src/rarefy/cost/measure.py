@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from rarefy.cost.break_even import Measurement
+from rarefy.cost.calibration import Measurement
 from rarefy.nn.linear import SparseLinear
 
 _SAMPLE = 1e-3  # seconds that one reading of the clock covers at least

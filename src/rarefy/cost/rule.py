@@ -7,9 +7,7 @@ import math
 
 import torch
 
-from rarefy.cost.break_even import BreakEven
-from rarefy.cost.calibration import key_of, measured, processor
-from rarefy.cost.kernels_in_use import kernels_in_use
+from rarefy.cost.calibration import BreakEven, kernels_in_use, key_of, measured, processor
 from rarefy.kernels.instruction_sets import REFERENCE, available, instruction_set, matrix_units
 
 _OVERHEAD = 5e6  # of a call, with one thread; a product on n threads does n times as much in that time

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from rarefy.cost.break_even import BreakEven, Measurement
+from rarefy.cost.calibration import BreakEven, Measurement
 from rarefy.errors import RarefyError
 
 _ROUNDS = 50

@@ -27,12 +27,13 @@ if TYPE_CHECKING:
     from rarefy.data.loader import (
         DataProcessor,
         LoaderConfig,
+        ResumableBatchSampler,
         ResumableDataLoader,
         ResumableLoader,
+        epoch_order,
         make_loader,
     )
     from rarefy.data.registry import DATA_PROCESSORS, build_dataloader
-    from rarefy.data.sampler import ResumableBatchSampler, epoch_order
     from rarefy.data.sharding import shard
     from rarefy.data.text_corpus import TextCorpusConfig, TextCorpusDataProcessor
 
@@ -65,13 +66,13 @@ __getattr__ = on_first_use(
         "GptHDF5MapConfig": "rarefy.data.hdf5",
         "GptHDF5MapDataProcessor": "rarefy.data.hdf5",
         "LoaderConfig": "rarefy.data.loader",
-        "ResumableBatchSampler": "rarefy.data.sampler",
+        "ResumableBatchSampler": "rarefy.data.loader",
         "ResumableDataLoader": "rarefy.data.loader",
         "ResumableLoader": "rarefy.data.loader",
         "TextCorpusConfig": "rarefy.data.text_corpus",
         "TextCorpusDataProcessor": "rarefy.data.text_corpus",
         "build_dataloader": "rarefy.data.registry",
-        "epoch_order": "rarefy.data.sampler",
+        "epoch_order": "rarefy.data.loader",
         "make_loader": "rarefy.data.loader",
         "shard": "rarefy.data.sharding",
         "write_hdf5": "rarefy.data.hdf5_writer",

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from rarefy.decoder.activations import NONLINEARITIES
+from rarefy.decoder.feed_forward import NONLINEARITIES
 from rarefy.decoder.weight_initializer import Finite, Initializer, Positive
 
 Size = Annotated[int, Field(ge=1, description="a whole number ≥ 1")]

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rarefy.decoder.activations import GATES, activation
 from rarefy.decoder.decoder_config import GPTConfig, MoEConfig
-from rarefy.decoder.feed_forward import FeedForward
+from rarefy.decoder.feed_forward import GATES, FeedForward, activation
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from rarefy.decoder.attention_layer import CausalSelfAttention
+from rarefy.decoder.attention import CausalSelfAttention, SequenceContext
 from rarefy.decoder.decoder_config import GPTConfig
 from rarefy.decoder.experts import Experts, Routing
 from rarefy.decoder.feed_forward import FeedForward
-from rarefy.decoder.visibility import SequenceContext
 
 
 class TransformerDecoder(nn.Module):

@@ -5,12 +5,17 @@ from rarefy.distributed.agreement import (
     differing,
     from_all,
     highest_of_all,
+    is_first,
+    join_processes,
+    lost_another,
     mean_over_ranks,
     of_first,
+    place,
+    ranks,
+    wait_for_all,
 )
 from rarefy.distributed.checksums import combined
 from rarefy.distributed.means import Traffic, means_over_ranks
-from rarefy.distributed.membership import is_first, join_processes, lost_another, place, ranks, wait_for_all
 from rarefy.distributed.parallel import Parallel, ParallelConfig
 from rarefy.distributed.shards import (
     WHOLE_WEIGHTS,

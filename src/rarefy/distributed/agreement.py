@@ -1,7 +1,8 @@
-"""What processes that train together must agree on; without a process group these exchange nothing."""
+"""Which of several processes this is, joining the others, and what all must agree on; alone, it exchanges nothing."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -9,7 +10,99 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from rarefy.distributed.membership import ranks
+
+def ranks() -> int:
+    """How many processes train together.
+
+    Example:
+        >>> ranks()
+        1
+    """
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def place() -> tuple[int, int]:
+    """The rank of this process and how many there are; torchrun's processes know it before they have joined.
+
+    Example:
+        >>> place()
+        (0, 1)
+    """
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    # Job schedulers set WORLD_SIZE too; only together with RANK does it mean processes that train one model.
+    if "RANK" not in os.environ:
+        return 0, 1
+    return int(os.environ["RANK"]), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_first() -> bool:
+    """Whether this process writes logs and checkpoints; torchrun's processes know it before they have joined.
+
+    Example:
+        >>> is_first()
+        True
+    """
+    return place()[0] == 0
+
+
+def join_processes(device: torch.device) -> torch.device:
+    """Joins the other processes, if torchrun started this one.
+
+    Args:
+        device: where the model is to be.
+
+    Returns:
+        The device of this process: its own GPU where there are several.
+    """
+    if "RANK" not in os.environ or not dist.is_available():
+        return device
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        # Else NCCL and every `cuda` without a number would mean GPU 0 in all processes.
+        torch.cuda.set_device(device)
+    if not dist.is_initialized():
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        store = _store_of_restart()
+        if store is None:
+            dist.init_process_group(backend)
+        else:
+            rank, count = place()
+            dist.init_process_group(backend, store=store, rank=rank, world_size=count)
+    return device
+
+
+def _store_of_restart() -> dist.Store | None:
+    """Where processes that torchrun has restarted find one another; None for those that it started first."""
+    restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if restarts == "0" or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return None
+    # torchrun's store outlives the processes (unless --rdzv-backend says otherwise), and still has their addresses.
+    port = int(os.environ["MASTER_PORT"])
+    store = dist.TCPStore(os.environ["MASTER_ADDR"], port, place()[1], is_master=False)
+    return dist.PrefixStore(f"rarefy/restart_{restarts}", store)
+
+
+_ENDED = ("closed by peer", "reset by peer", "Broken pipe", "remote process exited", "Socket closed")
+
+
+def lost_another(error: Exception) -> bool:
+    """Whether an error of torch only tells that another process has ended, which says itself why.
+
+    Example:
+        >>> lost_another(RuntimeError("Connection closed by peer [127.0.0.1]:29500"))
+        False
+    """
+    # torch has one kind of error for each of its backends, and none for this.
+    is_torch = isinstance(error, RuntimeError) and place()[1] > 1
+    return is_torch and any(words in str(error) for words in _ENDED)
+
+
+def wait_for_all() -> None:
+    """Returns when every process has come here."""
+    if ranks() > 1:
+        dist.barrier()
+
 
 T = TypeVar("T")
 

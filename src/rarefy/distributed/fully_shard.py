@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 
-from rarefy.distributed.membership import ranks
+from rarefy.distributed.agreement import ranks
 from rarefy.errors import ConfigError
 
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from rarefy.distributed.membership import ranks
+from rarefy.distributed.agreement import ranks
 from rarefy.errors import ConfigError
 
 

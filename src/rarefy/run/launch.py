@@ -13,12 +13,11 @@ from rarefy.callbacks.load_checkpoint_states import LoadCheckpointStates
 from rarefy.checkpoint.chosen import UNSET, CheckpointPath, find
 from rarefy.checkpoint.directory import CheckpointParts, load, newest_valid
 from rarefy.errors import ConfigError
-from rarefy.run.builder import Builder
+from rarefy.run.builder import Builder, check_tokens
 from rarefy.run.changed_file import compare, root_of
 from rarefy.run.file_keys import FitBlock, ValidateBlock
 from rarefy.run.planning.large_model import refuse_too_large
 from rarefy.run.schema import TrainerConfig
-from rarefy.run.token_check import check_tokens
 from rarefy.trainer.state import States
 from rarefy.trainer.trainer import Trainer
 

@@ -13,8 +13,7 @@ from torch.optim import Optimizer
 from rarefy import masks
 from rarefy.distributed import local_part
 from rarefy.errors import RarefyError
-from rarefy.storage.optimizer_traits import rest_value, with_inner
-from rarefy.storage.state_meaning import Path, belongs_to_connections, entries
+from rarefy.storage.optimizer_traits import Path, belongs_to_connections, entries, rest_value, with_inner
 from rarefy.tensors import SparseWeight
 
 Change = Callable[[Tensor], Tensor]

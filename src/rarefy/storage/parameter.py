@@ -14,8 +14,7 @@ from rarefy.filters import Candidate
 from rarefy.nn import make_compact, make_dense
 from rarefy.patterns import Pattern
 from rarefy.storage.compact import CompactStorage
-from rarefy.storage.connection_state import ConnectionState, check_topology
-from rarefy.storage.forward_set import ForwardSet
+from rarefy.storage.connection_state import ConnectionState, ForwardSet, check_topology
 from rarefy.storage.gradients import DenseGradient
 from rarefy.storage.masked import MaskedStorage
 from rarefy.storage.optimizer_state import change_state, make_states_dense

@@ -17,8 +17,8 @@ from torch.optim import Optimizer
 
 from rarefy.errors import RarefyError
 from rarefy.storage.optimizer_state import all_dense, changed, saved_indices
+from rarefy.storage.optimizer_traits import Path, belongs_to_connections, entries
 from rarefy.storage.parameter import SparseParameter
-from rarefy.storage.state_meaning import Path, belongs_to_connections, entries
 from rarefy.tensors import SparseWeight
 
 KEY = "topology"

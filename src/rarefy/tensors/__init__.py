@@ -1,7 +1,6 @@
 """Sparse weights as tensors: storage, topology and kernels apart, so that each may be another."""
 
-from rarefy.tensors.cell import Cell, Role
-from rarefy.tensors.stored import as_array
+from rarefy.tensors.stored import Cell, Role, as_array
 from rarefy.tensors.topology import Topology, move_entries
 from rarefy.tensors.weight import SparseWeight, become
 from rarefy.tensors.writes import set_topology

@@ -7,8 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from rarefy.tensors.stored import StoredWeight
-from rarefy.tensors.views import WeightView, is_view_op, view_of, written_arguments
-from rarefy.tensors.writes import write_dense
+from rarefy.tensors.writes import WeightView, is_view_op, view_of, write_dense, written_arguments
 from rarefy.torch_private import has_mode, leaves, mapped
 
 

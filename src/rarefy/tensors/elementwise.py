@@ -12,11 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rarefy.tensors.cell import Role
-from rarefy.tensors.stored import StoredWeight
+from rarefy.tensors.stored import Role, StoredWeight
 from rarefy.tensors.topology import Topology
-from rarefy.tensors.views import written_arguments
-from rarefy.tensors.writes import make_room_for, on_topology
+from rarefy.tensors.writes import make_room_for, on_topology, written_arguments
 from rarefy.torch_private import leaves, mapped, without_modes
 
 _ANNIHILATING = (torch.ops.aten.mul, torch.ops.aten.mul_)

@@ -11,8 +11,7 @@ from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 from torch.utils.hooks import RemovableHandle
 
-from rarefy.tensors.cell import Cell
-from rarefy.tensors.stored import StoredWeight
+from rarefy.tensors.stored import Cell, StoredWeight
 from rarefy.torch_private import has_transform, is_batched, without_subclass_functions
 
 

@@ -7,12 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
-from rarefy.tensors.cell import Role
 from rarefy.tensors.dense import computed_densely
 from rarefy.tensors.elementwise import at_connections, keeps_zeros
-from rarefy.tensors.stored import StoredWeight
-from rarefy.tensors.views import written_arguments
-from rarefy.tensors.writes import make_room_for, write_dense
+from rarefy.tensors.stored import Role, StoredWeight
+from rarefy.tensors.writes import make_room_for, write_dense, written_arguments
 
 _PREFIXES = ("aten::_foreach_", "aten::_fused_", "aten::_amp_foreach")
 _OF_OPTIMIZERS = _PREFIXES[1:]

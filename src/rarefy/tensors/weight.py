@@ -1,4 +1,7 @@
-"""`SparseWeight`: a weight that stores its active connections alone, and answers as the dense weight would."""
+"""`SparseWeight`: a weight that stores its active connections alone, and answers as the dense weight would.
+
+Which rule computes an operation on it: its own, the element-wise one, or a dense copy.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +14,58 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rarefy.errors import RarefyError
-from rarefy.tensors.by_operation import dispatch
-from rarefy.tensors.cell import Cell, Role
+from rarefy.tensors.dense import viewed_or_dense
+from rarefy.tensors.elementwise import elementwise
 from rarefy.tensors.gradient import connect, gradients_by_edges
-from rarefy.tensors.products import PRODUCTS, linear
-from rarefy.tensors.stored import PARTS, StoredWeight, as_array
+from rarefy.tensors.lists import listwise, takes_lists
+from rarefy.tensors.products import KERNEL_RULES, PRODUCTS, linear
+from rarefy.tensors.rules import RULES, foreign, is_foreign
+from rarefy.tensors.stored import PARTS, Cell, Role, StoredWeight, as_array
 from rarefy.tensors.topology import Topology
-from rarefy.torch_private import has_mode, not_compiled, replace_content, without_subclass_functions
+from rarefy.tensors.writes import WeightView, written_through
+from rarefy.torch_private import (
+    has_mode,
+    leaves,
+    mapped,
+    not_compiled,
+    replace_content,
+    without_subclass_functions,
+)
+
+_ELEMENTWISE = torch.Tag.pointwise
+_RANDOM = torch.Tag.nondeterministic_seeded
+
+
+def dispatch(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """Computes an operation that has a sparse weight among its arguments."""
+    rule = RULES.get(func) or KERNEL_RULES.get(func)
+    if rule is not None:
+        result = rule(func, args, kwargs)
+        if result is not NotImplemented:
+            return result
+    if is_foreign(func):
+        return foreign(func, args, kwargs)
+    if any(isinstance(one, WeightView) for one in leaves([args, kwargs])):
+        if func._schema.is_mutable:
+            return written_through(func, args, kwargs)
+        return func(*mapped(_shown, args), **mapped(_shown, kwargs))
+    return _by_kind(func, args, kwargs)
+
+
+def _by_kind(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    if takes_lists(func._schema.name) and isinstance(args[0], list | tuple):
+        return listwise(func, args, kwargs)
+    # random numbers are drawn for the whole weight, so that they are those of the dense model
+    if _ELEMENTWISE in func.tags and _RANDOM not in func.tags:
+        result = elementwise(func, args, kwargs)
+        if result is not NotImplemented:
+            return result
+    return viewed_or_dense(func, args, kwargs)
+
+
+def _shown(value: Any) -> Any:
+    return value.dense() if isinstance(value, WeightView) else value
+
 
 _LINEAR = F.linear
 _CONVERSIONS = frozenset(

@@ -1,14 +1,18 @@
-"""What a write from outside may do to the connections of a sparse weight: the policy of each role."""
+"""What a write from outside may do to the connections of a sparse weight, and views that write through to it."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from operator import itemgetter
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from rarefy.errors import RarefyError
-from rarefy.tensors.cell import Role
-from rarefy.tensors.stored import StoredWeight, is_tracing
+from rarefy.tensors.stored import Role, StoredWeight, as_array, is_tracing
 from rarefy.tensors.topology import Topology
+from rarefy.torch_private import make_wrapper, mapped, no_subclass_functions
 
 
 def write_dense(target: StoredWeight, dense: Tensor) -> None:
@@ -110,3 +114,156 @@ def set_topology(weight: StoredWeight, topology: Topology) -> Tensor:
     weight._cell.move_to(topology)
     torch.autograd.graph.increment_version(weight)
     return sources
+
+
+Step = tuple[Callable[..., Any], Sequence[Any], dict[str, Any]]
+
+
+class WeightView(Tensor):
+    """A transposed, sliced or otherwise rearranged sparse weight.
+
+    Args:
+        base: the weight, or an alias of it.
+        steps: the view operations that lead from the dense weight to this view, each with its other arguments.
+    """
+
+    _weight: StoredWeight
+    _steps: list[Step]
+    __torch_function__ = no_subclass_functions
+
+    @staticmethod
+    def __new__(cls: type[WeightView], base: StoredWeight, steps: list[Step], shown: Tensor) -> WeightView:
+        """A wrapper of the shape and strides that the view of a dense weight would have."""
+        layout = {"strides": shown.stride(), "storage_offset": shown.storage_offset()}
+        return make_wrapper(cls, shown.shape, dtype=shown.dtype, device=shown.device, **layout)
+
+    def __init__(self, base: StoredWeight, steps: list[Step], shown: Tensor) -> None:
+        self._weight = base.alias()
+        self._steps = steps
+
+    def dense(self) -> Tensor:
+        """What it shows just now."""
+        return replayed(self._weight.dense(), self._steps)
+
+    def write(self, change: Callable[[Tensor], Any]) -> None:
+        """Changes what it shows, and the weight with it.
+
+        Args:
+            change: given the dense tensor that it shows, to be changed in place.
+        """
+        whole = self._weight.dense()
+        change(replayed(whole, self._steps))
+        write_dense(self._weight, whole)
+
+    def __repr__(self, **_: Any) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return f"WeightView({self.dense()!r})"
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return self.dense().contiguous().__reduce_ex__(protocol)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
+        return self.dense().clone()
+
+    def data_ptr(self) -> int:
+        """Of what it shows in the weight's snapshot."""
+        return replayed(self._weight._cell.snapshot(), self._steps).data_ptr()
+
+    def untyped_storage(self) -> Any:
+        """That of the weight's snapshot."""
+        return self._weight._cell.snapshot().untyped_storage()
+
+    def numpy(self, **options: Any) -> Any:
+        """A copy of what it shows, which is read-only."""
+        return as_array(self.dense(), options)
+
+    def tolist(self) -> Any:
+        """What it shows, as nested lists."""
+        return self.dense().tolist()
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        view = args[0] if args else None
+        if isinstance(view, WeightView):
+            if func is torch.ops.aten.detach.default:
+                return WeightView(view._weight, view._steps, view)
+            if is_view_op(func):
+                return view_of(view._weight, [*view._steps, (func, args[1:], kwargs)])
+        if func._schema.is_mutable:
+            return written_through(func, args, kwargs)
+        return func(*mapped(_shown, args), **mapped(_shown, kwargs))
+
+
+def _shown(value: Any) -> Any:
+    return value.dense() if isinstance(value, WeightView) else value
+
+
+def replayed(dense: Any, steps: Sequence[Step]) -> Any:
+    """The view that these steps make of a dense tensor."""
+    for func, args, kwargs in steps:
+        dense = func(dense, *args, **kwargs)
+    return dense
+
+
+def view_of(base: StoredWeight, steps: list[Step]) -> Any:
+    """The view, or the list of views, that these steps lead to."""
+    shown = replayed(base.dense(), steps)
+    if isinstance(shown, Tensor):
+        return WeightView(base, steps, shown)
+    return [view_of(base, [*steps, (itemgetter(place), (), {})]) for place in range(len(shown))]
+
+
+def is_view_op(func: Any) -> bool:
+    """Whether an operation returns a view of its first argument."""
+    returns = func._schema.returns
+    alias = returns[0].alias_info if returns else None
+    return alias is not None and not alias.is_write
+
+
+def written_arguments(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Any]:
+    """The arguments that the schema of an operation says it writes to; lists as they are."""
+    arguments = func._schema.arguments
+    positional = [given for spec, given in zip(arguments, args, strict=False) if _is_written(spec)]
+    return positional + [kwargs[spec.name] for spec in arguments if spec.name in kwargs and _is_written(spec)]
+
+
+def _is_written(spec: Any) -> bool:
+    return spec.alias_info is not None and spec.alias_info.is_write
+
+
+def written_through(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """Calls an operation that writes with dense tensors in place of views; their weights take what it wrote."""
+    views = [
+        one
+        for given in written_arguments(func, args, kwargs)
+        for one in _listed(given)
+        if isinstance(one, WeightView)
+    ]
+    if len(views) != 1 or views[0] is not args[0]:
+        return _written_apart(func, args, kwargs, views)
+    view = views[0]
+    rest = mapped(_shown, args[1:])
+    view.write(lambda shown: func(shown, *rest, **mapped(_shown, kwargs)))
+    return view
+
+
+def _written_apart(func: Any, args: Any, kwargs: dict[str, Any], views: list[WeightView]) -> Any:
+    """The same with several views, or one that is not the first argument: each is copied, then written back."""
+    copies = [(view, view.dense().clone()) for view in views]
+
+    def replaced(value: Any) -> Any:
+        found = [copied for view, copied in copies if view is value]
+        return found[0] if found else _shown(value)
+
+    def returned(value: Any) -> Any:
+        found = [view for view, copied in copies if copied is value]
+        return found[0] if found else value
+
+    result = func(*mapped(replaced, args), **mapped(replaced, kwargs))
+    for view, copied in copies:
+        view.write(lambda shown, copied=copied: shown.copy_(copied))
+    return mapped(returned, result)
+
+
+def _listed(given: Any) -> Sequence[Any]:
+    return given if isinstance(given, list | tuple) else [given]
