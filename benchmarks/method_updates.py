@@ -31,6 +31,7 @@ PATTERNS: dict[str, dict[str, Any]] = {
 METHODS: dict[str, dict[str, Any]] = {
     "gmp": {"sparsity": RISING},
     "movement": {"sparsity": RISING},
+    "powerprop": {"sparsity": RISING},
     "granet": {"sparsity": RISING},
     "set": {},
     "rigl": {},

@@ -18,12 +18,14 @@ class Row:
     Args:
         sparsity: whether it takes any sparsity, a `constant` one only, or a `scheduled` one only.
         options: that it has to be given beside sparsity.
+        rises: whether its sparsity must not fall.
         moves: whether its masks change.
         refuses: patterns that it refuses.
     """
 
     sparsity: Literal["any", "constant", "scheduled"] = "any"
     options: Mapping[str, Any] = field(default_factory=dict)
+    rises: bool = False
     moves: bool = True
     refuses: Callable[[Any], bool] = field(default=lambda pattern: False)
 
@@ -43,6 +45,7 @@ ROWS: Mapping[str, Row] = {
     "rigl": Row(),
     "mest": Row(),
     "movement": Row("scheduled"),
+    "powerprop": Row("scheduled", rises=True),
     # A list, so that it is no error where a test asks for a higher sparsity.
     "top_kast": Row(options={"forward_sparsity": [0.9]}, refuses=has_one_connection),
     "granet": Row("scheduled"),
@@ -67,7 +70,9 @@ def options_of(name: str) -> dict[str, Any]:
 
 def aiming_at(name: str, target: float) -> dict[str, Any]:
     """A sparsity that is `target` in the first mask."""
-    return {"sparsity": [target, target / 2] if ROWS[name].sparsity == "scheduled" else target}
+    if ROWS[name].sparsity != "scheduled":
+        return {"sparsity": target}
+    return {"sparsity": [target, (target + 1) / 2 if ROWS[name].rises else target / 2]}
 
 
 def kept_of(name: str, shape: Sequence[int], target: float) -> int:

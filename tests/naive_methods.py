@@ -112,6 +112,21 @@ def moved(state: Array, weight: Array, gradient: Array) -> Array:
     return state - weight * gradient
 
 
+def powerprop(look: Look) -> Array:
+    return look.among(look.largest(abs(look.weight), look.active, look.count))
+
+
+def powers(alpha: float) -> Callable[[Array, Array], Array]:
+    """A step of gradient descent on θ, where w = sign(θ)·|θ|^α."""
+
+    def step(weight: Array, gradient: Array) -> Array:
+        theta = np.sign(weight) * abs(weight) ** (1 / alpha)
+        theta = theta - RATE * gradient * alpha * abs(theta) ** (alpha - 1)
+        return np.sign(theta) * abs(theta) ** alpha
+
+    return step
+
+
 def top_kast(look: Look) -> Array:
     forward = np.flatnonzero(strongest(look.weight, look.mask, look)).tolist()
     others = sorted(set(range(look.weight.size)) - set(forward))
@@ -166,6 +181,7 @@ class Case:
         fraction: step → share that is dropped.
         observe: (state, weight, gradient of active connections) → state, before each step.
         forward: (weight, mask) → the mask that forward passes use.
+        step: (weight, gradient of active connections) → weight after a step.
     """
 
     rule: Rule
@@ -174,6 +190,7 @@ class Case:
     fraction: Callable[[int], float] = field(default=lambda step: 0.0)
     observe: Callable[[Array, Array, Array], Array] = field(default=lambda state, weight, gradient: state)
     forward: Callable[[Array, Array, Look], Array] | None = None
+    step: Callable[[Array, Array], Array] = field(default=lambda weight, gradient: weight - RATE * gradient)
 
 
 def cubic(init: float, final: float, stop: int) -> Callable[[int, int], float]:
@@ -206,6 +223,13 @@ CASES: Mapping[str, Case] = {
     "rigl cycling": Case(rigl, {"sparsity": CYCLE, "drop_fraction": ANNEALED}, cycle, annealed),
     "movement": Case(movement, {"sparsity": written(0.0, 0.9, 80)}, cubic(0.0, 0.9, 80), observe=moved),
     "movement cycling": Case(movement, {"sparsity": CYCLE}, cycle, observe=moved),
+    "powerprop": Case(powerprop, {"sparsity": written(0.1, 0.9, 80)}, cubic(0.1, 0.9, 80), step=powers(2.0)),
+    "powerprop of another power": Case(
+        powerprop,
+        {"sparsity": written(0.1, 0.9, 80), "alpha": 1.375},
+        cubic(0.1, 0.9, 80),
+        step=powers(1.375),
+    ),
     "top_kast": Case(top_kast, {"sparsity": CYCLE, "forward_sparsity": 0.9}, cycle, forward=strongest),
     # Phases of two steps: compressed, dense, compressed, …
     "ac_dc": Case(
@@ -271,7 +295,7 @@ class Network:
         for index in range(2):
             active = np.where(self.masks[index], dense[index], 0)
             self.states[index] = self.case.observe(self.states[index], self.weights[index], active)
-            self.weights[index] = self.weights[index] - RATE * active
+            self.weights[index] = self.case.step(self.weights[index], active)
             self.biases[index] = self.biases[index] - RATE * biases[index]
         if step % FREQ == 0:
             for index in range(2):

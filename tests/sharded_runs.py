@@ -74,6 +74,7 @@ CASES = {
     "groups in": Case({**RIGL, "balance_in_groups": 2}),
     "groups out": Case({**RIGL, "balance_out_groups": 2, "param_filter": LARGE}),
     "own": Case({"algorithm": "sharded_runs:Mixed", "sparsity": 0.5}),
+    "powerprop": Case({"algorithm": "powerprop", "sparsity": GROWING, "alpha": 3}, clip=0.1),
 }
 
 

@@ -107,7 +107,7 @@ def built(one: Combination) -> SparsityAlgorithm:
     except ConfigError as error:
         if error.path != "sparsity":
             raise
-    return kind([0.25, sparsity], **chosen)
+    return kind([0.25, sparsity, sparsity], **chosen)
 
 
 def _is_required(option: Any) -> bool:

@@ -18,6 +18,7 @@ from rarefy.algorithms.attachment import Attached, Attachment, check_state
 from rarefy.algorithms.attachment.hooks import UserHooks
 from rarefy.algorithms.beginning import Beginning, check_competition
 from rarefy.algorithms.few_connections import few_connections, refuse_empty, warn_of_few
+from rarefy.algorithms.reparametrization import Reparametrizing
 from rarefy.algorithms.summary import Shown
 from rarefy.algorithms.view import Needs, StepView, declared_needs, is_replaced, refuse_abstract
 from rarefy.distributed import agreed_seed
@@ -123,7 +124,7 @@ class Sparsifier(Shown, ABC):
         """
 
 
-class SparsityAlgorithm(Attached, Beginning, Sparsifier):
+class SparsityAlgorithm(Attached, Beginning, Reparametrizing, Sparsifier):
     """Decides which connections of a model are active.
 
     Args:

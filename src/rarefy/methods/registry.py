@@ -10,6 +10,7 @@ from rarefy.methods.gmp import GMP
 from rarefy.methods.granet import GraNet
 from rarefy.methods.mest import MEST
 from rarefy.methods.movement import Movement
+from rarefy.methods.powerprop import Powerprop
 from rarefy.methods.rigl import RigL
 from rarefy.methods.set import SET
 from rarefy.methods.srigl import SRigL
@@ -23,6 +24,7 @@ ALGORITHMS: Mapping[str, type[SparsityAlgorithm]] = {
     "rigl": RigL,
     "mest": MEST,
     "movement": Movement,
+    "powerprop": Powerprop,
     "top_kast": TopKAST,
     "ac_dc": ACDC,
     "granet": GraNet,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
-from typing import Any, ClassVar, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,58 +16,18 @@ from rarefy.algorithms.attachment.copies import Copies, follow_topology, own_mas
 from rarefy.algorithms.attachment.following import Following
 from rarefy.algorithms.attachment.gradient_hooks import GradientHooks, is_watched
 from rarefy.algorithms.attachment.keeper import Keeper, reclaim, refuse_passed_on, warn_of_writes
+from rarefy.algorithms.attachment.policy import Policy
 from rarefy.algorithms.attachment.saving import keep_masks_out, load_weights_state, weights_state
-from rarefy.algorithms.view import Needs, StepView
+from rarefy.algorithms.attachment.trained_form import TrainedForms
+from rarefy.algorithms.view import StepView
 from rarefy.distributed import Traffic, ranks, reshard
 from rarefy.errors import RarefyError
 from rarefy.filters import Candidate
 from rarefy.patterns import Pattern
 from rarefy.storage.choice import TIMED_AT, choose_storage, restore_storage, storage_state
 from rarefy.storage.gradients import Shortlist
-from rarefy.storage.growth import GrowthRequest
 from rarefy.storage.parameter import SparseParameter
 from rarefy.torch_private import scale_in_gradients, times_written
-
-
-class Policy(Protocol):
-    """What an attachment asks of the algorithm that it serves."""
-
-    needs: ClassVar[Needs]
-    connection_state: ClassVar[Mapping[str, float]]
-    compute: str
-    awaiting: set[str]
-
-    @property
-    def autoupdate(self) -> bool:
-        """Whether updates run by themselves."""
-        ...
-
-    @property
-    def update_schedule(self) -> Callable[[int], bool]:
-        """On which steps."""
-        ...
-
-    @property
-    def observes(self) -> bool:
-        """Whether `observe` wants to be called."""
-        ...
-
-    @property
-    def restricts_forward(self) -> bool:
-        """Whether forward passes may use fewer connections than are active."""
-        ...
-
-    def update(self) -> None:
-        """Called after an optimizer step that is an update step."""
-        ...
-
-    def observe(self, view: StepView) -> None:
-        """Called before an optimizer step, for each weight that it changes."""
-        ...
-
-    def gradient_request(self) -> GrowthRequest | None:
-        """Which part of the dense gradient the coming update can need; None for all of it."""
-        ...
 
 
 class Attachment:
@@ -85,7 +45,8 @@ class Attachment:
         self.parameters: dict[str, SparseParameter] = {}
         self._policy = policy
         self._models: list[weakref.ref[nn.Module]] = []
-        self._following = Following(self.parameters, self._before_step, self._step_is_over)
+        self._forms = TrainedForms(policy)
+        self._following = Following(self.parameters, self._before_step, self._forms.leave, self._step_is_over)
         self.optimizers = self._following.optimizers
         self._copies = Copies()
         self._averaging = Averaging(self.parameters, self.set_mask)
@@ -108,6 +69,7 @@ class Attachment:
     def follow(self, optimizer: Optimizer) -> None:
         """Counts an optimizer's steps from now on, and keeps its state in order."""
         self.forget_removed()
+        self._forms.check_optimizer(optimizer)
         if self._following.follow(optimizer):
             # What `fully_shard` has cut since has another parameter.
             for parameter in self.parameters.values():
@@ -161,6 +123,7 @@ class Attachment:
             on_release=partial(self._release, parameter),
         )
         self._averaging.watch(keeper, parameter)
+        self._forms.watch(keeper, parameter)
         if self._policy.restricts_forward:
             keeper.true_weight = parameter.saved_weight
         keeper.register(dict.fromkeys(place.module for place in candidate.places))
@@ -276,6 +239,7 @@ class Attachment:
 
     def _before_state_dict(self, parameter: SparseParameter) -> None:
         """Restores the zeros, so that files have them."""
+        self._forms.leave(parameter)
         if parameter.is_in_place and parameter.storage.restore_zeros(self._following.optimizers):
             warn_of_writes(parameter.name)
 
@@ -355,6 +319,8 @@ class Attachment:
             gradient = parameter.storage.collect(unscaled.detach())
             state = parameter.state.entries_on(weight.device)
             policy.observe(StepView(parameter.name, weight, gradient, state, self.step + 1))
+        if not self.is_frozen(parameter):
+            self._forms.enter(parameter)
 
     def _step_is_over(self) -> None:
         """Called when every sparse weight has taken one more step."""

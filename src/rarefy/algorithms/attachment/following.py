@@ -87,6 +87,7 @@ class Following:
         parameters: the sparse weights by name; the caller adds to it.
         before_step: called with each weight when its gradient is what the optimizer will use; with the optimizer if
             the weight is one of its own, else with None.
+        settle: called with each weight when the optimizer is done with it, or is about to ask for another gradient.
         after_step: called when every sparse weight has taken one more step.
 
     Attributes:
@@ -98,6 +99,7 @@ class Following:
         self,
         parameters: Mapping[str, SparseParameter],
         before_step: Callable[[SparseParameter, Optimizer | None], None],
+        settle: Callable[[SparseParameter], None],
         after_step: Callable[[], None],
     ) -> None:
         self.optimizers: list[Optimizer] = []
@@ -106,6 +108,7 @@ class Following:
         self._trained: dict[str, nn.Parameter] = {}  # weak references would keep torch from swapping tensors
         self._watch = StepWatch()
         self._before = before_step
+        self._settle = settle
         self._after = after_step
 
     def follow(self, optimizer: Optimizer) -> bool:
@@ -169,6 +172,7 @@ class Following:
 
     def _call(self, optimizer: Optimizer, closure: Callable[[], Any]) -> Any:
         for parameter in self._parameters.values():
+            self._settle(parameter)
             # LBFGS goes along directions of earlier steps, in which dropped connections have a part
             parameter.storage.restore_zeros(self.optimizers)
             parameter.hide()
@@ -193,6 +197,8 @@ class Following:
             self._before(parameter, optimizer if is_own else None)
 
     def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
+        for parameter in self._parameters.values():
+            self._settle(parameter)
         if was_told_to_skip(optimizer):
             return
         now = trained_parameters(optimizer)

@@ -1,0 +1,111 @@
+"""Weights that an optimizer trains in another form than the one that the model computes with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from rarefy.errors import RarefyError
+from rarefy.storage.parameter import SparseParameter
+
+
+class Use(Protocol):
+    """What tells that a weight is about to be used."""
+
+    on_forward: Callable[[], None] | None
+
+
+class Form(Protocol):
+    """The form that optimizers train, of numbers each by itself; zero is zero in both."""
+
+    @property
+    def reparametrizes(self) -> bool:
+        """Whether it is another than the weight."""
+        ...
+
+    def trained_form(self, weight: Tensor) -> Tensor:
+        """What the optimizer trains in the place of the weight."""
+        ...
+
+    def weight_of(self, trained: Tensor) -> Tensor:
+        """The reverse."""
+        ...
+
+    def slope(self, trained: Tensor) -> Tensor:
+        """The derivative of `weight_of`."""
+        ...
+
+
+class TrainedForms:
+    """Puts the trained form into weights for the time of an optimizer's step, and the gradient by it beside them.
+
+    At all other times the weight is what the model computes with, so that whatever reads, copies, saves or averages it
+    finds that; the states of the optimizer belong to the trained form.
+
+    Args:
+        form: of the algorithm.
+    """
+
+    def __init__(self, form: Form) -> None:
+        self._form = form
+        # By name: the gradient by the weight, and the one that the optimizer is given.
+        self._gradients: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def watch(self, use: Use, parameter: SparseParameter) -> None:
+        """Puts a weight back before it is used: a step that raised an error may have left the trained form behind."""
+        if not self._form.reparametrizes:
+            return
+        others = use.on_forward
+
+        def settle() -> None:
+            self.leave(parameter)
+            if others is not None:
+                others()
+
+        use.on_forward = settle
+
+    def check_optimizer(self, optimizer: Optimizer) -> None:
+        """Refuses an optimizer that writes to weights between its steps, where they have the other form.
+
+        Raises:
+            RarefyError: it has modes for training and evaluation, as schedule-free ones do.
+        """
+        if self._form.reparametrizes and callable(getattr(optimizer, "eval", None)):
+            raise RarefyError(
+                f"{type(optimizer).__name__} exchanges weights between its steps (eval(), train()), and "
+                f"{type(self._form).__name__} has them in the form that it trains only within a step; take another "
+                "optimizer, or another algorithm"
+            )
+
+    @torch.no_grad()
+    def enter(self, parameter: SparseParameter) -> None:
+        """Puts the trained form of a weight and its gradient in place; the weight has a gradient."""
+        if not self._form.reparametrizes:
+            return
+        self.leave(parameter)
+        storage = parameter.storage
+        weight = parameter.weight
+        gradient = weight.grad
+        assert gradient is not None
+        entries = storage.entries.data
+        entries.copy_(self._form.trained_form(entries))
+        trained = gradient.clone()
+        storage.collect(trained).mul_(self._form.slope(entries))
+        weight.grad = trained
+        self._gradients[parameter.name] = (gradient, trained)
+
+    @torch.no_grad()
+    def leave(self, parameter: SparseParameter) -> None:
+        """Puts weight and gradient back, if the trained form is in place."""
+        if parameter.name not in self._gradients:
+            return
+        gradient, trained = self._gradients.pop(parameter.name)
+        entries = parameter.storage.entries.data
+        entries.copy_(self._form.weight_of(entries))
+        # Where the optimizer has thrown the gradient away, it stays away.
+        if parameter.weight.grad is trained:
+            parameter.weight.grad = gradient
