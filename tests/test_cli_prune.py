@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 import tiny_run
 from rarefy.checkpoint.directory import load
 from rarefy.cli.prune import read_pattern
-from rarefy.errors import ConfigError
+from rarefy.errors import ConfigError, RarefyError
 from rarefy.export import SavedModel, export
 from rarefy.models import build_model
 from rarefy.models.hugging_face_folder import load_folder, model_block
@@ -30,6 +30,33 @@ def trained(tmp_path: Path) -> Path:
     result = rarefy("run", tiny_run.write(tmp_path, content), "-m", "train")
     assert result.exit_code == 0, result.output
     return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("method", "problem"),
+    [
+        ("snip", "snip at sparsity 0.99 leaves no connection in"),
+        ("grasp", "grasp at sparsity 0.99 leaves no connection in"),
+    ],
+)
+def test_messages_are_about_flags_and_no_block(trained: Path, method: str, problem: str) -> None:
+    flags = ["--method", method, "--sparsity", 0.99, "-p", trained / "params.yaml", "--batches", 1]
+    result = rarefy("prune", trained / "out", trained / "pruned", *flags)
+    assert result.exit_code == 2
+    said = " ".join(result.stderr.split())
+    assert problem in said and "init_method" not in said
+
+
+def test_a_loss_is_no_flag(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def cannot(*_: Any, **__: Any) -> Any:
+        raise RarefyError("snip: the loss has no gradient; give loss: a function")
+
+    monkeypatch.setattr("rarefy.export.pruned.prune", cannot)
+    flags = ["--method", "snip", "--sparsity", 0.5, "-p", trained / "params.yaml"]
+    result = rarefy("prune", trained / "out", trained / "pruned", *flags)
+    said = " ".join(result.stderr.split())
+    assert "the loss has no gradient; take --method magnitude, or rarefy.prune in Python" in said
+    assert "give loss" not in said
 
 
 def folder_of(name: str, out: Path) -> Path:

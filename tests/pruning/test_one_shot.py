@@ -307,6 +307,44 @@ REFUSALS: list[tuple[Any, dict[str, Any], str]] = [
 ]
 
 
+def without_layers() -> nn.Module:
+    return nn.Sequential(nn.Linear(8, 4))
+
+
+def never_called(model: nn.Module, batch: Any) -> torch.Tensor:
+    return (batch[0] @ model[0].weight.t()).sum()
+
+
+REFUSALS += [
+    (make_model, {"distribution": "global"}, r"give uniform, er or erk \(example: distribution: erk\)$"),
+    (make_model, {"sparsity": [0.1, 0.5]}, r"a schedule is not allowed; give a number in \[0, 1\) \(example"),
+    (make_model, {"method": "snip", "sparsity": 0.99}, "^snip at sparsity 0.99 leaves no connection in"),
+    (
+        make_model,
+        {"method": "snip", "loss": lambda model, batch: loss(model, batch).detach()},
+        "^snip: the loss has no gradient",
+    ),
+    (
+        lambda: make_model().half(),
+        {"method": "grasp", "batches": [(torch.randn(2, 8).half(), torch.zeros(2).long())]},
+        r"^grasp needs more range than 0\.weight has",
+    ),
+    (
+        make_model,
+        {"method": "synflow", "loss": lambda model, batch: model[0](batch[0]).sum()},
+        r"^synflow: the output does not depend on 3\.weight; leave it out of param_filter",
+    ),
+    *(
+        (
+            without_layers,
+            {"method": method, "loss": never_called},
+            f"^{method}: no layer with a weight matrix was called; take magnitude, wanda or sparsegpt$",
+        )
+        for method in ("grasp", "synflow")
+    ),
+]
+
+
 @pytest.mark.parametrize(("make", "changes", "message"), REFUSALS, ids=range(len(REFUSALS)))
 def test_refusals(make, changes, message):
     options = {"sparsity": 0.5, "method": "wanda", "batches": batches(), "loss": loss, **changes}

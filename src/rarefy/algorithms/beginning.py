@@ -158,10 +158,7 @@ class Beginning(UserHooks, Timing):
         except ConfigError:
             raise
         except RarefyError as error:
-            said = str(error)
-            raise RarefyError(
-                said if "init_method" in said else f"init_method {method.name}: {said}"
-            ) from error
+            raise RarefyError(_by_first_masks(method.name, str(error))) from error
 
     def _task(
         self,
@@ -236,6 +233,13 @@ def check_competition(distribution: str, *, competes: bool, method: str) -> None
     if distribution == GLOBAL and not competes:
         allowed = f"uniform, er or erk for {method}; connections of all weights compete under gmp and its kin"
         raise ConfigError("distribution", distribution, allowed, "distribution: erk")
+
+
+def _by_first_masks(method: str, said: str) -> str:
+    """What went wrong, with the key of the block that it is about in front."""
+    if "init_method" in said:
+        return said
+    return f"init_method {said}" if said.startswith(method) else f"init_method {method}: {said}"
 
 
 def _model_of(

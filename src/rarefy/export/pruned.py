@@ -31,6 +31,7 @@ _TOKENIZER = "tokenizer.json"
 # Files of weights that stay behind: in OUT they would be of the model that was not pruned.
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf", ".onnx")
 _USUAL_LENGTH = 2048
+_WITHOUT_LOSS = "; take --method magnitude, or rarefy.prune in Python, which takes a loss"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,6 +137,9 @@ def _pruned(job: PruneJob, model: nn.Module, batches: Iterable[Any], progress: P
     except ConfigError as error:
         # Options of Python are flags here.
         raise ConfigError(f"--{error.path}", error.given, error.allowed) from None
+    except RarefyError as error:
+        said, remedy, _ = str(error).partition("; give loss: ")
+        raise RarefyError(said + (_WITHOUT_LOSS if remedy else "")) from error
     model.to("cpu")
     return done
 

@@ -21,6 +21,7 @@ from rarefy.masks import sparsity_of
 from rarefy.models.call import loss_of
 from rarefy.pruning.hessians import Hessians, check_linear
 from rarefy.pruning.stages import Walk
+from rarefy.pruning.wording import in_words_of_prune
 from rarefy.saliency.inputs import SquareSums, check_watchable
 from rarefy.saliency.objective import Loss, Objective, called, in_mode
 from rarefy.saliency.sparse_gpt import sparse_gpt
@@ -131,11 +132,12 @@ def prune(
     data = _batches(batches, model, needed=method not in ("magnitude", "random"))
     measure = loss or called
     before = _mean_loss(model, data, loss)
-    if method in BY_LAYER:
-        algorithm = _algorithm({**block, "algorithm": "static", "seed": seed, "compute": "masked"})
-        masks = _by_layer(model, algorithm, method, data, measure, progress or _nobody)
-    else:
-        masks = _at_once(model, {**block, "seed": seed}, method, data, loss)
+    with in_words_of_prune(method):
+        if method in BY_LAYER:
+            algorithm = _algorithm({**block, "algorithm": "static", "seed": seed, "compute": "masked"})
+            masks = _by_layer(model, algorithm, method, data, measure, progress or _nobody)
+        else:
+            masks = _at_once(model, {**block, "seed": seed}, method, data, loss)
     weights = [PrunedWeight(name, tuple(mask.shape), sparsity_of(mask)) for name, mask in masks.items()]
     return Pruned(weights, masks, before, _mean_loss(model, data, loss))
 
