@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +20,8 @@ WALKS = re.findall(
     (ROOT / "docs" / "architecture.md").read_text(),
     re.MULTILINE,
 )
+# The first one of the README.
+FIRST_FILE = re.findall(r"```yaml\n(.+?)```", (ROOT / "README.md").read_text(), re.DOTALL)[0]
 NUMBERS = {"seven": 7, "eleven": 11, "twelve": 12}
 
 
@@ -34,6 +39,21 @@ def test_a_walk_opens_few_files_and_each_is_there(start: str, count: str, steps:
 
 def test_there_are_three_walks() -> None:
     assert len(WALKS) == 3
+
+
+# As docs/architecture.md says; a few more may come, but whoever adds many should see what they do.
+MOST_ENTERED = 145
+
+
+def test_a_run_enters_few_files_before_its_first_step_is_over(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text(FIRST_FILE)
+    program = [sys.executable, str(Path(__file__).with_name("entered_files.py")), "run", "params.yaml"]
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE.parent), "RAREFY_CALIBRATE": "0"}
+    done = subprocess.run(program, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    entered = [line for line in done.stdout.splitlines() if (SOURCE / line).is_file()]
+    walked = set(re.findall(r"^\d+\. `([^`]+)`", WALKS[-1][2], re.MULTILINE))
+    assert walked - {*entered} <= {"trainer/state.py"}, "there is no checkpoint to restore"
+    assert len(entered) <= MOST_ENTERED, "\n".join(entered)
 
 
 def test_the_readme_of_the_storages_covers_them() -> None:

@@ -16,8 +16,7 @@ from rarefy.algorithms.dynamic import DynamicSparsityAlgorithm
 from rarefy.errors import ConfigError
 from rarefy.models import build_model
 from rarefy.models.gpt import GPTModel
-from rarefy.optim.optimizers import build_optimizer
-from rarefy.optim.parameter_groups import parameter_groups
+from rarefy.optim.optimizers import build_optimizer, parameter_groups
 
 BASE = 128
 

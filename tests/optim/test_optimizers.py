@@ -5,8 +5,7 @@ import torch
 from torch import nn
 
 from rarefy.errors import ConfigError
-from rarefy.optim.optimizers import build_optimizer
-from rarefy.optim.parameter_groups import parameter_groups
+from rarefy.optim.optimizers import build_optimizer, parameter_groups
 
 
 class Decoder(nn.Module):

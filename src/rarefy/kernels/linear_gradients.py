@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -39,6 +39,7 @@ class LinearOperations:
         x, values, bias, probe, *topology, sizes = inputs
         ctx.save_for_backward(x, values, probe, *topology)
         ctx.sizes = sizes
+        # Kernels sum up in float32: the gradients of bias and probe go back to what these are.
         ctx.bias_dtype = None if bias is None else bias.dtype
         ctx.probe_dtype = None if probe is None else probe.dtype
 
@@ -102,6 +103,8 @@ class _LinearBackward(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Any, ...]:
         probe, grad, x, values, *parts = ctx.saved_tensors
         topology = (*parts, ctx.sizes)
+        # What was not asked for in the first place is an empty tensor, and so is its gradient: zeros of the true
+        # shape stand for it.
         of_x = grad_outputs[0] if ctx.needs[0] else torch.zeros_like(x)
         of_values = grad_outputs[1] if ctx.needs[1] else torch.zeros_like(values)
         of_bias = grad_outputs[2] if ctx.needs[2] else None
@@ -140,3 +143,19 @@ def tokens_of(x: Tensor) -> int:
         6
     """
     return x.shape[:-1].numel()
+
+
+def gradient_shapes(
+    x: Tensor, values: Tensor, rows: int, needs: Sequence[bool]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Tensors like the gradients of x, values and bias, empty where one is not needed, for tracing.
+
+    Example:
+        >>> [one.shape[0] for one in gradient_shapes(torch.ones(2, 3), torch.ones(4), 5, [True, False, True])]
+        [2, 0, 5]
+    """
+    return (
+        x.new_empty(x.shape if needs[0] else (0,)),
+        values.new_empty(values.shape if needs[1] else (0,)),
+        values.new_empty((rows if needs[2] else 0,)),
+    )

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from rarefy.optim.parameter_groups import SCALE_KEY
+from rarefy.optim.optimizers import SCALE_KEY
 from rarefy.torch_private import set_progress
 from rarefy.validation import Number, StepCount
 
@@ -68,7 +68,7 @@ class LRSchedule(BaseModel, ABC):
         total_iters: the length of the schedule where it has one.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     total_iters: StepCount | None = None
 

@@ -282,6 +282,21 @@ def _highest(matrix: Tensor, block: tuple[int, int]) -> Tensor:
 BLOCK_SCORES = {"sum": kernels.block_sums, "norm": _norms, "max": _highest}
 
 
+def refuse_indivisible(
+    structure: Structure, name: str, shape: Sequence[int], block: tuple[int, int], wanted: str
+) -> None:
+    """Refuses a weight whose outputs and inputs cannot be cut in blocks.
+
+    Raises:
+        ConfigError: they cannot; it asks for what is `wanted`.
+    """
+    # A bias has outputs alone.
+    outputs, inputs = (*shape, 0)[:2]
+    if not inputs or outputs % block[0] or inputs % block[1]:
+        sides = f"{outputs} output and the {inputs} input features"
+        raise ConfigError("pattern", structure, f"{wanted} the {sides} of {name} {list(shape)}")
+
+
 @dataclass(frozen=True)
 class Blocks(Structure):
     """Connections are active in whole blocks of outputs × inputs.
@@ -309,10 +324,7 @@ class Blocks(Structure):
 
     def check(self, name: str, shape: Sequence[int]) -> None:
         """Refuses a weight that the blocks do not divide."""
-        outputs, inputs = (*shape, 0)[:2]
-        if not inputs or outputs % self.rows or inputs % self.columns:
-            sides = f"{outputs} output and the {inputs} input features"
-            raise ConfigError("pattern", self, f"blocks that divide the {sides} of {name} {list(shape)}")
+        refuse_indivisible(self, name, shape, (self.rows, self.columns), "blocks that divide")
 
     def layout(self, shape: Sequence[int]) -> tuple[int, int]:
         """One row of blocks."""

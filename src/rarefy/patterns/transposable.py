@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from rarefy import masks
-from rarefy.errors import ConfigError
-from rarefy.patterns.structures import NOfM, from_matrix, to_matrix
+from rarefy.patterns.structures import NOfM, from_matrix, refuse_indivisible, to_matrix
 from rarefy.patterns.tiles import keep_regular
 from rarefy.ties import DEFAULT_ORDER, TieOrder
 
@@ -37,10 +36,7 @@ class Transposable(NOfM):
 
     def check(self, name: str, shape: Sequence[int]) -> None:
         """Refuses a weight whose outputs or inputs are no multiple of m."""
-        outputs, inputs = (*shape, 0)[:2]
-        if not inputs or outputs % self.m or inputs % self.m:
-            sides = f"{outputs} output and the {inputs} input features"
-            raise ConfigError("pattern", self, f"an m that divides the {sides} of {name} {list(shape)}")
+        refuse_indivisible(self, name, shape, (self.m, self.m), "an m that divides")
 
     def layout(self, shape: Sequence[int]) -> tuple[int, int]:
         """A row for each tile."""

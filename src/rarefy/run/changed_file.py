@@ -128,7 +128,7 @@ def as_saved(config: TrainerConfig, ckpt_path: CheckpointPath) -> dict[str, Any]
     Raises:
         CheckpointError: there is none, or it has no configuration.
     """
-    root = root_of(config)
+    root = config.checkpoint_root
     found = find(ckpt_path, root)
     if found is None:
         raise CheckpointError(
@@ -142,12 +142,6 @@ def as_saved(config: TrainerConfig, ckpt_path: CheckpointPath) -> dict[str, Any]
     # The directory may have been moved, and is where the checkpoint was found.
     params["trainer"]["init"]["model_dir"] = config.init.model_dir
     return params
-
-
-def root_of(config: TrainerConfig) -> Path:
-    """The directory of a trainer's checkpoints."""
-    checkpoint = config.init.checkpoint
-    return (checkpoint and checkpoint.checkpoint_root) or Path(config.init.model_dir)
 
 
 class KeepOptions(Callback):

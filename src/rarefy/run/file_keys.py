@@ -38,7 +38,7 @@ OneKeyMaps = Annotated[
 class OpenBlock(BaseModel):
     """A mapping with keys of its own beside the ones here."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(extra="allow", frozen=True, defer_build=True)
 
     @model_validator(mode="before")
     @classmethod
@@ -52,7 +52,7 @@ class OpenBlock(BaseModel):
 class Block(OpenBlock):
     """A mapping of the file: unknown keys are errors, an empty key (`loop:`) counts as absent."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     @model_validator(mode="before")
     @classmethod

@@ -14,9 +14,9 @@ from rarefy.checkpoint.chosen import UNSET, CheckpointPath, find
 from rarefy.checkpoint.directory import CheckpointParts, load, newest_valid
 from rarefy.errors import ConfigError
 from rarefy.run.builder import Builder, check_tokens
-from rarefy.run.changed_file import compare, root_of
+from rarefy.run.changed_file import compare
 from rarefy.run.file_keys import FitBlock, ValidateBlock
-from rarefy.run.planning.large_model import refuse_too_large
+from rarefy.run.large_model import refuse_too_large
 from rarefy.run.schema import TrainerConfig
 from rarefy.trainer.state import States
 from rarefy.trainer.trainer import Trainer
@@ -126,7 +126,7 @@ def _resumed(builder: Builder, ckpt_path: CheckpointPath) -> Path | None:
     """The checkpoint that a fit is going to continue."""
     checkpoint = builder.config.init.checkpoint
     autoloads = checkpoint is None or checkpoint.autoload_last_checkpoint
-    return find(ckpt_path, root_of(builder.config), autoloads)
+    return find(ckpt_path, builder.config.checkpoint_root, autoloads)
 
 
 def _fit(
@@ -200,7 +200,7 @@ def _given(block: FitBlock | ValidateBlock | None, ckpt_path: CheckpointPath) ->
 def _start(configs: Sequence[TrainerConfig], index: int) -> CheckpointPath | Literal["ended"]:
     """Where one of several trainers starts: where it stopped (UNSET), or the result of the one before."""
     config = configs[index]
-    newest = newest_valid(root_of(config), log.warning)
+    newest = newest_valid(config.checkpoint_root, log.warning)
     if newest is not None:
         parts = load(newest)
         owner = _owner(configs, index, parts)
@@ -208,14 +208,15 @@ def _start(configs: Sequence[TrainerConfig], index: int) -> CheckpointPath | Lit
             return "ended"
         if owner == index:
             return UNSET
-    before = newest_valid(root_of(configs[index - 1]), log.warning) if index else None
+    before = newest_valid(configs[index - 1].checkpoint_root, log.warning) if index else None
     has_own = config.fit is not None and "ckpt_path" in config.fit.model_fields_set
     return UNSET if before is None or has_own else before
 
 
 def _owner(configs: Sequence[TrainerConfig], index: int, parts: CheckpointParts) -> int:
     """Which of the trainers that share a directory wrote a checkpoint."""
-    sharing = [other for other in range(len(configs)) if root_of(configs[other]) == root_of(configs[index])]
+    root = configs[index].checkpoint_root
+    sharing = [other for other, config in enumerate(configs) if config.checkpoint_root == root]
     wrote = [other for other in sharing if parts.params == configs[other].as_params]
     return wrote[-1] if wrote else sharing[0]
 

@@ -18,7 +18,7 @@ from rarefy.distributions import share_out
 from rarefy.models.call import loss_of, to_device
 from rarefy.patterns import Pattern
 from rarefy.run.builder import Builder, check_tokens
-from rarefy.run.planning.large_model import LargeModel, flops_of, shared_out, too_large
+from rarefy.run.large_model import LargeModel, flops_of, shared_out, too_large
 from rarefy.schedules import update_steps
 from rarefy.storage.parameter import SparseParameter
 from rarefy.trainer.micro_batches import choose_size, parts_of

@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -142,6 +143,12 @@ class TrainerConfig:
         """The same trainer without sparsity."""
         init = self.init.model_copy(update={"sparsity": None})
         return replace(self, blocks=self.blocks.model_copy(update={"init": init}))
+
+    @property
+    def checkpoint_root(self) -> Path:
+        """The directory of its checkpoints."""
+        checkpoint = self.init.checkpoint
+        return (checkpoint and checkpoint.checkpoint_root) or Path(self.init.model_dir)
 
     @property
     def init(self) -> InitBlock:

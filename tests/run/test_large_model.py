@@ -11,9 +11,9 @@ import torch
 
 import tiny_run
 from rarefy.errors import ConfigError
+from rarefy.run import large_model
 from rarefy.run.builder import Builder
-from rarefy.run.planning import large_model
-from rarefy.run.planning.large_model import flops_of, shared_out, too_large
+from rarefy.run.large_model import flops_of, shared_out, too_large
 from rarefy.run.preview import RunPreview, preview
 from rarefy.run.schema import parse
 from small_decoders import MIXTRAL

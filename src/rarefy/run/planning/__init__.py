@@ -1,1 +1,0 @@
-"""Runs whose model does not fit into memory, planned without it."""
