@@ -7,16 +7,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from io import StringIO
-from typing import Any, Protocol, cast
-
-from rich.console import Console, Group, RenderableType
-from rich.table import Table
-from rich.text import Text
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from rarefy.algorithms.training_cost import Cost, Memory, memory_of, operations_of
 from rarefy.errors import RarefyError
 from rarefy.filters import Candidate, candidates, decide, why_left
 from rarefy.schedules import Constant
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 MOST_NAMED = 6
 LAYER_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)|^\d+(?=\.)")
@@ -88,6 +87,11 @@ class Summary:
         return one_line("Summary", {"weights": len(self.rows), "actual": f"{self.actual_sparsity:.4f}"})
 
     def __rich__(self) -> RenderableType:
+        # Here, as rich takes longer to import than the rest of this room.
+        from rich.console import Group
+        from rich.table import Table
+        from rich.text import Text
+
         table = Table(*COLUMNS)
         for row in self._lines():
             table.add_row(*map(Text, row))
@@ -127,6 +131,8 @@ class Summary:
         return "all", "", f"{total:,} weights", "", f"{self.actual_sparsity:.4f}", f"{kept:,}", "", ""
 
     def __str__(self) -> str:
+        from rich.console import Console
+
         text = StringIO()
         # Without a terminal rich takes 80 columns, too few for this table.
         Console(file=text, width=150).print(self)

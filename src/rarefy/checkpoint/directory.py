@@ -24,7 +24,6 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError
 
@@ -67,7 +66,7 @@ class CheckpointConfig(BaseModel):
         keep_last: keep the newest so many, ≥ 1; None keeps all.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
     steps: StepCount | None = None
     autoload_last_checkpoint: Flag = True
     disable_strict_checkpoint_loading: Flag = False
@@ -265,6 +264,9 @@ def _read_part(path: Path, part: str, skeletons: dict[str, Json]) -> Any:
 
 
 def _read_params(path: Path) -> Any:
+    # Here, as whoever trains without a file and without checkpoints never needs it.
+    import yaml
+
     try:
         return yaml.safe_load(path.read_bytes())
     except yaml.YAMLError as error:

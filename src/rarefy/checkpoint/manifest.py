@@ -24,7 +24,7 @@ GIVE_CHECKPOINT = "give a checkpoint_<step> directory"
 class FileRecord(BaseModel):
     """Size in bytes and SHA-256 of one file."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, defer_build=True)
     size: int
     sha256: str
 
@@ -32,7 +32,7 @@ class FileRecord(BaseModel):
 class Manifest(BaseModel):
     """What MANIFEST.json holds."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, defer_build=True)
     format_version: int
     step: int
     files: dict[str, FileRecord]

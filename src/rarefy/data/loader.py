@@ -190,7 +190,7 @@ class LoaderConfig(BaseModel):
         persistent_workers: whether workers live on from epoch to epoch.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, defer_build=True)
 
     batch_size: Count
     drop_last: Switch = True

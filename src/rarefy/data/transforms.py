@@ -29,7 +29,7 @@ class AddSinkTokens(BaseModel):
         Xiao et al., Efficient Streaming Language Models with Attention Sinks, arXiv 2309.17453.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, defer_build=True)
 
     name: Literal["add_sink_tokens"]
     sink_token_id: _Whole = 0

@@ -30,7 +30,7 @@ class MoEConfig(BaseModel):
         (True, False)
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, defer_build=True)
 
     num_experts: Annotated[int, Field(ge=0, description="a whole number; 0 for no experts")] = 0
     num_shared_experts: OptionalSize = None
@@ -75,7 +75,7 @@ class GPTConfig(BaseModel):
         50257
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, defer_build=True)
 
     # Whether attention and feed-forward part read the same input, as in gptj and falcon.
     is_parallel: ClassVar[bool] = False

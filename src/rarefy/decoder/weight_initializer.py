@@ -19,7 +19,7 @@ class InitializerConfig(BaseModel):
     The bounds are by default two standard deviations from the mean.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, defer_build=True)
 
     name: Literal["truncated_normal", "normal"] = "truncated_normal"
     mean: Finite = 0.0

@@ -30,7 +30,7 @@ class ParallelConfig(BaseModel):
         'auto'
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     strategy: Annotated[
         Literal["auto", "ddp", "fsdp2"], Field(description="auto, ddp or fsdp2", examples=["ddp"])

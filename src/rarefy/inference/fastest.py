@@ -6,12 +6,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from io import StringIO
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 from torch import Tensor, nn
 
 from rarefy.algorithms.attachment.keeper import finalize
@@ -25,6 +22,9 @@ from rarefy.nn import is_conv1d
 from rarefy.nn.inference_only import InferenceOnly
 from rarefy.storage.choice import obstacle
 from rarefy.tensors import Role, SparseWeight, become
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 Form = Literal["dense", "compact", "block"]
 COLUMNS = ("parameter", "shape", "sparsity", "form", "why")
@@ -67,6 +67,9 @@ class Compacted:
         return one_line("Compacted", {form: counts[form] for form in get_args(Form)[::-1]})
 
     def __rich__(self) -> Table:
+        from rich.table import Table
+        from rich.text import Text
+
         table = Table(*COLUMNS)
         for line in self._lines():
             table.add_row(*map(Text, line))
@@ -76,6 +79,8 @@ class Compacted:
         return html_table(COLUMNS, self._lines())
 
     def __str__(self) -> str:
+        from rich.console import Console
+
         text = StringIO()
         Console(file=text, width=150).print(self)
         return text.getvalue()

@@ -44,7 +44,7 @@ class LoopConfig(BaseModel):
         1
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     num_steps: StepCount | None = None
     max_steps: StepCount | None = None
@@ -124,7 +124,7 @@ class LoggingConfig(BaseModel):
         log_level: the least important messages that are shown.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     log_steps: StepCount = 10
     log_level: Annotated[

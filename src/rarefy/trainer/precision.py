@@ -40,7 +40,7 @@ class PrecisionConfig(BaseModel):
         torch.bfloat16
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     enabled: _Switch = True
     fp16_type: Annotated[

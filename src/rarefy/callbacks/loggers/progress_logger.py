@@ -6,17 +6,16 @@ import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from time import perf_counter
-from typing import Any
-
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
-from rich.table import Column
+from typing import TYPE_CHECKING, Any
 
 from rarefy.callbacks.events import Logger
 from rarefy.callbacks.log_sparsity import actual_of, algorithms_of, parameters_of
 from rarefy.callbacks.planned_sparsity import final_target
 from rarefy.callbacks.trainer_view import TrainerView
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
 
 BAR_WIDTH = 20
 RATES = {"tokens_per_second": "tokens/s", "samples_per_second": "samples/s"}
@@ -36,12 +35,14 @@ class ProgressLogger(Logger):
     """
 
     def __init__(self, console: Console | None = None, clock: Callable[[], float] = perf_counter) -> None:
+        # Here, as rich takes long to import and most users of this room print nothing.
+        from rich.console import Console
+
         self._console = console or Console()
         self._clock = clock
         self._metrics: dict[str, float] = {}
         self._bar: Progress | None = None
         self._cell: Any = None
-        self._task = TaskID(0)
         self._first_step = 0
         self._since = 0.0
         self._facts: list[str] = []
@@ -52,6 +53,9 @@ class ProgressLogger(Logger):
 
     def on_train_start(self, trainer: TrainerView) -> None:
         """Shows the bar."""
+        from rich.progress import BarColumn, Progress, TextColumn
+        from rich.table import Column
+
         # Steps of an earlier session took their time elsewhere.
         self._first_step = trainer.global_step
         self._since = self._clock()
@@ -61,9 +65,9 @@ class ProgressLogger(Logger):
         self._line = ""
         if self._console.is_terminal:
             bar = BarColumn(BAR_WIDTH, table_column=Column(min_width=BAR_WIDTH))
-            text = TextColumn("{task.description}", table_column=Column(ratio=1))
+            text = TextColumn("{task.description}", markup=False, table_column=Column(ratio=1))
             self._bar = Progress(bar, text, console=self._console, expand=True)
-            self._task = self._bar.add_task("", total=trainer.total_steps, completed=trainer.global_step)
+            self._bar.add_task("", total=trainer.total_steps, completed=trainer.global_step)
             self._bar.start()
         elif self._console.is_jupyter:
             self._cell = shown_in_a_cell("...")
@@ -89,7 +93,7 @@ class ProgressLogger(Logger):
             self._renew(self._line)
         else:
             # Names of metrics are the user's: brackets in them are no markup.
-            self._console.print(escape(line), soft_wrap=True)
+            self._console.print(line, markup=False, soft_wrap=True)
 
     def on_fit_end(self, trainer: TrainerView) -> None:
         """Leaves the bar as it stands."""
@@ -116,11 +120,12 @@ class ProgressLogger(Logger):
     def _show(self, trainer: TrainerView, facts: Sequence[str]) -> None:
         if self._bar is not None:
             text = wrapped(facts, self._console.width - BAR_WIDTH - 1)
-            self._bar.update(self._task, completed=trainer.global_step, description=escape(text))
+            (task,) = self._bar.task_ids
+            self._bar.update(task, completed=trainer.global_step, description=text)
         elif self._cell is not None:
             self._renew(" · ".join(facts))
         else:
-            self._console.print(escape(" · ".join(facts)), soft_wrap=True, highlight=False)
+            self._console.print(" · ".join(facts), markup=False, soft_wrap=True, highlight=False)
 
     def _renew(self, line: str) -> None:
         """Replaces what the notebook's cell shows: the results of validations, and how far the run is."""

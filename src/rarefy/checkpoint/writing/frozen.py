@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 
 from rarefy.checkpoint.error import CheckpointError
@@ -163,6 +162,8 @@ def read_pieces(path: Path, part: str, state: Mapping[str, Any]) -> dict[str, Te
 
 
 def _texts(path: Path, step: int, skeletons: Json, params: dict[str, Any]) -> dict[str, bytes]:
+    import yaml
+
     version = version_of(skeletons.get("writers", 1))
     state = {"format_version": version, "step": step, **skeletons}
     try:
