@@ -162,6 +162,7 @@ class SparsityAlgorithm(Attached, Beginning, Reparametrizing, Sparsifier):
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
+        # `needs_dense_grad` is the older of the two names; a class may declare either.
         cls.needs = declared_needs(cls)
         cls.needs_dense_grad = cls.needs == "dense"
 
@@ -289,11 +290,13 @@ class SparsityAlgorithm(Attached, Beginning, Reparametrizing, Sparsifier):
             ConfigError: the pattern does not divide a weight.
             RarefyError: a parameter already has an algorithm.
         """
+        # All checks before any weight is touched: what is refused leaves the model as it was.
         self.check(chosen)
         self.adopt(chosen, self.first_of(chosen))
 
     def first_of(self, chosen: Mapping[str, Candidate]) -> dict[str, Tensor]:
         """The first masks of parameters that were checked, while all of the model is still dense."""
+        # One for all processes, whose masks would differ otherwise.
         if self.seed is None:
             self.seed = agreed_seed(torch.initial_seed())
         self._attachment.reclaim(chosen)
@@ -338,6 +341,7 @@ class SparsityAlgorithm(Attached, Beginning, Reparametrizing, Sparsifier):
 
     def _set_mask(self, parameter: SparseParameter, mask: Tensor) -> None:
         refuse_empty(parameter.name, mask, self.step, self.target_sparsity)
+        # Masked storage writes the new mask over the old one; the copy is made only where somebody listens.
         before = parameter.mask.clone() if self._topology_hooks else mask
         self._attachment.set_mask(parameter, mask)
         if self._topology_hooks:

@@ -133,7 +133,10 @@ class DynamicSparsityAlgorithm(SparsityAlgorithm):
             RarefyError: a backward pass left the dense gradient out that the algorithm ranks by.
         """
         shapes = {name: parameter.shape for name, parameter in self.parameters.items()}
+        # All targets first: under a global distribution they come from the scores of all weights before any
+        # changes.
         targets = self._targets(shapes, self._competing())
+        # A list and not a generator: every weight is updated, whatever the first ones answer.
         changes = [
             self._update_parameter(parameter, targets[name]) for name, parameter in self.parameters.items()
         ]
@@ -168,6 +171,7 @@ class DynamicSparsityAlgorithm(SparsityAlgorithm):
         if ranks() == 1:
             return
         sums = {name: parameter.storage.fingerprint for name, parameter in self.parameters.items()}
+        # Where the weights are, as NCCL exchanges nothing that is on the CPU.
         device = next(iter(self.parameters.values())).weight.device
         diverged = differing(sums, device)
         if diverged:
@@ -184,6 +188,7 @@ class DynamicSparsityAlgorithm(SparsityAlgorithm):
             return False
         # Between steps the weight may hold zeros where forward passes are not to use it.
         parameter.show()
+        # Anew for each weight, so that its mask does not depend on how many came before.
         self.generator = generator_for(self.seed or 0, parameter.name, self.updates)
         mask = self._next_mask(parameter, sparsity)
         if mask is not None:
@@ -213,6 +218,7 @@ class DynamicSparsityAlgorithm(SparsityAlgorithm):
             return None
         if isinstance(gradient, Shortlist):
             gradient = gradient.dense(parameter.shape)
+        # In dense form, which the pattern can cut; the storage takes it back below.
         state = parameter.dense_state()
         views = self._views(parameter, sparsity, gradient, state)
         pieces = [self._checked(call_update_mask(self.update_mask, view), view) for view in views]

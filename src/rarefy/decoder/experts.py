@@ -61,6 +61,7 @@ class Experts(nn.Module):
         """`output` with one expert's part; it computes its own tokens only where their number may be looked at."""
         if tokens.is_meta or torch.compiler.is_compiling() or torch.jit.is_tracing():
             return output + self._weighted(index, tokens, weights)
+        # Weights of 0 are experts that the router did not choose.
         chosen = weights.nonzero().squeeze(1)
         # Under autocast an expert answers in bfloat16, and `index_add` takes one dtype only.
         part = self._weighted(index, tokens[chosen], weights[chosen])
@@ -97,6 +98,7 @@ def choose(logits: Tensor, moe: MoEConfig) -> Routing:
     """
     probabilities = _weigh(logits, moe.router_selection_nonlinearity)
     best = probabilities.topk(moe.top_k, dim=-1).indices
+    # No gradient through the choice itself: the router learns by the weights alone.
     chosen = torch.zeros_like(probabilities).scatter(-1, best, 1.0)
     weights = _weigh(logits, moe.expert_weighting_nonlinearity) * chosen
     if moe.expert_weighting_normalization:
@@ -128,6 +130,7 @@ def balance_loss(routings: list[Routing], mask: Tensor) -> Tensor:
     Reference:
         Fedus et al., Switch Transformers, arXiv 2101.03961.
     """
+    # A sequence of padding alone has nothing to divide by.
     counts = mask.sum(1).clamp(min=1).unsqueeze(1)
     chosen = torch.stack([one.chosen for one in routings]).mean(0)
     probabilities = torch.stack([one.probabilities for one in routings]).mean(0)

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import register_flop_formula
 from rarefy.errors import RarefyError
 from rarefy.kernels import block_native, blocks, reference
 from rarefy.kernels.blocks import BlockTopology
-from rarefy.kernels.linear_gradients import LinearOperations, tokens_of
+from rarefy.kernels.linear_gradients import LinearOperations, gradient_shapes, tokens_of
 
 _TOPOLOGY = (
     "Tensor starts, Tensor indices, Tensor back_starts, Tensor back_indices, Tensor order, int[] sizes"
@@ -141,11 +141,7 @@ def _backward_shape(
     starts: Tensor, indices: Tensor, back_starts: Tensor, back_indices: Tensor, order: Tensor, sizes: list[int],
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    return (
-        x.new_empty(x.shape if needs[0] else (0,)),
-        values.new_empty(values.shape if needs[1] else (0,)),
-        values.new_empty((sizes[0] if needs[2] else 0,)),
-    )
+    return gradient_shapes(x, values, sizes[0], needs)
 
 
 _OPERATIONS = LinearOperations(
@@ -167,4 +163,5 @@ def _backward_flops(
     grad: tuple[int, ...], x: tuple[int, ...], values: tuple[int, ...], *rest: Any, **__: Any
 ) -> int:
     """The same for the gradient of x and for that of the values."""
+    # Last come the needs; the third, the bias, takes additions only.
     return sum(rest[-1][:2]) * 2 * math.prod(values) * math.prod(x[:-1])

@@ -202,6 +202,7 @@ def whole_blocks(mask: Tensor, block: tuple[int, int]) -> Tensor | None:
     """
     if mask.shape[0] % block[0] or mask.shape[1] % block[1]:
         return None
+    # Counts of ones, exact in float32 up to 2²⁴ a block.
     active = selection.block_sums(mask.float(), block)
     whole = active == block[0] * block[1]
     return whole if bool((whole | (active == 0)).all()) else None
@@ -229,6 +230,8 @@ def dense(values: Tensor, starts: Tensor, indices: Tensor, sizes: list[int]) -> 
     """
     rows, columns, height, width = sizes
     blocks = values.new_zeros(rows // height, columns // width, height, width)
+    # Not in place, so that the gradient finds its way to the values; and with int64, as torch takes no other
+    # index.
     blocks = blocks.index_put((block_rows(starts, indices.numel()), indices.long()), values)
     return blocks.transpose(1, 2).reshape(rows, columns)
 

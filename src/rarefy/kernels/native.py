@@ -171,6 +171,7 @@ def forward(index: int, x: Tensor, values: Tensor, bias: Tensor | None, weight: 
         weight=_native(module, weight),
         values=values.data_ptr(),
         x=x.data_ptr(),
+        # The address 0 says that there is none.
         bias=0 if bias is None else bias.data_ptr(),
         y=y.data_ptr(),
         element=_DTYPES.index(x.dtype),
@@ -185,6 +186,7 @@ def backward(
     """Gradients of x, values and bias (empty where not needed), for contiguous grad and x of one dtype."""
     grad_x = torch.empty_like(x) if needs[0] else x.new_empty(0)
     grad_values = torch.empty_like(values) if needs[1] else values.new_empty(0)
+    # The columns of the transpose are the outputs.
     grad_bias = values.new_empty(transposed.columns if needs[2] else 0)
     module = _module()
     module.backward(
@@ -310,6 +312,7 @@ def _index() -> int:
 
 
 def _empty_layout(rows: int, columns: int, width: int, active: int) -> Layout:
+    # A matrix without columns has one panel as well, so that there is a `starts` to read.
     panels = max(1, -(-columns // width))
     starts = torch.empty(panels * rows + 1, dtype=torch.int32, device="cpu")
     return Layout(rows, columns, width, starts, torch.empty(active, dtype=torch.int16, device="cpu"))

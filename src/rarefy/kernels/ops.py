@@ -15,7 +15,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from rarefy.errors import RarefyError
 from rarefy.kernels import native, reference
-from rarefy.kernels.linear_gradients import LinearOperations, tokens_of
+from rarefy.kernels.linear_gradients import LinearOperations, gradient_shapes, tokens_of
 from rarefy.kernels.native import Layout
 from rarefy.kernels.panels import Panels
 
@@ -57,6 +57,8 @@ def sparse_linear(
     for name, tensor, size in (("values", values, panels.nonzeros), ("bias", bias, panels.rows)):
         if tensor is not None:
             _check(name, tensor, size, x.device)
+    # An operation's gradient can neither be differentiated again nor be seen by `torch.func`; a compiler, on the
+    # other hand, knows the operation by its schema and not the autograd function.
     differentiates = torch.is_grad_enabled() and not torch.compiler.is_compiling()
     apply = _OPERATIONS.apply if differentiates else torch.ops.rarefy.sparse_linear.default
     return apply(x, values, bias, probe, *panels.tensors, panels.sizes)
@@ -149,6 +151,7 @@ def _linear(
     rows, columns, width, _ = sizes
     index = native.index_for(x, values)
     if index is not None:
+        # The kernels read float32, whatever the activations are.
         full_bias = None if bias is None else bias.float().contiguous()
         layout = Layout(rows, columns, width, starts, offsets)
         return native.forward(index, x.contiguous(), values.float().contiguous(), full_bias, layout)
@@ -184,6 +187,7 @@ def _backward(
         weight = reference.dense(rows, columns, positions, values)
         grads = reference.backward(flat_grad, flat_x, weight, positions)
     shaped = (grads[0].view(x.shape) if needs[0] else x, grads[1].to(values.dtype), grads[2].to(values.dtype))
+    # An operation returns tensors always: what nobody needs is an empty one.
     empty = (x.new_empty(0), values.new_empty(0), values.new_empty(0))
     kept = [g if needed else e for g, e, needed in zip(shaped, empty, needs, strict=True)]
     return kept[0], kept[1], kept[2]
@@ -195,11 +199,7 @@ def _backward_shape(
     starts: Tensor, offsets: Tensor, back_starts: Tensor, back_offsets: Tensor, order: Tensor, sizes: list[int],
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    return (
-        x.new_empty(x.shape if needs[0] else (0,)),
-        values.new_empty(values.shape if needs[1] else (0,)),
-        values.new_empty((sizes[0] if needs[2] else 0,)),
-    )
+    return gradient_shapes(x, values, sizes[0], needs)
 
 
 _OPERATIONS = LinearOperations(
@@ -212,6 +212,7 @@ torch.library.register_autograd(
 
 @torch.library.impl("rarefy::zero_inactive_", "default")
 def _zero(tensor: Tensor, mask: Tensor) -> None:
+    # There are lanes of 2, 4 and 8 bytes: float8 has none, and integers go the other way.
     fits = tensor.device.type == "cpu" and tensor.element_size() in (2, 4, 8) and tensor.is_floating_point()
     if fits and tensor.is_contiguous() and native.serves():
         native.zero_inactive_(tensor, mask.contiguous())
@@ -235,4 +236,5 @@ def _backward_flops(
     grad: tuple[int, ...], x: tuple[int, ...], values: tuple[int, ...], *rest: Any, **__: Any
 ) -> int:
     """The same for the gradient of x and for that of the values."""
+    # Last come the needs; the third, the bias, takes additions only.
     return sum(rest[-1][:2]) * 2 * values[0] * math.prod(x[:-1])

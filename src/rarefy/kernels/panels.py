@@ -117,6 +117,7 @@ class Panels:
             >>> Panels.from_mask(torch.tensor([[True, False]])).mask()
             tensor([[ True, False]])
         """
+        # One byte each, which the kernel scatters like values of four.
         return self.dense(torch.ones_like(self.offsets, dtype=torch.bool))
 
     def dense(self, values: Tensor) -> Tensor:
@@ -127,6 +128,7 @@ class Panels:
             tensor([[1., 0.],
                     [2., 3.]])
         """
+        # Values that want a gradient are watched, and take the second way.
         if values.element_size() in (1, 4) and _compiled(self.offsets, values):
             return native.scatter(self.layout, values.contiguous())
         return reference.dense(self.rows, self.columns, self.positions(), values)
@@ -186,6 +188,7 @@ def panel_widths(rows: int, columns: int, density: float) -> tuple[int, int]:
         >>> panel_widths(4096, 64, 0.1)[1] in (400, 768)
         True
     """
+    # An empty matrix has a density of 0, and needs widths too.
     wanted = 1 / max(density, 1e-6)
     if instruction_set() == "v3":
         return panel_width(columns, 20 * wanted, 128, 192), panel_width(rows, 80 * wanted, 384, 768)

@@ -25,6 +25,7 @@ def build(
     """
     rows, columns = mask.shape
     row, column = mask.nonzero().unbind(1)
+    # Both sorts are stable: `nonzero` is in row-major order, and stays so within a panel.
     first = (column // width).argsort(stable=True)
     row = row[first]
     column = column[first]
@@ -49,6 +50,7 @@ def positions(rows: int, columns: int, width: int, starts: Tensor, offsets: Tens
     run = torch.repeat_interleave(
         torch.arange(counts.numel(), device=starts.device), counts, output_size=offsets.numel()
     )
+    # The bits of a uint16 again.
     column = (offsets.long() & 0xFFFF) + run // max(rows, 1) * width
     return run % max(rows, 1) * columns + column
 
@@ -60,6 +62,7 @@ def sources(size: int, positions: Tensor, previous: Tensor) -> Tensor:
         >>> sources(3, torch.tensor([1, 2]), torch.tensor([0, 1]))
         tensor([ 1, -1])
     """
+    # As wide as the matrix, so half of int64 counts; there are fewer than 2³¹ connections.
     place = torch.full((size,), -1, dtype=torch.int32, device=positions.device)
     place[previous] = torch.arange(previous.numel(), dtype=torch.int32, device=place.device)
     return place[positions].long()
@@ -116,6 +119,7 @@ def keep_top(scores: Tensor, count: int, candidates: Tensor | None = None) -> Te
     among = torch.ones_like(flat, dtype=torch.bool) if candidates is None else candidates.reshape(-1)
     ranked = among & ~flat.isnan()
     total = int(ranked.count_nonzero())
+    # NaN only where there are not enough numbers.
     if count >= total:
         return (ranked | _first(among & ~ranked, count - total)).view(scores.shape)
     if count <= 0:
@@ -171,6 +175,7 @@ def zero_inactive_(tensor: Tensor, mask: Tensor) -> None:
     if integer is None or not tensor.is_floating_point():
         tensor.masked_fill_(~mask, 0)
     else:
+        # Detached, since nobody may write to a leaf that wants a gradient.
         tensor.detach().view(integer).mul_(mask)
 
 
@@ -211,6 +216,7 @@ def _kth_largest(scores: Tensor, ranked: Tensor, k: int, total: int) -> Tensor:
         above = int(((scores > high) & ranked).sum())
         inside = scores[(scores >= low) & (scores <= high) & ranked]
         if above < k <= above + inside.numel():
+            # `kthvalue` counts from the lowest.
             return inside.kthvalue(inside.numel() - (k - above) + 1).values
     values = scores[ranked]
     return values.kthvalue(total - k + 1).values

@@ -91,6 +91,7 @@ def wanted_storage(parameter: SparseParameter, compute: str, optimizers: Sequenc
         return "masked"
     layer = _layer(parameter)
     relative = timed(layer)
+    # A layer that was timed is known; the rule is asked for the others.
     pays = layer.is_expected_to_pay() if relative is None else relative * MARGIN < 1
     return "compact" if pays else "masked"
 
@@ -150,6 +151,7 @@ def choose_storage(
     kinds: list[Kind] = [wanted_storage(parameter, compute, optimizers) for parameter in parameters.values()]
     if compute == "auto" and parameters:
         device = next(iter(parameters.values())).weight.device
+        # As numbers, which is what processes exchange.
         places = of_first([_KINDS.index(kind) for kind in kinds], device)
         kinds = [_KINDS[place] for place in places]
     for parameter, kind in zip(parameters.values(), kinds, strict=True):

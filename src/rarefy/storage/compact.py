@@ -122,6 +122,7 @@ class CompactStorage:
         weight = self.weight
         old = self.weight.topology
         topology = old.with_mask(mask.to(weight.device))
+        # Of a state that is dense, only what belongs to connections that stay is carried over.
         stays = old.mask() & mask.to(weight.device)
         sources = set_topology(weight, topology)
 
@@ -134,6 +135,7 @@ class CompactStorage:
         if weight.grad is not None:
             weight.grad = moved(weight.grad)
         change_state(optimizers, weight, weight.shape, moved)
+        # After the move, which has filled new places with zeros.
         begin_entries(optimizers, weight, sources < 0)
         # whatever an optimizer means by it: what is sparse belongs to connections
         for one in sparse_states(optimizers, weight):
@@ -154,6 +156,8 @@ class CompactStorage:
         weight = self.weight
         grad = weight.grad
         if isinstance(grad, SparseWeight):
+            # Assigned, not accumulated, so nobody paired it: its entries tell whether it was made of the dense
+            # one that arrived.
             if dense is not None and grad.topology.equals(weight.topology):
                 dense.claim(lambda arrived: is_multiple(grad.entries, weight.topology.gather(arrived)))
         elif grad is not None:
@@ -183,6 +187,7 @@ class CompactStorage:
             weight.grad = weight.companion(entries)
         elif entries is not weight.grad.entries:
             weight.grad.entries.copy_(entries)
+        # Below the parameter nobody else notices the write.
         weight.grad._cell.written()
 
     def want_dense_gradient(self, dense: DenseGradient | None) -> None:
@@ -212,6 +217,8 @@ class CompactStorage:
         """
         weight = self.weight
         shown: Any = getattr(self.module, self.mask_leaf, None)
+        # The very class, and the mask of this very weight: loading with assign=True or an assignment puts others
+        # there.
         is_ours = type(weight) is SparseWeight and isinstance(shown, WeightMask) and shown.weight is weight
         if is_ours and not is_part_of_a_flat_parameter(weight):
             return

@@ -170,6 +170,8 @@ class MaskedStorage:
         if grad is None or self.gradient_is_selected:
             return
         if (
+            # A gradient that somebody assigned, with numbers at inactive positions, is a dense one; one that was
+            # selected before tells nothing about them.
             dense is not None
             and not self.last_selected.is_of(grad)
             and not kernels.holds_zeros(grad, self.mask)
@@ -199,6 +201,7 @@ class MaskedStorage:
         grad = self.weight.grad
         if grad is None:
             return self.weight.new_zeros(self.active)
+        # Kept for `set_gradient_entries`, which the same exchange calls next.
         self._read_at = self.places.of(self.mask)
         return grad.detach().flatten().index_select(0, self._read_at)
 
@@ -208,6 +211,7 @@ class MaskedStorage:
         if weight.grad is None:
             weight.grad = torch.zeros_like(weight)
             self.last_selected.remember(weight.grad)
+        # Asked before the write, which is one of ours and leaves the zeros in place.
         is_intact = self.last_selected.is_intact(weight.grad)
         places = self._read_at
         self._read_at = None
@@ -234,6 +238,7 @@ class MaskedStorage:
 
     def loaded_entries(self, tensor: Tensor) -> Tensor:
         """Dense."""
+        # One-dimensional is what compact storage saves: one entry a connection.
         if tensor.dim() != 1 or self.weight.dim() == 1:
             return tensor
         dense = tensor.new_zeros(self.shape)

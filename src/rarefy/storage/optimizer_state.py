@@ -117,7 +117,7 @@ def make_unrelated_dense(optimizers: Iterable[Optimizer], weight: nn.Parameter) 
         >>> make_unrelated_dense([optimizer], weight)
     """
     for optimizer in with_inner(optimizers):
-
+        # Bound as defaults, since a closure would see the optimizer of the last turn.
         def wanted(path: Path, tensor: Tensor, optimizer: Optimizer = optimizer) -> bool:
             is_sparse = isinstance(tensor, SparseWeight)
             return is_sparse and not belongs_to_connections(optimizer, weight, path, tensor.shape)
@@ -189,6 +189,7 @@ def change_state(
                 _refuse_codes(optimizer, path, tensor)
                 first = rest_value(optimizer, weight, path) if begins else 0.0
                 moved = change(tensor)
+                # Where ones become zeros, the change has filled in: these are the new connections.
                 return moved if first == 0 else moved.where(change(torch.ones_like(tensor)) != 0, first)
 
             optimizer.state[weight] = changed(optimizer.state[weight], wanted, replace)
@@ -213,6 +214,7 @@ def rest_inactive(optimizers: Iterable[Optimizer], weight: nn.Parameter, mask: T
         tensor([1., 0.])
     """
     with torch.no_grad():
+        # Of a sharded weight the piece of this process: states are cut as the weight is.
         own_mask = local_part(mask)
         for optimizer, path, found in _of_connections(optimizers, weight, mask.shape):
             tensor = local_part(found)
@@ -273,6 +275,7 @@ def _rest_quantized(optimizer: Optimizer, path: Path, tensor: Any, mask: Tensor)
         return
     if isinstance(codes, Tensor) and codes.numel() == mask.numel() and codes.is_floating_point():
         zeros = torch.zeros_like(codes.view(mask.shape))
+        # By way of float32, in which every float8 is exact; float8 has few operations of its own.
         codes.copy_(
             torch.where(mask, codes.view(mask.shape).float(), zeros.float()).to(codes.dtype).view(codes.shape)
         )

@@ -200,6 +200,7 @@ class SparseParameter:
             block = self.pattern.block
             make_compact(self.module, leaf, mask, mask_leaf, block)
             self._storage = CompactStorage(self.module, leaf, mask_leaf, block)
+            # After the weight, since a state takes the topology of the weight that it belongs to.
             change_state(optimizers, self.weight, self.shape, self.storage.loaded_entries)
         else:
             make_states_dense(optimizers, self.weight)
@@ -215,6 +216,7 @@ class SparseParameter:
         """Called after a state dict was loaded into the module; it holds true values."""
         self.storage.after_load(optimizers)
         self.state.after_load(self.storage)
+        # Loaded values are the true ones: what was kept aside goes, which connections are hidden stays.
         hidden = self.forward.hidden
         self.forward.forget()
         if hidden is not None and hidden.shape == self.storage.entries.shape:

@@ -56,6 +56,7 @@ def _new(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     # A third dimension would broadcast the matrix to several.
     if any(isinstance(one, Tensor) and one.dim() > 2 for one in args) or not _zeros_stay(func, args, kwargs):
         return NotImplemented
+    # On the values alone, in the order of the first one's connections.
     result = func(*(at_connections(one, first.topology) for one in args), **kwargs)
     return first.like(result)
 
@@ -112,6 +113,7 @@ def keeps_zeros(func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
     """
     asked = mapped(_placeholder, list(args))
     words = tuple(sorted(kwargs.items()))
+    # The answer depends on the number in a tensor, so it cannot be remembered.
     if any(isinstance(one, Tensor) for one in leaves([asked, kwargs])) or not _is_hashable((asked, words)):
         return _ask(func, asked, kwargs)
     return _remembered(func, _frozen(asked), words)

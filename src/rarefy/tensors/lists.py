@@ -94,6 +94,7 @@ class _Place:
 
     def of(self, tensor: Any) -> Any:
         """What the operation gets in place of a tensor, the same for the same one."""
+        # By identity, and one copy for each: an operation may read and write one tensor in two of its lists.
         for original, given in self._given:
             if original is tensor:
                 return given
@@ -170,6 +171,8 @@ def _keeps(func: Any, alone: Any, owner: StoredWeight | None, kwargs: dict[str, 
         return True
     if _is_norm(func):
         order = alone[1] if len(alone) > 1 else kwargs.get("ord", 2)
+        # With a negative order the smallest number counts, which is a zero of the dense weight; of no connections
+        # torch knows no highest number.
         return order >= 0 and owner.connections > 0
     if func._schema.name == "aten::_foreach_max" or not _is_uniform(alone):
         return False

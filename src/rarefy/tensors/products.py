@@ -85,6 +85,7 @@ KERNEL_RULES = {LINEAR: _sparse_linear, _BACKWARD: _sparse_backward}
 
 @torch.library.impl("rarefy::linear", "default")
 def _dense_linear(x: Tensor, weight: Tensor, bias: Tensor | None, is_transposed: bool) -> Tensor:
+    # The dtype of the activations, as under autocast.
     return F.linear(
         x, in_layout(weight, is_transposed).to(x.dtype), bias if bias is None else bias.to(x.dtype)
     )
@@ -158,6 +159,7 @@ def _backward_flops(
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`torch.nn.functional.linear` where an argument is a sparse weight."""
     if not isinstance(weight, StoredWeight) or weight._cell.topology.is_transposed or _is_sparse(input):
+        # Past `__torch_function__`, which would come here again; the dispatcher still sees the weight.
         with without_subclass_functions():
             return F.linear(input, weight, bias)
     return product(input, weight, bias)
@@ -197,6 +199,7 @@ def product(x: Tensor, weight: StoredWeight, bias: Tensor | None) -> Tensor:
     if has_mode():
         return LINEAR(x, weight, bias, is_transposed)
     if torch.is_grad_enabled():
+        # Once a parameter: the hook that gathers its gradient, from the first pass that may need one.
         if "_is_param" in vars(weight) and "_connection" not in vars(weight):
             connect(weight)
         return _Product.apply(x, weight, bias)  # pyright: ignore[reportReturnType]
@@ -211,6 +214,7 @@ def _check(x: Tensor, cell: Cell, bias: Tensor | None) -> None:
         raise RarefyError(
             f"x: shape {tuple(x.shape)} is not allowed; its last dimension must be {index.columns}"
         )
+    # Half-precision activations go with float32 values, as autocast has it; the kernels widen them.
     dtype = values.dtype
     if x.dtype is not dtype and not (dtype is torch.float32 and x.dtype in (torch.bfloat16, torch.float16)):
         raise RarefyError(

@@ -60,6 +60,7 @@ def write_sparse(target: StoredWeight, source: StoredWeight) -> None:
             cell.values.copy_(cell.topology.gather(source.dense()))
             cell.written()
             return
+        # All aliases share the cell, so they follow.
         cell.values = cell.values.new_empty(source.connections)
         cell.topology = source.topology
     cell.values.copy_(source._cell.values)
@@ -112,6 +113,7 @@ def set_topology(weight: StoredWeight, topology: Topology) -> Tensor:
     """
     sources = topology.sources_in(weight.topology)
     weight._cell.move_to(topology)
+    # Graphs from before have saved the weight: autograd compares versions, and refuses them.
     torch.autograd.graph.increment_version(weight)
     return sources
 
@@ -138,6 +140,7 @@ class WeightView(Tensor):
         return make_wrapper(cls, shown.shape, dtype=shown.dtype, device=shown.device, **layout)
 
     def __init__(self, base: StoredWeight, steps: list[Step], shown: Tensor) -> None:
+        # An alias: it follows a new topology, as the view of a dense weight follows its writes.
         self._weight = base.alias()
         self._steps = steps
 
@@ -151,6 +154,7 @@ class WeightView(Tensor):
         Args:
             change: given the dense tensor that it shows, to be changed in place.
         """
+        # The whole weight, of which the view is cut once more: positions of a view are not those of connections.
         whole = self._weight.dense()
         change(replayed(whole, self._steps))
         write_dense(self._weight, whole)

@@ -202,6 +202,7 @@ class Following:
         if was_told_to_skip(optimizer):
             return
         now = trained_parameters(optimizer)
+        # Weights of optimizers that have not stepped yet count as trained: they will.
         ever = set[nn.Parameter]().union(*map(trained_parameters, self.optimizers))
         keeps_zeros = preserves_zeros(optimizer)
         for parameter in self._parameters.values():
@@ -231,6 +232,7 @@ class Following:
         if not involved or min(involved) <= self.step:
             return
         self.step += 1
+        # Counted before the algorithm hears of it, so that an update finds its own number.
         self._after()
 
     def _refuse_tied(self) -> None:
