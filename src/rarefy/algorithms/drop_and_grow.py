@@ -199,6 +199,7 @@ class DropAndGrow(DynamicSparsityAlgorithm):
 
     def _grow_counts(self, parameter: SparseParameter, sparsity: float, ahead: int = 0) -> list[int]:
         """How many connections an update adds to those that stay in each piece."""
+        # Of one group: all have the same count.
         target = kept_count(parameter.shape.numel() // parameter.pattern.groups, sparsity)
         fraction = self.current(self.drop_fraction, ahead)
         return [

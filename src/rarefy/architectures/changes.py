@@ -68,6 +68,7 @@ class Halves:
 
     def out(self, tensors: Tensors) -> Tensors:
         """First all even rows of a head, then all odd ones."""
+        # Weights [out, in] and biases [out] alike: only rows move.
         return [one.unflatten(0, (self.heads, -1, 2)).transpose(1, 2).flatten(0, 2) for one in tensors]
 
     def back(self, tensors: Tensors) -> Tensors:

@@ -57,6 +57,7 @@ def folded(
     whole = whole_state(state, config)
     embedding = (config.embeddings_scale or 1.0) / embeddings_scale
     logits = config.logits_scale
+    # A bias takes the factor by itself; the weight beside it gets it through the final norm.
     _scale(whole, "lm_head.bias", logits)
     if config.embedding_layer_norm:
         _scale(whole, "embedding_ln_f.weight", embedding)
@@ -64,6 +65,7 @@ def folded(
     else:
         for name in ("word_embeddings.weight", "position_embeddings.embed.weight", "position_embeddings.fpe"):
             _scale(whole, f"embedding_layer.{name}", embedding)
+        # One tensor for both: what the embedding was multiplied by, the output layer has as well.
         if config.share_embedding_weights:
             logits /= embedding
     _scale(whole, "ln_f.weight", logits)

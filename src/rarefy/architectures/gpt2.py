@@ -164,6 +164,7 @@ def _big_code_keys(options: Options) -> dict[str, Any]:
 def _big_code_rows(config: GPTConfig) -> list[Row]:
     size = config.head_size
     one_key = config.key_heads == 1
+    # With several keys GPTBigCode goes head by head, with one key all queries come first.
     kept = Joined(1, (config.hidden_size, size, size)) if one_key else Joined(config.num_heads, (size,) * 3)
     return _rows(config, kept, SAME)
 

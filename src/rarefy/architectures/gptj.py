@@ -52,6 +52,7 @@ def _gptj_keys(options: Options) -> dict[str, Any]:
     size = options["rotary_dim"]
     if size is None:
         raise RarefyError("config.json: rotary_dim: null is not allowed; give the size of a head")
+    # GPT-J has no bias in attention, and one in all other layers, the output layer among them.
     off = dict.fromkeys(("use_projection_bias_in_attention", "use_ffn_bias_in_attention"), False)
     on = dict.fromkeys(("use_ffn_bias", "use_bias_in_output"), True)
     return {**dropout_keys(options), "rotary_dim": size, **off, **on}
@@ -151,7 +152,9 @@ def _falcon_keys(options: Options) -> dict[str, Any]:
             f"config.json: {given} is not allowed in a falcon; give one with rotary, parallel attention"
         )
     heads = options["num_attention_heads"]
+    # `num_kv_heads` counts in the newer kind alone; the older ones have one key or as many as queries.
     groups = (options["num_kv_heads"] or heads) if newer else 1 if options["multi_query"] else heads
+    # Left out, the newer kind has two norms, as Transformers fills in.
     norms = options["num_ln_in_parallel_attn"] or 2
     return {
         "filter_size": options["ffn_hidden_size"] or 4 * options["hidden_size"],

@@ -87,6 +87,7 @@ def attention_keys(options: Options) -> dict[str, Any]:
     """The decoder's keys for `attention_options`, for the whole family's norms, and for no biases."""
     heads = options["num_attention_heads"]
     groups = options.get("num_key_value_heads") or heads
+    # Older files have no `head_dim`, and newer ones may have one that is not hidden size / heads.
     size = options.get("head_dim") or options["hidden_size"] // heads
     biases = dict.fromkeys(("use_projection_bias_in_attention", "use_ffn_bias_in_attention"), False)
     keys = {
@@ -134,6 +135,7 @@ def attention_rows(config: GPTConfig, has_bias: bool = False) -> list[Row]:
         for there, (name, heads) in turned.items()
         for row in same({there: f"self_attn.proj_{name}_dense_layer"}, kept, Halves(heads))
     ]
+    # Only queries and keys are turned by position, so only their rows are in another order.
     plain = {
         "self_attn.v_proj": "self_attn.proj_v_dense_layer",
         "self_attn.o_proj": "self_attn.proj_output_dense_layer",

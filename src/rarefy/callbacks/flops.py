@@ -52,6 +52,7 @@ class ForwardFlops(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Calls the function, then counts what it did."""
+        # Called first: an error of the model's comes out as it is, and nothing was counted for it.
         result = func(*args, **(kwargs or {}))
         for weight, operations in _count(func, args, kwargs or {}, result):
             name = self._names.get(weight) if isinstance(weight, nn.Parameter) else None
@@ -105,6 +106,7 @@ def _convolution(result: Tensor, input: Tensor, weight: Tensor, *_: Any, **__: A
 
 
 def _transposed(_: Tensor, input: Tensor, weight: Tensor, *__: Any, **___: Any) -> list[Counted]:
+    # Of a transposed convolution each input position meets the whole kernel, not each output position.
     return [(weight, 2 * input.numel() * math.prod(weight.shape[1:]))]
 
 
@@ -120,6 +122,7 @@ def _added_product(
 
 
 def _attention(result: Tensor, query: Tensor, key: Tensor, *_: Any, **__: Any) -> list[Counted]:
+    # Causal attention counts whole: which scores a kernel skips is its own affair.
     scores = math.prod(query.shape[:-1]) * key.shape[-2]
     return [(None, 2 * scores * (query.shape[-1] + result.shape[-1]))]
 
@@ -130,6 +133,7 @@ def _multi_head(
     """One call of torch's multi-head attention; `rest` begins with in_proj weight and bias."""
     positions = query.numel() // width
     source = key.shape[0]
+    # The projections of queries, keys and values in one, and that of the output.
     weights = [one for one in (rest[0], rest[6]) if one is not None]
     return [
         *((weight, 2 * positions * weight.numel()) for weight in weights),
@@ -241,6 +245,7 @@ class TrainingFlops:
         dense = PRODUCTS * (sum(one.weights.values()) + one.other)
         saved = 0
         for leaf in algorithms:
+            # The gradient of every position then, which costs as much as a dense weight's.
             is_collected = collects_dense_gradient(leaf)
             for name in leaf.parameters:
                 size, used, active = self._counted(leaf, name)

@@ -61,6 +61,7 @@ def mask_of(
         bias: added to the scores [heads, query, key]; None for none.
         device: where to make it.
     """
+    # A window as long as the sequence hides nothing, and torch's causal kernel needs no mask in memory.
     has_window = window is not None and window < length
     if bias is None:
         return visible(length, window, sinks, device) if has_window else None
@@ -121,6 +122,7 @@ def _trains_in_bfloat16(*heads: Tensor) -> bool:
 
 def _few_samples_at_a_time(*heads: Tensor) -> Tensor:
     _, number, length, _ = heads[0].shape
+    # As many samples as keep the scores of one block of queries within a few megabytes.
     at_once = max(1, _SCORES_AT_ONCE // (number * min(length, _QUERY_BLOCK) * length))
     samples = zip(*(tensor.split(at_once) for tensor in heads), strict=True)
     return torch.cat([_as_one_sample(*chunk) for chunk in samples])
@@ -213,6 +215,7 @@ class CausalSelfAttention(nn.Module):
         super().__init__()
         size = config.hidden_size
         inner = config.inner_size
+        # Of grouped queries keys and values have fewer heads.
         narrow = config.key_heads * config.head_size
         bias = config.use_projection_bias_in_attention
         self.proj_q_dense_layer = nn.Linear(size, inner, bias=bias)
@@ -284,6 +287,7 @@ def capped_attention(
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
     is_bool = mask.dtype == torch.bool
     scores = scores.masked_fill(~mask, -torch.inf) if is_bool else scores + mask.to(scores.dtype)
+    # At least float32: a softmax in bfloat16 loses what is small.
     precise = torch.promote_types(scores.dtype, torch.float32)
     weights = scores.softmax(-1, dtype=precise).to(value.dtype)
     return (functional.dropout(weights, dropout_rate) @ value).transpose(1, 2)

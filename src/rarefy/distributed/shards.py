@@ -179,6 +179,7 @@ class Cut:
     def wrap(self, piece: Tensor) -> Tensor:
         """A DTensor of the weight's shape of which this is the piece here."""
         tensors: Any = sys.modules["torch.distributed.tensor"]
+        # Unchecked, as the check would exchange; shape and stride given, as pieces may be uneven.
         return tensors.DTensor.from_local(
             piece, self.mesh, self.placements, run_check=False, shape=self.shape, stride=self.stride
         )

@@ -256,6 +256,7 @@ class GPTDecoder(nn.Module):
         alibi = self.embedding_layer.position_embed_helper
         bias = None if alibi is None else alibi(length)
         window = config.attention_sliding_window_length
+        # Once for all layers, which are of two kinds at the most.
         mask = mask_of(length, None, 0, bias, device)
         windowed = mask if window is None else mask_of(length, window, config.sinks, bias, device)
         return SequenceContext(rotation, mask, windowed)

@@ -108,6 +108,7 @@ class DensityScaling:
             # Weights without memory are looked at before a run; nothing can be counted in them.
             active = 0 if mask.is_meta else int(mask.sum())
             density = active / mask.numel() if active else 1.0
+            # The variance of a sum over ρ·n inputs is that over n again.
             weight.mul_(density**-0.5)
             self.densities[name] = density
 

@@ -46,6 +46,7 @@ class ScheduledLR(LRScheduler):
 
     def state_dict(self) -> dict[str, Any]:
         """The step; the schedule itself belongs to the configuration."""
+        # torch's own would hold the schedule object as well, which no file of ours can.
         return {"last_epoch": self.last_epoch}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -42,6 +42,7 @@ def keep_regular(scores: Tensor, side: int, count: int, order: TieOrder) -> Tens
     options = regular_masks(side, count).to(scores.device) if side <= MOST_TRIED else None
     chosen = []
     for start in range(0, len(scores), _TILES_AT_ONCE):
+        # In double, in which the sums of a tile hardly round.
         some = scores.detach()[start : start + _TILES_AT_ONCE].double()
         tiles = torch.arange(start, start + len(some), device=scores.device)
         if options is None:
@@ -124,6 +125,7 @@ def _completed(kept: Tensor, scores: Tensor, count: int) -> Tensor:
     Where row r and column c have room, (r, c) itself is active, or greedy selection would have taken it. One active
     (x, y) gives way to (r, y) and (x, c): the counts of x and y stay. Of all that can, the one that costs least does.
     """
+    # As numbers, since differences of infinities would be NaN; the lowest is what was NaN.
     finite = scores.nan_to_num(-1e200, 1e100, -1e100)
     while len(tiles := (kept.sum(2) < count).any(1).nonzero().squeeze(1)):
         mask = kept[tiles]

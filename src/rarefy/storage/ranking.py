@@ -59,6 +59,7 @@ def highest_entries(grad: Tensor, mask: Tensor, count: int, score: Score) -> Ten
         return torch.zeros_like(mask)
     lowest = _score_of_rank(count, grad.reshape(-1), ~mask.reshape(-1), score)
     chosen = torch.cat([score(part) >= lowest for part in _parts(grad)])
+    # The sample may have misled, or NaN taken the place of scores.
     is_enough = int((chosen > mask).count_nonzero()) >= count
     return chosen if is_enough else torch.ones_like(mask)
 
@@ -81,6 +82,7 @@ def _score_of_rank(rank: int, grad: Tensor, inactive: Tensor, score: Score) -> T
 
 def _parts(grad: Tensor) -> Sequence[Tensor]:
     """Views that fit into a cache."""
+    # Along the first dimension, of which a part has at least one entry.
     return grad.split(max(1, _PART // grad[0].numel()))
 
 
@@ -129,6 +131,7 @@ def _shared_ratio(tensor: Tensor, other: Tensor) -> float | None:
     now = tensor.flatten()[::stride]
     before = other.flatten()[::stride]
     places = now.abs().topk(min(_COMPARED, now.numel())).indices
+    # In double: a ratio of float32 has rounding of its own.
     ratios = now[places].double() / before[places].double()
     ratios = ratios[ratios.isfinite() & (ratios != 0)]
     if not len(ratios):
