@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from multiprocessing import set_forkserver_preload
 from pathlib import Path
 from typing import Any
 
@@ -10,22 +12,32 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+# Far above what a busy machine takes; a process that another waits for in vain fails the test then.
+_PATIENCE = timedelta(minutes=5)
 
-def in_processes(count: int, work: Callable[[int], Any], folder: Path) -> list[Any]:
+
+def in_processes(
+    count: int, work: Callable[[int], Any], folder: Path, preload: Sequence[str] | None = None
+) -> list[Any]:
     """What a function of the rank returns in each of several processes.
 
     Args:
         count: of processes.
         work: a function of a module; what it returns is saved by torch.
         folder: an empty one.
+        preload: modules that one process imports, of which the others are copies; None for processes that begin anew.
     """
-    mp.spawn(_start, args=(count, work, str(folder)), nprocs=count)
+    if preload is not None:
+        set_forkserver_preload(list(preload))
+    method = "spawn" if preload is None else "forkserver"
+    mp.start_processes(_start, args=(count, work, str(folder)), nprocs=count, start_method=method)
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(count)]
 
 
 def _start(rank: int, count: int, work: Callable[[int], Any], folder: str) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=count)
+    address = f"file://{folder}/rendezvous"
+    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=count, timeout=_PATIENCE)
     torch.save(work(rank), f"{folder}/{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()

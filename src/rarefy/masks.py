@@ -7,6 +7,8 @@ first rows alone.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -200,6 +202,47 @@ def drop_and_grow_in_pieces(
     stay = count if active == mask.numel() else min(active - round(fraction * active), count)
     kept = _top(drop_scores, mask, stay, order)
     return kept | _top(grow_scores, ~kept, count - stay, order.other())
+
+
+def shares_of_top(scores: Sequence[Tensor], count: int, order: TieOrder = DEFAULT_ORDER) -> list[int]:
+    """How many of the `count` highest scores of several tensors are in each of them.
+
+    Args:
+        scores: any shapes, floating point; all whole, or all DTensors that are cut over the same processes.
+        count: clamped to the number of all scores.
+        order: decides among equal scores, by their places in all of them one after the other.
+
+    Example:
+        >>> shares_of_top([torch.tensor([3.0, 4.0]), torch.tensor([1.0, 2.0])], 3)
+        [2, 1]
+    """
+    if not scores or not is_cut(scores[0]):
+        # On one device: layers may be on several.
+        rows = [one.reshape(-1).cpu() for one in scores]
+        kept = keep_top(torch.cat(rows), count, order) if rows else torch.empty(0)
+        return [int(part.count_nonzero()) for part in kept.split([len(row) for row in rows])]
+    cuts = [Cut.of(one) for one in scores]
+    rows = [local_part(one).reshape(-1) for one in scores]
+
+    def tie_keys(entries: Tensor) -> Tensor:
+        return order.keys(_places_in_all(entries, cuts, [len(row) for row in rows]))
+
+    kept = highest.keep_top(torch.cat(rows), None, count, tie_keys, cuts[0].sum)
+    own = torch.stack([part.count_nonzero() for part in kept.split([len(row) for row in rows])])
+    return cuts[0].sum(own).tolist()
+
+
+def _places_in_all(entries: Tensor, cuts: Sequence[Cut], lengths: Sequence[int]) -> Tensor:
+    """Where entries of pieces in a row stand in the flattened weights in a row."""
+    places = torch.empty_like(entries)
+    start = 0
+    offset = 0
+    for cut, length in zip(cuts, lengths, strict=True):
+        inside = (entries >= start) & (entries < start + length)
+        places[inside] = offset + cut.places(entries[inside] - start)
+        start += length
+        offset += cut.shape.numel()
+    return places
 
 
 def sparsity_of(mask: Tensor) -> float:

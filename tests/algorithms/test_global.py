@@ -187,14 +187,3 @@ def test_a_class_that_competes_needs_a_score():
     algorithm.apply(layers())
     with pytest.raises(NotImplementedError):
         algorithm.update()
-
-
-def test_weights_that_are_cut_are_refused(monkeypatch):
-    model = layers()
-    sparsity, _ = prepare(model, sparsity=[0.0, 0.5])
-    monkeypatch.setattr("rarefy.algorithms.beginning.is_cut", lambda tensor: True)
-    with pytest.raises(RarefyError) as caught:
-        sparsity.update()
-    assert str(caught.value) == (
-        "distribution: global cannot rank 0.weight, which is sharded; give uniform, er or erk"
-    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -23,7 +24,7 @@ from rarefy.initializers import Initializer, first_mask, generator_for, topk
 from rarefy.masks import all_active
 from rarefy.patterns import Pattern
 from rarefy.roles import Place
-from rarefy.saliency.objective import Batches, Loss, own_loss
+from rarefy.saliency.objective import Batches, Loss, Shares, own_loss
 from rarefy.schedules import Schedule, UpdateSchedule, next_update
 from rarefy.storage.parameter import SparseParameter
 
@@ -106,20 +107,27 @@ class Beginning(UserHooks, Timing):
         return self._measure(self.init_method, self._task(weights, places, targets, batches))
 
     @torch.inference_mode(False)
-    def measured(self, batches: Batches) -> dict[str, Tensor]:
+    def measured(
+        self, batches: Batches, shares: Shares | None = None, model: nn.Module | None = None
+    ) -> dict[str, Tensor]:
         """The masks of the weights that wait for data.
 
         Args:
             batches: of the training data, on the device of the model, each in parts whose losses add up.
+            shares: factors of the losses of parts; None for ones.
+            model: a copy of the model with whole weights, where those of the model are cut.
         """
         method = self.init_method
         assert isinstance(method, FromData)
         waiting = {name: one for name, one in self._attachment.parameters.items() if name in self.awaiting}
         weights = {name: one.dense_weight() for name, one in waiting.items()}
         places = {name: one.places[0] for name, one in waiting.items()}
+        if model is not None:
+            places = {name: _place_in(model, name) for name in waiting}
         with torch.no_grad():
             targets = self._targets({name: weight.shape for name, weight in weights.items()})
-            return self._measure(method, self._task(weights, places, targets, batches))
+            task = self._task(weights, places, targets, batches, model)
+            return self._measure(method, replace(task, shares=shares))
 
     def begin(self, first: Mapping[str, Tensor]) -> None:
         """Gives weights that waited their first masks, and the storage that these ask for."""
@@ -166,10 +174,11 @@ class Beginning(UserHooks, Timing):
         places: Mapping[str, Place],
         targets: Mapping[str, float],
         batches: Batches,
+        model: nn.Module | None = None,
     ) -> Task:
         loss: Loss = getattr(self.init_method, "loss", None) or own_loss
         return Task(
-            model=_model_of(weights, places, self._attachment.models()),
+            model=model or _model_of(weights, places, self._attachment.models()),
             weights=weights,
             places=places,
             patterns=self._patterns,
@@ -202,11 +211,6 @@ class Beginning(UserHooks, Timing):
 
     def _won(self, scores: Mapping[str, Tensor]) -> dict[str, float]:
         """The sparsity of each weight after one competition between the connections of all of them."""
-        cut = next((name for name, one in scores.items() if is_cut(one)), None)
-        if cut is not None:
-            raise RarefyError(
-                f"distribution: global cannot rank {cut}, which is sharded; give uniform, er or erk"
-            )
         seed = generator_for(self.seed or 0, GLOBAL, self.updates).initial_seed()
         return compete(scores, self._patterns, self.target_sparsity, seed, "distribution: global")
 
@@ -251,6 +255,12 @@ def _model_of(
     if not own:
         raise RarefyError(f"the model of {name} is gone; keep it until the first masks are measured")
     return own[-1]
+
+
+def _place_in(model: nn.Module, name: str) -> Place:
+    """Where a parameter of this name is in a copy of the model."""
+    module_name, _, leaf = name.rpartition(".")
+    return Place(model.get_submodule(module_name), leaf)
 
 
 def _holds(model: Any, name: str, place: Place) -> bool:

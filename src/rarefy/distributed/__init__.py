@@ -3,6 +3,7 @@
 from rarefy.distributed.agreement import (
     agreed_seed,
     differing,
+    failing_together,
     from_all,
     highest_of_all,
     is_first,
@@ -20,6 +21,7 @@ from rarefy.distributed.parallel import Parallel, ParallelConfig
 from rarefy.distributed.shards import (
     WHOLE_WEIGHTS,
     Cut,
+    are_cut_alike,
     cut_by,
     is_cut,
     local_part,
@@ -36,9 +38,11 @@ __all__ = [
     "ParallelConfig",
     "Traffic",
     "agreed_seed",
+    "are_cut_alike",
     "combined",
     "cut_by",
     "differing",
+    "failing_together",
     "from_all",
     "highest_of_all",
     "is_cut",

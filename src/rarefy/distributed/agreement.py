@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from rarefy.errors import RarefyError
 
 
 def ranks() -> int:
@@ -199,3 +202,43 @@ def differing(numbers: Mapping[str, int], device: torch.device, group: Any = Non
     dist.all_reduce(bounds, dist.ReduceOp.MAX, group=group)
     differs = bounds[0] != -bounds[1]
     return [name for name, found in zip(numbers, differs.tolist(), strict=True) if found]
+
+
+@contextmanager
+def failing_together(device: torch.device) -> Iterator[None]:
+    """Ends in all processes with an error where it does so in some; nothing inside may wait for another process.
+
+    A process that fails raises what it raised; the others would wait for it in their next exchange, and say instead
+    which one it was, and why.
+
+    Args:
+        device: one that the process group can send from.
+
+    Raises:
+        RarefyError: another process failed.
+
+    Example:
+        >>> with failing_together(torch.device("cpu")):
+        ...     int("3")
+        3
+    """
+    if ranks() == 1:
+        yield
+        return
+    try:
+        yield
+    except Exception as error:
+        _any_failed(True, device)
+        from_all(str(error) or type(error).__name__)
+        raise
+    if _any_failed(False, device):
+        problems = from_all("")
+        first = next(rank for rank, problem in enumerate(problems) if problem)
+        raise RarefyError(f"process {first} of {len(problems)} failed: {problems[first]}")
+
+
+def _any_failed(failed: bool, device: torch.device) -> bool:
+    # One number, as this is asked in every step; what was said is exchanged where there is something.
+    box = torch.tensor(int(failed), device=device)
+    dist.all_reduce(box, dist.ReduceOp.MAX)
+    return bool(box)

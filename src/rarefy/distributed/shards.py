@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -31,6 +31,21 @@ def is_cut(tensor: Any) -> bool:
     # Where the module was never imported, there is no such tensor, and importing it takes long.
     tensors = sys.modules.get("torch.distributed.tensor")
     return tensors is not None and isinstance(tensor, tensors.DTensor)
+
+
+def are_cut_alike(tensors: Iterable[Tensor]) -> bool:
+    """Whether all are DTensors whose pieces lie in the same processes.
+
+    Example:
+        >>> are_cut_alike([torch.ones(1)])
+        False
+    """
+    given = list(tensors)
+    if not given or not all(map(is_cut, given)):
+        return False
+    cuts = [Cut.of(one) for one in given]
+    first = cuts[0]
+    return all(one.mesh == first.mesh and one.mesh_dimension == first.mesh_dimension for one in cuts)
 
 
 def cut_by(weight: Tensor, module: nn.Module | None = None) -> str:

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from rarefy import masks
+from rarefy.distributed import are_cut_alike, whole
 from rarefy.errors import RarefyError
-from rarefy.patterns import Pattern
+from rarefy.patterns import FREE, Pattern
 from rarefy.ties import TieOrder
 
 
@@ -22,7 +23,7 @@ def compete(
     equally among its groups afterwards.
 
     Args:
-        scores: of every connection, by weight.
+        scores: of every connection, by weight; those of DTensors are gathered only where a pattern has to be obeyed.
         patterns: of each weight; of one structure.
         sparsity: of all of them together, in [0, 1].
         seed: decides among equal scores.
@@ -39,12 +40,13 @@ def compete(
         >>> compete(both, dict.fromkeys(both, Pattern()), 0.25, 0, "init_method snip")
         {'a': 0.0, 'b': 0.5}
     """
-    units = {name: _units(score, patterns[name]) for name, score in scores.items()}
-    everything = torch.cat(list(units.values()))
-    kept = masks.keep_top(everything, masks.kept_count(everything.numel(), sparsity), TieOrder(seed))
-    won: dict[str, float] = {}
-    for name, part in zip(units, kept.split([len(one) for one in units.values()]), strict=True):
-        won[name] = masks.sparsity_of(part)
+    units = _units(scores, patterns)
+    count = masks.kept_count(sum(one.numel() for one in units.values()), sparsity)
+    kept = masks.shares_of_top(list(units.values()), count, TieOrder(seed))
+    won = {
+        name: 1.0 - share / one.numel() if one.numel() else 0.0
+        for (name, one), share in zip(units.items(), kept, strict=True)
+    }
     empty = [name for name, share in won.items() if share == 1.0 and units[name].numel()]
     if empty and sparsity < 1.0:
         shown = ", ".join(empty[:3]) + (f" and {len(empty) - 3} more" if len(empty) > 3 else "")
@@ -55,8 +57,13 @@ def compete(
     return won
 
 
-def _units(scores: Tensor, pattern: Pattern) -> Tensor:
-    """The scores of what is kept or dropped as a whole, in one row."""
-    pieces = [pattern.structure.fold(piece).reshape(-1) for piece in pattern.split(scores)]
-    # On one device: layers may be on several.
-    return torch.cat(pieces).cpu()
+def _units(scores: Mapping[str, Tensor], patterns: Mapping[str, Pattern]) -> dict[str, Tensor]:
+    """The scores of what is kept or dropped as a whole, in any order: DTensors where these are single connections."""
+    are_free = all(patterns[name].axis is None and patterns[name].structure == FREE for name in scores)
+    if are_free and are_cut_alike(scores.values()):
+        return dict(scores)
+    return {name: _folded(whole(one), patterns[name]) for name, one in scores.items()}
+
+
+def _folded(score: Tensor, pattern: Pattern) -> Tensor:
+    return torch.cat([pattern.structure.fold(piece).reshape(-1) for piece in pattern.split(score)])

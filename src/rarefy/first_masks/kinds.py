@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import KW_ONLY
@@ -12,6 +13,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
+from rarefy.distributed import failing_together
 from rarefy.errors import RarefyError
 from rarefy.first_masks.competition import compete
 from rarefy.first_masks.task import Task
@@ -105,7 +107,8 @@ class Snip(FromData):
 
     def masks(self, task: Task) -> dict[str, Tensor]:
         """The masks of all weights; see `FromData.masks`."""
-        gradients = Objective(task.model, task.loss, task.seed).gradients(task.weights, task.batches)
+        objective = Objective(task.model, task.loss, task.seed, task.shares)
+        gradients = objective.gradients(task.weights, task.batches)
         scores = {name: snip_scores(weight, gradients[name]) for name, weight in task.weights.items()}
         return self.chosen(task, scores)
 
@@ -141,7 +144,7 @@ class Grasp(FromData):
         if half is not None:
             # Second derivatives, divided by the temperature twice, are zeros there.
             raise RarefyError(f"grasp needs more range than {half} has, which is float16; {_WIDER}")
-        objective = Objective(task.model, task.loss, task.seed)
+        objective = Objective(task.model, task.loss, task.seed, task.shares)
         changes = {}
         if self.temperature != 1.0:
             layer = output_layer(task.model, lambda: _glance(objective, task), self.output)
@@ -239,10 +242,12 @@ class Wanda(FromData):
         sums = SquareSums(f"init_method {self.name}")
         objective = Objective(task.model, task.loss, task.seed)
         modules = {name: place.module for name, place in task.places.items()}
-        with in_mode(task.model, False), torch.no_grad(), watched(modules, sums.see):
-            for parts in task.batches:
-                for part in parts:
+        with failing_together(next(iter(task.weights.values())).device):
+            with in_mode(task.model, False), torch.no_grad(), watched(modules, sums.see):
+                for part in itertools.chain.from_iterable(task.batches):
                     objective.run({}, part, task.loss)
+            for name in task.weights:
+                sums.require(name)
         return {
             name: self.mask(task, name, wanda_scores(weight, sums.of(name)))
             for name, weight in task.weights.items()

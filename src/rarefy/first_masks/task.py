@@ -15,7 +15,7 @@ from rarefy.initializers import generator_for
 from rarefy.models.call import to_device
 from rarefy.patterns import Pattern
 from rarefy.roles import Place
-from rarefy.saliency.objective import Batches, Loss, own_loss
+from rarefy.saliency.objective import Batches, Loss, Shares, own_loss
 from rarefy.saliency.synflow import mapped
 from rarefy.ties import TieOrder
 from rarefy.validation import shorten
@@ -34,6 +34,7 @@ class Task:
         sparsity: of all of them together.
         seed: of everything random.
         batches: what to measure on, on the model's device.
+        shares: factors of the losses of their parts; None for ones.
         loss: of (model, batch).
         is_by_weight: whether each weight has to have its own target, whatever competition a method would hold.
     """
@@ -46,6 +47,7 @@ class Task:
     sparsity: float
     seed: int
     batches: Batches = ()
+    shares: Shares | None = None
     loss: Loss = own_loss
     is_by_weight: bool = False
 

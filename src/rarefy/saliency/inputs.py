@@ -131,15 +131,23 @@ class SquareSums:
         more = input_squares(module, x).double()
         self._sums[name] = self._sums[name] + more if name in self._sums else more
 
+    def require(self, name: str) -> None:
+        """Refuses a weight without sums in this process.
+
+        Raises:
+            RarefyError: its module was not called.
+        """
+        if name not in self._sums:
+            remedy = "leave it out of param_filter, or give batches that use it"
+            raise RarefyError(f"{self._method} saw no input of {name}; {remedy}")
+
     def of(self, name: str) -> Tensor:
         """The sums of a weight over all processes.
 
         Raises:
             RarefyError: its module was not called, or saw something that is not finite.
         """
-        if name not in self._sums:
-            remedy = "leave it out of param_filter, or give batches that use it"
-            raise RarefyError(f"{self._method} saw no input of {name}; {remedy}")
+        self.require(name)
         sums = mean_over_ranks(self._sums[name].clone()) * ranks()
         if not bool(sums.isfinite().all()):
             raise RarefyError(

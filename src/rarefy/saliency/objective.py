@@ -12,7 +12,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from rarefy.checkpoint import rng
-from rarefy.distributed import mean_over_ranks
+from rarefy.distributed import failing_together, mean_over_ranks
 from rarefy.errors import RarefyError
 from rarefy.models.call import ModelCall, loss_of
 
@@ -20,6 +20,8 @@ Loss = Callable[[nn.Module, Any], Tensor]
 Tensors = Mapping[str, Tensor]
 Batches = Sequence[Sequence[Any]]
 """Batches, each in one or more parts whose losses add up to its own."""
+Shares = Sequence[Sequence[float]]
+"""Factors of the losses of parts, by batch and part: several processes may have more or less of a batch."""
 
 _LOSS = "a function loss(model, batch) that returns a scalar"
 
@@ -63,6 +65,7 @@ class Objective:
         model: the module.
         loss: of (model, batch); a scalar.
         seed: of what the model draws (dropout).
+        shares: factors of the losses; None for ones.
 
     Example:
         >>> layer = nn.Linear(2, 1, bias=False)
@@ -71,8 +74,11 @@ class Objective:
         [[1.0, 1.0]]
     """
 
-    def __init__(self, model: nn.Module, loss: Loss = own_loss, seed: int = 0) -> None:
+    def __init__(
+        self, model: nn.Module, loss: Loss = own_loss, seed: int = 0, shares: Shares | None = None
+    ) -> None:
         self.model = model
+        self._shares = shares
         self._loss = loss
         self._seed = seed
 
@@ -182,10 +188,10 @@ class Objective:
         what: str,
     ) -> dict[str, Tensor]:
         total: dict[str, Tensor] = {}
-        for parts in batches:
-            for part in parts:
+        with failing_together(next(iter(weights.values())).device):
+            for part, share in self._with_shares(batches):
                 for name, gradient in self._derived(weights, part, derive).items():
-                    wide = gradient.detach().to(torch.promote_types(gradient.dtype, torch.float32))
+                    wide = gradient.detach().to(torch.promote_types(gradient.dtype, torch.float32)) * share
                     total[name] = total[name] + wide if name in total else wide
         means = {name: mean_over_ranks(gradient / len(batches)) for name, gradient in total.items()}
         # After the exchange, so that all processes end here; what is not finite would be ranked at random.
@@ -194,6 +200,11 @@ class Objective:
             remedy = "look at the data, the weights and the number format"
             raise RarefyError(f"the {what} of {broken} is not finite; {remedy}")
         return means
+
+    def _with_shares(self, batches: Batches) -> Iterator[tuple[Any, float]]:
+        shares = self._shares or [[1.0] * len(parts) for parts in batches]
+        for parts, own in zip(batches, shares, strict=True):
+            yield from zip(parts, own, strict=True)
 
     def _derived(self, weights: Tensors, batch: Any, derive: Any) -> dict[str, Tensor]:
         leaves = {name: weight.detach().requires_grad_() for name, weight in weights.items()}

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rarefy.distributed import highest_of_all, ranks, wait_for_all
+from rarefy.distributed import failing_together, highest_of_all, ranks, wait_for_all
 from rarefy.trainer import state
 from rarefy.trainer.beginning.measuring import give_first_masks
 from rarefy.trainer.evaluation import evaluate
@@ -94,7 +94,8 @@ class Fit:
         # Read first: if the data fails, what was saved after the last step is still the newest state.
         batches = self._read()
         if progress.global_step == self._began:
-            choose_size(session, batches[0])
+            with failing_together(session.device):
+                choose_size(session, batches[0])
         self._saved = None
         outcome = take_step(session, batches)
         session.tokens_per_step = self._throughput.add(batches)
@@ -111,15 +112,17 @@ class Fit:
         session = self.session
         batches: list[Any] = []
         try:
-            batches = session.needed_feed.next_step()
-            for batch in batches:
-                session.forward.check(batch)
+            # Where it fails in one process, all come to the checkpoint, which they write together.
+            with failing_together(session.device):
+                batches = session.needed_feed.next_step()
+                for batch in batches:
+                    session.forward.check(batch)
         except Exception:
             # The checkpoint's position is then before the bad batches, which the next run meets again.
             session.needed_feed.give_back(batches)
             if session.progress.global_step > self._began:
                 path = self._save()
-                session.writer.wait()
+                self._wait_for_the_disk()
                 log.warning("the data failed after step %d, saved in %s", session.progress.global_step, path)
             raise
         return batches
@@ -156,7 +159,9 @@ class Fit:
                     return
         # What was learnt must not be lost to a fault in the validation, which stays due.
         except Exception:
-            self._save()
+            # Pieces are saved by all processes together, and the others may be in the middle of a forward pass.
+            if not self.session.parallel.cuts:
+                self._save()
             raise
         self.session.progress.validation_due = False
         self._throughput.restart()

@@ -96,6 +96,7 @@ class Session:
         is_log_step: whether the step in progress is logged.
         tokens_per_step: None where the data are not tokens.
         micro_batch_size: samples that are learnt at a time; None for whole batches, and until `auto` is decided.
+        uncut: a copy of a model that was cut, for as long as first masks wait to be measured on it.
     """
 
     model_dir: Path
@@ -119,6 +120,7 @@ class Session:
     is_log_step: bool = False
     tokens_per_step: int | None = None
     micro_batch_size: int | None = None
+    uncut: nn.Module | None = None
     _is_set_up: bool = False
 
     @property

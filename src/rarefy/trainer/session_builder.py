@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -92,8 +93,12 @@ def build_session(given: Ingredients, emit: Dispatcher) -> Session:
             # Masks that are measured on data wait until a fit has some.
             algorithm.defers = True
         sparsity.apply(model)
+    uncut = None
     if parallel.cuts:
         _check_can_be_cut(given, precision)
+        # Derivatives in all weights at once are not to be had of a model in pieces.
+        is_awaited = sparsity is not None and any(one.awaiting for one in sparsity.algorithms)
+        uncut = copy.deepcopy(model) if is_awaited else None
     parallel.cut(model, device)
     # The optimizer is made of the sparse model, so that a factory sees the parameters that it will train.
     optimizer = make_optimizer(given.optimizer, model)
@@ -118,6 +123,7 @@ def build_session(given: Ingredients, emit: Dispatcher) -> Session:
         ),
         progress=Progress(SkippedSteps(loop.max_skipped_steps)),
         params=dict(given.params or {}),
+        uncut=uncut,
     )
 
 

@@ -12,6 +12,7 @@ import errno
 import json
 import os
 import shutil
+import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -25,6 +26,7 @@ from rarefy.checkpoint.writing.frozen import Frozen, complete
 from rarefy.distributed import highest_of_all, place
 
 _LIMIT_SECONDS = 1800.0
+_QUIET_SECONDS = 45.0
 _PAUSE_SECONDS = 0.02
 
 
@@ -123,8 +125,31 @@ def _noted(frozen: Frozen, rank: int) -> dict[str, FileRecord]:
 
 
 def _wait(is_done: Callable[[], bool], frozen: Frozen) -> None:
+    """Returns when something is done; a process that ends waits only as long as the others go on writing.
+
+    Raises:
+        CheckpointError: it is not done in time.
+    """
     end = time.monotonic() + _LIMIT_SECONDS
+    seen = -1
+    quiet_until = end
     while not is_done():
-        if time.monotonic() > end:
-            raise unwritten(frozen.path, f"the other processes did not finish within {_LIMIT_SECONDS:g} s")
+        now = time.monotonic()
+        # The interpreter waits for this thread; of a process that was killed it would wait in vain.
+        size = -1 if threading.main_thread().is_alive() else _written(frozen.temporary)
+        if size != seen:
+            seen = size
+            quiet_until = now + _QUIET_SECONDS
+        if now > min(end, quiet_until):
+            limit = _LIMIT_SECONDS if seen < 0 else _QUIET_SECONDS
+            raise unwritten(frozen.path, f"the other processes wrote nothing more within {limit:g} s")
         time.sleep(_PAUSE_SECONDS)
+
+
+def _written(folder: Path) -> int:
+    """How many bytes all processes have written so far."""
+    try:
+        return sum(path.stat().st_size for path in folder.iterdir())
+    # A note goes when it was read, and the folder when it is complete.
+    except FileNotFoundError:
+        return 0
