@@ -59,6 +59,8 @@ class Case:
 
 
 RIGL = {"algorithm": "rigl", "sparsity": 0.6, "drop_fraction": 0.5}
+GLOBAL = {"algorithm": "gmp", "sparsity": GROWING, "distribution": "global"}
+TRANSPOSABLE = {"n": 1, "m": 2, "transposable": True}
 CASES = {
     "static": Case({"algorithm": "static", "sparsity": 0.5}, optimizer="SGD"),
     "gmp": Case({"algorithm": "gmp", "sparsity": GROWING, "init_method": "topk"}),
@@ -68,6 +70,24 @@ CASES = {
     "rigl twice": Case(RIGL, micro_batches=2, clip=0.1),
     "rigl tied": Case({**RIGL, "seed": 3}, is_tied=True),
     "mest": Case({"algorithm": "mest", "sparsity": 0.5, "drop_fraction": 0.5, "init_method": "topk"}),
+    "mest groups": Case({"algorithm": "mest", "sparsity": 0.5, "drop_fraction": 0.5, "balance_in_groups": 2}),
+    "movement": Case({"algorithm": "movement", "sparsity": GROWING}, micro_batches=2),
+    "top-kast": Case({"algorithm": "top_kast", "sparsity": 0.4, "forward_sparsity": 0.7}),
+    "ac/dc": Case({"algorithm": "ac_dc", "sparsity": 0.6, "update": {"steps": [0, 1, 2]}}),
+    "granet": Case({"algorithm": "granet", "sparsity": GROWING, "drop_fraction": 0.5}, micro_batches=2),
+    "srigl": Case({"algorithm": "srigl", "sparsity": 0.6, "drop_fraction": 0.5, "min_salient": 0.3}),
+    "fan in": Case({**RIGL, "pattern": "fan_in"}),
+    "fan out": Case({**RIGL, "pattern": "fan_out"}),
+    "rows": Case({**RIGL, "sparsity": 0.85, "keep_rows": True}),
+    "transposable": Case(
+        {**RIGL, "sparsity": 0.5, "drop_fraction": 1.0, "pattern": TRANSPOSABLE, "param_filter": LARGE}
+    ),
+    "global": Case({**GLOBAL, "init_method": "topk"}),
+    "global tied": Case({**GLOBAL, "param_filter": LARGE}, is_tied=True),
+    "global blocks": Case(
+        {**GLOBAL, "init_method": "topk", "pattern": {"block": [2, 2]}, "param_filter": LARGE}
+    ),
+    "global movement": Case({**GLOBAL, "algorithm": "movement", "param_filter": LARGE}),
     "checkerboard": Case({"algorithm": "set", "sparsity": 0.5, "init_method": "checkerboard"}),
     "n of m": Case({**RIGL, "sparsity": 0.5, "drop_fraction": 1.0, "pattern": {"n": 1, "m": 2}}),
     "blocks": Case({**RIGL, "pattern": {"block": [2, 2]}, "param_filter": LARGE}),

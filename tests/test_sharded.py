@@ -23,9 +23,20 @@ sys.path.insert(0, str(Path(__file__).parent))
 from sharded_runs import CASES, RIGL, Case, Run, build, cut
 
 # (ranks, case, order): every case in two processes; in four those that place counts most for, and a mesh of copies.
-IN_FOUR = {"gmp tied": "before", "set": "after", "rigl twice": "before", "gmp": "after"}
+IN_FOUR = {
+    "gmp tied": "before",
+    "set": "after",
+    "rigl twice": "before",
+    "gmp": "after",
+    "global tied": "after",
+}
 RUNS = [(2, name, "after" if index % 2 else "before") for index, name in enumerate(CASES)]
+# What is saved of a run, and how many numbers of its own each connection has.
+RESUMED = {"rigl twice": 0, "movement": 1, "top-kast": 1, "own": 2}
 RUNS += [(4, name, order) for name, order in IN_FOUR.items()]
+
+
+IN_PIECES = ("gmp", "set", "rigl erk", "mest", "ac/dc", "granet", "global")
 
 
 def told(action):
@@ -104,7 +115,7 @@ def gathered(rank):
         return gather(cut, piece)
 
     Cut.whole = counting
-    for name in ("gmp", "set", "rigl erk", "mest", "blocks", "reversed"):
+    for name in (*IN_PIECES, "blocks", "reversed"):
         case = CASES.get(name, Case({**RIGL, "algorithm": "test_sharded:Reversed"}))
         run = Run(case, "before", (rank, 2))
         run.present_masks = dict
@@ -114,20 +125,25 @@ def gathered(rank):
     return counts
 
 
-def resumed(rank, order):
-    """A run that was saved and loaded in the middle of a step goes on as if nothing had been."""
-    case = CASES["rigl twice"]
+def resumed(rank, name, order, folder):
+    """Whether a run that is loaded goes on as if nothing had been, and of which sizes its own numbers are here."""
+    case = CASES[name]
     steady = Run(case, order, (rank, 2))
     steady.go(3)
     first = Run(case, order, (rank, 2))
     first.go(1)
+    state = first.sparsity.state_dict()
+    save(Path(folder, name), 1, CheckpointParts(first.model.state_dict(), None, state))
     second = Run(case, order, (rank, 2))
     second.model.load_state_dict(first.model.state_dict())
     second.optimizer.load_state_dict(first.optimizer.state_dict())
-    second.sparsity.load_state_dict(first.sparsity.state_dict())
+    second.sparsity.load_state_dict(state)
     second.count = 1
     ends = second.go(2)["masks"][-1], steady.present_masks()
-    return all(torch.equal(mask, ends[1][name]) for name, mask in ends[0].items())
+    kept = state.get("connections", {}).get("0.weight", {})
+    numbers = [*kept.get("state", {}).values(), *([kept["forward"]] if "forward" in kept else [])]
+    same = all(torch.equal(mask, ends[1][name]) for name, mask in ends[0].items())
+    return same, [tuple(one.to_local().shape) for one in numbers]
 
 
 def finalized(rank):
@@ -150,7 +166,10 @@ def work(rank, address, folder, ranks):
         results["refusals"] = refusals(rank)
         results["facts"] = facts(rank)
         results["gathered"] = gathered(rank)
-        results["resumed"] = [resumed(rank, order) for order in ("before", "after")]
+        results["resumed"] = {
+            name: resumed(rank, name, order, folder)
+            for name, order in zip(RESUMED, ("before", "after", "before", "after"), strict=True)
+        }
         results["finalized"] = finalized(rank)
     else:
         mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("copies", "pieces"))
@@ -168,7 +187,9 @@ def started(folder, ranks):
     arguments = (f"file://{folder}/rendezvous", str(folder), ranks)
     mp.start_processes(work, arguments, ranks, start_method="forkserver")
     results = [torch.load(folder / f"{rank}.pt") for rank in range(ranks)]
-    if ranks == 4:
+    if ranks == 2:
+        results[0]["kept"] = {name: load(folder / name / "checkpoint_1") for name in RESUMED}
+    else:
         results[0]["saved"] = load(folder / "saved" / "checkpoint_1").model
     return results
 
@@ -218,8 +239,25 @@ def test_the_cases_change_masks():
     assert any(not torch.equal(masks[0][name], mask) for name, mask in masks[-1].items())
 
 
-def test_a_sharded_run_resumes(in_two):
-    assert [result["resumed"] for result in in_two] == [[True, True]] * 2
+@pytest.mark.parametrize("name", RESUMED)
+def test_a_sharded_run_resumes(in_two, name):
+    assert [result["resumed"][name] for result in in_two] == [(True, [(7, 12)] * RESUMED[name])] * 2
+
+
+@pytest.mark.parametrize("name", ["movement", "top-kast", "own"])
+def test_numbers_that_were_kept_in_pieces_are_whole_in_one_process(in_two, name):
+    run = Run(CASES[name])
+    run.go(1)
+    saved = in_two[0]["kept"][name]
+    anew = Run(CASES[name])
+    anew.model.load_state_dict(saved.model)
+    anew.sparsity.load_state_dict(saved.state)
+    assert dict(anew.present_masks()).keys() == run.present_masks().keys()
+    for one, other in zip(anew.sparsity.parameters.values(), run.sparsity.parameters.values(), strict=True):
+        assert torch.equal(one.mask, other.mask)
+        torch.testing.assert_close(one.dense_state(), other.dense_state(), rtol=1e-10, atol=1e-13)
+        assert one.forward.is_hiding == (name != "movement")
+        torch.testing.assert_close(one.forward.hidden, other.forward.hidden)
 
 
 def test_masks_are_cut_like_their_weights(in_two):
@@ -232,7 +270,7 @@ def test_masks_are_cut_like_their_weights(in_two):
 
 def test_what_ranks_each_connection_by_itself_gathers_nothing(in_two):
     found = in_two[0]["gathered"]
-    assert [found[name] for name in ("gmp", "set", "rigl erk", "mest")] == [0, 0, 0, 0]
+    assert [found[name] for name in IN_PIECES] == [0] * len(IN_PIECES)
     # Weight, mask and dense gradient, of each weight.
     assert (found["blocks"], found["reversed"]) == (6, 9)
 

@@ -34,6 +34,7 @@ class ACDC(GMP):
     """
 
     name: ClassVar[str] = "ac_dc"
+    by_pieces: ClassVar[bool] = True
 
     def __init__(self, sparsity: Sparsity, *, update: Update = None, **options: Any) -> None:
         compressed = parse_fraction(sparsity, "sparsity", below_one=True)

@@ -42,6 +42,7 @@ class GraNet(DropAndGrow):
     """
 
     name: ClassVar[str] = "granet"
+    by_pieces: ClassVar[bool] = True
     needs: ClassVar[Needs] = "dense"
 
     def __init__(self, sparsity: Sparsity, *, drop_fraction: FractionSchedule = 0.5, **options: Any) -> None:

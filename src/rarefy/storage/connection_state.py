@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rarefy.distributed import local_part, whole
 from rarefy.errors import RarefyError
 from rarefy.storage.protocol import Storage
+from rarefy.storage.sharded import ShardedStorage
 
 
 class ConnectionState:
@@ -78,18 +80,32 @@ class ConnectionState:
             self.start(storage)
 
     def saved(self, storage: Storage) -> dict[str, Any]:
-        """The numbers in row-major order of the active connections, with a checksum of the mask; empty if none."""
+        """The numbers in row-major order of the active connections; where the weight is cut, DTensors of its shape."""
+        if isinstance(storage, ShardedStorage):
+            entries = self.entries_on(storage.entries.device)
+            return {name: storage.cut.wrap(tensor.clone()) for name, tensor in entries.items()}
         mask = storage.mask
         return {name: tensor[mask] for name, tensor in self.dense(storage).items()}
 
     def load(self, storage: Storage, saved: Mapping[str, Tensor]) -> None:
         """Goes on from what `saved` returned; without it from the beginning."""
         self.start(storage)
+        if isinstance(storage, ShardedStorage):
+            self._load_pieces(storage, saved)
+            return
         mask = storage.mask
         dense = self.dense(storage)
         for name in dense.keys() & saved.keys():
-            dense[name][mask] = saved[name].to(dense[name])
+            found = saved[name]
+            # Of a model that was cut the numbers come in the shape of the weight.
+            dense[name][mask] = (found[mask] if found.shape == mask.shape else found).to(dense[name])
         self.store(storage, dense)
+
+    def _load_pieces(self, storage: ShardedStorage, saved: Mapping[str, Tensor]) -> None:
+        own_mask = storage.own_mask
+        for name in self.entries.keys() & saved.keys():
+            own = local_part(storage.loaded_entries(saved[name])).to(self.entries[name])
+            self.entries[name] = own.masked_fill(~own_mask, self.initial[name])
 
 
 def check_topology(name: str, storage: Storage, topology: int) -> None:
@@ -163,3 +179,36 @@ class ForwardSet:
         """Begins anew with a weight that holds its true values: forward passes use all connections."""
         self.hidden = None
         self._aside = None
+
+
+def saved_forward_mask(storage: Storage, hidden: Tensor) -> Tensor:
+    """Which active connections forward passes use, for a state dict.
+
+    Args:
+        storage: of the weight.
+        hidden: bool, in the form of its entries.
+
+    Returns:
+        Bool, in row-major order of the active connections; a DTensor of the weight's shape where that is cut.
+    """
+    if isinstance(storage, ShardedStorage):
+        return storage.cut.wrap(storage.own_mask & ~hidden)
+    return ~storage.spread(hidden)[storage.mask]
+
+
+def loaded_forward_mask(mask: Tensor, saved: Tensor) -> Tensor:
+    """The reverse, in the shape of the weight.
+
+    Args:
+        mask: bool, the active connections.
+        saved: what `saved_forward_mask` returned, in any number of processes.
+
+    Example:
+        >>> mask = torch.tensor([[True, False, True]])
+        >>> loaded_forward_mask(mask, torch.tensor([False, True])).tolist()
+        [[False, False, True]]
+    """
+    given = whole(saved).to(mask.device)
+    used = torch.zeros_like(mask)
+    used[mask] = given[mask] if given.shape == mask.shape else given
+    return used
