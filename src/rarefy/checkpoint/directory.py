@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import shutil
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,6 +28,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError
 
 from rarefy.checkpoint.error import CheckpointError, NewerFormatError
+from rarefy.checkpoint.in_pieces import Wanted, read_cut
 from rarefy.checkpoint.manifest import USE_ANOTHER, check_version, read_json, verify
 from rarefy.checkpoint.nested import Json, join
 from rarefy.checkpoint.writing.folders import (
@@ -103,15 +104,18 @@ def save(root: Path, step: int, parts: CheckpointParts, *, keep_last: int | None
     return _write(root, frozen, keep_last)
 
 
-def load(path: Path, only: Iterable[str] = PART_NAMES) -> CheckpointParts:
+def load(
+    path: Path, only: Iterable[str] = PART_NAMES, cut_as: Mapping[str, Wanted] | None = None
+) -> CheckpointParts:
     """What `save` stored, exactly, after checking sizes and SHA-256 of every file.
 
     Args:
         path: a `checkpoint_{step}` directory.
         only: the parts to read, `model` among them.
+        cut_as: by part, which tensors become DTensors, of which this process reads its piece alone.
 
     Returns:
-        The parts, tensors in CPU memory; those that were not asked for are empty.
+        The parts, tensors in CPU memory, but for those that are cut; parts that were not asked for are empty.
 
     Raises:
         CheckpointError: one line with the path, what is wrong and what to do.
@@ -120,7 +124,8 @@ def load(path: Path, only: Iterable[str] = PART_NAMES) -> CheckpointParts:
     try:
         verify(path, FILE_NAMES)
         skeletons = _read_skeletons(path / STATE_NAME)
-        loaded = {part: _read_part(path, part, skeletons) for part in only}
+        cuts = cut_as or {}
+        loaded = {part: _read_part(path, part, skeletons, cuts.get(part)) for part in only}
         params = _read_params(path / PARAMS_NAME)
     except OSError as error:
         raise _unreadable(path, error) from error
@@ -255,9 +260,11 @@ def _read_skeletons(path: Path) -> dict[str, Json]:
     return content
 
 
-def _read_part(path: Path, part: str, skeletons: dict[str, Json]) -> Any:
+def _read_part(path: Path, part: str, skeletons: dict[str, Json], wanted: Wanted | None) -> Any:
     file = path / f"{part}.safetensors"
     try:
+        if wanted is not None:
+            return join(skeletons[part], read_cut(path, part, skeletons, wanted))
         return join(skeletons[part], read_pieces(path, part, skeletons))
     except (KeyError, TypeError, ValueError, SafetensorError) as error:
         raise CheckpointError(file, f"does not fit {STATE_NAME} ({error})", USE_ANOTHER) from error

@@ -68,7 +68,7 @@ def unpack(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[s
     for name, row in listed.items():
         shape = torch.Size(row["shape"])
         active = _active(tensors[row["at"]], shape.numel())
-        whole[name] = (active if "values" not in row else _spread(tensors[row["values"]], active)).view(shape)
+        whole[name] = (active if "values" not in row else spread(tensors[row["values"]], active)).view(shape)
     return whole
 
 
@@ -144,18 +144,37 @@ class _Packing:
         return support
 
 
+def bits_of(stored: Tensor) -> Tensor:
+    """Bool from bytes of bits, eight of each.
+
+    Example:
+        >>> bits_of(torch.tensor([5], dtype=torch.uint8)).int().tolist()
+        [1, 0, 1, 0, 0, 0, 0, 0]
+    """
+    return torch.from_numpy(np.unpackbits(stored.numpy(), bitorder="little").view(np.bool_))
+
+
 def _active(stored: Tensor, size: int) -> Tensor:
     """Bool [size] from bits or places."""
     if stored.dtype == torch.uint8:
         if stored.numel() != (size + 7) // 8:
             raise ValueError(f"{stored.numel()} bytes of bits for {size} entries")
-        return torch.from_numpy(np.unpackbits(stored.numpy(), count=size, bitorder="little").view(np.bool_))
+        return bits_of(stored)[:size]
     active = torch.zeros(size, dtype=torch.bool)
     active[stored.long()] = True
     return active
 
 
-def _spread(values: Tensor, active: Tensor) -> Tensor:
+def spread(values: Tensor, active: Tensor) -> Tensor:
+    """Values at the places that are active, zeros elsewhere.
+
+    Raises:
+        ValueError: there are not as many.
+
+    Example:
+        >>> spread(torch.tensor([2.0]), torch.tensor([False, True])).tolist()
+        [0.0, 2.0]
+    """
     if values.numel() != int(active.count_nonzero()):
         raise ValueError(f"{values.numel()} values for {int(active.count_nonzero())} places")
     integers = _INTEGERS[values.element_size()]

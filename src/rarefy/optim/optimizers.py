@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from rarefy.distributed import is_cut
 from rarefy.errors import ConfigError, did_you_mean, join_path
 from rarefy.imports import import_object, is_import_path
 from rarefy.optim.density_scaling import DENSITY_KEY
@@ -138,6 +139,7 @@ def _without_decay(model: nn.Module) -> set[nn.Parameter]:
 # The base class, one that steps with a closure only, and one for sparse gradients only.
 _NEEDS_MORE = {"Optimizer", "LBFGS", "SparseAdam"}
 _FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
+_FUSED_IN_PIECES = (torch.optim.Adam, torch.optim.AdamW)
 _EXAMPLE = "AdamW: {lr: 1.0e-3, weight_decay: 0.1}"
 
 
@@ -295,7 +297,9 @@ def _implementation(kind: Any, model: nn.Module, options: Mapping[str, Any]) -> 
     """
     chosen = options.keys() & {"fused", "foreach", "capturable", "differentiable"}
     devices = {parameter.device.type for parameter in model.parameters()}
-    is_possible = kind in _FUSED and devices <= {"cpu", "cuda"} and not chosen
+    # Of a model that is cut torch takes the fused steps of Adam alone.
+    kinds = _FUSED_IN_PIECES if any(map(is_cut, model.parameters())) else _FUSED
+    is_possible = kind in kinds and devices <= {"cpu", "cuda"} and not chosen
     return {"fused": True} if is_possible else {}
 
 

@@ -16,11 +16,13 @@ from rarefy.checkpoint import rng
 from rarefy.checkpoint.directory import CheckpointParts, load
 from rarefy.checkpoint.error import CheckpointError
 from rarefy.checkpoint.foreign import load_foreign
+from rarefy.checkpoint.in_pieces import Wanted
 from rarefy.checkpoint.mask_names import mask_names
 from rarefy.checkpoint.matching import LOOSE_LOADING, dense_state, match_masks, match_model
+from rarefy.checkpoint.nested import split
 from rarefy.distributed import is_first
 from rarefy.errors import RarefyError
-from rarefy.storage.sharded.whole_states import cut_like, cut_states
+from rarefy.storage.sharded.whole_states import as_named, as_states_of, cut_like, cut_states
 from rarefy.trainer.beginning.carrying import carry_optimizer, load_states
 from rarefy.trainer.feed import TrainFeed
 from rarefy.trainer.session import Session
@@ -86,7 +88,8 @@ def restore(session: Session, path: Path, states: States = "all") -> bool:
     Raises:
         CheckpointError: the checkpoint is damaged, or belongs to another model or another kind of run.
     """
-    parts = _read(session, path)
+    # The state of another phase's optimizer is laid out anew, for which it has to be whole.
+    parts = _read(session, path, in_pieces=states != "model,optimizer")
     _refuse_unscaled(session, path, parts.state)
     is_strict = states == "all" and not session.checkpoint.disable_strict_checkpoint_loading
     fits = _load_model(session, path, parts.model, is_strict)
@@ -129,10 +132,19 @@ def load_weights(session: Session, path: Path) -> int:
     return 0 if parts.state is None else parts.state["progress"]["global_step"]
 
 
-def _read(session: Session, path: Path) -> CheckpointParts:
+def _read(session: Session, path: Path, in_pieces: bool = True) -> CheckpointParts:
     if path.is_dir():
-        return load(path)
+        return load(path, cut_as=_cuts(session) if session.parallel.cuts and in_pieces else None)
     return CheckpointParts(load_foreign(path, session.model.state_dict().keys()))
+
+
+def _cuts(session: Session) -> dict[str, Wanted]:
+    """How the tensors of a checkpoint are cut in this run."""
+    own: dict[str, Any] = {"model": session.model.state_dict()}
+    sparsity = session.sparsity
+    own["state"] = {"sparsity": None if sparsity is None else sparsity.state_dict()}
+    cuts = {part: as_named(split(value)[1]) for part, value in own.items()}
+    return cuts if session.optimizer is None else {**cuts, "optimizer": as_states_of(session.optimizer)}
 
 
 def _load_model(session: Session, path: Path, state: Mapping[str, Tensor], is_strict: bool) -> bool:
