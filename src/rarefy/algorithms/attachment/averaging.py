@@ -23,6 +23,7 @@ from rarefy.algorithms.attachment.left_out import leave_out
 from rarefy.distributed import Traffic, differing, means_over_ranks
 from rarefy.errors import RarefyError, join_path
 from rarefy.kernels import instruction_set
+from rarefy.nn import CopiedMask
 from rarefy.storage.parameter import SparseParameter
 from rarefy.storage.protocol import checksum
 from rarefy.torch_private import leaves
@@ -187,6 +188,30 @@ class Averaging:
             )
 
 
+_OF_A_COPY = (
+    "a copy of a DistributedDataParallel model does not average its sparse weights; copy the model inside "
+    "(ddp.module), call sparsity.apply on that copy, and build DistributedDataParallel of it"
+)
+
+
+def refuse_copied_wrapper(model: nn.Module) -> None:
+    """Refuses the forward pass of a wrapper that was copied before its first one, so that no hook of it tells.
+
+    Args:
+        model: a copy without an algorithm, whose forward pass begins.
+
+    Raises:
+        RarefyError: its wrapper leaves weights alone that were sparse where it was copied from.
+    """
+    ddp = ddp_in_forward()
+    if ddp is None or not torch.is_grad_enabled():
+        return
+    # Masks that are an algorithm's again, or plain buffers by now, are no such.
+    copied = (name for name, buffer in model.named_buffers() if isinstance(buffer, CopiedMask))
+    if any(name in ddp.parameters_to_ignore for name in copied):
+        raise RarefyError(_OF_A_COPY)
+
+
 class PassHook:
     """The hook of a wrapped model that tells `Averaging` of its forward passes; that of a copy tells nobody."""
 
@@ -196,8 +221,11 @@ class PassHook:
     def __call__(self, model: nn.Module, inputs: Any, *outputs: Any) -> None:
         """Called before a forward pass, and after it with its outputs."""
         # Compiled passes are told of by the wrapper and by the layers.
-        owner = None if self._owner is None or torch.compiler.is_compiling() else self._owner()
+        if torch.compiler.is_compiling():
+            return
+        owner = None if self._owner is None else self._owner()
         if owner is None:
+            refuse_copied_wrapper(model)
             return
         if outputs:
             owner.leave(outputs)
@@ -243,10 +271,7 @@ class Round:
         if not torch.is_grad_enabled():
             return
         if self.is_copy:
-            raise RarefyError(
-                "a copy of a DistributedDataParallel model does not average its sparse weights; copy the model inside "
-                "(ddp.module), call sparsity.apply on that copy, and build DistributedDataParallel of it"
-            )
+            raise RarefyError(_OF_A_COPY)
         self._refuse_lost(ddp)
         if self._parameters and tolerates_uneven_inputs(ddp):
             raise RarefyError(
