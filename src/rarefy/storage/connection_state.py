@@ -180,35 +180,34 @@ class ForwardSet:
         self.hidden = None
         self._aside = None
 
+    def saved(self, storage: Storage) -> Tensor:
+        """Which active connections forward passes use, where they are fewer, for a state dict.
 
-def saved_forward_mask(storage: Storage, hidden: Tensor) -> Tensor:
-    """Which active connections forward passes use, for a state dict.
+        Args:
+            storage: of the weight.
 
-    Args:
-        storage: of the weight.
-        hidden: bool, in the form of its entries.
+        Returns:
+            Bool, in row-major order of the active connections; a DTensor of the weight's shape where that is cut.
+        """
+        assert self.hidden is not None
+        if isinstance(storage, ShardedStorage):
+            return storage.cut.wrap(storage.own_mask & ~self.hidden)
+        return ~storage.spread(self.hidden)[storage.mask]
 
-    Returns:
-        Bool, in row-major order of the active connections; a DTensor of the weight's shape where that is cut.
-    """
-    if isinstance(storage, ShardedStorage):
-        return storage.cut.wrap(storage.own_mask & ~hidden)
-    return ~storage.spread(hidden)[storage.mask]
+    @staticmethod
+    def loaded(mask: Tensor, saved: Tensor) -> Tensor:
+        """What `saved` returned, in the shape of the weight.
 
+        Args:
+            mask: bool, the active connections.
+            saved: of any number of processes.
 
-def loaded_forward_mask(mask: Tensor, saved: Tensor) -> Tensor:
-    """The reverse, in the shape of the weight.
-
-    Args:
-        mask: bool, the active connections.
-        saved: what `saved_forward_mask` returned, in any number of processes.
-
-    Example:
-        >>> mask = torch.tensor([[True, False, True]])
-        >>> loaded_forward_mask(mask, torch.tensor([False, True])).tolist()
-        [[False, False, True]]
-    """
-    given = whole(saved).to(mask.device)
-    used = torch.zeros_like(mask)
-    used[mask] = given[mask] if given.shape == mask.shape else given
-    return used
+        Example:
+            >>> mask = torch.tensor([[True, False, True]])
+            >>> ForwardSet.loaded(mask, torch.tensor([False, True])).tolist()
+            [[False, False, True]]
+        """
+        given = whole(saved).to(mask.device)
+        used = torch.zeros_like(mask)
+        used[mask] = given[mask] if given.shape == mask.shape else given
+        return used

@@ -14,13 +14,7 @@ from rarefy.filters import Candidate
 from rarefy.nn import make_compact, make_dense
 from rarefy.patterns import Pattern
 from rarefy.storage.compact import CompactStorage
-from rarefy.storage.connection_state import (
-    ConnectionState,
-    ForwardSet,
-    check_topology,
-    loaded_forward_mask,
-    saved_forward_mask,
-)
+from rarefy.storage.connection_state import ConnectionState, ForwardSet, check_topology
 from rarefy.storage.gradients import DenseGradient
 from rarefy.storage.masked import MaskedStorage
 from rarefy.storage.optimizer_state import change_state, make_states_dense
@@ -254,7 +248,7 @@ class SparseParameter:
         if self.state:
             saved["state"] = self.state.saved(self.storage)
         if self.forward.hidden is not None:
-            saved["forward"] = saved_forward_mask(self.storage, self.forward.hidden)
+            saved["forward"] = self.forward.saved(self.storage)
         return {**saved, "topology": self.storage.fingerprint} if saved else {}
 
     def load_connections(self, saved: Mapping[str, Any]) -> None:
@@ -270,7 +264,7 @@ class SparseParameter:
         self.state.load(self.storage, saved.get("state", {}))
         self.forward.forget()
         if "forward" in saved:
-            self.set_forward_mask(loaded_forward_mask(mask, saved["forward"]))
+            self.set_forward_mask(ForwardSet.loaded(mask, saved["forward"]))
 
     # ---- forward passes ----
 
