@@ -19,11 +19,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.hooks import RemovableHandle
 
-from rarefy.algorithms.attachment.left_out import leave_out
+from rarefy.algorithms.attachment.left_out import OF_A_COPY, leave_out, refuse_copied_wrapper
 from rarefy.distributed import Traffic, differing, means_over_ranks
 from rarefy.errors import RarefyError, join_path
 from rarefy.kernels import instruction_set
-from rarefy.nn import CopiedMask
 from rarefy.storage.parameter import SparseParameter
 from rarefy.storage.protocol import checksum
 from rarefy.torch_private import leaves
@@ -188,30 +187,6 @@ class Averaging:
             )
 
 
-_OF_A_COPY = (
-    "a copy of a DistributedDataParallel model does not average its sparse weights; copy the model inside "
-    "(ddp.module), call sparsity.apply on that copy, and build DistributedDataParallel of it"
-)
-
-
-def refuse_copied_wrapper(model: nn.Module) -> None:
-    """Refuses the forward pass of a wrapper that was copied before its first one, so that no hook of it tells.
-
-    Args:
-        model: a copy without an algorithm, whose forward pass begins.
-
-    Raises:
-        RarefyError: its wrapper leaves weights alone that were sparse where it was copied from.
-    """
-    ddp = ddp_in_forward()
-    if ddp is None or not torch.is_grad_enabled():
-        return
-    # Masks that are an algorithm's again, or plain buffers by now, are no such.
-    copied = (name for name, buffer in model.named_buffers() if isinstance(buffer, CopiedMask))
-    if any(name in ddp.parameters_to_ignore for name in copied):
-        raise RarefyError(_OF_A_COPY)
-
-
 class PassHook:
     """The hook of a wrapped model that tells `Averaging` of its forward passes; that of a copy tells nobody."""
 
@@ -271,7 +246,7 @@ class Round:
         if not torch.is_grad_enabled():
             return
         if self.is_copy:
-            raise RarefyError(_OF_A_COPY)
+            raise RarefyError(OF_A_COPY)
         self._refuse_lost(ddp)
         if self._parameters and tolerates_uneven_inputs(ddp):
             raise RarefyError(

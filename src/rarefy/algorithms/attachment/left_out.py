@@ -6,10 +6,13 @@ import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
+import torch
 from torch import nn
 
+from rarefy.errors import RarefyError
+from rarefy.nn import CopiedMask
 from rarefy.torch_private import COMPILED_PREFIX
-from rarefy.torch_private.ddp import LEFT_OUT
+from rarefy.torch_private.ddp import LEFT_OUT, ddp_in_forward
 
 
 class Source(Protocol):
@@ -80,3 +83,27 @@ def take_back(model: nn.Module) -> None:
             delattr(module, LEFT_OUT)
             if present.others:
                 setattr(module, LEFT_OUT, present.others)
+
+
+OF_A_COPY = (
+    "a copy of a DistributedDataParallel model does not average its sparse weights; copy the model inside "
+    "(ddp.module), call sparsity.apply on that copy, and build DistributedDataParallel of it"
+)
+
+
+def refuse_copied_wrapper(model: nn.Module) -> None:
+    """Refuses the forward pass of a wrapper that was copied before its first one, so that no hook of it tells.
+
+    Args:
+        model: a copy without an algorithm, whose forward pass begins.
+
+    Raises:
+        RarefyError: its wrapper leaves weights alone that were sparse where it was copied from.
+    """
+    ddp = ddp_in_forward()
+    if ddp is None or not torch.is_grad_enabled():
+        return
+    # Masks that are an algorithm's again, or plain buffers by now, are no such.
+    copied = (name for name, buffer in model.named_buffers() if isinstance(buffer, CopiedMask))
+    if any(name in ddp.parameters_to_ignore for name in copied):
+        raise RarefyError(OF_A_COPY)
