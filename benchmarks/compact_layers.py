@@ -1,12 +1,14 @@
 """Forward + dX + dW of one sparse layer against torch's dense matrix products, float32 or bfloat16.
 
-Run with `--isa v3` under ATEN_CPU_CAPABILITY=avx2 and MKL_ENABLE_INSTRUCTIONS=AVX2 for machines without AVX-512.
+With one thread the clock counts CPU time, which neighbours disturb least; with more it is the wall's. Run with
+`--isa v3` under ATEN_CPU_CAPABILITY=avx2 and MKL_ENABLE_INSTRUCTIONS=AVX2 for machines without AVX-512.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import time
 from collections.abc import Callable
 
 import torch
@@ -41,7 +43,8 @@ def speed_up(rows: int, columns: int, tokens: int, sparsity: float, dtype: torch
         "dense": dense_step(weight.to(dtype), *inputs),
         "sparse": sparse_step(panels, panels.gather(weight), *inputs),
     }
-    seconds = medians(candidates, rounds)
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    seconds = medians(candidates, rounds, clock=clock)
     return seconds["dense"] / seconds["sparse"]
 
 

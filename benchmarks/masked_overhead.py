@@ -5,11 +5,15 @@ with dense steps in one process; the overhead with updates included is computed 
 
 Both of torch's AdamW are measured: the fused one, which `rarefy run` takes, and the default one, whose square root
 takes five times longer for the exact zeros of a sparse second moment than for other numbers.
+
+`--cpu_time` for a machine that others keep busy: one thread, fewer rounds are enough.
 """
 
 from __future__ import annotations
 
+import argparse
 import copy
+import time
 from collections.abc import Callable
 
 import torch
@@ -19,7 +23,7 @@ from torch import nn
 import rarefy
 from rarefy.algorithms.base import SparsityAlgorithm
 
-WIDTH, DEPTH, BATCH, SPARSITY, FREQ, ROUNDS = 2048, 4, 256, 0.9, 100, 30
+WIDTH, DEPTH, BATCH, SPARSITY, FREQ = 2048, 4, 256, 0.9, 100
 
 
 def training_step(model: nn.Module, sparsity: SparsityAlgorithm | None, fused: bool) -> Callable[[], object]:
@@ -37,7 +41,7 @@ def training_step(model: nn.Module, sparsity: SparsityAlgorithm | None, fused: b
     return step
 
 
-def report(fused: bool) -> None:
+def report(fused: bool, rounds: int, clock: Callable[[], float]) -> None:
     model = nn.Sequential(*(nn.Linear(WIDTH, WIDTH) for _ in range(DEPTH)))
     never, always = {"steps": [0]}, {"freq": 1}
     algorithms = {
@@ -47,7 +51,7 @@ def report(fused: bool) -> None:
         "rigl, update step": rarefy.RigL(SPARSITY, update=always, compute="masked"),
     }
     candidates = {name: training_step(copy.deepcopy(model), one, fused) for name, one in algorithms.items()}
-    seconds = medians(candidates, ROUNDS)
+    seconds = medians(candidates, rounds, clock=clock)
     ratio = {name: value / seconds["dense"] for name, value in seconds.items()}
     mean = ((FREQ - 1) * ratio["rigl, ordinary step"] + ratio["rigl, update step"]) / FREQ
     print(f"AdamW, {'fused' if fused else 'default'}; dense = 1 ({seconds['dense'] * 1e3:.0f} ms)")
@@ -57,9 +61,16 @@ def report(fused: bool) -> None:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--cpu_time", action="store_true")
+    arguments = parser.parse_args()
+    if arguments.cpu_time:
+        torch.set_num_threads(1)
+    clock = time.process_time if arguments.cpu_time else time.perf_counter
     torch.manual_seed(0)
-    report(fused=True)
-    report(fused=False)
+    report(True, arguments.rounds, clock)
+    report(False, arguments.rounds, clock)
 
 
 if __name__ == "__main__":

@@ -140,13 +140,17 @@ bool holds_zeros(int isa, Address data, Address mask, int64_t size, int element_
   });
 }
 
-void keep_n_of_m(int isa, Address scores, int64_t groups, int n, int m, Address mask, int threads) {
-  table(isa).keep_n_of_m({
+void keep_in_groups(int isa, Address scores, Address candidates, Address counts, int64_t groups, int m, Address mask,
+                    Address contested, int threads) {
+  require(m >= 1, "m: give a whole number >= 1");
+  table(isa).keep_in_groups({
       .scores = at<const float>(scores),
+      .candidates = at<const uint8_t>(candidates),
+      .counts = at<const int32_t>(counts),
       .groups = groups,
-      .n = n,
       .m = m,
       .mask = at<uint8_t>(mask),
+      .contested = at<uint8_t>(contested),
       .threads = threads,
   });
 }
@@ -206,6 +210,16 @@ void find_sources(const Layout& panels, const Layout& previous, Address sources,
   panels_sources({.panels = panels, .previous = previous, .sources = at<int64_t>(sources), .threads = threads});
 }
 
+void move(Address entries, Address sources, Address moved, int64_t size, int threads) {
+  panels_move({
+      .entries = at<const uint32_t>(entries),
+      .sources = at<const int64_t>(sources),
+      .moved = at<uint32_t>(moved),
+      .size = size,
+      .threads = threads,
+  });
+}
+
 void scatter(const Layout& panels, Address values, Address matrix, int element_bytes, int threads) {
   require(element_bytes == 1 || element_bytes == 4, "element_bytes: give 1 or 4");
   panels_scatter({
@@ -257,8 +271,8 @@ NB_MODULE(_C, m) {
         "threads"_a);
   m.def("holds_zeros", &rarefy::holds_zeros, release, named, "isa"_a, "data"_a, "mask"_a, "size"_a, "element_bytes"_a,
         "threads"_a);
-  m.def("keep_n_of_m", &rarefy::keep_n_of_m, release, named, "isa"_a, "scores"_a, "groups"_a, "n"_a, "m"_a, "mask"_a,
-        "threads"_a);
+  m.def("keep_in_groups", &rarefy::keep_in_groups, release, named, "isa"_a, "scores"_a, "candidates"_a, "counts"_a,
+        "groups"_a, "m"_a, "mask"_a, "contested"_a, "threads"_a);
   m.def("block_sums", &rarefy::block_sums, release, named, "isa"_a, "scores"_a, "rows"_a, "columns"_a, "block_rows"_a,
         "block_columns"_a, "sums"_a, "threads"_a);
   m.def("panels_from_mask", &rarefy::from_mask, release, named, "mask"_a, "rows"_a, "columns"_a, "width"_a, "starts"_a,
@@ -267,6 +281,7 @@ NB_MODULE(_C, m) {
         "order"_a, "threads"_a);
   m.def("panels_positions", &rarefy::find_positions, release, named, "panels"_a, "positions"_a, "threads"_a);
   m.def("panels_sources", &rarefy::find_sources, release, named, "panels"_a, "previous"_a, "sources"_a, "threads"_a);
+  m.def("panels_move", &rarefy::move, release, named, "entries"_a, "sources"_a, "moved"_a, "size"_a, "threads"_a);
   m.def("panels_scatter", &rarefy::scatter, release, named, "panels"_a, "values"_a, "matrix"_a, "element_bytes"_a,
         "threads"_a);
   m.def("panels_gather", &rarefy::gather, release, named, "panels"_a, "matrix"_a, "values"_a, "threads"_a);

@@ -80,13 +80,15 @@ struct HoldsZerosCall {
   int threads;
 };
 
-// mask = the `n` highest scores of every `m` neighbours.
-struct KeepNOfMCall {
-  const float* scores;  // [groups, m]
+// mask = the highest scores among the candidates of every `m` neighbours; of equal ones the first, NaN last.
+struct KeepInGroupsCall {
+  const float* scores;        // [groups, m]
+  const uint8_t* candidates;  // [groups, m]; null: all
+  const int32_t* counts;      // [m + 1] how many a group keeps, by the number of its candidates
   int64_t groups;
-  int n;
   int m;
   uint8_t* mask;
+  uint8_t* contested;  // [groups] written: whether some of several equal scores were kept and others were not
   int threads;
 };
 
@@ -111,7 +113,7 @@ struct KernelTable {
   bool (*keep_top)(const KeepTopCall&);
   void (*select)(const SelectCall&);
   bool (*holds_zeros)(const HoldsZerosCall&);
-  void (*keep_n_of_m)(const KeepNOfMCall&);
+  void (*keep_in_groups)(const KeepInGroupsCall&);
   void (*block_sums)(const BlockSumsCall&);
   bool (*blocks_forward)(const BlocksForwardCall&);
   bool (*blocks_backward)(const BlocksBackwardCall&);
@@ -160,6 +162,16 @@ struct SourcesCall {
   int threads;
 };
 void panels_sources(const SourcesCall&);
+
+// moved[i] = entries[sources[i]], and 0 where a source is -1.
+struct MoveCall {
+  const uint32_t* entries;
+  const int64_t* sources;
+  uint32_t* moved;
+  int64_t size;  // of sources and moved
+  int threads;
+};
+void panels_move(const MoveCall&);
 
 // A matrix from values, zero elsewhere.
 struct ScatterCall {

@@ -171,6 +171,11 @@ void panels_sources(const SourcesCall& c) {
   }
 }
 
+void panels_move(const MoveCall& c) {
+#pragma omp parallel for schedule(static) num_threads(c.threads)
+  for (int64_t i = 0; i < c.size; i++) c.moved[i] = c.sources[i] < 0 ? 0 : c.entries[c.sources[i]];
+}
+
 void panels_scatter(const ScatterCall& c) {
   if (c.element_bytes == 1)
     scatter(c.panels, static_cast<const uint8_t*>(c.values), static_cast<uint8_t*>(c.matrix), c.threads);

@@ -9,7 +9,7 @@ const KernelTable kernels{
     .keep_top = keep_top,
     .select = select,
     .holds_zeros = holds_zeros,
-    .keep_n_of_m = keep_n_of_m,
+    .keep_in_groups = keep_in_groups,
     .block_sums = block_sums,
     .blocks_forward = blocks_forward,
     .blocks_backward = blocks_backward,

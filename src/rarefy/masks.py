@@ -7,16 +7,19 @@ first rows alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from rarefy import kernels
 from rarefy.distributed import Cut, highest, is_cut, local_part
-from rarefy.ties import DEFAULT_ORDER, TieOrder, settle
+from rarefy.ties import DEFAULT_ORDER, TieOrder, settle, settle_rows
 
 _FEW_COLUMNS = 32
+
+# From the number of candidates of a row, or of each row, to how many of them are kept.
+_Counts = Callable[[Tensor], Tensor]
 
 
 def kept_count(total: int, sparsity: float) -> int:
@@ -114,8 +117,7 @@ def keep_top_in_rows(scores: Tensor, count: int, order: TieOrder = DEFAULT_ORDER
         >>> keep_top_in_rows(torch.tensor([[3.0, 1.0, 2.0], [1.0, 4.0, 5.0]]), 2).int().tolist()
         [[1, 0, 1], [0, 1, 1]]
     """
-    counts = torch.full((len(scores), 1), count, device=scores.device)
-    return _top_in_rows(scores, torch.ones_like(scores, dtype=torch.bool), counts, order)
+    return _top_in_rows(scores, None, lambda candidates: torch.full_like(candidates, count), order)
 
 
 def drop_and_grow(
@@ -147,9 +149,10 @@ def drop_and_grow(
         >>> drop_and_grow(mask, weight, torch.tensor([[0.0, 0.0, 1.0, 2.0]]), 2, 0.5).int()
         tensor([[0, 1, 0, 1]], dtype=torch.int32)
     """
-    stay = _staying(mask, count, fraction)
-    kept = _top_in_rows(drop_scores, mask, stay, order)
-    return kept | _top_in_rows(grow_scores, ~kept, count - stay, order.other())
+    kept = drop_in_rows(mask, drop_scores, count, fraction, order)
+    most = count - mask.shape[1]
+    # A row grows what it lacks: `count` less what it kept, and it kept all but the candidates.
+    return kept | _top_in_rows(grow_scores, ~kept, lambda candidates: candidates + most, order.other())
 
 
 def drop_in_rows(
@@ -162,15 +165,13 @@ def drop_in_rows(
         >>> drop_in_rows(mask, weight, 2, 0.5).int()
         tensor([[0, 1, 0, 0]], dtype=torch.int32)
     """
-    return _top_in_rows(scores, mask, _staying(mask, count, fraction), order)
 
+    def staying(active: Tensor) -> Tensor:
+        # In double: float32 skips whole numbers above 2^24.
+        stay = (active - (fraction * active.double()).round().long()).clamp(max=count)
+        return stay.masked_fill(active == mask.shape[1], count)
 
-def _staying(mask: Tensor, count: int, fraction: float) -> Tensor:
-    """How many connections of each row stay, [rows, 1]."""
-    active = _active_in_rows(mask)
-    # In double: float32 skips whole numbers above 2^24.
-    stay = (active - (fraction * active.double()).round().long()).clamp(max=count)
-    return stay.masked_fill(active == mask.shape[1], count)
+    return _top_in_rows(scores, mask, staying, order)
 
 
 def active_count(mask: Tensor) -> int:
@@ -271,32 +272,34 @@ def _active_in_rows(mask: Tensor) -> Tensor:
     return mask.count_nonzero().view(1, 1) if len(mask) == 1 else mask.sum(1, keepdim=True, dtype=torch.int32)
 
 
-def _top_in_rows(scores: Tensor, candidates: Tensor, counts: Tensor, order: TieOrder) -> Tensor:
-    """The mask of the highest scores among the candidates of each row; `counts` is [rows, 1]."""
+def _top_in_rows(scores: Tensor, candidates: Tensor | None, counts: _Counts, order: TieOrder) -> Tensor:
+    """The mask of the highest scores of each row, among the candidates or of all."""
+    columns = scores.shape[1]
+    if 0 < columns <= _FEW_COLUMNS and len(scores) > 1:
+        table = counts(torch.arange(columns + 1, device=scores.device))
+        kept, contested = kernels.keep_in_groups(scores, table, candidates)
+        return settle_rows(kept, scores, candidates, contested, order)
+    if candidates is None:
+        candidates = torch.ones_like(scores, dtype=torch.bool)
     if not scores.numel():
         return candidates
     if len(scores) == 1:
-        return _top(scores, candidates, int(counts), order)
+        return _top(scores, candidates, int(counts(candidates.count_nonzero())), order)
+    return _top_in_long_rows(scores, candidates, counts(_active_in_rows(candidates)), order)
+
+
+def _top_in_long_rows(scores: Tensor, candidates: Tensor, counts: Tensor, order: TieOrder) -> Tensor:
+    """The same by sorting; `counts` is [rows, 1]."""
     ranked = candidates & ~scores.isnan()
-    # What is no candidate is made NaN as well, which every selection below ranks last.
-    top = ranked & _high_in_rows(torch.where(ranked, scores, torch.nan), counts)
+    # What is no candidate is made NaN as well. Negated and rising: `descending=True` would put NaN first.
+    places = (-torch.where(ranked, scores, torch.nan)).argsort(dim=1, stable=True)
+    ranks = torch.arange(scores.shape[1], device=scores.device).expand_as(places)
+    top = ranked & (torch.empty_like(places).scatter_(1, places, ranks) < counts)
     rest = candidates & ~ranked
     # Where numbers do not suffice, candidates that are NaN fill the count, which has to be exact.
     if rest.any():
         top = top | (rest & (rest.cumsum(1) <= counts - _active_in_rows(ranked)))
     return settle(top, scores, candidates, order)
-
-
-def _high_in_rows(scores: Tensor, counts: Tensor) -> Tensor:
-    """The highest scores of each row; a NaN may be among them once nothing else is left."""
-    columns = scores.shape[1]
-    low, high = (int(count) for count in counts.aminmax())
-    if low == high and columns <= _FEW_COLUMNS:
-        return kernels.keep_n_of_m(scores, min(max(low, 0), columns), columns)
-    # Negated and rising: `descending=True` would put NaN first.
-    places = (-scores).argsort(dim=1, stable=True)
-    ranks = torch.arange(columns, device=scores.device).expand_as(places)
-    return torch.empty_like(places).scatter_(1, places, ranks) < counts
 
 
 def _top(scores: Tensor, candidates: Tensor | None, count: int, order: TieOrder) -> Tensor:

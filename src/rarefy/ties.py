@@ -100,10 +100,37 @@ def _settled_by_row(kept: Tensor, scores: Tensor, candidates: Tensor, order: Tie
     if not contested.any():
         return kept
     tied &= kept.any(1, keepdim=True)
-    is_open = (tied > kept).any(1)
+    return settle_rows(kept, scores, candidates, (tied > kept).any(1), order)
+
+
+def settle_rows(
+    kept: Tensor, scores: Tensor, candidates: Tensor | None, contested: Tensor, order: TieOrder
+) -> Tensor:
+    """What `settle` makes of a matrix whose contested rows are known.
+
+    Args:
+        kept: bool [rows, columns], as `settle` takes it.
+        scores: shape of `kept`.
+        candidates: bool, what could have been kept; None for everything.
+        contested: bool [rows], which keep some of several equal scores and leave others.
+        order: decides among equals.
+
+    Example:
+        >>> kept = torch.tensor([[True, False], [True, False]])
+        >>> settle_rows(kept, torch.ones(2, 2), None, torch.tensor([True, False]), TieOrder()).int().sum(1)
+        tensor([1, 1])
+    """
+    rows = contested.nonzero().squeeze(1)
+    if not len(rows):
+        return kept
+    inside = kept[rows]
+    some = scores[rows]
+    lowest = torch.where(inside, some, torch.inf).amin(1, keepdim=True)
+    tied = _equal(some, lowest)
     settled = kept.clone()
-    rows = is_open.nonzero().squeeze(1)
-    settled[rows] = _settled_rows(kept[rows], tied[rows], rows, order)
+    settled[rows] = _settled_rows(
+        inside, tied if candidates is None else tied & candidates[rows], rows, order
+    )
     return settled
 
 

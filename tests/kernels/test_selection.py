@@ -8,7 +8,7 @@ from rarefy.errors import RarefyError
 from rarefy.kernels import (
     block_sums,
     instruction_set,
-    keep_n_of_m,
+    keep_in_groups,
     keep_top,
     keep_top_and_tie,
     zero_inactive_,
@@ -77,10 +77,7 @@ def test_a_tie_that_is_cut_is_told(
     candidates = torch.rand(size, generator=torch.Generator().manual_seed(seed)) < 0.5
     allowed = candidates if some else torch.ones_like(candidates)
     kept, is_cut = keep_top_and_tie(scores, int(share * size), candidates if some else None)
-    inside, outside = (
-        {"nan" if score != score else score for score in scores[part].tolist()}
-        for part in (kept, allowed & ~kept)
-    )
+    inside, outside = values_of(scores[kept]), values_of(scores[allowed & ~kept])
     assert is_cut or not inside & outside
     if instruction_set() != "reference":
         assert is_cut == bool(inside & outside)
@@ -122,16 +119,37 @@ def test_keep_top_of_other_types(isa: str, dtype: torch.dtype) -> None:
 @FUZZ
 @given(
     kind=st.sampled_from(KINDS),
-    groups=st.integers(0, 40),
-    m=st.sampled_from([1, 2, 3, 4, 8, 16, 32]),
-    kept=st.integers(0, 32),
+    groups=st.sampled_from([0, 1, 31, 32, 40, 100]),
+    m=st.sampled_from([1, 2, 3, 4, 8, 16, 33]),
+    some=st.booleans(),
+    threads=st.sampled_from([1, 3]),
     seed=st.integers(0, 9),
 )
-def test_keep_n_of_m(isa: str, kind: str, groups: int, m: int, kept: int, seed: int) -> None:
+def test_keep_in_groups(
+    isa: str, kind: str, groups: int, m: int, some: bool, threads: int, seed: int
+) -> None:
+    torch.set_num_threads(threads)
+    generator = torch.Generator().manual_seed(seed)
     scores = scores_of(kind, groups * m, seed).view(groups, m)
-    wanted = [slow_keep_top(row, min(kept, m), torch.ones(m, dtype=torch.bool)) for row in scores]
-    mask = keep_n_of_m(scores, min(kept, m), m)
-    assert torch.equal(mask, torch.stack(wanted) if wanted else torch.zeros(0, m, dtype=torch.bool))
+    candidates = torch.rand(groups, m, generator=generator) < 0.7 if some else torch.ones(groups, m) > 0
+    counts = torch.randint(-1, m + 2, (m + 1,), generator=generator)
+    mask, contested = keep_in_groups(scores, counts, candidates if some else None)
+    assert mask.shape == scores.shape and contested.shape == (groups,)
+    for row, allowed, kept, is_cut in zip(scores, candidates, mask, contested, strict=True):
+        assert torch.equal(kept, slow_keep_top(row, int(counts[int(allowed.sum())]), allowed))
+        inside, outside = values_of(row[kept]), values_of(row[allowed & ~kept])
+        assert bool(is_cut) == bool(inside & outside)
+
+
+def values_of(scores: Tensor) -> set[float | str]:
+    return {"nan" if score != score else score for score in scores.tolist()}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_keep_in_groups_of_other_types(isa: str, dtype: torch.dtype) -> None:
+    scores = torch.tensor([[1.0, 2.0], [2.0, 2.0]], dtype=dtype).t()
+    mask, contested = keep_in_groups(scores, torch.tensor([0, 1, 1]))
+    assert mask.int().tolist() == [[0, 1], [1, 0]] and contested.tolist() == [False, True]
 
 
 @FUZZ
@@ -186,11 +204,19 @@ def test_keep_top_refuses_other_candidates() -> None:
 
 
 @pytest.mark.parametrize(
-    ("n", "m", "shape"), [(3, 2, (4,)), (1, 3, (4,)), (0, 0, (4,)), (-1, 2, (4,)), (1, 1, ())]
+    ("scores", "counts", "candidates", "what"),
+    [
+        (torch.ones(4), torch.zeros(5, dtype=torch.int32), None, r"scores: a shape of \(4,\)"),
+        (torch.ones(4, 0), torch.zeros(1, dtype=torch.int32), None, r"scores: a shape of \(4, 0\)"),
+        (torch.ones(1, 4), torch.zeros(4, dtype=torch.int32), None, r"counts: torch.int32 with shape \(4,\)"),
+        (torch.ones(1, 4), torch.zeros(5), None, r"counts: torch.float32 with shape \(5,\)"),
+        (torch.ones(1, 4), torch.zeros(5, dtype=torch.int32), torch.ones(4, 1) > 0, "candidates: torch.bool"),
+        (torch.ones(1, 4), torch.zeros(5, dtype=torch.int32), torch.ones(1, 4), "candidates: torch.float32"),
+    ],
 )
-def test_keep_n_of_m_refuses(n: int, m: int, shape: tuple[int, ...]) -> None:
-    with pytest.raises(RarefyError, match=f"n: {n}, m: {m} is not allowed"):
-        keep_n_of_m(torch.ones(shape), n, m)
+def test_keep_in_groups_refuses(scores: Tensor, counts: Tensor, candidates: Tensor | None, what: str) -> None:
+    with pytest.raises(RarefyError, match=f"{what}.* is not allowed; give "):
+        keep_in_groups(scores, counts, candidates)
 
 
 @pytest.mark.parametrize(("block", "shape"), [((2, 3), (4, 4)), ((0, 1), (4, 4)), ((1, 1), (4,))])

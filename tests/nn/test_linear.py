@@ -132,7 +132,8 @@ def test_surviving_connections_keep_value_and_state(pair: tuple[nn.Linear, Spars
 
 
 @pytest.mark.parametrize(
-    "dtype", [torch.float8_e4m3fn, torch.bfloat16, torch.float64, torch.int64, torch.bool]
+    "dtype",
+    [torch.float32, torch.int32, torch.float8_e4m3fn, torch.bfloat16, torch.float64, torch.int64, torch.bool],
 )
 def test_entries_of_any_dtype_are_moved(dtype: torch.dtype) -> None:
     moved = move_entries(torch.tensor([0, 1]).to(dtype), torch.tensor([1, -1, 0, 1]))

@@ -5,6 +5,7 @@ from rarefy.kernels.block_ops import block_linear
 from rarefy.kernels.blocks import BlockTopology, whole_blocks
 from rarefy.kernels.instruction_sets import available, instruction_set
 from rarefy.kernels.linear_gradients import dense_gradient
+from rarefy.kernels.moving import move_entries
 from rarefy.kernels.native import Layout
 from rarefy.kernels.ops import infer, sparse_linear, zero_inactive_
 from rarefy.kernels.panels import Panels
@@ -12,7 +13,7 @@ from rarefy.kernels.selection import (
     block_sums,
     check_blocks,
     holds_zeros,
-    keep_n_of_m,
+    keep_in_groups,
     keep_top,
     keep_top_and_tie,
 )
@@ -31,9 +32,10 @@ __all__ = [
     "index_of",
     "infer",
     "instruction_set",
-    "keep_n_of_m",
+    "keep_in_groups",
     "keep_top",
     "keep_top_and_tie",
+    "move_entries",
     "sources_between",
     "sparse_linear",
     "takes_blocks",

@@ -133,6 +133,19 @@ def sources(panels: Layout, previous: Layout) -> Tensor:
     return found
 
 
+def move(entries: Tensor, sources: Tensor) -> Tensor:
+    """Contiguous entries of 4 bytes at their new places; zero where `sources`, int64, is −1."""
+    moved = entries.new_empty(sources.numel())
+    _module().panels_move(
+        entries=entries.data_ptr(),
+        sources=sources.data_ptr(),
+        moved=moved.data_ptr(),
+        size=sources.numel(),
+        threads=torch.get_num_threads(),
+    )
+    return moved
+
+
 def scatter(panels: Layout, values: Tensor) -> Tensor:
     """The matrix [rows, columns] of contiguous values with elements of 1 or 4 bytes."""
     matrix = values.new_empty(panels.rows, panels.columns)
@@ -221,19 +234,26 @@ def keep_top(scores: Tensor, count: int, candidates: Tensor | None) -> tuple[Ten
     return mask, cuts_tie
 
 
-def keep_n_of_m(scores: Tensor, n: int, m: int) -> Tensor:
-    """The mask of the `n` highest of every `m` neighbours, contiguous float32."""
+def keep_in_groups(scores: Tensor, counts: Tensor, candidates: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The mask of the highest scores of each row of a contiguous float32 matrix, and which rows cut a tie.
+
+    `counts` is int32, on the CPU as all of them, and has an entry for each possible number of candidates.
+    """
+    groups, m = scores.shape
     mask = torch.empty(scores.shape, dtype=torch.bool, device="cpu")
-    _module().keep_n_of_m(
+    contested = torch.empty(groups, dtype=torch.bool, device="cpu")
+    _module().keep_in_groups(
         isa=_index(),
         scores=scores.data_ptr(),
-        groups=scores.numel() // m,
-        n=n,
+        candidates=0 if candidates is None else candidates.data_ptr(),
+        counts=counts.data_ptr(),
+        groups=groups,
         m=m,
         mask=mask.data_ptr(),
+        contested=contested.data_ptr(),
         threads=torch.get_num_threads(),
     )
-    return mask
+    return mask, contested
 
 
 def block_sums(scores: Tensor, block_rows: int, block_columns: int) -> Tensor:

@@ -130,22 +130,41 @@ def keep_top(scores: Tensor, count: int, candidates: Tensor | None = None) -> Te
     return (mask | _first(ties, count - int(mask.count_nonzero()))).view(scores.shape)
 
 
-def keep_n_of_m(scores: Tensor, n: int, m: int) -> Tensor:
-    """The mask of the `n` highest of every `m` neighbours along the last dimension.
+def keep_in_groups(scores: Tensor, counts: Tensor, candidates: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The mask of the highest scores among the candidates of each row, and which rows cut a tie.
 
     Example:
-        >>> keep_n_of_m(torch.tensor([[1.0, 3.0, 2.0, 0.0]]), 2, 4)
-        tensor([[False,  True,  True, False]])
+        >>> keep_in_groups(torch.tensor([[1.0, 3.0, 3.0, 0.0]]), torch.tensor([0, 1, 1, 1, 1]))
+        (tensor([[False,  True, False, False]]), tensor([True]))
     """
-    groups = scores.detach().reshape(-1, m)
-    nan = groups.isnan()
-    # A descending sort would put NaN first; a second, stable one moves them behind the rest.
-    highest = groups.nan_to_num(nan=0.0, posinf=float("inf"), neginf=float("-inf")).argsort(
-        dim=1, descending=True, stable=True
-    )
-    order = highest.gather(1, nan.gather(1, highest).to(torch.int8).argsort(dim=1, stable=True))
-    mask = torch.zeros_like(nan).scatter(1, order[:, :n], True)
-    return mask.view(scores.shape)
+    among = torch.ones_like(scores, dtype=torch.bool) if candidates is None else candidates
+    wanted = counts.long()[among.sum(1)][:, None]
+    # Negated and rising, since a descending sort would put NaN first; then what may not be kept behind all else.
+    by_score = (-scores).argsort(dim=1, stable=True)
+    kind = torch.where(among, scores.isnan().byte(), 2)
+    places = by_score.gather(1, kind.gather(1, by_score).argsort(dim=1, stable=True))
+    ranks = torch.arange(scores.shape[1], device=scores.device).expand_as(places)
+    mask = among & (torch.empty_like(places).scatter_(1, places, ranks) < wanted)
+    return mask, _are_cut(scores, mask, among & ~mask)
+
+
+def _are_cut(scores: Tensor, inside: Tensor, outside: Tensor) -> Tensor:
+    """Whether the lowest score inside is one of those outside, for each row; NaN is the lowest and equals NaN."""
+    lowest = torch.where(inside, scores, torch.inf).amin(1, keepdim=True)
+    equal = torch.where(lowest.isnan(), scores.isnan(), scores == lowest)
+    return inside.any(1) & (equal & outside).any(1)
+
+
+def move(entries: Tensor, sources: Tensor) -> Tensor:
+    """The entries at their new places; zero where a source is −1.
+
+    Example:
+        >>> move(torch.tensor([5.0, 7.0]), torch.tensor([1, -1, 0]))
+        tensor([7., 0., 5.])
+    """
+    # A zero in front, which is the place −1 of a new connection.
+    padded = torch.cat([entries.new_zeros(1), entries])
+    return padded.index_select(0, sources + 1)
 
 
 def block_sums(scores: Tensor, block_rows: int, block_columns: int) -> Tensor:

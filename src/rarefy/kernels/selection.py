@@ -49,11 +49,7 @@ def keep_top_and_tie(scores: Tensor, count: int, candidates: Tensor | None = Non
         >>> keep_top_and_tie(torch.tensor([3.0, 1.0, 3.0]), 1)
         (tensor([ True, False, False]), True)
     """
-    if candidates is not None and (candidates.dtype != torch.bool or candidates.shape != scores.shape):
-        given = f"{candidates.dtype} with shape {tuple(candidates.shape)}"
-        raise RarefyError(
-            f"candidates: {given} is not allowed; give a bool mask with shape {tuple(scores.shape)}"
-        )
+    _check_candidates(scores, candidates)
     scores, compiled = _prepared(scores)
     # The kernel's histogram counts in 32 bits.
     if not compiled or scores.numel() > 2**31:
@@ -61,31 +57,48 @@ def keep_top_and_tie(scores: Tensor, count: int, candidates: Tensor | None = Non
     return native.keep_top(scores, count, None if candidates is None else candidates.contiguous())
 
 
-def keep_n_of_m(scores: Tensor, n: int, m: int) -> Tensor:
-    """The mask of the `n` highest of every `m` neighbours along the last dimension (N:M pattern).
+def keep_in_groups(scores: Tensor, counts: Tensor, candidates: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The masks of the highest scores of many short rows, and which rows told equal scores apart by their places.
 
     Args:
-        scores: floating point; the last dimension is divisible by m.
-        n: kept in each group, 0 ≤ n ≤ m.
-        m: size of a group, ≥ 1.
+        scores: [rows, columns], columns ≥ 1, floating point; the time grows with the square of the columns.
+        counts: whole numbers [columns + 1]: how many a row keeps that has so many candidates.
+        candidates: bool mask of what may be kept; None = everything.
 
     Returns:
-        Bool, the shape of scores.
+        Bool of the shape of scores, and bool [rows].
 
     Raises:
-        RarefyError: n, m and the shape do not fit together.
+        RarefyError: scores, counts and candidates do not fit together.
 
     Example:
-        >>> keep_n_of_m(torch.tensor([[1.0, 3.0, 2.0, 0.0]]), 2, 4)
-        tensor([[False,  True,  True, False]])
+        >>> keep_in_groups(torch.tensor([[1.0, 3.0, 3.0, 0.0]]), torch.tensor([0, 1, 1, 1, 1]))
+        (tensor([[False,  True, False, False]]), tensor([True]))
     """
-    if not 0 <= n <= m or m < 1 or scores.dim() == 0 or scores.shape[-1] % m:
-        shape = tuple(scores.shape)
-        raise RarefyError(
-            f"n: {n}, m: {m} is not allowed for shape {shape}; give n ≤ m with m dividing the last dimension"
-        )
+    _check_groups(scores, counts, candidates)
     scores, compiled = _prepared(scores)
-    return native.keep_n_of_m(scores, n, m) if compiled else reference.keep_n_of_m(scores, n, m)
+    if not compiled or not native.has("keep_in_groups"):
+        return reference.keep_in_groups(scores, counts, candidates)
+    among = None if candidates is None else candidates.contiguous()
+    return native.keep_in_groups(scores, counts.to(torch.int32).contiguous(), among)
+
+
+def _check_groups(scores: Tensor, counts: Tensor, candidates: Tensor | None) -> None:
+    shape = tuple(scores.shape)
+    if scores.dim() != 2 or not shape[1]:
+        raise RarefyError(f"scores: a shape of {shape} is not allowed; give a matrix with columns")
+    if counts.shape != (shape[1] + 1,) or counts.is_floating_point():
+        given = f"{counts.dtype} with shape {tuple(counts.shape)}"
+        raise RarefyError(f"counts: {given} is not allowed; give {shape[1] + 1} whole numbers")
+    _check_candidates(scores, candidates)
+
+
+def _check_candidates(scores: Tensor, candidates: Tensor | None) -> None:
+    if candidates is not None and (candidates.dtype != torch.bool or candidates.shape != scores.shape):
+        given = f"{candidates.dtype} with shape {tuple(candidates.shape)}"
+        raise RarefyError(
+            f"candidates: {given} is not allowed; give a bool mask with shape {tuple(scores.shape)}"
+        )
 
 
 def block_sums(scores: Tensor, block: tuple[int, int]) -> Tensor:

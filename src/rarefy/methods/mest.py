@@ -50,4 +50,5 @@ class MEST(SET):
     def drop_score(self, weight: Tensor, gradient: Tensor | None, /) -> Tensor:
         """How much a connection is worth, by its weight and by what it is about to learn."""
         assert gradient is not None
-        return weight.abs() + self.gradient_share * gradient.abs()
+        # In place: two matrices of the weight's size less, and the same sums.
+        return weight.abs().add_(gradient.abs().mul_(self.gradient_share))

@@ -122,14 +122,14 @@ class CompactStorage:
         weight = self.weight
         old = self.weight.topology
         topology = old.with_mask(mask.to(weight.device))
-        # Of a state that is dense, only what belongs to connections that stay is carried over.
-        stays = old.mask() & mask.to(weight.device)
         sources = set_topology(weight, topology)
 
         def moved(state: Tensor) -> Tensor:
             if isinstance(state, SparseWeight):
                 is_old = state.topology.equals(old)
                 return weight.companion(move_entries(state.entries, sources)) if is_old else state
+            # Of a state that is dense, only what belongs to connections that stay is carried over.
+            stays = old.mask() & mask.to(weight.device)
             return weight.companion(topology.gather(state.masked_fill(~stays, 0)))
 
         if weight.grad is not None:

@@ -54,20 +54,24 @@ class ConnectionState:
         """In the shape of the dense weight, with the initial numbers at inactive positions."""
         if not self:
             return {}
-        mask = storage.mask
-        entries = self.entries_on(mask.device)
-        return {
-            name: storage.spread(tensor).masked_fill(~mask, self.initial[name])
-            for name, tensor in entries.items()
-        }
+        entries = self.entries_on(storage.weight.device)
+        return {name: self._dense(storage, name, tensor) for name, tensor in entries.items()}
+
+    def _dense(self, storage: Storage, name: str, entries: Tensor) -> Tensor:
+        spread = storage.spread(entries)
+        # From values alone it is new, and zero where nothing is active.
+        is_done = storage.kind == "compact" and self.initial[name] == 0
+        return spread if is_done else spread.masked_fill(~storage.mask, self.initial[name])
 
     def store(self, storage: Storage, dense: Mapping[str, Tensor]) -> None:
         """Takes dense tensors over, as far as their connections are active."""
         if not self:
             return
-        mask = storage.mask
         for name, tensor in dense.items():
-            self.entries[name] = storage.collect(tensor.masked_fill(~mask, self.initial[name]))
+            # Compact storage has no room for inactive positions; others keep the initial numbers there.
+            if storage.kind != "compact":
+                tensor = tensor.masked_fill(~storage.mask, self.initial[name])
+            self.entries[name] = storage.collect(tensor)
         self._topology = storage.fingerprint
 
     def change(self, change: Callable[[Tensor], Tensor]) -> None:

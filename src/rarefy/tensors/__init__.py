@@ -1,7 +1,8 @@
 """Sparse weights as tensors: storage, topology and kernels apart, so that each may be another."""
 
+from rarefy.kernels import move_entries
 from rarefy.tensors.stored import Cell, Role, as_array
-from rarefy.tensors.topology import Topology, move_entries
+from rarefy.tensors.topology import Topology
 from rarefy.tensors.weight import SparseWeight, become
 from rarefy.tensors.writes import set_topology
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from rarefy.errors import RarefyError
-from rarefy.tensors.topology import Topology, move_entries
+from rarefy.kernels import move_entries
+from rarefy.tensors.topology import Topology
 from rarefy.torch_private import make_wrapper, not_compiled, times_written
 
 
@@ -67,11 +68,17 @@ class Cell:
         """The dense weight; built on each call."""
         return self.topology.dense(self.values)
 
-    def move_to(self, topology: Topology) -> None:
-        """Takes another topology: connections that stay keep their value, new ones are zero."""
-        self.values = move_entries(self.values, topology.sources_in(self.topology))
+    def move_to(self, topology: Topology) -> Tensor:
+        """Takes another topology: connections that stay keep their value, new ones are zero.
+
+        Returns:
+            int64 [new connections]: the old place of each, −1 = new; for `move_entries`.
+        """
+        sources = topology.sources_in(self.topology)
+        self.values = move_entries(self.values, sources)
         self.topology = topology
         self.written()
+        return sources
 
     def written(self) -> None:
         """Called after each write: below autograd the version of the values does not tell."""

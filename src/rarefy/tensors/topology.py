@@ -24,25 +24,6 @@ from rarefy.kernels import (
 Index = Panels | BlockIndex
 
 
-def move_entries(tensor: Tensor, sources: Tensor) -> Tensor:
-    """Moves per-connection entries (values, gradients, optimizer state) to a new topology; new ones are zero.
-
-    Args:
-        tensor: [old connections].
-        sources: int64 [new connections], from `Topology.sources_in`: old place, −1 = new connection.
-
-    Returns:
-        [new connections], the dtype of tensor.
-
-    Example:
-        >>> move_entries(torch.tensor([5.0, 7.0]), torch.tensor([1, -1, 0]))
-        tensor([7., 0., 5.])
-    """
-    # A zero in front, which is the place −1 of a new connection.
-    padded = torch.cat([tensor.new_zeros(1), tensor])
-    return padded.index_select(0, sources + 1)
-
-
 class Facts(NamedTuple):
     """What a topology is beside its index tensors, for compilers and other processes.
 

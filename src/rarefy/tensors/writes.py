@@ -111,8 +111,7 @@ def set_topology(weight: StoredWeight, topology: Topology) -> Tensor:
     Returns:
         int64 [new connections]: the old place of each, −1 = new; for `move_entries`.
     """
-    sources = topology.sources_in(weight.topology)
-    weight._cell.move_to(topology)
+    sources = weight._cell.move_to(topology)
     # Graphs from before have saved the weight: autograd compares versions, and refuses them.
     torch.autograd.graph.increment_version(weight)
     return sources
