@@ -206,6 +206,7 @@ void run_share(const BackwardCall& c, const Workspace& w, int id, const Tiles& t
     }
   }
   if (share.rows.begin == share.rows.end) return;
+  // Every group of rows reads all of dL/dy: the first one adds it up for all.
   if (c.grad_bias && share.rows.begin == 0) {
     share.bias_sums = w.bias_sums.as<float>() + w.columns * group;
     memset(share.bias_sums, 0, static_cast<size_t>(w.columns) * 4);
@@ -237,6 +238,7 @@ bool backward_of(const BackwardCall& c) {
 #pragma omp parallel num_threads(c.threads)
   {
     if (c.grad_x) {
+      // Gathered once, so that every tile of tokens reads the values in order.
 #pragma omp for schedule(static)
       for (int64_t q = 0; q < w.nonzeros; q++) w.values.as<float>()[q] = c.values[c.order[q]];
     }

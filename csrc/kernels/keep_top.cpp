@@ -127,6 +127,7 @@ Bracket sample_bracket(const Scores& s, double share, uint32_t* sample, int64_t 
   for (int64_t i = 0; i < sample_size; i++) {
     state = state * 6364136223846793005u + 1442695040888963407u;
     const uint32_t key = s.key(static_cast<int64_t>((state >> 32) * static_cast<uint64_t>(s.size) >> 32));
+    // Without a branch: what is no candidate is written over by the next one.
     sample[found] = key;
     found += key != 0;
   }
@@ -194,6 +195,7 @@ int64_t count_ones(const uint8_t* flags, int64_t size) {
   return total;
 }
 
+// Written always and kept where it is flagged, without a branch that would be mispredicted.
 RAREFY_INLINE void add_flagged(const float* scores, const uint8_t* inside, int64_t i, int64_t place, Found* f) {
   f->keys[f->size] = key_of(scores[i]);
   f->places[f->size] = static_cast<uint32_t>(place + i);

@@ -267,6 +267,7 @@ def _check_keys(kind: type[SparsityAlgorithm], options: Mapping[str, Any], entry
     for key in options:
         if key in accepted:
             continue
+        # Spelt rightly, but another algorithm's: naming its owners helps more than a guess at the spelling.
         if key in everywhere:
             takers = [name for name, known in ALGORITHMS.items() if key in accepted_options(known)]
             what = f"`{key}` with algorithm {kind.name or kind.__name__}"

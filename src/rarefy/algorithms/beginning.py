@@ -87,12 +87,15 @@ class Beginning(UserHooks, Timing):
             places: the module attribute that holds each.
         """
         full = {name: all_active(weight) for name, weight in weights.items()}
+        # A schedule that begins later leaves the model dense until then.
         if not self.update_schedule(0) or not weights:
             return full
         # Of what is drawn or spread evenly, nothing says that one weight needs more than another.
         by_size = {name: weight.detach().abs() for name, weight in weights.items()}
         scores = by_size if self.init_method is topk and self.distribution == GLOBAL else {}
         targets = self._targets({name: weight.shape for name, weight in weights.items()}, scores)
+        # The first mask is update 0. Not counted up, as weights whose masks a file lacks get theirs by a second
+        # call.
         self.updates = max(self.updates, 1)
         if not isinstance(self.init_method, FromData):
             return {name: self._first_mask(name, weights[name], target) for name, target in targets.items()}
@@ -211,6 +214,7 @@ class Beginning(UserHooks, Timing):
 
     def _won(self, scores: Mapping[str, Tensor]) -> dict[str, float]:
         """The sparsity of each weight after one competition between the connections of all of them."""
+        # Ties are told apart anew at every update, and alike in every process.
         seed = generator_for(self.seed or 0, GLOBAL, self.updates).initial_seed()
         return compete(scores, self._patterns, self.target_sparsity, seed, "distribution: global")
 

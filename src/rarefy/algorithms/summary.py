@@ -199,6 +199,7 @@ def _costs(algorithms: Iterable[Any]) -> tuple[Cost, Cost, Memory]:
     usual = Cost()
     at_updates = Cost()
     memory = Memory()
+    # Each once: the members of a group share model and optimizer.
     models = dict.fromkeys(model for one in algorithms for model in one.models())
     optimizers = dict.fromkeys(optimizer for one in algorithms for optimizer in one.optimizers)
     parameters = [parameter for one in algorithms for parameter in one.parameters.values()]

@@ -123,6 +123,7 @@ def memory_of(
     for weight in model.parameters():
         index = 0 if weight not in owners else owners[weight].storage.index_bytes
         one = _bytes_of(weight)
+        # A gradient has the form of its weight: in compact storage one entry a connection.
         gradient = one if weight.requires_grad else Cost()
         states = sum((_state_bytes(o.state.get(weight, {})) for o in followed), Cost())
         total += Memory(Cost(one.sparse + index, one.dense), gradient, states)

@@ -60,6 +60,7 @@ def _parameter_row(plan: ParameterPlan) -> list[str]:
     targets = [f"{stage.target:.4g}" for stage in plan.stages] or ["", "", ""]
     kept = f"{plan.size:,}"
     if plan.stages:
+        # One number where first and last are the same.
         counts = dict.fromkeys(f"{stage.kept:,}" for stage in (plan.stages[0], plan.stages[-1]))
         kept = f"{' → '.join(counts)} of {kept}"
     shape = " × ".join(map(str, plan.shape))

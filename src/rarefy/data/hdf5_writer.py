@@ -79,6 +79,7 @@ def to_samples(tokens: Tokens, length: int) -> NDArray[np.int32]:
         >>> to_samples(np.array([5, 6, 7, 8]), length=2).tolist()
         [[[5, 6], [1, 1], [6, 7]], [[7, 8], [1, 0], [8, 0]]]
     """
+    # The first token is no label, the last one no input.
     labels = len(tokens) - 1
     count = -(-labels // length)
     padded = np.zeros(count * length + 1, dtype=np.int32)

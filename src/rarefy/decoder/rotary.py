@@ -118,6 +118,7 @@ def _llama3(frequencies: Tensor, config: GPTConfig, given: Mapping[str, Any]) ->
     length = given.get("original_max_position_embeddings", 8192)
     low = given.get("low_freq_factor", 1.0)
     high = given.get("high_freq_factor", 4.0)
+    # How often each wave turns within the original length.
     turns = length * frequencies / (2 * math.pi)
     kept = ((turns - low) / (high - low)).clamp(0, 1)
     return frequencies * (kept + (1 - kept) / config.pos_scaling_factor), 1.0
@@ -129,6 +130,7 @@ def _yarn(frequencies: Tensor, config: GPTConfig, given: Mapping[str, Any]) -> S
     length = given["original_max_position_embeddings"]
 
     def pair_with(turns: float) -> float:
+        # The number of the pair whose wave turns so often within the original length.
         return size * math.log(length / (turns * 2 * math.pi)) / (2 * math.log(config.rope_theta))
 
     low = pair_with(given.get("beta_fast", 32))
@@ -153,6 +155,7 @@ def _longrope(frequencies: Tensor, config: GPTConfig, given: Mapping[str, Any]) 
     growth = config.max_position_embeddings / original
     name = "long" if growth > 1 else "short"
     factors = _factors(given, f"{name}_factor", len(frequencies))
+    # √(1 + ln s / ln L), by the paper: s times as long as the original length L.
     default = math.sqrt(1 + math.log(growth) / math.log(original)) if growth > 1 else 1.0
     magnitude = given.get(f"{name}_mscale", given.get("attention_factor", default))
     return frequencies / torch.tensor(factors, dtype=torch.float64, device="cpu"), float(magnitude)

@@ -77,6 +77,8 @@ def border(keys: Tensor, count: int, width: int, total: Sum) -> Border | None:
     number = 0
     wins = count
     equal = 0
+    # Digit by digit from the top: of each digit all pieces exchange how often it occurs, and what has another one
+    # drops out.
     for shift in range((width - 1) // DIGIT * DIGIT, -1, -DIGIT):
         digits = (left >> shift) & ((1 << min(DIGIT, width - shift)) - 1)
         counts = total(torch.bincount(digits, minlength=1 << DIGIT))

@@ -147,5 +147,6 @@ def take_mask(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) ->
     if isinstance(weight, SparseWeight) and mask is not None and mask.shape == weight.shape:
         wanted = mask.to(weight.device).bool()
         if not torch.equal(wanted, weight.topology.mask()):
+            # It belongs to connections that go.
             weight.grad = None
             set_topology(weight, weight.topology.with_mask(wanted))

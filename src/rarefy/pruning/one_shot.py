@@ -180,6 +180,7 @@ def _at_once(
     algorithm = _algorithm({**block, "algorithm": "static", "compute": "masked", "init_method": init_method})
     chosen = algorithm.select(model)
     algorithm.check(chosen)
+    # The masks alone: no weight of the model is given to the algorithm.
     masks = algorithm.first_of(chosen)
     with torch.no_grad():
         for name, candidate in chosen.items():
@@ -217,6 +218,7 @@ def _by_layer(
             prune_stage = _sparse_gpt if method == "sparsegpt" else _wanda
             masks |= prune_stage(model, walk, candidates, algorithm, targets)
         progress(len(walk.stages), len(walk.stages))
+    # In the order of the model, which the stages need not have.
     return {name: masks[name] for name in chosen}
 
 
@@ -246,6 +248,7 @@ def _wanda(
         places={name: one.places[0] for name, one in stage.items()},
         patterns={name: algorithm.pattern.on(one.axes) for name, one in stage.items()},
         targets=targets,
+        # Weights do not compete here: each has its own target.
         sparsity=0.0,
         seed=algorithm.seed or 0,
     )
@@ -253,6 +256,7 @@ def _wanda(
     for name, candidate in stage.items():
         scores = wanda_scores(candidate.parameter.detach(), sums.of(name))
         masks[name] = Wanda(batches=()).mask(task, name, scores)
+        # At once, so that the layers behind it are measured with it pruned.
         candidate.parameter.masked_fill_(~masks[name], 0)
     return masks
 
@@ -272,6 +276,7 @@ def _sparse_gpt(
     for name, candidate in stage.items():
         turned = candidate.axes.transposed
         weight = candidate.parameter.detach()
+        # As [out, in], whichever way the module holds it.
         new, mask = sparse_gpt(weight.t() if turned else weight, sums.take(name), targets[name], structure)
         candidate.parameter.copy_(new.t() if turned else new)
         # What rounds to zero in the weight's own format is active all the same.

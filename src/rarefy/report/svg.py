@@ -55,6 +55,7 @@ class Frame:
         if self.is_logarithmic:
             low = math.log(low)
             high = math.log(high)
+            # A loss of exactly zero has no logarithm.
             value = math.log(max(value, 1e-300))
         return HEIGHT - BOTTOM - (value - low) / (high - low) * (HEIGHT - TOP - BOTTOM)
 

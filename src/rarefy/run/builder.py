@@ -36,6 +36,10 @@ from rarefy.trainer.session_builder import resolve_device
 from rarefy.trainer.trainer import Trainer
 from rarefy.validation import shorten
 
+log = logging.getLogger("rarefy")
+
+VERBOSE = 15
+
 
 def check_tokens(model: nn.Module, data: Iterable[Any], path: str) -> None:
     """Refuses data with token ids outside of the model's vocabulary.
@@ -61,11 +65,6 @@ def check_tokens(model: nn.Module, data: Iterable[Any], path: str) -> None:
         given = f"data with the token id {largest}"
         allowed = f"ids below the model's vocab_size, {vocabulary}, or a larger vocab_size"
         raise ConfigError(path, given, allowed, f"vocab_size: {largest + 1}")
-
-
-log = logging.getLogger("rarefy")
-
-VERBOSE = 15
 
 
 @dataclass(frozen=True)

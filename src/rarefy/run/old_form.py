@@ -270,6 +270,7 @@ def _sparsity(given: dict[str, Any]) -> dict[str, Any]:
 
 def _glob(pattern: Any) -> str:
     """A regular expression of names as a glob, where it is one of the simple ones that files have."""
+    # Escaped dots are set aside, while the others become wildcards.
     text = (
         str(pattern)
         .removeprefix("^")

@@ -22,6 +22,14 @@ from rarefy.validation import shorten
 from rarefy.validation.findings import as_config_error, unknown_in
 from rarefy.validation.numerals import validated
 
+log = logging.getLogger("rarefy")
+
+OVERLAY_BLOCKS = frozenset(
+    key
+    for block in (InitBlock, TrainerBlock)
+    for name, field in block.model_fields.items()
+    for key in [field.alias or name]
+)
 _DATA_BLOCKS = (
     ("fit", "train_dataloader"),
     ("fit", "val_dataloader"),
@@ -108,16 +116,6 @@ def refuse(unknown: Iterable[UnknownKey]) -> None:
     if found:
         listed = ", ".join(map(str, found))
         raise ConfigError("", f"{len(found)} unknown keys ({listed})", "known keys; see `rarefy schema`")
-
-
-log = logging.getLogger("rarefy")
-
-OVERLAY_BLOCKS = frozenset(
-    key
-    for block in (InitBlock, TrainerBlock)
-    for name, field in block.model_fields.items()
-    for key in [field.alias or name]
-)
 
 
 @dataclass(frozen=True)
@@ -250,6 +248,8 @@ def _parse_one(given: Any, path: str) -> TrainerConfig:
         raise ConfigError(path, shorten(given), "a mapping with `init`", "{init: {...}, fit: {...}}")
     check_model(given.get("init"), f"{path}.init")
     if "init" in given:
+        # Filled in before the checks, and kept: a checkpoint has the whole block then, whatever becomes of the
+        # folder.
         given = {**given, "init": with_folder(given["init"], f"{path}.init")}
     cleaned = dict(given)
     dropped: list[str] = []

@@ -191,6 +191,7 @@ class Objective:
         with failing_together(next(iter(weights.values())).device):
             for part, share in self._with_shares(batches):
                 for name, gradient in self._derived(weights, part, derive).items():
+                    # A sum over batches in half precision would swallow what is small.
                     wide = gradient.detach().to(torch.promote_types(gradient.dtype, torch.float32)) * share
                     total[name] = total[name] + wide if name in total else wide
         means = {name: mean_over_ranks(gradient / len(batches)) for name, gradient in total.items()}

@@ -67,6 +67,7 @@ def output_layer(model: nn.Module, run: Callable[[], Any], name: str | None = No
         raise RarefyError(
             "no layer with a weight matrix was called; name the one with output: (example: output: lm_head)"
         )
+    # The last that was called, which need not be the last that the model lists.
     return seen[-1]
 
 

@@ -146,6 +146,7 @@ class SparseWeight(StoredWeight):
             found = gradients_by_edges(*args, **(kwargs or {}))
             if found is not None:
                 return found
+        # Any operation may be the first through which a gradient comes to the parameter, to be gathered there.
         for one in args:
             if type(one) is cls and "_is_param" in vars(one) and "_connection" not in vars(one):
                 connect(one)
@@ -266,6 +267,7 @@ def _convert(weight: SparseWeight, new: Tensor) -> None:
     topology = old.topology if new.device == weight.device else old.topology.to(new.device)
     entries = new._cell.values if isinstance(new, StoredWeight) else topology.gather(new)
     cell = Cell(entries.detach(), topology, old.role)
+    # A dense gradient that is asked for is wanted in the new form too.
     cell.collect = old.collect
     become(weight, SparseWeight(cell, weight.requires_grad))
 
@@ -289,6 +291,7 @@ def become(parameter: Tensor, new: Tensor) -> None:
     connection = vars(parameter).pop("_connection", None)
     replace_content(parameter, new)
     if isinstance(parameter, StoredWeight):
+        # The hook that it has goes on, and reads the new cell.
         if connection is not None:
             connection.cell = parameter._cell
             vars(parameter)["_connection"] = connection

@@ -110,6 +110,8 @@ class Attachment:
         # A weight that joins late counts from here, or the others would wait for it to catch up.
         parameter.steps = self.step
         parameter.start_state(self._policy.connection_state)
+        # Where one backward pass a step was promised, the gradient is shortened as it arrives, before that of the
+        # next layer is there.
         parameter.dense_gradient.shorten = partial(self._shorten, parameter)
         self._gradients.watch(parameter, self._policy.needs == "dense")
         keeper = Keeper(
@@ -161,6 +163,7 @@ class Attachment:
             RarefyError: another layer has the same parameter now.
         """
         alive = self._living()
+        # With a model gone nobody can tell a layer that was removed from one that belonged to it.
         if not alive or any(reference() is None for reference in self._models):
             return
         present = {module for model in alive for module in model.modules()}
@@ -219,6 +222,8 @@ class Attachment:
         if ranks() == 1 or self._policy.compute != "auto":
             step = self.step if in_step else None
             choose_storage(ready, self._policy.compute, self._following.optimizers, step)
+        # In a step all processes are here, so they may exchange what they would choose. Only weights whose
+        # gradients are averaged here may change: a wrapper that averages them itself has buckets of dense size.
         elif in_step:
             averaged = {name: one for name, one in ready.items() if self._averaging.covers(one)}
             choose_storage(averaged, "auto", self._following.optimizers, self.step)
@@ -227,6 +232,7 @@ class Attachment:
     def _release(self, parameter: SparseParameter) -> None:
         """Forgets a parameter of a model that is finalized; its optimizers may go on with the dense weight."""
         self._averaging.release(parameter)
+        # First, since what is left behind is a plain dense parameter.
         parameter.become("masked", self._following.optimizers)
         if parameter.is_in_place:
             parameter.storage.restore_zeros(self._following.optimizers)
@@ -288,6 +294,7 @@ class Attachment:
             return  # one that another has replaced may go on learning elsewhere
         if grad.layout is not torch.strided:
             raise RarefyError(f"{parameter.name} has a sparse gradient; build its module with sparse=False")
+        # Before the zeros are put in place, which is a write too.
         version = times_written(grad)
         parameter.after_accumulation(grad, self._collects_dense_grad())
         if self._policy.autoupdate:
@@ -308,11 +315,13 @@ class Attachment:
         if optimizer is None or grad is None:
             parameter.storage.select_gradient(None)
             return
+        # Noted now: it may be frozen by the time the step of all weights is over.
         parameter.has_learned = parameter.weight.requires_grad
         scale = scale_in_gradients(optimizer)
         policy = self._policy
         wants_active = policy.needs == "active" and self._is_update_step(self.step + 1)
         parameter.finish_gradient(self._collects_dense_grad(), wants_active, scale)
+        # Not in place: whoever holds the scale takes it out of the gradient later.
         if policy.observes:
             unscaled = grad if scale is None else grad / scale
             weight = parameter.storage.entries.detach()
