@@ -7,7 +7,7 @@ import torch
 
 import rarefy
 from rarefy.masks import drop_lowest
-from rarefy.ties import TieOrder, settle
+from rarefy.ties import TieOrder, settle, settle_rows
 
 NAN = float("nan")
 
@@ -45,6 +45,12 @@ def test_the_other_order_is_unlike_and_goes_back():
     assert order.other() != order and order.other().other() == order
 
 
+def settled(kept, scores, candidates, order):
+    if kept.dim() == 1:
+        return settle(kept, scores, candidates, order)
+    return settle_rows(kept, scores, candidates, torch.ones(len(kept), dtype=torch.bool), order)
+
+
 @pytest.mark.parametrize("shape", [(6,), (1, 6), (2, 3)])
 @pytest.mark.parametrize("value", [0.0, NAN, float("inf"), -float("inf")])
 def test_counts_stay_and_only_candidates_are_chosen(shape, value):
@@ -53,7 +59,7 @@ def test_counts_stay_and_only_candidates_are_chosen(shape, value):
     kept = torch.tensor([True, False, False, True, False, False]).view(shape)
     counts = set()
     for seed in range(20):
-        chosen = settle(kept, scores, candidates, TieOrder(seed))
+        chosen = settled(kept, scores, candidates, TieOrder(seed))
         assert torch.equal(chosen.sum(-1), kept.sum(-1)) and not (chosen & ~candidates).any()
         counts.add(tuple(chosen.flatten().tolist()))
     assert len(counts) > 1
@@ -63,7 +69,7 @@ def test_what_does_not_tie_is_returned_as_it_is():
     kept, scores = torch.tensor([True, False, True]), torch.tensor([2.0, 1.0, 2.0])
     assert settle(kept, scores, torch.ones(3, dtype=torch.bool), TieOrder()) is kept
     rows, few = kept.view(1, -1), scores.view(1, -1)
-    assert settle(rows, few, torch.ones(1, 3, dtype=torch.bool), TieOrder()) is rows
+    assert settle_rows(rows, few, None, torch.tensor([False]), TieOrder()) is rows
 
 
 def test_ties_among_values_go_by_their_places_in_the_weight_in_every_storage():
@@ -82,7 +88,7 @@ def test_ties_among_values_go_by_their_places_in_the_weight_in_every_storage():
     assert torch.equal(*kept) and int(kept[0].sum()) == 100
 
 
-def test_rows_that_keep_nothing_have_no_ties_to_settle():
-    scores = torch.full((2, 3), torch.inf)
-    kept = torch.zeros(2, 3, dtype=torch.bool)
+def test_what_keeps_nothing_has_no_ties_to_settle():
+    scores = torch.full((3,), torch.inf)
+    kept = torch.zeros(3, dtype=torch.bool)
     assert not settle(kept, scores, ~kept, TieOrder()).any()

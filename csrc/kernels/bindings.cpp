@@ -143,7 +143,7 @@ bool holds_zeros(int isa, Address data, Address mask, int64_t size, int element_
 void keep_in_groups(int isa, Address scores, Address candidates, Address counts, int64_t groups, int m, Address mask,
                     Address contested, int threads) {
   require(m >= 1, "m: give a whole number >= 1");
-  table(isa).keep_in_groups({
+  finish(table(isa).keep_in_groups({
       .scores = at<const float>(scores),
       .candidates = at<const uint8_t>(candidates),
       .counts = at<const int32_t>(counts),
@@ -152,7 +152,7 @@ void keep_in_groups(int isa, Address scores, Address candidates, Address counts,
       .mask = at<uint8_t>(mask),
       .contested = at<uint8_t>(contested),
       .threads = threads,
-  });
+  }));
 }
 
 void block_sums(int isa, Address scores, int64_t rows, int64_t columns, int block_rows, int block_columns, Address sums,

@@ -1,4 +1,5 @@
-// The highest scores of every group of m neighbours. A score is kept if fewer than the wanted number beat it.
+// The highest scores of every group of m neighbours: those that fewer than the wanted number beat.
+#include "buffer.h"
 #include "kernels.h"
 #include "keys.h"
 #include "operations.h"
@@ -8,6 +9,8 @@ namespace {
 
 // Groups that are ranked together: vectors run along the groups.
 constexpr int kBatch = 32;
+// Up to this many scores are compared pair by pair.
+constexpr int kShort = 16;
 
 // 0 for what is no candidate: below every key, that of NaN too.
 RAREFY_INLINE uint32_t key_at(const KeepInGroupsCall& c, int64_t place) {
@@ -79,6 +82,43 @@ void keep_group(const KeepInGroupsCall& c, int64_t group) {
   c.contested[group] = lowest == highest;
 }
 
+// A long group: the lowest key that is kept is found by partial sorting. `keys` and `ranked` have room for m.
+void keep_long_group(const KeepInGroupsCall& c, int64_t group, uint32_t* keys, uint32_t* ranked) {
+  const int64_t first = group * c.m;
+  int candidates = 0;
+  for (int i = 0; i < c.m; i++) {
+    keys[i] = key_at(c, first + i);
+    ranked[candidates] = keys[i];
+    candidates += keys[i] != 0;
+  }
+  const int wanted = min_of(c.counts[candidates], candidates);
+  const uint32_t lowest = wanted > 0 ? kth_largest(ranked, candidates, wanted) : ~0u;  // ~0: above every key
+  int equals = wanted;  // how many of those that equal the lowest are kept
+  for (int i = 0; i < c.m; i++) equals -= keys[i] > lowest;
+  uint8_t contested = 0;
+  for (int i = 0; i < c.m; i++) {
+    const bool is_equal = keys[i] == lowest;
+    const bool kept = keys[i] > lowest || (is_equal && equals > 0);
+    equals -= is_equal;
+    contested |= is_equal && !kept;
+    c.mask[first + i] = kept;
+  }
+  c.contested[group] = contested;
+}
+
+bool keep_long_groups(const KeepInGroupsCall& c) {
+  const int64_t share = (c.groups + c.threads - 1) / c.threads;
+  const Buffer scratch(sizeof(uint32_t) * 2 * c.m * c.threads);
+  if (!scratch.ok()) return false;
+#pragma omp parallel for schedule(static) num_threads(c.threads)
+  for (int t = 0; t < c.threads; t++) {
+    uint32_t* keys = scratch.as<uint32_t>() + 2 * static_cast<int64_t>(c.m) * t;
+    const int64_t end = min_of((t + 1) * share, c.groups);
+    for (int64_t g = t * share; g < end; g++) keep_long_group(c, g, keys, keys + c.m);
+  }
+  return true;
+}
+
 // Whole batches with m known to the compiler; how many groups that makes.
 template <int M>
 int64_t keep_batches(const KeepInGroupsCall& c) {
@@ -90,13 +130,15 @@ int64_t keep_batches(const KeepInGroupsCall& c) {
 
 }  // namespace
 
-void keep_in_groups(const KeepInGroupsCall& c) {
+bool keep_in_groups(const KeepInGroupsCall& c) {
+  if (c.m > kShort) return keep_long_groups(c);
   int64_t done = 0;
   if (c.m == 4) done = keep_batches<4>(c);
   if (c.m == 8) done = keep_batches<8>(c);
   if (c.m == 16) done = keep_batches<16>(c);
 #pragma omp parallel for schedule(static) num_threads(c.threads)
   for (int64_t g = done; g < c.groups; g++) keep_group(c, g);
+  return true;
 }
 
 }  // namespace rarefy::RAREFY_ISA

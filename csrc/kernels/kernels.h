@@ -113,7 +113,7 @@ struct KernelTable {
   bool (*keep_top)(const KeepTopCall&);
   void (*select)(const SelectCall&);
   bool (*holds_zeros)(const HoldsZerosCall&);
-  void (*keep_in_groups)(const KeepInGroupsCall&);
+  bool (*keep_in_groups)(const KeepInGroupsCall&);
   void (*block_sums)(const BlockSumsCall&);
   bool (*blocks_forward)(const BlocksForwardCall&);
   bool (*blocks_backward)(const BlocksBackwardCall&);

@@ -10,7 +10,7 @@ bool backward(const BackwardCall&);
 bool keep_top(const KeepTopCall&);
 void select(const SelectCall&);
 bool holds_zeros(const HoldsZerosCall&);
-void keep_in_groups(const KeepInGroupsCall&);
+bool keep_in_groups(const KeepInGroupsCall&);
 void block_sums(const BlockSumsCall&);
 bool blocks_forward(const BlocksForwardCall&);
 bool blocks_backward(const BlocksBackwardCall&);

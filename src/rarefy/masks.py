@@ -16,8 +16,6 @@ from rarefy import kernels
 from rarefy.distributed import Cut, highest, is_cut, local_part
 from rarefy.ties import DEFAULT_ORDER, TieOrder, settle, settle_rows
 
-_FEW_COLUMNS = 32
-
 # From the number of candidates of a row, or of each row, to how many of them are kept.
 _Counts = Callable[[Tensor], Tensor]
 
@@ -268,38 +266,17 @@ def zero_inactive_(tensor: Tensor, mask: Tensor) -> Tensor:
     return kernels.zero_inactive_(tensor, mask)
 
 
-def _active_in_rows(mask: Tensor) -> Tensor:
-    return mask.count_nonzero().view(1, 1) if len(mask) == 1 else mask.sum(1, keepdim=True, dtype=torch.int32)
-
-
 def _top_in_rows(scores: Tensor, candidates: Tensor | None, counts: _Counts, order: TieOrder) -> Tensor:
     """The mask of the highest scores of each row, among the candidates or of all."""
-    columns = scores.shape[1]
-    if 0 < columns <= _FEW_COLUMNS and len(scores) > 1:
-        table = counts(torch.arange(columns + 1, device=scores.device))
-        kept, contested = kernels.keep_in_groups(scores, table, candidates)
-        return settle_rows(kept, scores, candidates, contested, order)
-    if candidates is None:
-        candidates = torch.ones_like(scores, dtype=torch.bool)
+    rows, columns = scores.shape
     if not scores.numel():
-        return candidates
-    if len(scores) == 1:
-        return _top(scores, candidates, int(counts(candidates.count_nonzero())), order)
-    return _top_in_long_rows(scores, candidates, counts(_active_in_rows(candidates)), order)
-
-
-def _top_in_long_rows(scores: Tensor, candidates: Tensor, counts: Tensor, order: TieOrder) -> Tensor:
-    """The same by sorting; `counts` is [rows, 1]."""
-    ranked = candidates & ~scores.isnan()
-    # What is no candidate is made NaN as well. Negated and rising: `descending=True` would put NaN first.
-    places = (-torch.where(ranked, scores, torch.nan)).argsort(dim=1, stable=True)
-    ranks = torch.arange(scores.shape[1], device=scores.device).expand_as(places)
-    top = ranked & (torch.empty_like(places).scatter_(1, places, ranks) < counts)
-    rest = candidates & ~ranked
-    # Where numbers do not suffice, candidates that are NaN fill the count, which has to be exact.
-    if rest.any():
-        top = top | (rest & (rest.cumsum(1) <= counts - _active_in_rows(ranked)))
-    return settle(top, scores, candidates, order)
+        return torch.ones_like(scores, dtype=torch.bool)
+    if rows == 1:
+        among = columns if candidates is None else candidates.count_nonzero()
+        return _top(scores, candidates, int(counts(torch.as_tensor(among))), order)
+    table = counts(torch.arange(columns + 1, device=scores.device))
+    kept, contested = kernels.keep_in_groups(scores, table, candidates)
+    return settle_rows(kept, scores, candidates, contested, order)
 
 
 def _top(scores: Tensor, candidates: Tensor | None, count: int, order: TieOrder) -> Tensor:

@@ -61,23 +61,19 @@ def settle(kept: Tensor, scores: Tensor, candidates: Tensor, order: TieOrder) ->
     """The same choice of the highest scores, with the tie at its border decided by `order`.
 
     Args:
-        kept: bool, 1-D or [rows, columns]: highest scores, of each row, ties decided somehow.
+        kept: bool, 1-D: the highest scores, ties decided somehow.
         scores: shape of `kept`; NaN ranks below everything.
         candidates: bool, what could have been kept.
         order: decides among equals.
 
     Returns:
-        A mask with as many entries in each row; `kept` itself where nothing ties.
+        A mask with as many entries; `kept` itself where nothing ties.
 
     Example:
         >>> ones = torch.ones(4)
         >>> settle(ones > 1, ones, ones > 0, TieOrder()).any()
         tensor(False)
     """
-    return (_settled if kept.dim() == 1 else _settled_by_row)(kept, scores, candidates, order)
-
-
-def _settled(kept: Tensor, scores: Tensor, candidates: Tensor, order: TieOrder) -> Tensor:
     # The lowest of no scores is an error in torch.
     lowest = scores[kept].amin() if kept.any() else scores.new_tensor(torch.inf)
     tied = (candidates & _equal(scores, lowest)).nonzero().squeeze(1)
@@ -92,24 +88,13 @@ def _settled(kept: Tensor, scores: Tensor, candidates: Tensor, order: TieOrder) 
     return settled
 
 
-def _settled_by_row(kept: Tensor, scores: Tensor, candidates: Tensor, order: TieOrder) -> Tensor:
-    lowest = torch.where(kept, scores, torch.inf).amin(1, keepdim=True)
-    tied = candidates & _equal(scores, lowest)
-    contested = tied > kept
-    # Ties are rare: one look at all of them costs less than counting in each row.
-    if not contested.any():
-        return kept
-    tied &= kept.any(1, keepdim=True)
-    return settle_rows(kept, scores, candidates, (tied > kept).any(1), order)
-
-
 def settle_rows(
     kept: Tensor, scores: Tensor, candidates: Tensor | None, contested: Tensor, order: TieOrder
 ) -> Tensor:
-    """What `settle` makes of a matrix whose contested rows are known.
+    """The same for each row of a matrix, where it is known which rows are contested.
 
     Args:
-        kept: bool [rows, columns], as `settle` takes it.
+        kept: bool [rows, columns]: the highest scores of each row, ties decided somehow.
         scores: shape of `kept`.
         candidates: bool, what could have been kept; None for everything.
         contested: bool [rows], which keep some of several equal scores and leave others.

@@ -58,10 +58,10 @@ def keep_top_and_tie(scores: Tensor, count: int, candidates: Tensor | None = Non
 
 
 def keep_in_groups(scores: Tensor, counts: Tensor, candidates: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The masks of the highest scores of many short rows, and which rows told equal scores apart by their places.
+    """The masks of the highest scores of many rows, and which rows told equal scores apart by their places.
 
     Args:
-        scores: [rows, columns], columns ≥ 1, floating point; the time grows with the square of the columns.
+        scores: [rows, columns], columns ≥ 1, floating point.
         counts: whole numbers [columns + 1]: how many a row keeps that has so many candidates.
         candidates: bool mask of what may be kept; None = everything.
 
