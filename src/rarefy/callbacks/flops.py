@@ -22,6 +22,9 @@ from rarefy.torch_private import compiles_its_calls
 
 Counted = tuple[Tensor | None, int]
 
+Shapes = tuple[Any, ...]
+MOST_FORMS = 256
+
 
 class ForwardFlops(TorchFunctionMode):
     """While it is entered, adds up floating-point operations; never disturbs what it watches.
@@ -152,10 +155,6 @@ _RULES: Mapping[Any, Callable[..., list[Counted]]] = {
     F.scaled_dot_product_attention: _attention,
     F.multi_head_attention_forward: _multi_head,
 }
-
-
-Shapes = tuple[Any, ...]
-MOST_FORMS = 256
 
 
 @dataclass(frozen=True)

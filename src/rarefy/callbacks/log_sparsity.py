@@ -16,6 +16,8 @@ from rarefy.callbacks.trainer_view import TrainerView
 from rarefy.roles import OUT_IN, Axes
 from rarefy.storage.parameter import SparseParameter
 
+STATE_KEY = "LogSparsity"
+
 
 def grown_share(old_mask: Tensor, new_mask: Tensor) -> float:
     """Share of the active connections that were inactive before; 0 where none is active.
@@ -71,9 +73,6 @@ def dead_shares(mask: Tensor, axes: Axes = OUT_IN) -> tuple[float, float] | None
 def _dead(mask: Tensor) -> float:
     """Share of the rows without a connection."""
     return int((~mask.flatten(1).any(1)).count_nonzero()) / len(mask)
-
-
-STATE_KEY = "LogSparsity"
 
 
 class LogSparsity(Callback):

@@ -23,6 +23,10 @@ from rarefy.errors import RarefyError
 from rarefy.kernels import takes_blocks
 from rarefy.kernels.instruction_sets import REFERENCE, instruction_set, matrix_unit
 
+_PAIRS = 16  # sizes that the instructions for pairs of bfloat16 take are multiples of this
+SCHEMA = 1  # one more whenever the format or the speed of the kernels changes
+VARIABLE = "RAREFY_CACHE"
+
 
 @dataclass(frozen=True)
 class BreakEven:
@@ -82,9 +86,6 @@ class Measurement:
         return self.sparse / self.dense
 
 
-_PAIRS = 16  # sizes that the instructions for pairs of bfloat16 take are multiples of this
-
-
 def measured_block(block: tuple[int, int]) -> tuple[int, int]:
     """The blocks that stand for all of the same kernels in a measurement: the smallest, which gain least.
 
@@ -118,10 +119,6 @@ def kernels_in_use(dtype: torch.dtype, block: tuple[int, int] | None = None) -> 
     size = measured_block(block)[0]
     unit = matrix_unit() if size == _PAIRS and dtype == torch.bfloat16 else ""
     return f"{unit or name} blocks of {size}"
-
-
-SCHEMA = 1  # one more whenever the format or the speed of the kernels changes
-VARIABLE = "RAREFY_CACHE"
 
 
 @dataclass(frozen=True)

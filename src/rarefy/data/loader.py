@@ -12,6 +12,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from rarefy.errors import ConfigError, RarefyError
 
+Count = Annotated[int, Field(ge=1, description="a whole number ≥ 1", examples=[8])]
+Seed = Annotated[int, Field(ge=0, description="a whole number ≥ 0", examples=[1])]
+Switch = Annotated[bool, Field(description="true or false")]
+
 
 def epoch_order(size: int, *, epoch: int, shuffle: bool, seed: int, num_samples: int | None = None) -> Tensor:
     """The sample indices of one epoch, in order.
@@ -155,11 +159,6 @@ class ResumableBatchSampler(Sampler[list[int]]):
     @property
     def _samples(self) -> int:
         return self.size if self.num_samples is None else self.num_samples
-
-
-Count = Annotated[int, Field(ge=1, description="a whole number ≥ 1", examples=[8])]
-Seed = Annotated[int, Field(ge=0, description="a whole number ≥ 0", examples=[1])]
-Switch = Annotated[bool, Field(description="true or false")]
 
 
 @runtime_checkable

@@ -17,6 +17,12 @@ from rarefy.decoder.decoder_config import GPTConfig
 from rarefy.decoder.rotary import Rotation, rotate
 from rarefy.torch_private import has_transform
 
+_QUERY_BLOCK = 128
+# Measured: below, blocks are overhead; from 768 on torch takes larger blocks itself.
+_BLOCKS_PAY = range(257, 768)
+_BFLOAT16_PAYS = range(64, 768)
+_SCORES_AT_ONCE = 1 << 20
+
 
 @dataclass(frozen=True)
 class SequenceContext:
@@ -66,13 +72,6 @@ def mask_of(
     if bias is None:
         return visible(length, window, sinks, device) if has_window else None
     return bias.masked_fill(~visible(length, window, sinks, device), -torch.inf)
-
-
-_QUERY_BLOCK = 128
-# Measured: below, blocks are overhead; from 768 on torch takes larger blocks itself.
-_BLOCKS_PAY = range(257, 768)
-_BFLOAT16_PAYS = range(64, 768)
-_SCORES_AT_ONCE = 1 << 20
 
 
 def causal_attention(query: Tensor, key: Tensor, value: Tensor, dropout_rate: float = 0.0) -> Tensor:

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from rarefy.errors import RarefyError
 
+T = TypeVar("T")
+
 
 def ranks() -> int:
     """How many processes train together.
@@ -105,9 +107,6 @@ def wait_for_all() -> None:
     """Returns when every process has come here."""
     if ranks() > 1:
         dist.barrier()
-
-
-T = TypeVar("T")
 
 
 def mean_over_ranks(tensor: Tensor) -> Tensor:

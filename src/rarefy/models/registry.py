@@ -25,6 +25,25 @@ SPELLINGS: Mapping[str, str] = MappingProxyType(
     }
 )
 
+_SEQUENTIAL = (
+    "gpt2",
+    "gpt3",
+    "llama",
+    "mistral",
+    "mixtral",
+    "bloom",
+    "btlm",
+    "gemma2",
+    "jais",
+    "santacoder",
+    "starcoder",
+)
+_PARALLEL = ("gptj", "falcon")
+MODELS: Mapping[str, tuple[type[GPTConfig], Callable[[GPTConfig], nn.Module]]] = MappingProxyType(
+    {name: (GPTConfig, GPTModel) for name in _SEQUENTIAL}
+    | {name: (ParallelConfig, GPTModel) for name in _PARALLEL}
+)
+
 
 @dataclass(frozen=True)
 class Silent:
@@ -135,26 +154,6 @@ def read_zoo_keys(given: Mapping[str, Any]) -> dict[str, Any]:
             allowed = f"{silent.allowed} (rarefy's decoder does not have {silent.means})"
             raise ConfigError(key, _yaml(value), allowed)
     return options
-
-
-_SEQUENTIAL = (
-    "gpt2",
-    "gpt3",
-    "llama",
-    "mistral",
-    "mixtral",
-    "bloom",
-    "btlm",
-    "gemma2",
-    "jais",
-    "santacoder",
-    "starcoder",
-)
-_PARALLEL = ("gptj", "falcon")
-MODELS: Mapping[str, tuple[type[GPTConfig], Callable[[GPTConfig], nn.Module]]] = MappingProxyType(
-    {name: (GPTConfig, GPTModel) for name in _SEQUENTIAL}
-    | {name: (ParallelConfig, GPTModel) for name in _PARALLEL}
-)
 
 
 def build_model(

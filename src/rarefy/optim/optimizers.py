@@ -24,6 +24,11 @@ _NO_DECAY_KINDS = ("norm", "embedding")
 
 Groups = Mapping[str, tuple[Sequence[str], float]]
 
+# The base class, one that steps with a closure only, and one for sparse gradients only.
+_NEEDS_MORE = {"Optimizer", "LBFGS", "SparseAdam"}
+_FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
+_EXAMPLE = "AdamW: {lr: 1.0e-3, weight_decay: 0.1}"
+
 
 @runtime_checkable
 class ScalesLearningRates(Protocol):
@@ -136,11 +141,7 @@ def _without_decay(model: nn.Module) -> set[nn.Parameter]:
     return found
 
 
-# The base class, one that steps with a closure only, and one for sparse gradients only.
-_NEEDS_MORE = {"Optimizer", "LBFGS", "SparseAdam"}
-_FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
 _FUSED_IN_PIECES = (torch.optim.Adam, torch.optim.AdamW)
-_EXAMPLE = "AdamW: {lr: 1.0e-3, weight_decay: 0.1}"
 
 
 def build_optimizer(

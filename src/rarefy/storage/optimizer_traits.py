@@ -45,6 +45,17 @@ _MATRIX = re.compile(
 )
 _ROTATION = re.compile(r"^(gg|q|q_?[lr]|eigen\w*|basis\w*)$", re.IGNORECASE)
 
+_ZERO_STAYS_ZERO = (
+    optim.SGD,
+    optim.Adam,
+    optim.AdamW,
+    optim.NAdam,
+    optim.RAdam,
+    optim.RMSprop,
+    optim.Adagrad,
+    optim.Adadelta,
+)
+
 
 def entries(state: Any, path: Path = ()) -> Iterator[tuple[Path, Tensor]]:
     """Every tensor of a nested state, and the keys that lead to it.
@@ -131,18 +142,6 @@ def _by_trial(optimizer: Optimizer, path: Path, name: str) -> bool | None:
             if other == path:
                 return tensor.shape == weight.shape
     return None
-
-
-_ZERO_STAYS_ZERO = (
-    optim.SGD,
-    optim.Adam,
-    optim.AdamW,
-    optim.NAdam,
-    optim.RAdam,
-    optim.RMSprop,
-    optim.Adagrad,
-    optim.Adadelta,
-)
 
 
 def preserves_zeros(optimizer: optim.Optimizer) -> bool:

@@ -14,6 +14,8 @@ from rarefy.tensors.stored import Role, StoredWeight, as_array, is_tracing
 from rarefy.tensors.topology import Topology
 from rarefy.torch_private import make_wrapper, mapped, no_subclass_functions
 
+Step = tuple[Callable[..., Any], Sequence[Any], dict[str, Any]]
+
 
 def write_dense(target: StoredWeight, dense: Tensor) -> None:
     """Makes a weight what a dense tensor says.
@@ -115,9 +117,6 @@ def set_topology(weight: StoredWeight, topology: Topology) -> Tensor:
     # Graphs from before have saved the weight: autograd compares versions, and refuses them.
     torch.autograd.graph.increment_version(weight)
     return sources
-
-
-Step = tuple[Callable[..., Any], Sequence[Any], dict[str, Any]]
 
 
 class WeightView(Tensor):

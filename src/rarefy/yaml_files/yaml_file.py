@@ -17,6 +17,13 @@ from rarefy.yaml_files.yaml_faults import plain_words
 _BRACED = re.compile(r"\$\{([A-Za-z_]\w*)(?::-([^}]*))?\}")
 _PLAIN = re.compile(r"\$([A-Za-z_]\w*)")
 
+# Far above any configuration; they bound what a hostile file costs before it is refused.
+MAX_BYTES = 1_000_000
+MAX_DEPTH = 50
+MAX_VALUES = 100_000
+# PyYAML follows YAML 1.1, where a number with an exponent needs a dot and a sign.
+_FLOAT = re.compile(r"^[-+]?(?:\.[0-9_]+|[0-9][0-9_]*(?:\.[0-9_]*)?)(?:[eE][-+]?[0-9]+)?$")
+
 
 class UnsetVariableError(ValueError):
     """A variable without a value and without a default.
@@ -90,15 +97,6 @@ def _value(name: str, default: str | None, text: str, variables: Mapping[str, st
 
 def _is_scalar(value: Any) -> bool:
     return value is None or isinstance(value, bool | int | float | str)
-
-
-# Far above any configuration; they bound what a hostile file costs before it is refused.
-MAX_BYTES = 1_000_000
-MAX_DEPTH = 50
-MAX_VALUES = 100_000
-
-# PyYAML follows YAML 1.1, where a number with an exponent needs a dot and a sign.
-_FLOAT = re.compile(r"^[-+]?(?:\.[0-9_]+|[0-9][0-9_]*(?:\.[0-9_]*)?)(?:[eE][-+]?[0-9]+)?$")
 
 
 class YamlError(RarefyError):
