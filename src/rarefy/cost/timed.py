@@ -122,6 +122,7 @@ def time_layers(layers: Iterable[Layer]) -> None:
     )
     stop = time.monotonic() + _SECONDS
     found = {}
+    # With gradients, which an update runs without: forward and backward pass are what is timed.
     with torch.random.fork_rng(devices=[]), torch.enable_grad(), torch.autocast("cpu", enabled=False):
         for entry, layer in wanted.items():
             if time.monotonic() < stop:

@@ -176,6 +176,7 @@ def _of_one_kind(free: Sequence[Candidate]) -> list[tuple[Block | None, list[Can
         weight = one.parameter
         is_transposed = is_conv1d(one.places[0].module)
         block = block_of(weight.t() != 0 if is_transposed else weight != 0)
+        # Sparsity to the nearest twentieth.
         kind = (weight.shape, weight.dtype, is_transposed, block, round(_zeros(one) * 20))
         kinds.setdefault(kind, (block, []))[1].append(one)
     return list(kinds.values())

@@ -107,6 +107,7 @@ class SparsityCallback(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **objects: Any) -> None:
         """Puts the state of the algorithms where the Trainer's next checkpoint finds it."""
+        # After every step, as no event comes before a checkpoint is written.
         state.stateful_callbacks[STATE_KEY] = encode_state(self.sparsity.state_dict())
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **objects: Any) -> None:

@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from rarefy.decoder.decoder_config import LossScaling
-from rarefy.decoder.experts import at_least_float32
 from rarefy.errors import ConfigError
 
 BYTE_VOCABULARY = 256
@@ -102,7 +101,8 @@ class LanguageModelLoss:
     def _nll(self, logits: Tensor, batch: Mapping[str, Tensor], mask: Tensor) -> Tensor:
         # Where the mask is 0 a label may be anything, and cross_entropy reads memory by it.
         labels = batch["labels"].masked_fill(mask == 0, 0).long()
-        precise = at_least_float32(logits).flatten(0, 1)
+        # At least float32: in bfloat16 the logarithm of a sum over the vocabulary has three digits.
+        precise = logits.to(torch.promote_types(logits.dtype, torch.float32)).flatten(0, 1)
         losses = functional.cross_entropy(precise, labels.flatten(), reduction="none")
         return (losses * mask.flatten()).sum()
 

@@ -281,6 +281,7 @@ def one_step(trainer: Trainer, batch: Any) -> tuple[float, dict[str, int]]:
             loss.backward()
             total += float(loss.detach())
     trainer.trained_by.step()
+    # The counter names modules from the class of the model on.
     prefix = f"{type(trainer.model).__name__}."
     counts = counter.get_flop_counts().items()
     return total, {name.removeprefix(prefix): sum(ops.values()) for name, ops in counts}
