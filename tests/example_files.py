@@ -45,14 +45,33 @@ def shrink(content: dict[str, Any], folder: Path) -> dict[str, Any]:
     """An example with small sizes and with data from `folder`; writes to `folder/out`."""
     content = copy.deepcopy(content)
     entries = content["trainer"]
-    for number, entry in enumerate(entries if isinstance(entries, list) else [content]):
-        trainer = entry["trainer"]
-        trainer["init"]["model_dir"] = str(folder / "out" / str(number))
+    trainers = [entry["trainer"] for entry in (entries if isinstance(entries, list) else [content])]
+    folders = {}
+    for number, trainer in enumerate(trainers):
+        out = str(folder / "out" / str(number))
+        folders[trainer["init"].get("model_dir", "")] = out
+        trainer["init"]["model_dir"] = out
+        _shrink_files(trainer, folders)
         _shrink_model(trainer["init"]["model"])
         trainer["init"]["loop"] = {"num_steps": 4, "eval_steps": 1}
-        for block in trainer["fit"].values():
-            _shrink_data(block, folder)
+        for key, block in trainer["fit"].items():
+            if key != "ckpt_path":
+                _shrink_data(block, folder)
     return content
+
+
+def _shrink_files(trainer: dict[str, Any], folders: dict[str, str]) -> None:
+    """Lets phases find what the small ones before them have saved."""
+    if "steps" in trainer["init"].get("checkpoint", {}):
+        trainer["init"]["checkpoint"] = {"steps": 2}
+    if "ckpt_path" in trainer["fit"]:
+        trainer["fit"]["ckpt_path"] = (
+            f"{folders[trainer['fit']['ckpt_path'].rpartition('/')[0]]}/checkpoint_2"
+        )
+    block = trainer["init"].get("sparsity")
+    method = block.get("init_method") if isinstance(block, dict) else None
+    if isinstance(method, dict) and "checkpoint" in method:
+        block["init_method"] = {**method, "checkpoint": folders[method["checkpoint"]]}
 
 
 def _shrink_model(model: dict[str, Any]) -> None:

@@ -103,11 +103,12 @@ class Beginning(UserHooks, Timing):
             self.awaiting |= set(weights)
             return full
         device = next(iter(weights.values())).device
+        method = self.init_method
         try:
-            batches = given_batches(self.init_method.batches, device)
+            batches = given_batches(method.batches, device) if method.looks_at_data else []
         except ConfigError as error:
             raise error.under("init_method") from None
-        return self._measure(self.init_method, self._task(weights, places, targets, batches))
+        return self._measure(method, self._task(weights, places, targets, batches))
 
     @torch.inference_mode(False)
     def measured(

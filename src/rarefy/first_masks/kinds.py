@@ -51,9 +51,11 @@ class FromData(ABC):
         name: as it is written in YAML.
         batches: a number of them, or the batches themselves.
         loss: of (model, batch), or None for what the model returns.
+        looks_at_data: whether it wants batches at all.
     """
 
     name: ClassVar[str]
+    looks_at_data: ClassVar[bool] = True
     batches: Any
     loss: Any
 

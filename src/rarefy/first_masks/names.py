@@ -9,13 +9,19 @@ from pydantic import TypeAdapter
 
 from rarefy.distributions import GLOBAL
 from rarefy.errors import ConfigError, did_you_mean
+from rarefy.first_masks.from_file import TopKOf
 from rarefy.first_masks.kinds import FROM_DATA, FromData, MagnitudeMixed
 from rarefy.initializers import INITIALIZERS, Initializer, parse_initializer
 from rarefy.patterns.structures import NOfM, Structure
 from rarefy.schedule_schema import Json
 from rarefy.validation import build, shorten
 
-KINDS: Mapping[str, Any] = {**FROM_DATA, MagnitudeMixed.name: MagnitudeMixed}
+KINDS: Mapping[str, Any] = {
+    **FROM_DATA,
+    MagnitudeMixed.name: MagnitudeMixed,
+    TopKOf.name: TopKOf,
+}
+_CHANGES_WEIGHTS = "sparsegpt"
 NAMES = (*INITIALIZERS, *KINDS)
 
 
@@ -58,6 +64,12 @@ def _from_mapping(value: Mapping[str, Any]) -> Initializer | FromData:
 
 
 def _unknown(path: str, value: Any) -> ConfigError:
+    if str(value).lower() == _CHANGES_WEIGHTS:
+        allowed = (
+            "a method that makes masks alone; sparsegpt changes the weights as well: run `rarefy prune --method "
+            "sparsegpt` first (in Python rarefy.prune), and train from its result with init_method: from_zeros"
+        )
+        return ConfigError(path, value, allowed, "init_method: from_zeros")
     hint = did_you_mean(str(value), NAMES)
     given = "a missing value" if value is None else shorten(value)
     return ConfigError(path, given, f"a known method ({hint})", "init_method: topk")

@@ -76,7 +76,8 @@ def _method(algorithm: SparsityAlgorithm) -> FromData:
 
 
 def _given(session: Session, algorithm: SparsityAlgorithm) -> tuple[list[list[Any]], None]:
-    return given_batches(_method(algorithm).batches, session.device), None
+    method = _method(algorithm)
+    return given_batches(method.batches, session.device) if method.looks_at_data else [], None
 
 
 def _ahead(session: Session, numbers: Sequence[int | None]) -> list[Any]:
