@@ -1,4 +1,7 @@
-"""All processes of a run are killed; another number of them goes on by itself, to the end of one that was not."""
+"""All processes of a run are killed; another number of them goes on by itself, to the end of one that was not.
+
+What they wrote in pieces, `rarefy inspect`, `export` and `report` read in one process.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+import tiny_run
 from rarefy.callbacks import Callback
 from rarefy.checkpoint.directory import load
 
@@ -79,6 +84,13 @@ def run(folder: Path, count: int, kill_at: int = 0) -> list[int | None]:
     return [one.exitcode for one in found]
 
 
+def taken(folder: Path, *arguments: str) -> list[str]:
+    """The words that a command says, without the folder."""
+    result = tiny_run.rarefy(*arguments)
+    assert result.exit_code == 0, result.output
+    return result.output.replace(str(folder), "").split()
+
+
 def made(folder: Path, strategy: str) -> Path:
     folder.mkdir()
     (folder / "params.yaml").write_text(PARAMS.format(strategy=strategy, file=__file__))
@@ -86,10 +98,18 @@ def made(folder: Path, strategy: str) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of one process that nobody killed."""
+    folder = made(tmp_path_factory.mktemp("alone") / "run", "ddp")
+    assert run(folder, 1) == [0], (folder / "said.txt").read_text()
+    return folder
+
+
 @pytest.mark.parametrize(("strategy", "before", "after"), [("fsdp2", 2, 3), ("fsdp2", 2, 1), ("ddp", 3, 2)])
-def test_another_number_of_processes_goes_on(tmp_path: Path, strategy: str, before: int, after: int) -> None:
-    whole = made(tmp_path / "whole", strategy)
-    assert run(whole, 1) == [0], (whole / "said.txt").read_text()
+def test_another_number_of_processes_goes_on(
+    tmp_path: Path, whole: Path, strategy: str, before: int, after: int
+) -> None:
     killed = made(tmp_path / "killed", strategy)
     assert run(killed, before, kill_at=5) == [-signal.SIGKILL] * before
     assert [path.name for path in (killed / "md").glob("checkpoint_*")] == ["checkpoint_3"]
@@ -102,3 +122,19 @@ def test_another_number_of_processes_goes_on(tmp_path: Path, strategy: str, befo
             assert torch.equal(found[name], one), name
         else:
             torch.testing.assert_close(found[name], one, rtol=1e-3, atol=1e-4)
+    if (strategy, after) != ("fsdp2", 3):
+        return
+    assert len(list((killed / "md" / "checkpoint_8").glob("model*.safetensors"))) == 3
+    assert taken(killed, "inspect", f"{killed}/md") == taken(whole, "inspect", f"{whole}/md")
+    dense = []
+    for folder in (killed, whole):
+        taken(
+            folder, "export", f"{folder}/md", "--to", "safetensors", f"{tmp_path}/{folder.name}.safetensors"
+        )
+        dense.append(load_file(tmp_path / f"{folder.name}.safetensors"))
+    assert dense[0].keys() == dense[1].keys()
+    for name, one in dense[1].items():
+        torch.testing.assert_close(dense[0][name], one, rtol=1e-3, atol=1e-4)
+        assert torch.equal(dense[0][name] == 0, one == 0)
+    taken(killed, "report", f"{killed}/md", "-o", f"{tmp_path}/report.html")
+    assert 'id="ranks"' in (tmp_path / "report.html").read_text()

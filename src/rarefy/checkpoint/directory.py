@@ -111,7 +111,7 @@ def load(
 
     Args:
         path: a `checkpoint_{step}` directory.
-        only: the parts to read, `model` among them.
+        only: the parts to read.
         cut_as: by part, which tensors become DTensors, of which this process reads its piece alone.
 
     Returns:
@@ -129,7 +129,7 @@ def load(
         params = _read_params(path / PARAMS_NAME)
     except OSError as error:
         raise _unreadable(path, error) from error
-    return CheckpointParts(**loaded, params=params)
+    return CheckpointParts(**{"model": {}, **loaded}, params=params)
 
 
 def load_params(path: Path) -> dict[str, Any]:

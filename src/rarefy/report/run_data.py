@@ -120,7 +120,7 @@ def read_run(folder: Path, warn: Callable[[str], None]) -> Run:
         )
     if checkpoint is None:
         return Run(folder, metrics, record, ranks=read_ranks(folder))
-    parts = load(checkpoint)
+    parts = load(checkpoint, only=("model",))
     masks = tuple(mask_facts(parts.model, record.get("sparse", {})))
     # The newest may be a `checkpoint_5.replaced`.
     step = int(checkpoint.name.split("_")[1].split(".")[0])
