@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -11,6 +13,7 @@ from helpers import assert_exact_zeros, assert_identical, batch, small_model, sn
 
 accelerate = pytest.importorskip("accelerate")
 
+from rarefy.errors import RarefyError  # noqa: E402
 from rarefy.integrations.accelerate import sparsify, unwrapped_optimizer  # noqa: E402
 
 STEPS = 30
@@ -163,3 +166,15 @@ def test_a_step_that_the_scaler_skips_changes_nothing():
         else:
             assert any(not torch.equal(mask, masks[name]) for name, mask in run.masks.items())
     assert run.sparsity.step == 2
+
+
+def test_under_fsdp2_prepare_comes_first():
+    """Accelerate takes FSDP2 on other devices than the CPU only, so that one of its facts stands for it."""
+    accelerator = accelerate.Accelerator(cpu=True)
+    waiting = SimpleNamespace(is_fsdp2=True, unwrap_model=accelerator.unwrap_model)
+    with pytest.raises(RarefyError) as caught:
+        sparsify(waiting, 0.5, nn.Linear(8, 8))
+    assert str(caught.value) == (
+        "sparsify before accelerator.prepare is not allowed under FSDP2, which makes other parameters there; call "
+        "model, optimizer = accelerator.prepare(model, optimizer) first"
+    )

@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 
 from rarefy.algorithms.base import Sparsifier
 from rarefy.config import configure
+from rarefy.distributed import is_cut
 from rarefy.errors import RarefyError
 from rarefy.imports import require
 
@@ -18,7 +19,8 @@ AcceleratedOptimizer: Any = require("accelerate", "accelerate.optimizer").Accele
 def sparsify(accelerator: Any, config: Any, model: nn.Module, *optimizers: Optimizer) -> Sparsifier:
     """Makes a model sparse, follows its optimizers, and keeps the state in the accelerator's checkpoints.
 
-    Call it before `accelerator.prepare` where several processes train; else before or after. `accelerator.save_state`
+    Call it before `accelerator.prepare` where several processes train, but after it under FSDP2, which makes other
+    parameters there; in one process before or after. `accelerator.save_state`
     and `load_state` then carry masks (with the model) and the state of the algorithms.
 
     Args:
@@ -32,7 +34,7 @@ def sparsify(accelerator: Any, config: Any, model: nn.Module, *optimizers: Optim
 
     Raises:
         ConfigError: anything in `config` that is not allowed.
-        RarefyError: the arguments come in another order.
+        RarefyError: the arguments come in another order, or FSDP2 has yet to cut the model.
 
     Example:
         >>> import accelerate, torch
@@ -46,8 +48,14 @@ def sparsify(accelerator: Any, config: Any, model: nn.Module, *optimizers: Optim
             f"sparsify: ({type(accelerator).__name__}, {type(config).__name__}, {type(model).__name__}, …) is not "
             "allowed; the order is sparsify(accelerator, config, model, optimizer)"
         )
+    unwrapped = accelerator.unwrap_model(model)
+    if getattr(accelerator, "is_fsdp2", False) and not any(map(is_cut, unwrapped.parameters())):
+        raise RarefyError(
+            "sparsify before accelerator.prepare is not allowed under FSDP2, which makes other parameters there; call "
+            "model, optimizer = accelerator.prepare(model, optimizer) first"
+        )
     sparsity = configure(config)
-    sparsity.apply(accelerator.unwrap_model(model))
+    sparsity.apply(unwrapped)
     for optimizer in optimizers:
         sparsity.apply(unwrapped_optimizer(optimizer))
     accelerator.register_for_checkpointing(sparsity)
