@@ -82,39 +82,62 @@ void keep_group(const KeepInGroupsCall& c, int64_t group) {
   c.contested[group] = lowest == highest;
 }
 
-// A long group: the lowest key that is kept is found by partial sorting. `keys` and `ranked` have room for m.
-void keep_long_group(const KeepInGroupsCall& c, int64_t group, uint32_t* keys, uint32_t* ranked) {
+// The highest number that as many keys as wanted reach, bit by bit: each count is one vector pass over the keys, and
+// no branch depends on a single one.
+uint32_t lowest_kept(const uint32_t* keys, int m, int wanted) {
+  uint32_t lowest = 0;
+  for (uint32_t bit = 1u << 31; bit; bit >>= 1) {
+    const uint32_t raised = lowest | bit;
+    int reach = 0;
+    for (int i = 0; i < m; i++) reach += keys[i] >= raised;
+    if (reach >= wanted) lowest = raised;
+  }
+  return lowest;
+}
+
+// The keys of a long group; how many are candidates.
+int load_long(const float* __restrict scores, const uint8_t* __restrict candidates, int m, uint32_t* __restrict keys) {
+  for (int i = 0; i < m; i++) keys[i] = key_of(scores[i]);
+  if (candidates)
+    for (int i = 0; i < m; i++) keys[i] &= -static_cast<uint32_t>(candidates[i] != 0);
+  int found = 0;
+  for (int i = 0; i < m; i++) found += keys[i] != 0;
+  return found;
+}
+
+// The mask of the keys that reach a border; how many there are.
+int mark_long(const uint32_t* __restrict keys, int m, uint32_t border, uint8_t* __restrict mask) {
+  int reach = 0;
+  for (int i = 0; i < m; i++) reach += keys[i] >= border;
+  for (int i = 0; i < m; i++) mask[i] = keys[i] >= border;
+  return reach;
+}
+
+// A long group; `keys` has room for m.
+void keep_long_group(const KeepInGroupsCall& c, int64_t group, uint32_t* keys) {
   const int64_t first = group * c.m;
-  int candidates = 0;
-  for (int i = 0; i < c.m; i++) {
-    keys[i] = key_at(c, first + i);
-    ranked[candidates] = keys[i];
-    candidates += keys[i] != 0;
+  const int found = load_long(c.scores + first, c.candidates ? c.candidates + first : nullptr, c.m, keys);
+  const int wanted = min_of(c.counts[found], found);
+  const uint32_t lowest = wanted > 0 ? lowest_kept(keys, c.m, wanted) : ~0u;  // ~0: above every key
+  int reach = mark_long(keys, c.m, lowest, c.mask + first);
+  c.contested[group] = reach > wanted && wanted > 0;
+  // Of several that equal the lowest, the last go.
+  for (int i = c.m - 1; reach > wanted && i >= 0; i--) {
+    if (keys[i] != lowest) continue;
+    c.mask[first + i] = 0;
+    reach--;
   }
-  const int wanted = min_of(c.counts[candidates], candidates);
-  const uint32_t lowest = wanted > 0 ? kth_largest(ranked, candidates, wanted) : ~0u;  // ~0: above every key
-  int equals = wanted;  // how many of those that equal the lowest are kept
-  for (int i = 0; i < c.m; i++) equals -= keys[i] > lowest;
-  uint8_t contested = 0;
-  for (int i = 0; i < c.m; i++) {
-    const bool is_equal = keys[i] == lowest;
-    const bool kept = keys[i] > lowest || (is_equal && equals > 0);
-    equals -= is_equal;
-    contested |= is_equal && !kept;
-    c.mask[first + i] = kept;
-  }
-  c.contested[group] = contested;
 }
 
 bool keep_long_groups(const KeepInGroupsCall& c) {
   const int64_t share = (c.groups + c.threads - 1) / c.threads;
-  const Buffer scratch(sizeof(uint32_t) * 2 * c.m * c.threads);
+  const Buffer scratch(sizeof(uint32_t) * c.m * c.threads);
   if (!scratch.ok()) return false;
 #pragma omp parallel for schedule(static) num_threads(c.threads)
   for (int t = 0; t < c.threads; t++) {
-    uint32_t* keys = scratch.as<uint32_t>() + 2 * static_cast<int64_t>(c.m) * t;
+    uint32_t* keys = scratch.as<uint32_t>() + static_cast<int64_t>(c.m) * t;
     const int64_t end = min_of((t + 1) * share, c.groups);
-    for (int64_t g = t * share; g < end; g++) keep_long_group(c, g, keys, keys + c.m);
+    for (int64_t g = t * share; g < end; g++) keep_long_group(c, g, keys);
   }
   return true;
 }
