@@ -223,6 +223,7 @@ def select(model: nn.Module, globs: tuple[str, ...] | None) -> dict[str, Candida
     for glob in globs or ():
         # A glob that matches nothing is a slip, even where the others of the list match.
         if not any(fnmatch.fnmatchcase(candidate.name, glob) for candidate in everything):
+            _refuse_second_name(model, glob, everything)
             raise ConfigError("param_filter", f"{glob!r} (it matches no parameter)", _near(glob, everything))
     chosen = {c.name: c for c in everything if decide(c, globs).sparse}
     strange = outside_of_fully_shard(model)
@@ -238,6 +239,40 @@ def select(model: nn.Module, globs: tuple[str, ...] | None) -> dict[str, Candida
         )
         raise ConfigError("param_filter", what, _near("weight", everything))
     return chosen
+
+
+def other_names(model: nn.Module) -> Iterator[tuple[str, str]]:
+    """The second, third, ... names of tied weights, each with the first one, which filters go by.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+        >>> model[1].weight = model[0].weight
+        >>> list(other_names(model))
+        [('1.weight', '0.weight')]
+    """
+    first: dict[nn.Parameter, str] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if first.setdefault(parameter, name) != name:
+            yield name, first[parameter]
+
+
+def matches(name: str, globs: Sequence[str]) -> bool:
+    """Whether one of the globs matches a name.
+
+    Example:
+        >>> matches("0.weight", ["*.weight"])
+        True
+    """
+    return any(fnmatch.fnmatchcase(name, glob) for glob in globs)
+
+
+def _refuse_second_name(model: nn.Module, glob: str, everything: Sequence[Candidate]) -> None:
+    for name, first in other_names(model):
+        if matches(name, [glob]):
+            fix = f"the first name of a tied weight, {first}"
+            raise ConfigError(
+                "param_filter", f"{glob!r} ({name} is tied to {first})", fix, f"param_filter: {first}"
+            )
 
 
 def _check_exists(candidate: Candidate) -> None:

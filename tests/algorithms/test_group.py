@@ -118,3 +118,62 @@ def test_hooks_reach_every_member():
     group.apply(model)
     assert set(seen) == {("0.weight", 0.5), ("1.weight", 0.75), ("2.weight", 0.75)}
     assert len(seen) == 6
+
+
+def tied_layers():
+    model = three_layers()
+    model[1].weight = model[0].weight
+    return model
+
+
+@pytest.mark.parametrize("given", ["1.weight", ["1.weight", "2.weight"]])
+def test_a_tied_weight_goes_by_its_first_name(given):
+    members = [{"sparsity": 0.5, "param_filter": "0.weight"}, {"sparsity": 0.9, "param_filter": given}]
+    for block in (members, members[::-1], members[1]):
+        with pytest.raises(
+            ConfigError,
+            match=r"'1\.weight' \(1\.weight is tied to 0\.weight\) is not allowed; .* \(example: param_filter: 0\.w",
+        ):
+            rarefy.configure(block).apply(tied_layers())
+
+
+def test_filters_that_divide_a_tied_weight_are_refused():
+    model = tied_layers()
+    members = [
+        {"sparsity": 0.5, "param_filter": "[12].weight"},
+        {"sparsity": 0.9, "param_filter": "*.weight"},
+    ]
+    with pytest.raises(
+        ConfigError,
+        match=r"^sparsity\[0\]\.param_filter: \[12\]\.weight \(1\.weight is tied to 0\.weight, which another "
+        r"filter takes\) is not allowed; give a filter that matches 0\.weight as well, or neither",
+    ):
+        rarefy.configure(members).apply(model)
+    assert not list(model.buffers())
+    # the first filter that takes it by its first name goes before what a later one says of the second
+    group = rarefy.configure([{**members[0], "param_filter": "[02].weight"}, members[1]])
+    group.apply(model)
+    assert [list(one.parameters) for one in group.algorithms] == [["0.weight", "2.weight"], []]
+
+
+@pytest.mark.parametrize("compute", ["masked", "compact"])
+@pytest.mark.parametrize("together", [True, False], ids=["a group", "two algorithms"])
+@pytest.mark.parametrize("owner", [0, 1])
+def test_weights_of_two_algorithms_that_are_tied_afterwards_are_refused(compute, together, owner):
+    model = three_layers()
+    members = [
+        {"sparsity": 0.5, "param_filter": "0.weight", "compute": compute},
+        {"algorithm": "set", "sparsity": 0.75, "param_filter": "1.weight", "compute": compute},
+    ]
+    several = [rarefy.configure(members)] if together else [rarefy.configure(one) for one in members]
+    for sparsity in several:
+        sparsity.apply(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for sparsity in several:
+        sparsity.apply(optimizer)
+    train_step(model, optimizer, 0)
+    model[1 - owner].weight = model[owner].weight
+    with pytest.raises(
+        RarefyError, match=rf"{owner}\.weight and {1 - owner}\.weight are one tensor now, and have two masks"
+    ):
+        train_step(model, optimizer, 1)

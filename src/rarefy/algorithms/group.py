@@ -13,7 +13,7 @@ from rarefy import filters
 from rarefy.algorithms.attachment.hooks import SparsityHook, TopologyHook
 from rarefy.algorithms.base import Sparsifier, SparsityAlgorithm
 from rarefy.algorithms.few_connections import few_connections, warn_of_few
-from rarefy.errors import RarefyError
+from rarefy.errors import ConfigError, RarefyError
 from rarefy.filters import Candidate
 
 Members: TypeAlias = "Sparsifier | Sequence[Sparsifier] | Mapping[str | tuple[str, ...], Sparsifier]"
@@ -120,7 +120,24 @@ class Group(Sparsifier):
             chosen = algorithm.select(model)
             shares.append({name: candidate for name, candidate in chosen.items() if name not in taken})
             taken |= chosen.keys()
+        self._refuse_divided(model, shares)
         return shares
+
+    def _refuse_divided(self, model: nn.Module, shares: Sequence[Mapping[str, Candidate]]) -> None:
+        """Refuses a tied weight that an earlier filter takes by one name, and a later one by its first name.
+
+        Raises:
+            ConfigError: there is one; it has one mask.
+        """
+        owner = {name: number for number, share in enumerate(shares) for name in share}
+        for name, first in filters.other_names(model):
+            for algorithm in self.algorithms[: owner.get(first, 0)]:
+                if filters.matches(name, algorithm.globs or ()):
+                    globs = ", ".join(algorithm.globs or ())
+                    given = f"{globs} ({name} is tied to {first}, which another filter takes)"
+                    allowed = f"a filter that matches {first} as well, or neither"
+                    path = algorithm.paths.get("param_filter", "")
+                    raise ConfigError("param_filter", given, allowed).under(path)
 
     def track(self, copy: nn.Module) -> None:
         """Lets a copy of the model follow the topology of every member's weights; see `Sparsifier.track`."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from rarefy.errors import RarefyError
 from rarefy.storage.parameter import SparseParameter
 from rarefy.torch_private import accumulation_hooks
 
@@ -46,12 +47,17 @@ class GradientHooks:
         self._watched[parameter.name] = (weight, handles)
 
     def find(self, parameter: SparseParameter, with_before: bool) -> None:
-        """Follows a parameter that was replaced by another one in its module; else nothing."""
+        """Follows a parameter that was replaced by another one in its module; else nothing.
+
+        Raises:
+            RarefyError: the other one is sparse itself, by this algorithm or another.
+        """
         # None where it was taken out of its module, which the next step refuses.
         weight: Any = getattr(parameter, "weight", None)
         # `functional_call` puts other tensors in its place for one call: whose gradients they get is not our affair.
         if weight is self._watched[parameter.name][0] or not isinstance(weight, nn.Parameter):
             return
+        refuse_second_mask(parameter, weight)
         self.release(parameter)
         self.watch(parameter, with_before)
 
@@ -68,5 +74,29 @@ def is_watched(weight: nn.Parameter) -> bool:
         >>> is_watched(nn.Linear(2, 2).weight)
         False
     """
-    hooks = accumulation_hooks(weight).values()
-    return any(isinstance(hook, partial) and isinstance(hook.args[0], SparseParameter) for hook in hooks)
+    return any(True for _ in _watchers(weight))
+
+
+def refuse_second_mask(parameter: SparseParameter, weight: nn.Parameter) -> None:
+    """Refuses a tensor that was put in a weight's place while it is another sparse weight.
+
+    Args:
+        parameter: the weight.
+        weight: the tensor that its module has now.
+
+    Raises:
+        RarefyError: it is, through whichever algorithm.
+    """
+    for other in _watchers(weight):
+        # Weights that change places were watched for each other, and are no longer.
+        if other is not parameter and getattr(other, "weight", None) is weight:
+            raise RarefyError(
+                f"{other.name} and {parameter.name} are one tensor now, and have two masks; tie weights before "
+                "sparsity.apply(model), or leave one of them out of param_filter"
+            )
+
+
+def _watchers(weight: nn.Parameter) -> Iterator[SparseParameter]:
+    for hook in accumulation_hooks(weight).values():
+        if isinstance(hook, partial) and isinstance(hook.args[0], SparseParameter):
+            yield hook.args[0]
