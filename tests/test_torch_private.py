@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import copy
 import multiprocessing
+import re
 import warnings
 import weakref
+from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
@@ -38,6 +40,7 @@ from rarefy.torch_private import (
     times_written,
     was_told_to_skip,
 )
+from rarefy.torch_private.compiled import let_sizes_change
 
 
 class Owner:
@@ -392,3 +395,39 @@ def test_workers_that_live_on_are_ended():
     assert len(list(loader)) == 4
     end_workers(loader)
     end_workers([1, 2])
+
+
+needs_changing_sizes = pytest.mark.skipif(
+    not hasattr(torch.compiler.config, "dynamic_sources"), reason="torch takes sizes of parameters for fixed"
+)
+
+
+@needs_changing_sizes
+def test_sizes_of_attributes_of_a_name_may_change(monkeypatch):
+    monkeypatch.setattr(torch.compiler.config, "dynamic_sources", "L['x']")
+    let_sizes_change("_of_nobody_")
+    let_sizes_change("_of_nobody_")
+    theirs, ours = torch.compiler.config.dynamic_sources.split(",")
+    assert theirs == "L['x']"
+    assert re.match(ours, "L['self']._modules['0']._parameters['weight']._of_nobody_else")
+    assert not re.match(ours, "L['self'].param_groups[0]['params'][0]._of_nobody_else")
+    assert not re.match(ours, "L['self']._of_somebody")
+    torch.compiler.reset()
+    holder, graphs = SimpleNamespace(), []
+
+    def double():
+        return holder._of_nobody_values * 2
+
+    called = torch.compile(
+        double, fullgraph=True, backend=lambda graph, _: graphs.append(graph) or graph.forward
+    )
+    for size in (3, 4, 5):
+        holder._of_nobody_values = torch.ones(size)
+        assert called().tolist() == [2.0] * size
+    assert len(graphs) == 1
+    torch.compiler.reset()
+
+
+def test_an_older_torch_keeps_sizes_fixed(monkeypatch):
+    monkeypatch.setattr(torch.compiler, "config", None)
+    let_sizes_change("_of_nobody_")

@@ -1,4 +1,4 @@
-"""TorchScript and ONNX: right, or one line that says what to compile in its place."""
+"""torch.compile, TorchScript and ONNX: right, or one line that says what to compile in its place."""
 
 # Modules and tensors are asked for attributes that their types do not tell.
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportIndexIssue=false
@@ -75,3 +75,44 @@ def test_a_resized_weight_is_refused():
         model[0].weight = nn.Parameter(torch.ones(50, 32))
         with pytest.raises(RarefyError, match=r"has the shape \(50, 32\) now, and had \(48, 32\)"):
             sparsity.apply(torch.optim.SGD(model.parameters(), lr=0.1))
+
+
+class Graphs:
+    """A backend that counts the graphs that it is given."""
+
+    def __init__(self):
+        self.number = 0
+
+    def __call__(self, graph, examples):
+        self.number += 1
+        return torch._dynamo.backends.debugging.aot_eager(graph, examples)
+
+
+@pytest.mark.skipif(
+    not hasattr(torch.compiler.config, "dynamic_sources"), reason="torch takes sizes of parameters for fixed"
+)
+@pytest.mark.parametrize("name", ["gmp", "granet"])
+def test_a_compiled_model_prunes_more_often_than_torch_compiles(name):
+    trained, graphs = [], Graphs()
+    block = {
+        "algorithm": name,
+        "sparsity": [0.3 + 0.05 * i for i in range(13)],
+        "update": {"freq": 1},
+        "compute": "compact",
+    }
+    for is_compiled in (False, True):
+        torch.compiler.reset()
+        model, optimizer, _ = sparse(block)
+        called = torch.compile(model, fullgraph=True, backend=graphs) if is_compiled else model
+        connections = set()
+        for step in range(12):
+            optimizer.zero_grad()
+            called(inputs(step)).square().mean().backward()
+            optimizer.step()
+            connections.add(model[0].weight.connections)
+        assert len(connections) >= 12
+        trained.append(model)
+    assert graphs.number == 1
+    for one, other in zip(*(model.state_dict().values() for model in trained), strict=True):
+        torch.testing.assert_close(one, other)
+    torch.compiler.reset()

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+import sparse_weights
 from helpers import needs_torch
 from rarefy.errors import RarefyError
 from rarefy.tensors import Role, SparseWeight
@@ -59,6 +60,55 @@ def test_nothing_is_compiled_again_while_the_number_of_connections_stays():
             if isinstance(parameter, SparseWeight):
                 move(parameter, parameter.topology.mask().roll(step + 1, 0))
     assert counter.graphs == 1
+
+
+needs_changing_sizes = pytest.mark.skipif(
+    not hasattr(torch.compiler.config, "dynamic_sources"), reason="torch takes sizes of parameters for fixed"
+)
+
+
+@needs_changing_sizes
+@pytest.mark.parametrize("options", [{}, {"dynamic": False}], ids=["as it is", "dynamic=False"])
+def test_nothing_is_compiled_again_where_the_number_of_connections_changes(options):
+    # so wide that the panels change their width too
+    pair, counter = Pair(lambda: nn.Sequential(nn.Linear(640, 16), nn.ReLU(), nn.Linear(16, 16))), Counter()
+    model = pair.sparse
+    network = torch.compile(model, fullgraph=True, backend=counter, **options)
+    widths = set()
+    for step in range(12):
+        for number, parameter in enumerate(model.parameters()):
+            if isinstance(parameter, SparseWeight):
+                move(parameter, masks_of(pair.dense, 0.6 - 0.05 * step, step)[f"{2 * (number // 2)}.weight"])
+        widths.add(tuple(model[0].weight.topology.label.shape[2:]))
+        x = inputs(step, columns=640)
+        model.zero_grad()
+        model(x).square().mean().backward()
+        wanted = model[0].weight.grad.dense()
+        model.zero_grad()
+        torch.testing.assert_close(network(x), model(x))
+        network(x).square().mean().backward()
+        assert model[0].weight.grad.topology.equals(model[0].weight.topology)
+        torch.testing.assert_close(model[0].weight.grad.dense(), wanted)
+    assert counter.graphs == 1
+    assert len(widths) > 1 or model[0].weight.topology.has_blocks
+
+
+def test_two_weights_with_as_many_connections_in_other_places():
+    masks = [torch.eye(16, dtype=torch.bool).roll(shift, 0) for shift in (0, 8)]
+    masks = [
+        mask.repeat_interleave(8, 0).repeat_interleave(8, 1) for mask in masks
+    ]  # whole blocks, if they are wanted
+    dense = torch.randn(128, 128, generator=torch.Generator().manual_seed(0))
+    first, second = (
+        SparseWeight.from_dense(dense, mask, Role.MANAGED, block=sparse_weights.BLOCK) for mask in masks
+    )
+
+    def both(one, other):
+        return (one * other).sum() + (one + other).square().sum()
+
+    compiled = torch.compile(both, fullgraph=True, backend="aot_eager")
+    for given in [(first, second), (first, first), (second, first)]:
+        torch.testing.assert_close(compiled(*given), both(*(one.dense() for one in given)))
 
 
 @needs_torch("2.8", "it does not look at what a compiled graph was made for")

@@ -19,7 +19,9 @@ from rarefy.kernels.linear_gradients import LinearOperations, gradient_shapes, t
 from rarefy.kernels.native import Layout
 from rarefy.kernels.panels import Panels
 
-_PANELS = "Tensor starts, Tensor offsets, Tensor back_starts, Tensor back_offsets, Tensor order, int[] sizes"
+_PANELS = (
+    "Tensor starts, Tensor offsets, Tensor back_starts, Tensor back_offsets, Tensor order, SymInt[] sizes"
+)
 
 
 def sparse_linear(

@@ -16,6 +16,7 @@ from rarefy.errors import RarefyError
 from rarefy.kernels import move_entries
 from rarefy.tensors.topology import Topology
 from rarefy.torch_private import make_wrapper, not_compiled, times_written
+from rarefy.torch_private.compiled import let_sizes_change
 
 
 class Role(Enum):
@@ -124,11 +125,15 @@ class Cell:
         return self._snapshot is not None
 
 
-PARTS = ("_entries", "_starts", "_places", "_back_starts", "_back_places", "_order")
+_PREFIX = "_rarefy_"
+_NAMES = ("entries", "starts", "places", "back_starts", "back_places", "order", "label")
+PARTS = tuple(_PREFIX + name for name in _NAMES)
 
 
 class _Flatten:
     """`__tensor_flatten__`, by which compilers take a tensor apart.
+
+    They ask the class for it before they decide which sizes are fixed.
 
     A tensor that a module is about to put in the place of a parameter does not show it: torch then assigns it to
     `.data`, which keeps references, hooks and graphs, and does not swap the two, which fails where there are any.
@@ -137,6 +142,8 @@ class _Flatten:
     def __get__(self, tensor: StoredWeight | None, owner: type) -> Any:
         if tensor is not None and "_replaces_data" in vars(tensor):
             raise AttributeError("__tensor_flatten__")
+        if tensor is None:
+            let_sizes_change(_PREFIX)
         return owner._flatten if tensor is None else tensor._flatten
 
 
@@ -201,12 +208,13 @@ class StoredWeight(Tensor):
 
     # ---- the parts, for compilers ----
 
-    _entries = property(lambda self: self._cell.values)
-    _starts = property(lambda self: self._cell.topology.index.tensors[0])
-    _places = property(lambda self: self._cell.topology.index.tensors[1])
-    _back_starts = property(lambda self: self._cell.topology.index.tensors[2])
-    _back_places = property(lambda self: self._cell.topology.index.tensors[3])
-    _order = property(lambda self: self._cell.topology.index.tensors[4])
+    _rarefy_entries = property(lambda self: self._cell.values)
+    _rarefy_starts = property(lambda self: self._cell.topology.parts[0])
+    _rarefy_places = property(lambda self: self._cell.topology.parts[1])
+    _rarefy_back_starts = property(lambda self: self._cell.topology.parts[2])
+    _rarefy_back_places = property(lambda self: self._cell.topology.parts[3])
+    _rarefy_order = property(lambda self: self._cell.topology.parts[4])
+    _rarefy_label = property(lambda self: self._cell.topology.parts[5])
 
     def _flatten(self) -> tuple[list[str], Any]:
         cell = self._cell
@@ -226,8 +234,8 @@ class StoredWeight(Tensor):
         cls, parts: dict[str, Tensor], facts: Any, outer_size: Any, outer_stride: Any
     ) -> StoredWeight:
         of_topology, role, wants_dense = facts
-        values, *tensors = (parts[name] for name in PARTS)
-        cell = Cell(values, Topology.of_parts(of_topology, tensors), Role(role))
+        values, *of_index = (parts[name] for name in PARTS)
+        cell = Cell(values, Topology.of_parts(of_topology, of_index), Role(role))
         if wants_dense:
             cell.collect = _ignore
         return cls(cell)

@@ -25,10 +25,10 @@ Index = Panels | BlockIndex
 
 
 class Facts(NamedTuple):
-    """What a topology is beside its index tensors, for compilers and other processes.
+    """What a topology is beside its parts, for compilers and other processes.
 
     Args:
-        sizes: of the index.
+        sizes: of the index, but for those that change with the number of connections (`Topology.label`).
         has_blocks: whether it is a `BlockIndex`.
         is_transposed: as of `Topology`.
         block: as of `Topology`.
@@ -82,13 +82,23 @@ class Topology:
         return cls(index_of(mask.t() if is_transposed else mask, block), is_transposed, block)
 
     @classmethod
-    def of_parts(cls, facts: Facts, tensors: Sequence[Tensor]) -> Topology:
-        """The topology of `facts` and of index tensors as its index lists them."""
-        starts, indices, back_starts, back_indices, order = tensors
-        first, second, third, fourth = facts.sizes
-        parts = (first, second, third, fourth, starts, indices, back_starts, back_indices, order)
-        index = BlockIndex(BlockTopology(*parts)) if facts.has_blocks else Panels(*parts)
-        return cls(index, facts.is_transposed, facts.block)
+    def of_parts(cls, facts: Facts, parts: Sequence[Tensor]) -> Topology:
+        """The topology of `facts` and `parts`."""
+        starts, indices, back_starts, back_indices, order, label = parts
+        sizes = [*facts.sizes, *label.shape[2:]]
+        first, second, third, fourth = sizes
+        given = (first, second, third, fourth, starts, indices, back_starts, back_indices, order)
+        index = BlockIndex(BlockTopology(*given)) if facts.has_blocks else Panels(*given)
+        topology = cls(index, facts.is_transposed, facts.block)
+        vars(topology)["label"] = label
+        return topology
+
+    @classmethod
+    def of_copies(cls, facts: Facts, parts: Sequence[Tensor]) -> Topology:
+        """The topology of `facts` and of `parts` that are in another place of memory than those they were made of."""
+        topology = cls.of_parts(facts, parts)
+        del vars(topology)["label"]
+        return topology
 
     def with_mask(self, mask: Tensor) -> Topology:
         """The topology of another mask, of the same kind of weight."""
@@ -96,8 +106,26 @@ class Topology:
 
     @property
     def facts(self) -> Facts:
-        """What there is beside the index tensors."""
-        return Facts(tuple(self.index.sizes), self.has_blocks, self.is_transposed, self.block)
+        """What there is beside the parts."""
+        sizes = tuple(self.index.sizes)
+        return Facts(sizes if self.has_blocks else sizes[:2], self.has_blocks, self.is_transposed, self.block)
+
+    @cached_property
+    def label(self) -> Tensor:
+        """A tensor without elements, whose sizes tell which topology this is, and the widths of its panels.
+
+        Both change with the connections, and compilers take numbers for fixed, but let sizes change: what they find out
+        about two sizes, for example that they are equal, they look at again at each call. Blocks have one width.
+        """
+        first = self.index.tensors[0]
+        widths = () if self.has_blocks else self.index.sizes[2:]
+        # Where its memory is; allocations begin at multiples of 64 bytes.
+        return first.new_empty(first.data_ptr() >> 6, 0, *widths)
+
+    @property
+    def parts(self) -> tuple[Tensor, ...]:
+        """The index tensors and `label`: with `facts`, all that makes this topology."""
+        return (*self.index.tensors, self.label)
 
     @property
     def has_blocks(self) -> bool:
@@ -160,19 +188,19 @@ class Topology:
         return self.with_mask(self.mask() | mask)
 
     def equals(self, other: Topology) -> bool:
-        """Whether these are the same index tensors; while a compiler traces, whether they could be."""
+        """Whether these are the same index tensors; what a compiler makes of the answer it asks for at each call."""
         if self is other:
             return True
-        mine = self.index.tensors
-        theirs = other.index.tensors
-        if self.facts != other.facts or mine[1].shape != theirs[1].shape:
+        if self.facts != other.facts:
             return False
         # two of one kind and size, built apart, count as different: what follows is slower, and right
-        return mine[0].data_ptr() == theirs[0].data_ptr() if self.is_real and other.is_real else True
+        if self.is_real and other.is_real:
+            return self.index.tensors[0].data_ptr() == other.index.tensors[0].data_ptr()
+        return bool(self.label.shape[0] == other.label.shape[0])
 
     def to(self, device: torch.device) -> Topology:
         """The same topology on a device."""
-        return Topology.of_parts(self.facts, [tensor.to(device) for tensor in self.index.tensors])
+        return Topology.of_copies(self.facts, [part.to(device) for part in self.parts])
 
     def infer(self, x: Tensor, values: Tensor, bias: Tensor | None) -> Tensor | None:
         """The product by the shortest way, where neither gradients nor anything else has to see it; else None."""

@@ -127,7 +127,9 @@ class SparseWeight(StoredWeight):
                 f"mask: shape {tuple(mask.shape)} is not allowed; give the weight's, {tuple(dense.shape)}"
             )
         topology = Topology.from_mask(mask.to(dense.device), is_transposed, block)
-        return cls(Cell(topology.gather(dense.detach()), topology, role))
+        values = topology.gather(dense.detach())
+        # Detached once more: compilers have another graph for what is a view of something, as values of blocks are.
+        return cls(Cell(values.detach(), topology, role))
 
     @classmethod
     @not_compiled
@@ -319,14 +321,14 @@ def _gradient_for(parameter: Tensor, gradient: Tensor) -> Tensor:
 
 def _send(weight: SparseWeight) -> Any:
     topology = weight.topology
-    parts = (topology.facts, topology.index.tensors)
+    parts = (topology.facts, topology.parts)
     return _receive, (weight.entries, *parts, weight.requires_grad, "_is_param" in vars(weight))
 
 
 def _receive(
-    entries: Tensor, facts: Any, tensors: Any, requires_grad: bool, is_parameter: bool
+    entries: Tensor, facts: Any, parts: Any, requires_grad: bool, is_parameter: bool
 ) -> SparseWeight:
-    topology = Topology.of_parts(facts, tensors)
+    topology = Topology.of_copies(facts, parts)
     # the memory is that of the weight in the other process, whose topology must stay
     weight = SparseWeight(Cell(entries, topology, Role.MANAGED), requires_grad)
     if is_parameter:
