@@ -107,7 +107,7 @@ def test_validation_is_not_training(make_trainer):
     assert passes(trainer, flops, torch.ones(3, 8)) == [0]
 
 
-def test_a_compiled_model_is_not_counted(make_trainer):
+def test_a_compiled_model_is_not_counted_and_that_is_said(make_trainer, caplog):
     trainer = make_trainer(Static(0.5))
     trainer.model.compile(backend="eager")
     callback = LogSparsity()
@@ -118,6 +118,24 @@ def test_a_compiled_model_is_not_counted(make_trainer):
     assert torch.overrides._get_current_function_mode() is None
     callback.on_after_forward(trainer, None, batch)
     assert callback._flops.total is None and callback._flops_metrics() == {}
+    (said,) = [one.message for one in caplog.records]
+    assert said.startswith("flops/sparse and flops/dense are not logged: the model is under torch.compile")
+
+
+def test_of_a_dense_compiled_model_nothing_is_said(make_trainer, caplog):
+    trainer = make_trainer(None)
+    trainer.model.compile(backend="eager")
+    callback = LogSparsity()
+    callback.setup(trainer)
+    callback.on_train_start(trainer)
+    assert not caplog.records
+
+
+def test_of_a_plain_model_nothing_is_said(make_trainer, caplog):
+    trainer, callback = make_trainer(Static(0.5)), LogSparsity()
+    callback.setup(trainer)
+    callback.on_train_start(trainer)
+    assert not caplog.records
 
 
 def test_a_forward_pass_that_fails_leaves_nothing_behind(make_trainer):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -19,6 +20,8 @@ from rarefy.callbacks.trainer_view import TrainerView
 from rarefy.distributed import ranks
 from rarefy.models.call import count
 from rarefy.torch_private import compiles_its_calls
+
+log = logging.getLogger("rarefy")
 
 Counted = tuple[Tensor | None, int]
 
@@ -197,6 +200,12 @@ class TrainingFlops:
         self._connections = {}
         if is_compiled(trainer.model):
             self.total = None
+            # A dense run logs none in any case.
+            if trainer.sparsity is not None:
+                log.warning(
+                    "flops/sparse and flops/dense are not logged: the model is under torch.compile, which would make "
+                    "every forward pass that is watched compile again; rarefy.summary(sparsity) has the share of a step"
+                )
         elif trainer.global_step == 0:
             self.total = Cost()
 
