@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import rarefy
+from rarefy.distributed import whole
 
 STEPS, BATCH, WIDTH, RATE = 10, 8, 16, 1e-2
 RIGL: dict[str, Any] = {"algorithm": "rigl", "sparsity": 0.75, "seed": 3, "update": {"freq": 3, "stop": 10}}
@@ -59,7 +60,7 @@ def result(sparsity: Any, optimizer: Any) -> Found:
         found[f"{name} weight"] = one.true_weight().clone()
         found[f"{name} mask"] = one.mask.clone()
         state = states.get(one.weight, {})
-        moments = [state[key] for key in ("exp_avg", "exp_avg_sq") if key in state]
+        moments = [whole(state[key]) for key in ("exp_avg", "exp_avg_sq") if key in state]
         off = [moment[~one.mask] if moment.shape == one.mask.shape else moment[:0] for moment in moments]
         found[f"{name} off"] = torch.cat(off) if off else torch.zeros(0)
     return found

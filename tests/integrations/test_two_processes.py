@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler
 
@@ -35,6 +36,12 @@ accelerate = pytest.importorskip("accelerate")
 lightning = pytest.importorskip("pytorch_lightning")
 transformers = pytest.importorskip("transformers")
 
+from accelerate.state import AcceleratorState  # noqa: E402
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, fsdp_utils  # noqa: E402
+from pytorch_lightning.strategies import ModelParallelStrategy  # noqa: E402
+
+from rarefy.distributed import is_cut  # noqa: E402
+from rarefy.errors import RarefyError  # noqa: E402
 from rarefy.integrations import lightning as for_lightning  # noqa: E402
 from rarefy.integrations import transformers as for_transformers  # noqa: E402
 from rarefy.integrations.accelerate import sparsify  # noqa: E402
@@ -53,6 +60,51 @@ def with_accelerate(rank: int, folder: Path) -> Found:
         accelerator.backward(network(batch)["loss"])
         wrapped.step()
     return result(sparsity, optimizer)
+
+
+def cut_by_accelerate() -> Any:
+    """An accelerator that takes FSDP2, which Accelerate itself does on other devices than the CPU only."""
+    accelerator = accelerate.Accelerator(cpu=True)
+    accelerator.state.distributed_type = DistributedType.FSDP
+    accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(
+        fsdp_version=2, auto_wrap_policy="NO_WRAP", cpu_ram_efficient_loading=False
+    )
+    return accelerator
+
+
+def with_accelerate_fsdp2(rank: int, folder: Path) -> Found:
+    accelerator = cut_by_accelerate()
+    model = Net()
+    optimizer = adamw(model)
+    with pytest.raises(RarefyError, match=r"sparsify before accelerator\.prepare is not allowed under FSDP2"):
+        sparsify(accelerator, RIGL, model, optimizer)
+    network, wrapped = accelerator.prepare(model, optimizer)
+    sparsity = sparsify(accelerator, RIGL, network, wrapped)
+    assert is_cut(model.layers[0].weight)
+    plugin = accelerator.state.fsdp_plugin
+    half = STEPS // 2
+    batches = own_batches(rank, 2)
+
+    def learn(several: list[Tensor]) -> None:
+        for batch in several:
+            wrapped.zero_grad()
+            accelerator.backward(network(batch)["loss"])
+            wrapped.step()
+
+    learn(batches[:half])
+    saved = str(folder / "accelerate")
+    fsdp_utils.save_fsdp_model(plugin, accelerator, network, saved)
+    fsdp_utils.save_fsdp_optimizer(plugin, accelerator, optimizer, network, saved)
+    state = sparsity.state_dict()
+    # Back to here, from where everything is otherwise by then.
+    learn(batches[half:])
+    fsdp_utils.load_fsdp_model(plugin, accelerator, network, saved)
+    fsdp_utils.load_fsdp_optimizer(plugin, accelerator, optimizer, network, saved)
+    sparsity.load_state_dict(state)
+    learn(batches[half:])
+    found = result(sparsity, optimizer)
+    AcceleratorState._reset_state(True)
+    return found
 
 
 class InOrder(transformers.Trainer):
@@ -101,13 +153,23 @@ class Module(lightning.LightningModule):
         return self.used
 
 
-def with_lightning(rank: int, folder: Path) -> Found:
+class CutModule(Module):
+    def configure_model(self) -> None:
+        if not is_cut(self.layers[0].weight):
+            fully_shard(self.layers, mesh=self.device_mesh["data_parallel"])
+
+
+def with_lightning_model_parallel(rank: int, folder: Path) -> Found:
+    return with_lightning(rank, folder, CutModule(), ModelParallelStrategy(2, 1))
+
+
+def with_lightning(rank: int, folder: Path, module: Any = None, strategy: Any = "ddp") -> Found:
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     callback = for_lightning.SparsityCallback(RIGL)
     trainer = lightning.Trainer(
         accelerator="cpu",
         devices=2,
-        strategy="ddp",
+        strategy=strategy,
         # Lightning's own shuffles the rows.
         use_distributed_sampler=False,
         max_steps=STEPS,
@@ -115,7 +177,7 @@ def with_lightning(rank: int, folder: Path) -> Found:
         enable_model_summary=False,
         **quiet,
     )
-    module = Module()
+    module = module or Module()
     data: Any = rows()
     in_order = DistributedSampler(data, num_replicas=2, rank=rank, shuffle=False)
     trainer.fit(module, DataLoader(data, batch_size=BATCH // 2, sampler=in_order))
@@ -125,7 +187,9 @@ def with_lightning(rank: int, folder: Path) -> Found:
 
 CASES: dict[str, Callable[[int, Path], Found]] = {
     "Accelerate": with_accelerate,
+    "Accelerate, FSDP2": with_accelerate_fsdp2,
     "Transformers": with_transformers,
+    "Lightning, ModelParallelStrategy": with_lightning_model_parallel,
     # Last: it ends the process group that it trained in.
     "Lightning": with_lightning,
 }
