@@ -111,6 +111,14 @@ def test_two_weights_with_as_many_connections_in_other_places():
         torch.testing.assert_close(compiled(*given), both(*(one.dense() for one in given)))
 
 
+def test_the_label_of_a_topology_tells_where_its_memory_is():
+    weight = SparseWeight.from_dense(torch.ones(16, 16), torch.eye(16, dtype=torch.bool), Role.MANAGED)
+    for one in (weight, weight.share_memory_()):
+        assert one.topology.label.shape[0] == one.topology.index.tensors[0].data_ptr() >> 6
+    moved = weight.topology.to(torch.device("cpu"))
+    assert moved.label.shape[0] == moved.index.tensors[0].data_ptr() >> 6
+
+
 @needs_torch("2.8", "it does not look at what a compiled graph was made for")
 def test_the_dense_gradient_is_one_more_graph():
     model, counter, collected = Pair().sparse, Counter(), []

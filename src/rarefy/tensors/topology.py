@@ -97,7 +97,7 @@ class Topology:
     def of_copies(cls, facts: Facts, parts: Sequence[Tensor]) -> Topology:
         """The topology of `facts` and of `parts` that are in another place of memory than those they were made of."""
         topology = cls.of_parts(facts, parts)
-        del vars(topology)["label"]
+        topology.forget_label()
         return topology
 
     def with_mask(self, mask: Tensor) -> Topology:
@@ -121,6 +121,10 @@ class Topology:
         widths = () if self.has_blocks else self.index.sizes[2:]
         # Where its memory is; allocations begin at multiples of 64 bytes.
         return first.new_empty(first.data_ptr() >> 6, 0, *widths)
+
+    def forget_label(self) -> None:
+        """Called when the index tensors were moved to another place of memory, which the label tells."""
+        vars(self).pop("label", None)
 
     @property
     def parts(self) -> tuple[Tensor, ...]:

@@ -207,6 +207,7 @@ class SparseWeight(StoredWeight):
         """Moves values and indices to shared memory."""
         for name in PARTS:
             getattr(self, name).share_memory_()
+        self.topology.forget_label()
         return _in_place_of(self, self)
 
     def is_shared(self) -> bool:
