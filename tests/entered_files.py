@@ -49,6 +49,7 @@ def stop(*_: Any) -> None:
     os._exit(0)
 
 
-register_optimizer_step_post_hook(stop)
-sys.setprofile(note)
-main()
+if __name__ == "__main__":
+    register_optimizer_step_post_hook(stop)
+    sys.setprofile(note)
+    main()
