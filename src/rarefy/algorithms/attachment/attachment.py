@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import warnings
 import weakref
 from collections.abc import Mapping
 from functools import partial
@@ -29,6 +31,16 @@ from rarefy.storage.gradients import Shortlist
 from rarefy.storage.parameter import SparseParameter
 from rarefy.torch_private import scale_in_gradients, times_written
 
+COPIED = (
+    "the copy of an algorithm that is applied holds no model: a model that was copied with it is a plain one, which "
+    "trains densely; to go on with copies, apply the copied algorithm to the copied model and a new optimizer, then "
+    "load the state_dict() of all three"
+)
+PICKLED = (
+    "an algorithm cannot be pickled, as it belongs to a model and its optimizer; build it where it is used, apply it "
+    "and load the state_dict() of the first"
+)
+
 
 class Attachment:
     """The sparse weights of one policy, and everything that is registered with torch on its behalf.
@@ -51,6 +63,15 @@ class Attachment:
         self._copies = Copies()
         self._averaging = Averaging(self.parameters, self.set_mask)
         self._gradients = GradientHooks(self._before_accumulation, self._after_accumulation)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Attachment:
+        """Of a copied algorithm, which holds no model: hooks of modules and optimizers do not go along."""
+        if self.parameters:
+            warnings.warn(COPIED, RuntimeWarning, stacklevel=2)
+        return Attachment(copy.deepcopy(self._policy, memo))
+
+    def __reduce__(self) -> Any:
+        raise RarefyError(PICKLED)
 
     @property
     def step(self) -> int:
