@@ -47,7 +47,6 @@ def test_copies_go_on_as_the_warning_says(build: Any, compute: str) -> None:
     train(model, optimizer, range(5))
     with pytest.warns(RuntimeWarning, match="holds no model.*load the state_dict"):
         twin, copied = copy.deepcopy((model, sparsity))
-    assert not copied.parameters
     other = adamw(twin)
     copied.apply(twin)
     copied.apply(other)
