@@ -11,7 +11,7 @@ import pytest
 import torch
 from quality import fine_tuning, records, structure, table, training, transfer
 from quality.table import Scale, Table, write
-from quality.tasks import TASKS, ByteText, Classification, Examples
+from quality.tasks import TASKS, ByteText, Classification, Examples, wide_mlp
 from quality.variants import VARIANTS
 from torch import Tensor, nn
 
@@ -82,15 +82,30 @@ def test_every_variant_trains_and_ends_at_its_sparsity(variant: str) -> None:
     assert abs(outcome.weights - trained.get(variant, whole / 2)) <= 2
 
 
+def tiny_wide() -> Classification:
+    """Wide enough for two blocks of 32 at 87.5%."""
+    x = torch.randn(60, 40, generator=torch.Generator().manual_seed(0))
+    examples = Examples(x[:40], (x[:40, 0] > 0).long(), x[40:], (x[40:, 0] > 0).long())
+    return Classification("mnist1d_wide", lambda: examples, wide_mlp, width=128, steps=40, batch_size=8)
+
+
+def test_only_the_layer_between_the_hidden_ones_of_the_wide_mlp_is_sparse() -> None:
+    model = wide_mlp(64)
+    training.sparsify(model, {"sparsity": 0.5}, 0)
+    whole = [int(layer.weight.count_nonzero()) == layer.weight.numel() for layer in model[::2]]  # pyright: ignore
+    assert whole == [True, False, True]
+
+
 def tiny_text() -> ByteText:
     return ByteText(width=32, steps=80, batch_size=2, length=16, layers=1, judged=32)
 
 
 @pytest.mark.parametrize("module", [structure, fine_tuning, transfer], ids=lambda module: module.TABLE.name)
-def test_a_table_of_the_gpt_runs_in_its_quick_form(
+def test_a_table_runs_in_its_quick_form(
     module: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(table.TASKS, "stdlib_gpt", tiny_text())  # pyright: ignore[reportArgumentType]
+    monkeypatch.setitem(table.TASKS, "mnist1d_wide", tiny_wide())  # pyright: ignore[reportArgumentType]
     monkeypatch.setattr(table, "BUILD", tmp_path)
     monkeypatch.setattr(Scale, "seeds", range(1))
     module.TABLE.run(Scale(quick=True))

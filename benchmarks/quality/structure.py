@@ -15,11 +15,11 @@ from .tasks import Task
 from .training import train
 from .variants import Block, moving
 
-TASK = "stdlib_gpt"
 VARIANT = "rigl"
 BLOCKS = (4, 8, 16, 32)
 # N of m exists at these sparsities alone.
-N_OF_M = {0.5: {"n": 2, "m": 4}, 0.875: {"n": 1, "m": 8}}
+N_OF_M = {0.5: {"n": 2, "m": 4}, 0.875: {"n": 1, "m": 8}, 0.96875: {"n": 1, "m": 32}}
+SPARSITIES = {"mnist1d_wide": (0.5, 0.875, 0.96875), "stdlib_gpt": (0.5, 0.875)}
 PATTERNS: dict[str, Callable[[float], Any]] = {
     "single connections": lambda sparsity: "unstructured",
     "equal fan-in": lambda sparsity: "fan_in",
@@ -36,15 +36,15 @@ def block_of(pattern: str, sparsity: float, steps: int) -> Block | None:
     return made
 
 
-def kinds(scale: Scale) -> list[tuple[str, float]]:
+def kinds(task: Task, scale: Scale) -> list[tuple[str, float]]:
     """Pattern and sparsity of each line of the table."""
-    sparsities = (0.875,) if scale.quick else tuple(N_OF_M)
+    sparsities = (0.875,) if scale.quick else SPARSITIES[task.name]
     return [("dense", 0.0), *((name, sparsity) for sparsity in sparsities for name in PATTERNS)]
 
 
 def run(scale: Scale) -> None:
     """Measures what is missing."""
-    for task in scale.tasks([TASK]):
+    for task in scale.tasks(list(SPARSITIES)):
         rates = tuned(task, ["dense", VARIANT], scale)
         shared = {"task": task.name, "variant": VARIANT, "steps": scale.steps(task)}
         cells = [
@@ -56,7 +56,7 @@ def run(scale: Scale) -> None:
                 "seed": seed,
             }
             for seed in scale.seeds
-            for pattern, sparsity in kinds(scale)
+            for pattern, sparsity in kinds(task, scale)
         ]
 
         def measure(cell: Row, task: Task = task) -> Row:

@@ -97,14 +97,16 @@ def machine() -> dict[str, str]:
 
 
 def processor() -> str:
-    """Name and family, as the system tells; the family says which Zen it is."""
+    """Name and generation, as the system tells."""
     path = Path("/proc/cpuinfo")
     text = path.read_text() if path.exists() else ""
     found = {
         key: value
-        for key, value in re.findall(r"^(model name|cpu family|model)\s*: (.*)$", text, re.MULTILINE)
+        for key, value in re.findall(r"^(model name|cpu family|flags)\s*: (.*)$", text, re.MULTILINE)
     }
     if not found:
         return platform.processor() or "unknown"
-    zen = {"23": "Zen 2", "25": "Zen 3 or 4", "26": "Zen 5"}.get(found.get("cpu family", ""), "")
+    # Zen 3 and 4 are one family; Zen 4 has AVX-512.
+    third = "Zen 4" if "avx512f" in found.get("flags", "") else "Zen 3"
+    zen = {"23": "Zen 2", "25": third, "26": "Zen 5"}.get(found.get("cpu family", ""), "")
     return " ".join(part for part in (found.get("model name", "unknown"), zen) if part)

@@ -232,6 +232,15 @@ def mlp(inputs: int) -> Callable[[int], nn.Module]:
     return build
 
 
+def wide_mlp(width: int) -> nn.Module:
+    """The same; only the layer between the hidden ones can become sparse, in which every structure fits."""
+    layers = mlp(40)(width)
+    assert isinstance(layers, nn.Sequential)
+    for outer in (layers[0], layers[-1]):
+        outer.requires_dense = True  # pyright: ignore[reportArgumentType]
+    return layers
+
+
 def conv_net(width: int) -> nn.Module:
     """Three convolutions of stride 2 and a linear layer; the first convolution, 5 weights a channel, stays dense."""
     first = nn.Conv1d(1, width, 5, stride=2, padding=2)
@@ -254,6 +263,7 @@ TASKS: Mapping[str, Task] = {
     for task in (
         Classification("mnist1d_mlp", mnist1d, mlp(40), width=256, steps=1000),
         Classification("mnist1d_conv", mnist1d, conv_net, width=32, steps=800),
+        Classification("mnist1d_wide", mnist1d, wide_mlp, width=1024, steps=600, compute="auto"),
         Classification("digits_mlp", digits, mlp(64), width=128, steps=400, batch_size=64),
         ByteText(),
     )

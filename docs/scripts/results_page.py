@@ -31,6 +31,11 @@ NAMES = {
     "rigl": "RigL",
     "rigl, ERK": "RigL, ERK",
     "gmp": "GMP",
+    "mest": "MEST",
+    "top_kast": "Top-KAST",
+    "granet": "GraNet",
+    "ac_dc": "AC/DC",
+    "srigl": "SRigL",
     "dense, narrow": "dense of equal parameters",
 }
 
@@ -41,6 +46,11 @@ TASK_NAMES = {
         "MNIST-1D, conv net",
         "the same",
         "three convolutions of {width} channels, stride 2, and a linear layer",
+    ),
+    "mnist1d_wide": (
+        "MNIST-1D, wide MLP",
+        "the same",
+        "40–{width}–{width}–10; the layer between the hidden ones alone is sparse",
     ),
     "digits_mlp": ("digits, MLP", "scikit-learn's, 8 × 8 pixels, 1347 and 450", "64–{width}–{width}–10"),
     "stdlib_gpt": (
@@ -114,14 +124,14 @@ def ratio(row: Row, base: Row, key: str) -> str:
     return f"{share:.2f} ± {error:.2f}"
 
 
-def structure() -> str:
+def structure(task: str) -> str:
     """Patterns down; score and time over dense for each sparsity."""
-    rows = load("structure")
+    rows = matching("structure", task=task)
     (dense,) = (row for row in rows if row["pattern"] == "dense")
     sparsities = sorted(sparsity for sparsity in distinct(rows, "sparsity") if sparsity)
     head = [""]
     for sparsity in sparsities:
-        head += [f"{percent(sparsity)}: bits per byte", "time"]
+        head += [percent(sparsity), "time"]
     lines = [["**dense**", spread(dense), "1"] + [""] * (len(head) - 3)]
     for pattern in distinct(rows, "pattern")[1:]:
         own = {row["sparsity"]: row for row in rows if row["pattern"] == pattern}
@@ -139,8 +149,8 @@ def equal_time(task: str) -> str:
     for model in distinct(rows, "model"):
         own = {row["budget"]: row for row in rows if row["model"] == model}
         cells = [f"{spread(own[one])} ({own[one]['steps']} steps)" for one in budgets]
-        first = own[budgets[0]]
-        lines.append([model, f"{first['lr']:g}", f"{first['weights']:,.0f}", *cells])
+        rates = " / ".join(f"{own[one]['lr']:g}" for one in budgets)
+        lines.append([model, rates, f"{own[budgets[0]]['weights']:,.0f}", *cells])
     return table_of(head, lines)
 
 
