@@ -34,6 +34,10 @@ def has_one_connection(pattern: Any) -> bool:
     return isinstance(pattern, dict) and pattern.get("n") == 1
 
 
+def is_approximated(pattern: Any) -> bool:
+    return isinstance(pattern, dict) and bool(pattern.get("transposable")) and pattern["m"] > 4
+
+
 def is_no_fan_in(pattern: Any) -> bool:
     return pattern != "fan_in"
 
@@ -45,7 +49,7 @@ ROWS: Mapping[str, Row] = {
     "rigl": Row(),
     "mest": Row(),
     "movement": Row("scheduled"),
-    "powerprop": Row("scheduled", rises=True),
+    "powerprop": Row("scheduled", rises=True, refuses=is_approximated),
     # A list, so that it is no error where a test asks for a higher sparsity.
     "top_kast": Row(options={"forward_sparsity": [0.9]}, refuses=has_one_connection),
     "granet": Row("scheduled"),
