@@ -277,7 +277,8 @@ CASES = [
     (
         {**RIGL, "init_method": "math:pi"},
         "sparsity.init_method: 3.141592653589793 is not allowed; give a known method (one of checkerboard, "
-        "from_zeros, grasp, magnitude_mixed, random, snip, synflow, topk, wanda) (example: init_method: topk)",
+        "from_zeros, grasp, magnitude_mixed, random, snip, synflow, topk, topk_of, wanda) (example: init_method: "
+        "topk)",
     ),
     (
         {**RIGL, "init_method": "math:nope"},

@@ -102,7 +102,7 @@ def test_evaluation_is_one_more_graph(compute):
 
 @needs_torch("2.8", "it does not look at what a compiled graph was made for")
 def test_graphs_of_any_number_of_connections_serve_a_compact_model_that_is_pruned_gradually():
-    """The settings that docs/compute.md names; without them torch compiles at every update, 8 times at most."""
+    """The settings that docs/compute.md names for a torch that compiles at every update without, 8 times at most."""
     torch.compiler.reset()
     counter, runs = CompileCounterWithBackend("aot_eager"), []
     growing = {"type": "linear", "init": 0.1, "slope": 0.05}
@@ -117,7 +117,7 @@ def test_graphs_of_any_number_of_connections_serve_a_compact_model_that_is_prune
         with torch._dynamo.config.patch(sizes):
             train(forward, optimizer, range(10))
         runs.append(snapshot(model, optimizer))
-    assert counter.frame_count == 2
+    assert counter.frame_count <= 2
     assert_identical(*runs)
 
 

@@ -272,8 +272,8 @@ def _top_in_rows(scores: Tensor, candidates: Tensor | None, counts: _Counts, ord
     if not scores.numel():
         return torch.ones_like(scores, dtype=torch.bool)
     if rows == 1:
-        among = columns if candidates is None else candidates.count_nonzero()
-        return _top(scores, candidates, int(counts(torch.as_tensor(among))), order)
+        among = torch.ones_like(scores, dtype=torch.bool) if candidates is None else candidates
+        return _top(scores, candidates, int(counts(among.count_nonzero())), order)
     table = counts(torch.arange(columns + 1, device=scores.device))
     kept, contested = kernels.keep_in_groups(scores, table, candidates)
     return settle_rows(kept, scores, candidates, contested, order)

@@ -159,7 +159,8 @@ def assert_first_survives(root: Path) -> None:
 
 def as_a_user(code: str, root: Path, *, uid: int | None = None, limit: int | None = None) -> None:
     """Runs code in a fresh process, as another user or with a limit on file sizes; it must succeed."""
-    prelude = "import os, resource, sys, torch; from pathlib import Path\n"
+    # yaml is imported by saving alone, and another user may not be able to read this one's packages.
+    prelude = "import os, resource, sys, torch, yaml; from pathlib import Path\n"
     prelude += "from rarefy.checkpoint.directory import *; root = Path(sys.argv[1])\n"
     prelude += f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n" if limit else ""
     prelude += f"os.setuid({uid})\n" if uid is not None else ""
