@@ -117,7 +117,7 @@ def test_graphs_of_any_number_of_connections_serve_a_compact_model_that_is_prune
         with torch._dynamo.config.patch(sizes):
             train(forward, optimizer, range(10))
         runs.append(snapshot(model, optimizer))
-    assert counter.frame_count <= 2
+    assert counter.frame_count == (1 if hasattr(torch.compiler.config, "dynamic_sources") else 2)
     assert_identical(*runs)
 
 

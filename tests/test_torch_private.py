@@ -406,10 +406,10 @@ needs_changing_sizes = pytest.mark.skipif(
 def test_sizes_of_attributes_of_a_name_may_change():
     # Not by monkeypatch, which deletes what it has set; torch then says that there is no such setting.
     with torch.compiler.config.patch(dynamic_sources="L['x']"):
-        see_sizes_change()
+        check_that_sizes_change()
 
 
-def see_sizes_change():
+def check_that_sizes_change():
     let_sizes_change("_of_nobody_")
     let_sizes_change("_of_nobody_")
     theirs, ours = torch.compiler.config.dynamic_sources.split(",")

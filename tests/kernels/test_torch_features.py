@@ -78,12 +78,15 @@ def test_a_compiled_training_loop_with_updates():
 
 
 @needs_torch("2.8", "it does not look at what a compiled graph was made for")
-def test_a_compiled_training_loop_hardly_recompiles_where_shapes_change():
+def test_a_compiled_training_loop_recompiles_where_shapes_change_only_under_a_torch_that_must():
     block = {"algorithm": "gmp", "sparsity": [0.5, 0.75, 0.5], "update": {"freq": 3}}
     model, counts = trained("compact", 8, True, **block)
     expected, _ = trained("compact", 8, False, **block)
     torch.testing.assert_close(model.state_dict(), expected.state_dict())
-    assert counts[2] == 1 and counts[-1] <= 3
+    if hasattr(torch.compiler.config, "dynamic_sources"):
+        assert counts == [1] * 8
+    else:
+        assert counts[2] == 1 and counts[5] == 2 and counts[-1] <= 3
 
 
 @pytest.mark.slow
