@@ -12,12 +12,13 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
+from torch.distributed import fsdp
 
 from rarefy.callbacks.events import Callback
 from rarefy.checkpoint.directory import CheckpointParts, load, newest_valid, save
 from rarefy.checkpoint.error import CheckpointError
 from rarefy.checkpoint.writing.frozen import Frozen
-from rarefy.distributed import ParallelConfig
+from rarefy.distributed import Parallel, ParallelConfig, is_cut, local_part
 from rarefy.distributed.fully_shard import blocks_of
 from rarefy.errors import ConfigError, RarefyError
 from rarefy.trainer.trainer import Trainer
@@ -66,6 +67,23 @@ class Seen(Callback):
         self.steps.append((metrics["loss"], metrics["grad_norm"]))
 
 
+class Gathered(Callback):
+    """Keeps which weights are whole after each forward pass, and how many rows of the first one a process has."""
+
+    def __init__(self):
+        self.whole = []
+        self.rows = []
+
+    def on_after_forward(self, trainer, outputs, batch):
+        if not trainer.model.training:
+            return
+        weights = dict(trainer.model.named_parameters())
+        self.whole.append([not is_cut(weights[name]) for name in ("first.weight", "layers.0.inner.weight")])
+
+    def on_train_batch_end(self, trainer, metrics):
+        self.rows.append(len(local_part(trainer.model.state_dict()["first.weight"])))
+
+
 def batches(rank, ranks):
     every = torch.randn(STEPS * 2, 4, 8, generator=torch.Generator().manual_seed(0))
     return list(every[rank::ranks])
@@ -78,11 +96,12 @@ def adam(model):
 def train(folder, rank=0, ranks=1, steps=STEPS, **options):
     """What a run saw and has in the end."""
     seen = Seen()
+    more = options.pop("callbacks", [])
     trainer = Trainer(
         model_dir=folder,
         device="cpu",
         loggers=[],
-        callbacks=[seen],
+        callbacks=[seen, *more],
         seed=1,
         sparsity=SPARSITY,
         loop={"num_steps": steps, "grad_accum_steps": 2 // ranks},
@@ -93,6 +112,33 @@ def train(folder, rank=0, ranks=1, steps=STEPS, **options):
     state = trainer.model.state_dict()
     whole = {name: t.full_tensor() if hasattr(t, "full_tensor") else t.clone() for name, t in state.items()}
     return {"steps": seen.steps, "state": whole}
+
+
+def held(folder, rank, **parallel):
+    """What is whole after a forward pass, and rows of a weight in this process."""
+    gathered = Gathered()
+    train(folder, rank, RANKS, 1, parallel={"strategy": "fsdp2", **parallel}, callbacks=[gathered])
+    return gathered.whole[0], gathered.rows[0]
+
+
+def policies():
+    """What torch is told to do with pieces, with and without the key."""
+    given = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fsdp, "fully_shard", lambda module, **options: given.append(options))
+        for config in ({}, {"cpu_offload": True}):
+            cut = read_block(ParallelConfig, {"strategy": "fsdp2", **config}, "parallel")
+            Parallel(cut).cut(nn.Linear(2, 2), torch.device("cpu"))
+    without, offloaded = given
+    return "offload_policy" in without, offloaded["offload_policy"] == fsdp.CPUOffloadPolicy(pin_memory=False)
+
+
+def without_a_cpu_group():
+    """What a process group is told that sends from GPUs alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dist, "get_backend_config", lambda group=None: "cuda:nccl")
+        cut = Parallel(read_block(ParallelConfig, {"strategy": "fsdp2", "cpu_offload": True}, "parallel"))
+        return told(lambda: cut.cut(nn.Linear(2, 2), torch.device("cpu")))
 
 
 def told(action):
@@ -109,6 +155,7 @@ def refused(folder, rank):
     made = torch.optim.SGD(model.parameters(), lr=0.1)
     half = {"fp16_type": "float16", "loss_scaling_factor": "dynamic"}
     return {
+        "cpu_offload": without_a_cpu_group(),
         "optimizer": told(lambda: train(folder, rank, RANKS, parallel=cut, model=model, optimizer=made)),
         "float16": told(lambda: train(folder, rank, RANKS, parallel=cut, precision=half)),
         "shard_size": told(lambda: train(folder, rank, RANKS, parallel={**cut, "shard_size": 3})),
@@ -150,6 +197,17 @@ def work(rank, address, folder):
         "bfloat16": train(
             Path(folder, "16"), rank, RANKS, 30, parallel={**parallel, "mixed_precision": "bfloat16"}
         ),
+        "offloaded": train(
+            Path(folder, "offloaded"), rank, RANKS, 30, parallel={**parallel, "cpu_offload": True}
+        ),
+        "policies": policies(),
+        "held": {
+            "by default": held(Path(folder, "0"), rank),
+            "put away": held(Path(folder, "1"), rank, reshard_after_forward=True),
+            "kept": held(Path(folder, "2"), rank, reshard_after_forward=False),
+            "one copy each": held(Path(folder, "3"), rank, shard_size=1),
+        },
+        "copies": train(Path(folder, "copies"), rank, RANKS, 30, parallel={**parallel, "shard_size": 1}),
         "refused": refused(Path(folder, "none"), rank),
         "failing": failing(Path(folder, "failing"), rank),
     }
@@ -210,6 +268,45 @@ def test_mixed_precision_trains_too(results):
     assert losses != [loss for loss, _ in results[0]["first half"]["steps"]] and losses[-1] < losses[0]
 
 
+def test_mixed_precision_keeps_the_weights_in_their_format(results):
+    assert {tensor.dtype for tensor in results[0]["bfloat16"]["state"].values()} == {
+        torch.float32,
+        torch.bool,
+    }
+
+
+def test_pieces_on_the_cpu_learn_the_same(results, folder):
+    for result in results:
+        assert result["policies"] == (False, True)
+        assert result["offloaded"]["steps"] == result["first half"]["steps"]
+        state = result["first half"]["state"]
+        assert all(torch.equal(tensor, state[name]) for name, tensor in result["offloaded"]["state"].items())
+    halves, offloaded = (load(folder / name / "checkpoint_30") for name in ("halves", "offloaded"))
+    for index, state in halves.optimizer["state"].items():
+        for key, value in state.items():
+            assert torch.equal(offloaded.optimizer["state"][index][key], value)
+
+
+def test_what_is_put_away_after_a_forward_pass(results):
+    for result in results:
+        # The first weight is outside of the blocks, which torch keeps unless told otherwise.
+        whole = {name: one for name, (one, _) in result["held"].items()}
+        assert (whole["by default"], whole["put away"], whole["kept"]) == (
+            [True, False],
+            [False, False],
+            [True, True],
+        )
+
+
+def test_a_copy_of_the_model_in_each_so_many_processes(results, tmp_path):
+    assert [result["held"]["by default"][1] for result in results] == [5, 4]
+    assert [result["held"]["one copy each"][1] for result in results] == [9, 9]
+    expected = train(tmp_path, steps=30)
+    for result in results:
+        torch.testing.assert_close(result["copies"]["steps"], expected["steps"], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(result["copies"]["state"], expected["state"], rtol=1e-4, atol=1e-5)
+
+
 def test_every_process_writes_its_pieces_and_one_process_reads_them(results, folder, tmp_path):
     path = newest_valid(folder / "run", pytest.fail)
     assert path is not None
@@ -257,6 +354,11 @@ def test_a_killed_process_leaves_the_checkpoint_before(tmp_path):
 def test_what_does_not_go_with_it_is_refused(results):
     assert results[0]["refused"] == results[1]["refused"]
     assert results[0]["refused"] == {
+        "cpu_offload": (
+            "parallel.cpu_offload: true in a process group of gloo alone is not allowed; give false, or join the "
+            "processes by a group that sends from the CPU too (example: "
+            'torch.distributed.init_process_group("cpu:gloo,cuda:nccl"))'
+        ),
         "optimizer": (
             "optimizer: a SGD is not allowed; give a function of the model that returns the optimizer, as fsdp2 makes "
             "other parameters"

@@ -67,7 +67,8 @@ def join_processes(device: torch.device) -> torch.device:
         # Else NCCL and every `cuda` without a number would mean GPU 0 in all processes.
         torch.cuda.set_device(device)
     if not dist.is_initialized():
-        backend = "nccl" if device.type == "cuda" else "gloo"
+        # What is kept on the CPU beside a GPU (`cpu_offload`) is exchanged too, and NCCL sends nothing from there.
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         store = _store_of_restart()
         if store is None:
             dist.init_process_group(backend)
@@ -109,6 +110,18 @@ def wait_for_all() -> None:
         dist.barrier()
 
 
+def sending_device(device: torch.device, group: Any = None) -> torch.device:
+    """Where a tensor is exchanged from: where it is, if the process group can send from there; else where it can.
+
+    Args:
+        device: where the tensor is.
+        group: of processes; None for all.
+    """
+    # Such as "cpu:gloo,cuda:nccl"; that of a plain NCCL group has no "cpu".
+    kinds = [pair.partition(":")[0] for pair in dist.get_backend_config(group).split(",")]
+    return device if device.type in kinds else torch.device(kinds[0])
+
+
 def mean_over_ranks(tensor: Tensor) -> Tensor:
     """The mean of `tensor` over all ranks, in place.
 
@@ -119,8 +132,9 @@ def mean_over_ranks(tensor: Tensor) -> Tensor:
     """
     if ranks() > 1:
         # Summed and divided: gloo has no mean.
-        dist.all_reduce(tensor)
-        tensor /= ranks()
+        sent = tensor.to(sending_device(tensor.device))
+        dist.all_reduce(sent)
+        torch.div(sent.to(tensor.device), ranks(), out=tensor)
     return tensor
 
 
@@ -144,7 +158,7 @@ def of_first(numbers: Sequence[int], device: torch.device) -> list[int]:
 
     Args:
         numbers: whole numbers below 2^63.
-        device: one that the process group can send from.
+        device: where they matter.
 
     Example:
         >>> of_first([3, 1], torch.device("cpu"))
@@ -152,7 +166,7 @@ def of_first(numbers: Sequence[int], device: torch.device) -> list[int]:
     """
     if ranks() == 1 or not numbers:
         return list(numbers)
-    box = torch.tensor(numbers, device=device)
+    box = torch.tensor(numbers, device=sending_device(device))
     dist.broadcast(box, 0)
     return box.tolist()
 
@@ -186,7 +200,7 @@ def differing(numbers: Mapping[str, int], device: torch.device, group: Any = Non
 
     Args:
         numbers: whole numbers below 2^63 by name.
-        device: one that the process group can send from.
+        device: where they matter.
         group: of processes; None for all.
 
     Example:
@@ -195,7 +209,7 @@ def differing(numbers: Mapping[str, int], device: torch.device, group: Any = Non
     """
     if ranks() == 1 or not numbers:
         return []
-    own = torch.tensor(list(numbers.values()), device=device)
+    own = torch.tensor(list(numbers.values()), device=sending_device(device, group))
     # One exchange for both bounds: the highest of −x is minus the lowest of x.
     bounds = torch.stack([own, -own])
     dist.all_reduce(bounds, dist.ReduceOp.MAX, group=group)
@@ -211,7 +225,7 @@ def failing_together(device: torch.device) -> Iterator[None]:
     which one it was, and why.
 
     Args:
-        device: one that the process group can send from.
+        device: where the model is.
 
     Raises:
         RarefyError: another process failed.
@@ -238,6 +252,6 @@ def failing_together(device: torch.device) -> Iterator[None]:
 
 def _any_failed(failed: bool, device: torch.device) -> bool:
     # One number, as this is asked in every step; what was said is exchanged where there is something.
-    box = torch.tensor(int(failed), device=device)
+    box = torch.tensor(int(failed), device=sending_device(device))
     dist.all_reduce(box, dist.ReduceOp.MAX)
     return bool(box)

@@ -59,6 +59,7 @@ def cut_model(
     shard_size: int | None,
     param_dtype: torch.dtype | None,
     reshard_after_forward: bool | None,
+    cpu_offload: bool = False,
 ) -> None:
     """Cuts a model in pieces: each of its blocks, and what is left.
 
@@ -68,15 +69,19 @@ def cut_model(
         shard_size: how many processes share a copy of the model; None for all.
         param_dtype: of gathered weights and what is computed with them; gradients are averaged in float32.
         reshard_after_forward: whether gathered weights are put away after the forward pass; None leaves it to torch.
+        cpu_offload: whether pieces of weights, their gradients and optimizer states are kept in the CPU's memory.
 
     Raises:
         ConfigError: a `shard_size` that does not divide the number of processes.
     """
-    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+    from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
 
     options: dict[str, Any] = {"mesh": _mesh(device, shard_size)}
     if param_dtype is not None:
         options["mp_policy"] = MixedPrecisionPolicy(param_dtype=param_dtype, reduce_dtype=torch.float32)
+    if cpu_offload:
+        # Pinned memory is for copies to another device, without which torch has none.
+        options["offload_policy"] = CPUOffloadPolicy(pin_memory=device.type != "cpu")
     later: Mapping[str, Any] = (
         {} if reshard_after_forward is None else {"reshard_after_forward": reshard_after_forward}
     )

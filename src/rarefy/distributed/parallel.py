@@ -6,11 +6,12 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Annotated, Any, Literal
 
 import torch
+import torch.distributed as dist
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from rarefy.distributed.agreement import ranks
+from rarefy.distributed.agreement import ranks, sending_device
 from rarefy.errors import ConfigError
 
 
@@ -24,6 +25,8 @@ class ParallelConfig(BaseModel):
         mixed_precision: for `fsdp2`, the format of gathered weights and of what is computed with them.
         reshard_after_forward: for `fsdp2`, whether gathered weights are put away between forward and backward pass;
             None keeps those outside of the model's blocks.
+        cpu_offload: for `fsdp2`, whether each process keeps its pieces, with gradients and optimizer states, in the
+            CPU's memory, where the optimizer steps; they go to the device for the forward and backward pass alone.
 
     Example:
         >>> ParallelConfig().strategy
@@ -44,10 +47,11 @@ class ParallelConfig(BaseModel):
     reshard_after_forward: Annotated[
         bool | None, Field(strict=True, description="true or false", examples=["true"])
     ] = None
+    cpu_offload: Annotated[bool, Field(strict=True, description="true or false", examples=["true"])] = False
 
     @model_validator(mode="after")
     def _check_strategy(self) -> ParallelConfig:
-        given = {"shard_size", "mixed_precision", "reshard_after_forward"} & self.model_fields_set
+        given = self.model_fields_set - {"strategy"}
         if given and self.strategy != "fsdp2":
             problem = f"beside strategy: {self.strategy}"
             raise ConfigError(min(given), problem, "this key with fsdp2 only", "strategy: fsdp2")
@@ -77,13 +81,25 @@ class Parallel:
             device: of this process.
 
         Raises:
-            ConfigError: a `shard_size` that does not divide the number of processes.
+            ConfigError: a `shard_size` that does not divide the number of processes, or `cpu_offload` where the process
+                group sends nothing from the CPU.
         """
         if self.cuts:
+            self._check_offload()
             from rarefy.distributed.fully_shard import cut_model
 
-            dtype = torch.bfloat16 if self.config.mixed_precision == "bfloat16" else None
-            cut_model(model, device, self.config.shard_size, dtype, self.config.reshard_after_forward)
+            config = self.config
+            dtype = torch.bfloat16 if config.mixed_precision == "bfloat16" else None
+            later = config.reshard_after_forward
+            cut_model(model, device, config.shard_size, dtype, later, config.cpu_offload)
+
+    def _check_offload(self) -> None:
+        """Refuses what torch would, in the first gradient norm."""
+        if self.config.cpu_offload and sending_device(torch.device("cpu")).type != "cpu":
+            given = f"true in a process group of {dist.get_backend()} alone"
+            allowed = "false, or join the processes by a group that sends from the CPU too"
+            example = 'torch.distributed.init_process_group("cpu:gloo,cuda:nccl")'
+            raise ConfigError("parallel.cpu_offload", given, allowed, example)
 
     def wrapped(self, model: nn.Module) -> nn.Module:
         """The module whose forward and backward pass average the gradients over all processes.

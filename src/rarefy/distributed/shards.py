@@ -195,9 +195,11 @@ class Cut:
         """A DTensor of the weight's shape of which this is the piece here."""
         tensors: Any = sys.modules["torch.distributed.tensor"]
         # Unchecked, as the check would exchange; shape and stride given, as pieces may be uneven.
-        return tensors.DTensor.from_local(
+        wrapped = tensors.DTensor.from_local(
             piece, self.mesh, self.placements, run_check=False, shape=self.shape, stride=self.stride
         )
+        # torch moves it to the devices of the mesh, also where the weight is kept on the CPU (`CPUOffloadPolicy`).
+        return wrapped if wrapped.device == piece.device else wrapped.to(piece.device)
 
     def whole(self, piece: Tensor) -> Tensor:
         """The tensor of which all processes bring their pieces; all must call it.
