@@ -18,6 +18,7 @@ from block_sizes import block_size
 from interleave import medians
 from torch import Tensor
 
+from rarefy.allocator import keep_freed_memory
 from rarefy.kernels import BlockTopology, available
 from rarefy.kernels.instruction_sets import matrix_units
 
@@ -110,6 +111,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()
+    keep_freed_memory()
     if arguments.isa:
         os.environ["RAREFY_KERNELS"] = arguments.isa
     torch.set_num_threads(arguments.threads)

@@ -19,6 +19,7 @@ from interleave import medians
 from torch import Tensor, nn
 
 import rarefy
+from rarefy.allocator import keep_freed_memory
 from rarefy.cost import break_even_sparsity
 from rarefy.tensors import SparseWeight
 
@@ -115,6 +116,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=2.0, help="for each layer, about")
     parser.add_argument("--largest", type=float, default=4e10, help="rows x columns x tokens")
     arguments = parser.parse_args()
+    keep_freed_memory()
     if arguments.cpu_time:
         torch.set_num_threads(1)
     clock = time.thread_time if arguments.cpu_time else time.perf_counter

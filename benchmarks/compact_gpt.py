@@ -21,6 +21,7 @@ from gpt_setup import batch_of, gpt_trainer, step_of
 from interleave import medians
 
 from rarefy.algorithms.summary import summary
+from rarefy.allocator import keep_freed_memory
 
 SPARSITIES = (0.8, 0.9, 0.95)
 
@@ -84,6 +85,7 @@ def main() -> None:
     parser.add_argument("--memory", action="store_true")
     parser.add_argument("--peak-of", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    keep_freed_memory()
     if arguments.peak_of:
         peak_of(None if arguments.peak_of == "dense" else float(arguments.peak_of))
     elif arguments.memory:

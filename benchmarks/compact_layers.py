@@ -15,6 +15,7 @@ import torch
 from interleave import medians
 from torch import Tensor
 
+from rarefy.allocator import keep_freed_memory
 from rarefy.kernels import Panels, available
 
 LAYERS = [(768, 768, 2048), (3072, 768, 2048), (768, 3072, 2048), (4096, 4096, 1024)]
@@ -55,6 +56,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()
+    keep_freed_memory()
     os.environ["RAREFY_KERNELS"] = arguments.isa
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)

@@ -449,3 +449,22 @@ def test_a_shell_completes_commands_and_flags() -> None:
 
     assert {"run", "export", "report"} <= completed("rarefy ")
     assert completed("rarefy run --checkp") == {"--checkpoint_path"}
+
+
+def test_a_run_keeps_freed_memory_and_a_preview_does_not(
+    params: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    monkeypatch.setattr("rarefy.cli.run.keep_freed_memory", lambda: calls.append("kept"))
+    assert rarefy("run", params, "--validate_only").exit_code == 0
+    assert not calls
+    assert rarefy("run", params, "--max_steps", 1).exit_code == 0
+    assert calls == ["kept"]
+
+
+def test_a_variable_that_means_nothing_is_one_line(params: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAREFY_MALLOC", "yes")
+    result = rarefy("run", params)
+    assert result.exit_code == 2
+    assert "RAREFY_MALLOC: 'yes' is not allowed; give 0 or 1, or unset it" in result.stderr
+    assert not steps_saved(params.parent / "out")

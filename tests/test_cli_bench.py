@@ -112,3 +112,10 @@ def test_a_choice_that_turns_out_wrong_is_named() -> None:
     assert bench._verdict(1.05, True) == "slower than dense"
     assert bench._verdict(0.5, False) == "gain missed"
     assert bench._verdict(0.5, True) == bench._verdict(1.05, False) == bench._verdict(0.98, False) == ""
+
+
+def test_layers_are_measured_with_the_memory_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    monkeypatch.setattr(bench, "keep_freed_memory", lambda: calls.append("kept"))
+    assert rarefy("bench", "--show").exit_code == 0
+    assert calls == ["kept"]

@@ -16,6 +16,7 @@ FLOORS = {
     "validation": 1,
     "imports": 1,
     "disk": 1,
+    "allocator": 1,
     "distributed": 1,
     "torch_private": 0,
     "yaml_files": 1,

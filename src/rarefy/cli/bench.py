@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, TimeRemainingColumn
 from rich.table import Table
 from typer import Exit, Option
 
+from rarefy.allocator import keep_freed_memory
 from rarefy.cli import messages
 from rarefy.cli.guard import guarded
 from rarefy.cli.tables import print_whole
@@ -71,6 +72,8 @@ def command(
         layers = {"--shape": shapes, "--tokens": tokens, "--sparsity": sparsities}
         _check_together([name for name, wanted in tasks.items() if wanted], layers)
         size = None if block is None else _size("--block", block)
+        # As `rarefy run` does, whose layers these stand for.
+        keep_freed_memory()
         with _computing_with(threads):
             if reset:
                 _reset()

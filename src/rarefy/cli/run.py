@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from rarefy.algorithms.summary import summary
+from rarefy.allocator import keep_freed_memory
 from rarefy.callbacks.events import Callback
 from rarefy.callbacks.rank_log import RankLog
 from rarefy.callbacks.trainer_view import TrainerView
@@ -165,6 +166,7 @@ def _run_file(params: Path, content: dict[str, Any], request: Request, watch: Wa
         for config in configs:
             _print_preview(launch.builder(config))
         return
+    keep_freed_memory()
     for trainer in run_all(configs, launch):
         rows = [*result_rows(trainer, watch.steps_per_second)]
         if request.compare_dense and trainer.sparsity is not None and watch.has_begun:
