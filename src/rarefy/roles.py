@@ -113,6 +113,9 @@ def axes_of(place: Place, dimensions: int) -> Axes:
         >>> axes_of(Place(nn.ConvTranspose1d(4, 2, 3), "weight"), 3).transposed
         True
     """
+    # A bias has outputs alone, however its module reads the weight beside it.
+    if dimensions < 2:
+        return OUT_IN
     module, _ = _asked_for(place)
     if isinstance(module, _CONVOLUTIONS + _TRANSPOSED):
         return Axes(isinstance(module, _TRANSPOSED), module.groups)

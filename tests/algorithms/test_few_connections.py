@@ -150,3 +150,25 @@ def test_a_layer_of_zeros_does_not_lose_its_last_rows(name):
         assert rows.std() < 2 * (kept / 64) ** 0.5
         algorithm.parameters["weight"].dense_gradient.value = torch.zeros(64, 64)
         algorithm.update()
+
+
+@pytest.mark.parametrize("keep_rows", [False, True])
+def test_biases_and_single_numbers_may_be_named(keep_rows):
+    """The bias of a transposed convolution has outputs alone, and a number has neither."""
+    model = nn.Module()
+    model.layer = nn.ConvTranspose1d(8, 16, 3)
+    model.temperature = nn.Parameter(torch.ones(()))
+    sparsity = rarefy.SET(0.5, param_filter="*", keep_rows=keep_rows, seed=0)
+    sparsity.apply(model)
+    sparsity.update()
+    assert {name: one.active for name, one in sparsity.parameters.items()} == {
+        "temperature": 1,
+        "layer.weight": 8 * 16 * 3 // 2,
+        "layer.bias": 8,
+    }
+
+
+def test_balanced_groups_of_a_transposed_bias():
+    layer = nn.ConvTranspose1d(8, 16, 3)
+    rarefy.configure({"sparsity": 0.5, "param_filter": "bias", "balance_out_groups": 4}).apply(layer)
+    assert layer.bias_mask.view(4, 4).sum(1).tolist() == [2, 2, 2, 2]

@@ -41,6 +41,12 @@ def test_no_members(members: Any) -> None:
         Group(members)
 
 
+@pytest.mark.parametrize(("members", "shown"), [([Static(0.5), 3], "3"), ("rigl", "'r'"), (Static, "Static")])
+def test_members_that_are_no_algorithms(members: Any, shown: str) -> None:
+    with pytest.raises(RarefyError, match=f"{shown}.* is not allowed in a Group; give algorithms"):
+        Group(members)
+
+
 def test_an_empty_group_is_not_applied() -> None:
     with pytest.raises(RarefyError, match="the group is empty; add at least one"):
         Group().apply(model())

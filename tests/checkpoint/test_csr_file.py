@@ -85,6 +85,7 @@ def test_column_indices_take_two_bytes_where_they_fit(columns: int, dtype: torch
         ("starts", [0, 1, 3]),
         ("starts", [0, 2, 1, 3]),
         ("starts", [0, 1, 1, 2]),
+        ("columns", [1, 2, 2]),
         ("columns", [1, 0, 3]),
         ("columns", [1, 0, -1]),
         ("columns", [1, 0]),

@@ -123,7 +123,7 @@ class DropAndGrow(DynamicSparsityAlgorithm):
             scores: of dropping, or of growing; the shape of the weight.
             grows: whether outputs without connections are meant, instead of those that have some.
         """
-        if not self._spares or not mask.numel():
+        if not self._spares or not mask.numel() or not mask.dim():
             return scores
         pattern = self._patterns.get(view.name, self.pattern)
         # By output in dimension 0, wherever the module has it; outputs that blocks hold together are one.

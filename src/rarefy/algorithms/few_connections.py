@@ -46,7 +46,8 @@ def few_connections(algorithm: SharesOut, chosen: Mapping[str, Candidate]) -> di
     found = {}
     for name, candidate in chosen.items():
         shape = candidate.shape
-        outputs = shape[1 if candidate.axes.transposed else 0]
+        # A filter may name a single number, such as a learned temperature.
+        outputs = shape[1 if candidate.axes.transposed else 0] if shape else 1
         kept = algorithm.pattern.on(candidate.axes).kept(shape, shares[name])
         if kept < min(ENOUGH * outputs, shape.numel()):
             found[name] = f"{name} {list(shape)} keeps {kept} of {shape.numel()} connections"

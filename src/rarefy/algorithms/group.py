@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, TypeAlias
 
 from torch import nn
@@ -15,6 +15,7 @@ from rarefy.algorithms.base import Sparsifier, SparsityAlgorithm
 from rarefy.algorithms.few_connections import few_connections, warn_of_few
 from rarefy.errors import ConfigError, RarefyError
 from rarefy.filters import Candidate
+from rarefy.validation import shorten
 
 Members: TypeAlias = "Sparsifier | Sequence[Sparsifier] | Mapping[str | tuple[str, ...], Sparsifier]"
 
@@ -27,7 +28,7 @@ class Group(Sparsifier):
             tuple) in place of its own.
 
     Raises:
-        RarefyError: an empty list or mapping was given.
+        RarefyError: an empty list or mapping was given, or something that is no algorithm.
 
     Example:
         >>> from rarefy import SET, Static
@@ -76,12 +77,20 @@ class Group(Sparsifier):
         self._algorithms.append(algorithm)
 
     def extend(self, algorithms: Members) -> None:
-        """Adds several, behind those that are there: another group, a list, or a mapping from filters."""
+        """Adds several, behind those that are there: another group, a list, or a mapping from filters.
+
+        Raises:
+            RarefyError: something else, or in a mapping a group, or an algorithm that was applied.
+            ConfigError: a filter that is none.
+        """
         if isinstance(algorithms, Mapping):
             for param_filter, algorithm in algorithms.items():
                 self.add(param_filter, algorithm)
             return
-        members = [algorithms] if isinstance(algorithms, Sparsifier) else algorithms
+        members = list(algorithms) if isinstance(algorithms, Iterable) else [algorithms]
+        for member in members:
+            if not isinstance(member, Sparsifier):
+                raise RarefyError(f"{shorten(member)} is not allowed in a Group; give algorithms, or groups of them")
         self._algorithms += [leaf for member in members for leaf in member.algorithms]
 
     @property
@@ -176,7 +185,8 @@ class Group(Sparsifier):
         if not isinstance(state, Sequence) or len(state) != len(self.algorithms):
             found = len(state) if isinstance(state, Sequence) else 1
             raise RarefyError(
-                f"this sparsity state is of {found} algorithm(s), this group has {len(self.algorithms)}"
+                f"this sparsity state is of {found} algorithm(s), this group has {len(self.algorithms)}; load it into a "
+                "group of the same algorithms"
             )
         for algorithm, part in zip(self.algorithms, state, strict=True):
             algorithm.load_state_dict(part)

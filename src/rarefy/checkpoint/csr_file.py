@@ -89,6 +89,9 @@ class Connections:
         mask = torch.zeros(size, dtype=torch.bool)
         weight[rows, columns] = self.values
         mask[rows, columns] = True
+        # Of two values at one place one would be lost without a word.
+        if int(mask.count_nonzero()) != len(columns):
+            raise ValueError("two values at one place")
         return weight.reshape(shape), mask.reshape(shape)
 
     @property
