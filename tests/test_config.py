@@ -118,6 +118,13 @@ def test_a_list_is_a_group_and_the_first_match_wins():
     "block",
     [
         {"groups": [{"algorithm": "set", "params": {"sparsity": 0.5, "param_filter": "0.weight"}}, {"sparsity": 0.75}]},
+        {
+            "algorithm": "Group",
+            "groups": [
+                {"algorithm": "set", "sparsity": 0.5, "param_filter": "0.weight"},
+                {"sparsity": 0.75},
+            ],
+        },
         {"groups": [{"params": {"algorithm": "set", "sparsity": 0.5, "param_filter": "0.weight"}}, {"sparsity": 0.75}],
          "algorithm": "group"},
     ],

@@ -334,6 +334,14 @@ CASES = [
         "sparsity: the key 'seed' beside `groups` is not allowed; give it inside the entries of `groups`",
     ),
     (
+        {"groups": [RIGL], "algorithm": "set"},
+        "sparsity.algorithm: 'set' is not allowed; give group, and the algorithm inside each entry of `groups`",
+    ),
+    (
+        {"groups": [RIGL], "type": None},
+        "sparsity.type: null is not allowed; give group, and the algorithm inside each entry of `groups`",
+    ),
+    (
         {"groups": [RIGL, {"sparsity": 5}]},
         "sparsity.groups[1].sparsity: 5 is not allowed; give a fraction in [0, 1); did you mean 0.05?",
     ),

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from rarefy.disk import flush
+from rarefy.disk import flush, writing
+from rarefy.errors import RarefyError
 
 
 @pytest.mark.parametrize("kind", ["file", "directory"])
@@ -27,3 +28,12 @@ def test_the_path_itself_reaches_the_disk(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_path_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         flush(tmp_path / "missing")
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"), [(OSError(28, "No space left on device"), "No space left"), (OSError("odd"), "odd")]
+)
+def test_what_cannot_be_written_is_said_with_its_reason(error: OSError, reason: str) -> None:
+    expected = pytest.raises(RarefyError, match=f"^a.csv: cannot be written: {reason}.*; free space or fix")
+    with expected, writing(Path("a.csv")):
+        raise error

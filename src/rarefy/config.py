@@ -128,6 +128,13 @@ def _entries(block: Any, path: str) -> tuple[list[_Entry | Sparsifier], bool]:
         extra = next((key for key in block if key not in ("groups", "type", "algorithm")), None)
         if extra is not None:
             raise ConfigError(path, f"the key {extra!r} beside `groups`", "it inside the entries of `groups`")
+        # The one algorithm that has groups; another would be left out without a word.
+        other = next(
+            (key for key in ("type", "algorithm") if str(block.get(key, "group")).lower() != "group"), None
+        )
+        if other is not None:
+            allowed = "group, and the algorithm inside each entry of `groups`"
+            raise ConfigError(join_path(path, other), shorten(block[other]), allowed)
         return _list_entries(block["groups"], join_path(path, "groups")), True
     if isinstance(block, Mapping):
         options = _flattened(block, path)

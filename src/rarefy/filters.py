@@ -52,17 +52,6 @@ class Candidate:
         return self.parameter.shape
 
 
-def named_weights(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """As `model.named_parameters()`, each parameter by its first name.
-
-    Example:
-        >>> [name for name, _ in named_weights(nn.Linear(2, 2))]
-        ['weight', 'bias']
-    """
-    for candidate in candidates(model):
-        yield candidate.name, candidate.parameter
-
-
 def candidates(model: nn.Module) -> Iterator[Candidate]:
     """Every parameter of `model` once, tied ones together.
 

@@ -197,7 +197,7 @@ def drop_and_grow_in_pieces(
         order: as for `drop_and_grow`.
     """
     active = active_count(mask)
-    # Half to even, as `_staying` rounds, so that pieces give the mask of the whole.
+    # Half to even, as `drop_in_rows` rounds, so that pieces give the mask of the whole.
     stay = count if active == mask.numel() else min(active - round(fraction * active), count)
     kept = _top(drop_scores, mask, stay, order)
     return kept | _top(grow_scores, ~kept, count - stay, order.other())

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from full_disks import full_disk
 from rarefy.cost import calibration
 from rarefy.cost.calibration import BreakEven
 from rarefy.cost.rule import pays_off, rule
@@ -114,3 +115,11 @@ def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path, monkeypatch: py
         calibration.save({})
     with pytest.raises(RarefyError, match=r"cannot be removed .*; remove it by hand"):
         calibration.remove()
+
+
+def test_a_file_that_cannot_be_written_whole_leaves_the_old_one_alone(tmp_path: Path) -> None:
+    file = tmp_path / "cost.json"
+    file.write_text("old")
+    with full_disk(), pytest.raises(OSError, match="File too large"):
+        calibration.replace_file(file, "x" * 100_000)
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("cost.json", "old")]

@@ -11,6 +11,7 @@ from torch import nn
 import rarefy
 from rarefy.cost import timed as module
 from rarefy.cost.calibration import Measurement
+from rarefy.cost.measure import Case, measure
 from rarefy.cost.timed import Layer, time_layers, timed
 from rarefy.storage.choice import TIMED_AT
 
@@ -175,3 +176,8 @@ def test_the_real_measurement(tmp_path, monkeypatch):
     with torch.no_grad():
         time_layers([layer])
     assert timed(layer) > 0
+
+
+def test_layers_are_timed_on_the_cpu_whatever_the_default_device_is():
+    with torch.device("meta"):
+        assert measure(Case(16, 16, 8, 0.5), seconds=0).relative_time > 0

@@ -198,7 +198,7 @@ def test_disk_full(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", refuse)
-    refused(tmp_path, RarefyError, "set: cannot be written ([Errno 28] No space left on device)")
+    refused(tmp_path, RarefyError, "set: cannot be written ([Errno 28] No space left on device); free space")
 
 
 def test_a_directory_that_cannot_be_made(tmp_path):

@@ -3,31 +3,16 @@
 from __future__ import annotations
 
 import errno
-import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 
+from full_disks import full_disk
 from rarefy.errors import ConfigError, RarefyError
 from rarefy.export import FORMATS, SavedModel, export
 from rarefy.export.output import check_free, write
 from saved_models import GPT, checkpoint
-
-LIMIT = 2000
-
-
-@contextmanager
-def full_disk() -> Iterator[None]:
-    """No file grows beyond a few bytes."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def saved(value: float = 1.0) -> SavedModel:

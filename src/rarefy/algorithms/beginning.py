@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rarefy.algorithms.attachment import Attachment
+from rarefy.algorithms.attachment.copies import place_of
 from rarefy.algorithms.attachment.hooks import UserHooks
 from rarefy.distributed import is_cut
 from rarefy.distributions import GLOBAL, share_out
@@ -127,7 +128,7 @@ class Beginning(UserHooks, Timing):
         weights = {name: one.dense_weight() for name, one in waiting.items()}
         places = {name: one.places[0] for name, one in waiting.items()}
         if model is not None:
-            places = {name: _place_in(model, name) for name in waiting}
+            places = {name: Place(*place_of(model, name)) for name in waiting}
         with torch.no_grad():
             targets = self._targets({name: weight.shape for name, weight in weights.items()})
             task = self._task(weights, places, targets, batches, model)
@@ -260,12 +261,6 @@ def _model_of(
     if not own:
         raise RarefyError(f"the model of {name} is gone; keep it until the first masks are measured")
     return own[-1]
-
-
-def _place_in(model: nn.Module, name: str) -> Place:
-    """Where a parameter of this name is in a copy of the model."""
-    module_name, _, leaf = name.rpartition(".")
-    return Place(model.get_submodule(module_name), leaf)
 
 
 def _holds(model: Any, name: str, place: Place) -> bool:

@@ -90,7 +90,9 @@ class Group(Sparsifier):
         members = list(algorithms) if isinstance(algorithms, Iterable) else [algorithms]
         for member in members:
             if not isinstance(member, Sparsifier):
-                raise RarefyError(f"{shorten(member)} is not allowed in a Group; give algorithms, or groups of them")
+                raise RarefyError(
+                    f"{shorten(member)} is not allowed in a Group; give algorithms, or groups of them"
+                )
         self._algorithms += [leaf for member in members for leaf in member.algorithms]
 
     @property
@@ -185,8 +187,8 @@ class Group(Sparsifier):
         if not isinstance(state, Sequence) or len(state) != len(self.algorithms):
             found = len(state) if isinstance(state, Sequence) else 1
             raise RarefyError(
-                f"this sparsity state is of {found} algorithm(s), this group has {len(self.algorithms)}; load it into a "
-                "group of the same algorithms"
+                f"this sparsity state is of {found} algorithm(s), this group has {len(self.algorithms)}; load it into "
+                "a group of the same algorithms"
             )
         for algorithm, part in zip(self.algorithms, state, strict=True):
             algorithm.load_state_dict(part)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -79,7 +80,7 @@ class Summary:
     @property
     def actual_sparsity(self) -> float:
         """The measured sparsity of all sparse parameters together."""
-        sizes = [_numel(row.shape) for row in self.rows]
+        sizes = [math.prod(row.shape) for row in self.rows]
         inactive = sum(row.actual * size for row, size in zip(self.rows, sizes, strict=True))
         return inactive / sum(sizes) if sum(sizes) else 0.0
 
@@ -126,7 +127,7 @@ class Summary:
             yield row.name, row.algorithm, *facts, row.pattern, row.storage
 
     def _total(self) -> tuple[str, ...]:
-        total = sum(_numel(row.shape) for row in self.rows)
+        total = sum(math.prod(row.shape) for row in self.rows)
         kept = sum(row.kept for row in self.rows)
         return "all", "", f"{total:,} weights", "", f"{self.actual_sparsity:.4f}", f"{kept:,}", "", ""
 
@@ -229,7 +230,7 @@ def _rows(algorithms: Iterable[Any], found: Mapping[str, Candidate]) -> Iterable
         for name, parameter in algorithm.parameters.items():
             shape = tuple(parameter.shape)
             actual = parameter.actual_sparsity
-            kept = round((1.0 - actual) * _numel(shape))
+            kept = round((1.0 - actual) * math.prod(shape))
             reason = decide(found[name], algorithm.globs).reason if name in found else ""
             storage = parameter.storage.form
             yield SummaryRow(name, kind, shape, targets[name], actual, kept, pattern, storage, reason)
@@ -258,13 +259,6 @@ def in_short(names: Sequence[str]) -> list[str]:
         alike.setdefault(LAYER_NUMBER.sub("*", name), []).append(name)
     shown = ([f"{glob} ({len(some)})"] if len(some) > 2 else some for glob, some in alike.items())
     return [text for some in shown for text in some]
-
-
-def _numel(shape: tuple[int, ...]) -> int:
-    total = 1
-    for size in shape:
-        total *= size
-    return total
 
 
 def one_line(kind: str, facts: Mapping[str, object]) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from rarefy.architectures.architecture import Architecture, Options, Row, attention_rate, joined, leaves, same
 from rarefy.architectures.changes import Joined
-from rarefy.architectures.gpt2 import PLAIN_ATTENTION
+from rarefy.architectures.gpt2 import PLAIN_ATTENTION, keys_for_each_head
 from rarefy.architectures.llama import no_experts
 from rarefy.decoder.decoder_config import GPTConfig
 from rarefy.errors import RarefyError
@@ -16,8 +16,7 @@ from rarefy.errors import RarefyError
 
 def _misfits(config: GPTConfig) -> Iterator[str]:
     yield from no_experts(config)
-    if config.key_heads != config.num_heads:
-        yield f"extra_attention_params.num_kv_groups: {config.key_heads}"
+    yield from keys_for_each_head(config)
     if config.filter_size != 4 * config.hidden_size:
         yield f"filter_size: {config.filter_size} (BLOOM has 4 · hidden_size)"
 

@@ -23,6 +23,7 @@ from rarefy.architectures.llama import (
 )
 from rarefy.architectures.nonlinearities import GATED, gated_named
 from rarefy.decoder.decoder_config import GPTConfig
+from rarefy.decoder.layers import is_windowed
 from rarefy.errors import RarefyError
 
 _NORMS: Mapping[str, str] = MappingProxyType(
@@ -51,11 +52,7 @@ def _misfits(config: GPTConfig) -> Iterator[str]:
 
 
 def _kinds_of_layers(config: GPTConfig) -> list[str]:
-    window = config.attention_sliding_window_length
-    windowed = [window is not None] * config.num_hidden_layers
-    if config.sliding_window_every_other_decoder_layer:
-        begins = config.sliding_window_every_other_decoder_layer_pattern == "sliding_window_first"
-        windowed = [begins == (index % 2 == 0) for index in range(config.num_hidden_layers)]
+    windowed = (is_windowed(config, index) for index in range(config.num_hidden_layers))
     return ["sliding_attention" if one else "full_attention" for one in windowed]
 
 

@@ -89,6 +89,12 @@ def dropout_keys(options: Options) -> dict[str, Any]:
     }
 
 
+def keys_for_each_head(config: GPTConfig) -> Iterator[str]:
+    """Heads that share their keys."""
+    if config.key_heads != config.num_heads:
+        yield f"extra_attention_params.num_kv_groups: {config.key_heads}"
+
+
 def _keys(options: Options) -> dict[str, Any]:
     by_layer = bool(options.get("scale_attn_by_inverse_layer_idx"))
     return {
@@ -125,8 +131,7 @@ def _gpt2_rows(config: GPTConfig) -> list[Row]:
 
 def _gpt2_misfits(config: GPTConfig) -> Iterator[str]:
     yield from no_experts(config)
-    if config.key_heads != config.num_heads:
-        yield f"extra_attention_params.num_kv_groups: {config.key_heads}"
+    yield from keys_for_each_head(config)
 
 
 GPT2 = Architecture(

@@ -16,10 +16,17 @@ from rarefy.architectures.architecture import (
     same,
 )
 from rarefy.architectures.changes import SAME, Chain, Each, Halves, Joined
-from rarefy.architectures.gpt2 import DEFAULTS, PLAIN_ATTENTION, SIZES, dropout_keys, dropout_options
-from rarefy.architectures.llama import no_experts
+from rarefy.architectures.gpt2 import (
+    DEFAULTS,
+    PLAIN_ATTENTION,
+    SIZES,
+    dropout_keys,
+    dropout_options,
+    keys_for_each_head,
+)
+from rarefy.architectures.llama import BIASES, no_experts, whole_heads_turn
 from rarefy.architectures.nonlinearities import PLAIN, plain_named
-from rarefy.architectures.rope import rope_keys, rope_misfits, rope_options
+from rarefy.architectures.rope import rope_keys, rope_options
 from rarefy.decoder.decoder_config import GPTConfig
 from rarefy.errors import RarefyError
 
@@ -36,8 +43,7 @@ _PLAIN_WAVES = 10000.0
 
 def _gptj_misfits(config: GPTConfig) -> Iterator[str]:
     yield from no_experts(config)
-    if config.key_heads != config.num_heads:
-        yield f"extra_attention_params.num_kv_groups: {config.key_heads}"
+    yield from keys_for_each_head(config)
     if config.scaling_type != "linear":
         yield f"pos_scaling_type: {config.scaling_type}"
     if config.is_parallel and config.has_untied_norm:
@@ -106,18 +112,14 @@ GPTJ = Architecture(
     ignored=(".attn.bias", ".attn.masked_bias"),
 )
 
-_BIASES = ("use_projection_bias_in_attention", "use_ffn_bias_in_attention", "use_ffn_bias")
-
 
 def _has_bias(config: GPTConfig) -> bool:
-    return any(getattr(config, key) for key in _BIASES)
+    return any(getattr(config, key) for key in BIASES)
 
 
 def _falcon_misfits(config: GPTConfig) -> Iterator[str]:
     yield from no_experts(config)
-    if config.position_embedding_type == "rotary" and config.rotary_size != config.head_size:
-        yield f"rotary_dim: {config.rotary_size} (a head has {config.head_size})"
-    yield from rope_misfits(config)
+    yield from whole_heads_turn(config)
 
 
 def _is_newer(config: GPTConfig) -> bool:
@@ -166,7 +168,7 @@ def _falcon_keys(options: Options) -> dict[str, Any]:
         "dropout_rate": float(options["hidden_dropout"]),
         "embedding_dropout_rate": 0.0,
         "attention_dropout_rate": float(options["attention_dropout"]),
-        **dict.fromkeys(_BIASES, bool(options["bias"])),
+        **dict.fromkeys(BIASES, bool(options["bias"])),
         **rope_keys(options),
     }
 

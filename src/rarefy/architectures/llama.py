@@ -51,6 +51,7 @@ ALLOWED: Mapping[str, tuple[Any, ...]] = MappingProxyType(
         "use_bias_in_output": (False,),
     }
 )
+BIASES = ("use_projection_bias_in_attention", "use_ffn_bias_in_attention", "use_ffn_bias")
 NORMS: Mapping[str, str] = MappingProxyType({"input_layernorm": "norm1", "post_attention_layernorm": "norm3"})
 MLP: Mapping[str, str] = MappingProxyType(
     {
@@ -177,12 +178,11 @@ def _llama_rows(config: GPTConfig) -> list[Row]:
     ]
 
 
-_BIASES = ("use_projection_bias_in_attention", "use_ffn_bias_in_attention", "use_ffn_bias")
 LLAMA = Architecture(
     model_type="llama",
     model_class="LlamaForCausalLM",
     model="llama",
-    allowed=without(ALLOWED, *_BIASES),
+    allowed=without(ALLOWED, *BIASES),
     sizes=SIZES,
     defaults=DEFAULTS,
     options=_llama_options,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rarefy.decoder.decoder_config import GPTConfig
+from rarefy.decoder.rotary import yarn_magnitude
 from rarefy.errors import RarefyError
 
 _LLAMA3 = ("low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
@@ -37,11 +37,9 @@ def _scaling(config: GPTConfig) -> dict[str, Any] | None:
     if config.scaling_type == "llama3":
         return {"rope_type": "llama3", "factor": factor, **_LLAMA3_DEFAULTS, **given}
     if config.scaling_type == "yarn":
-        growth = (
-            given.get("mscale_a", 0.1) * math.log(factor) + given.get("mscale_b", 1.0) if factor > 1 else 1.0
-        )
         kept = {key: given[key] for key in _YARN if key in given}
-        return {"rope_type": "yarn", "factor": factor, "attention_factor": growth, **kept}
+        magnitude = yarn_magnitude(factor, given)
+        return {"rope_type": "yarn", "factor": factor, "attention_factor": magnitude, **kept}
     return None if factor == 1.0 else {"rope_type": "linear", "factor": factor}
 
 

@@ -11,7 +11,6 @@ from torch import Tensor
 from rarefy.callbacks.events import Callback
 from rarefy.callbacks.trainer_view import TrainerView
 from rarefy.distributed import summed
-from rarefy.filters import named_weights
 
 
 class ComputeNorm(Callback):
@@ -26,7 +25,7 @@ class ComputeNorm(Callback):
     def on_before_optimizer_step(self, trainer: TrainerView) -> None:
         """Measures while the gradients are whole."""
         if trainer.is_log_step:
-            self._norms = measure_norms(dict(named_weights(trainer.model)))
+            self._norms = measure_norms(dict(trainer.model.named_parameters()))
 
     def on_train_batch_end(self, trainer: TrainerView, metrics: dict[str, Any]) -> None:
         """Logs what was measured."""

@@ -6,16 +6,15 @@ import logging
 import os
 import platform
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rarefy.callbacks.events import Callback
 from rarefy.callbacks.loggers.csv_logger import MetricsTable
 from rarefy.callbacks.trainer_view import TrainerView
+from rarefy.disk import writing
 from rarefy.distributed import is_first, place
-from rarefy.errors import RarefyError
 
 DIRECTORY_NAME = "ranks"
 RATES = ("tokens_per_second", "samples_per_second")
@@ -51,7 +50,7 @@ class RankLog(Callback):
         self._before = sys.exc_info()[1]
         rank, count = place()
         path = table_of(trainer.model_dir, rank)
-        with _writing(path):
+        with writing(path):
             if is_first() and not trainer.global_step:
                 _forget(trainer.model_dir, count)
             if count == 1:
@@ -74,7 +73,7 @@ class RankLog(Callback):
         if self._table is None or not trainer.is_log_step:
             return
         cells = {name: str(float(value)) for name, value in own_metrics(metrics, place()[1]).items()}
-        with _writing(self._table.path):
+        with writing(self._table.path):
             self._table.add(trainer.global_step, cells)
 
     def on_fit_end(self, trainer: TrainerView) -> None:
@@ -118,14 +117,3 @@ def _forget(folder: Path, count: int) -> None:
         number = path.stem.removeprefix("rank_")
         if number.isdecimal() and (int(number) >= count or count == 1):
             path.unlink(missing_ok=True)
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise RarefyError(
-            f"{path}: cannot be written: {reason}; free space or fix the permissions"
-        ) from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 import inspect
 import logging
@@ -22,7 +21,7 @@ from rarefy.callbacks.loggers.progress_logger import ProgressLogger
 from rarefy.callbacks.loggers.tensorboard_logger import TensorBoardLogger
 from rarefy.callbacks.loggers.wandb_logger import WandbLogger
 from rarefy.callbacks.run_record import RunRecord
-from rarefy.errors import ConfigError
+from rarefy.errors import ConfigError, did_you_mean
 from rarefy.imports import import_object, is_import_path
 from rarefy.validation import shorten
 
@@ -165,8 +164,7 @@ class _Source:
         for other, registered in REGISTRY.items():
             if name.lower() in map(str.lower, registered):
                 raise ConfigError(path, f"{name!r} among the {self.kind}", f"it under {other}")
-        near = difflib.get_close_matches(name.lower(), known, n=1)
-        hint = f"did you mean {known[near[0]]}?" if near else f"one of {', '.join(known.values())}"
+        hint = did_you_mean(name, known.values())
         raise ConfigError(path, repr(name), f"a known name ({hint}) or an import path package.module:Class")
 
     def _checked(self, built: Any, path: str) -> Callback:

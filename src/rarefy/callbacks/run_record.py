@@ -18,8 +18,8 @@ from rarefy.callbacks.events import Callback
 from rarefy.callbacks.flops import ForwardFlops, is_compiled, with_unseen
 from rarefy.callbacks.log_sparsity import actual_of, algorithms_of, parameters_of
 from rarefy.callbacks.trainer_view import TrainerView
+from rarefy.disk import writing
 from rarefy.distributed import is_first
-from rarefy.errors import RarefyError
 from rarefy.filters import candidates
 from rarefy.models.call import count
 
@@ -96,15 +96,10 @@ class RunRecord(Callback):
             return
         path = folder / FILE_NAME
         temporary = folder / f".tmp-{FILE_NAME}"
-        try:
+        with writing(path):
             folder.mkdir(parents=True, exist_ok=True)
             temporary.write_text(json.dumps(self._record, indent=1), encoding="utf-8")
             temporary.replace(path)
-        except OSError as error:
-            reason = error.strerror or str(error)
-            raise RarefyError(
-                f"{path}: cannot be written: {reason}; free space or fix the permissions"
-            ) from error
 
 
 def read_record(folder: Path) -> dict[str, Any]:

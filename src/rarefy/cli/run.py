@@ -21,7 +21,7 @@ from rarefy.cli import messages
 from rarefy.cli.guard import FAILED, guarded, located
 from rarefy.cli.overrides import Flags, apply_flags, goes_on_as_saved, states_to_load
 from rarefy.cli.processes import refuse_nested, run_in_processes, without_flag
-from rarefy.cli.tables import plan_table, preview_tables, result_table
+from rarefy.cli.tables import plan_table, preview_tables, print_whole, result_table
 from rarefy.distributed import is_first
 from rarefy.errors import ConfigError
 from rarefy.run.builder import Builder
@@ -31,9 +31,6 @@ from rarefy.run.preview import plan_parameters, plan_updates, preview
 from rarefy.run.schema import TrainerConfig, parse
 from rarefy.run.speed import speed_up
 from rarefy.trainer.trainer import Trainer
-
-# rich measures a table inside a width; this one holds every table whole.
-_WIDEST = 400
 
 
 class Watch(Callback):
@@ -195,11 +192,9 @@ def _print_preview(builder: Builder) -> None:
     tables = preview_tables(preview(builder))
     if not is_first():
         return
-    console = Console()
-    needed = console.measure(tables, options=console.options.update(width=_WIDEST)).maximum
-    console.width = max(console.width, needed)
-    console.print(tables)
-    console.print(f"{builder.config.path} is valid; nothing was written", markup=False, emoji=False)
+    print_whole(tables)
+    line = f"{builder.config.path} is valid; nothing was written"
+    Console().print(line, markup=False, emoji=False, soft_wrap=True)
 
 
 def result_rows(trainer: Trainer, steps_per_second: float | None) -> Iterator[tuple[str, str]]:

@@ -16,12 +16,12 @@ from rarefy.run.preview import CostPlan, ParameterPlan, RunPreview, UpdatePlan
 _WIDEST = 400
 
 
-def print_whole(table: Table) -> None:
-    """Prints a table as wide as it is, even where the terminal is narrower."""
+def print_whole(tables: Table | Group) -> None:
+    """Prints tables as wide as they are, even where the terminal is narrower."""
     console = Console()
-    widest = console.measure(table, options=console.options.update(width=_WIDEST)).maximum
+    widest = console.measure(tables, options=console.options.update(width=_WIDEST)).maximum
     console.width = max(console.width, widest)
-    console.print(table)
+    console.print(tables)
 
 
 def preview_tables(preview: RunPreview) -> Group:

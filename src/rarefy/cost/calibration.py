@@ -251,14 +251,20 @@ def save(rules: Mapping[Key, BreakEven]) -> Path:
 
 
 def replace_file(file: Path, text: str) -> None:
-    """Writes a file that others may be reading."""
+    """Writes a file that others may be reading.
+
+    Raises:
+        OSError: it cannot be written; what was there stays.
+    """
     with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False, encoding="utf-8") as new:
-        new.write(text)
-    try:
-        os.replace(new.name, file)
-    except OSError:
-        os.unlink(new.name)
-        raise
+        try:
+            new.write(text)
+            # Else a full disk would be noticed when the file is closed, which is too late to remove it.
+            new.flush()
+            os.replace(new.name, file)
+        except OSError:
+            os.unlink(new.name)
+            raise
 
 
 def remove() -> bool:

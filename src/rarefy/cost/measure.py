@@ -43,7 +43,8 @@ class Case:
     def mask(self, generator: torch.Generator) -> Tensor:
         """Random connections, or random blocks."""
         height, width = self.block or (1, 1)
-        active = torch.rand(self.rows // height, self.columns // width, generator=generator) >= self.sparsity
+        blocks = self.rows // height, self.columns // width
+        active = torch.rand(blocks, generator=generator, device="cpu") >= self.sparsity
         return active.repeat_interleave(height, 0).repeat_interleave(width, 1)
 
 
@@ -132,11 +133,15 @@ def measure(case: Case, seconds: float, clock: Clock = time.perf_counter) -> Mea
 
 def _steps(case: Case) -> list[Callable[[], object]]:
     """A step of the dense layer and one of the sparse layer, the same numbers each time."""
-    generator = torch.Generator().manual_seed(0)
+    # On the CPU in so many words, as a program may have made another device the default.
+    generator = torch.Generator("cpu").manual_seed(0)
     dense = nn.Linear(case.columns, case.rows, device="cpu", dtype=torch.float32)
     sparse = SparseLinear.from_linear(dense, case.mask(generator), case.block)
-    x = torch.randn(case.tokens, case.columns, generator=generator).to(case.dtype).requires_grad_()
-    grad = torch.randn(case.tokens, case.rows, generator=generator).to(case.dtype)
+    x, grad = (
+        torch.randn(case.tokens, width, generator=generator, device="cpu").to(case.dtype)
+        for width in (case.columns, case.rows)
+    )
+    x.requires_grad_()
     return [_step(layer, x, grad) for layer in (dense, sparse)]
 
 

@@ -112,7 +112,7 @@ class HDF5Rows:
         except (OSError, KeyError) as error:
             reason = " ".join(str(error).split())
             raise ReadError(
-                f"{self.files[number]}: rows {start} to {stop} cannot be read ({reason})"
+                f"{self.files[number]}: rows {start} to {stop} cannot be read ({reason}); put the file back as it was"
             ) from None
 
     def _file(self, number: int) -> Any:

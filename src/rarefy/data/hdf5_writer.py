@@ -109,7 +109,7 @@ def _size(file: Path) -> int:
 
 
 def _unreadable(file: Path, error: OSError) -> RarefyError:
-    return RarefyError(f"{file}: cannot be read ({error.strerror})")
+    return RarefyError(f"{file}: cannot be read ({error.strerror}); fix the permissions or give another file")
 
 
 def _byte_pieces(files: Sequence[Path]) -> Iterator[tuple[Tokens, int]]:
@@ -199,7 +199,9 @@ def _appearing(out_dir: Path) -> Iterator[Path]:
         folder.rename(out_dir)
         flush(out_dir.parent)
     except OSError as error:
-        raise RarefyError(f"{out_dir}: cannot be written ({' '.join(str(error).split())})") from error
+        reason = " ".join(str(error).split())
+        remedy = "free space, fix the permissions or give another directory"
+        raise RarefyError(f"{out_dir}: cannot be written ({reason}); {remedy}") from error
     finally:
         if folder is not None and folder.exists():
             shutil.rmtree(folder, ignore_errors=True)

@@ -44,7 +44,7 @@ class _Layer(nn.Module):
         self.norm1_post = norm(config) if config.norm_first_sandwich else nn.Identity()
         self.norm3_post = norm(config) if config.norm_first_sandwich else nn.Identity()
         self.dropout = nn.Dropout(config.dropout_rate)
-        self.is_windowed = _is_windowed(config, index)
+        self.is_windowed = is_windowed(config, index)
 
     def attend(self, hidden: Tensor, context: SequenceContext) -> Tensor:
         """The attention part of normed hidden states."""
@@ -93,7 +93,17 @@ def _feed_forward(config: GPTConfig) -> FeedForward:
     return FeedForward(config.hidden_size, config.filter_size, config.use_ffn_bias, config.nonlinearity)
 
 
-def _is_windowed(config: GPTConfig, index: int) -> bool:
+def is_windowed(config: GPTConfig, index: int) -> bool:
+    """Whether a layer sees a window of what came before it.
+
+    Args:
+        config: of the model.
+        index: of the layer, from 0.
+
+    Example:
+        >>> [is_windowed(GPTConfig(attention_sliding_window_length=size), 0) for size in (None, 8)]
+        [False, True]
+    """
     if not config.sliding_window_every_other_decoder_layer:
         return config.attention_sliding_window_length is not None
     first = config.sliding_window_every_other_decoder_layer_pattern == "sliding_window_first"

@@ -145,8 +145,21 @@ def _yarn(frequencies: Tensor, config: GPTConfig, given: Mapping[str, Any]) -> S
     ramp = ((number - low) / max(high - low, 0.001)).clamp(0, 1)
     kept = (1 - ramp) * given.get("extrapolation_factor", 1.0)
     factor = config.pos_scaling_factor
-    growth = given.get("mscale_a", 0.1) * math.log(factor) + given.get("mscale_b", 1.0) if factor > 1 else 1.0
-    return frequencies * (kept + (1 - kept) / factor), growth
+    return frequencies * (kept + (1 - kept) / factor), yarn_magnitude(factor, given)
+
+
+def yarn_magnitude(factor: float, given: Mapping[str, Any]) -> float:
+    """What YaRN multiplies cosines and sines by: mscale_a · ln(factor) + mscale_b, and 1 where nothing is stretched.
+
+    Args:
+        factor: by which positions are stretched.
+        given: options of the scaling.
+
+    Example:
+        >>> yarn_magnitude(1.0, {}), round(yarn_magnitude(4.0, {}), 4)
+        (1.0, 1.1386)
+    """
+    return given.get("mscale_a", 0.1) * math.log(factor) + given.get("mscale_b", 1.0) if factor > 1 else 1.0
 
 
 def _longrope(frequencies: Tensor, config: GPTConfig, given: Mapping[str, Any]) -> Scaled:

@@ -13,8 +13,6 @@ from torch import Tensor
 from rarefy.data.hdf5_writer import load_tokenizer
 from rarefy.errors import RarefyError
 
-_BYTES = 256
-
 
 def token_batches(
     data: Path, *, tokenizer: Path | None, vocab_size: int, length: int, batch_size: int, count: int

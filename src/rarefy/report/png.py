@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from rarefy.disk import writing
 from rarefy.errors import RarefyError
 from rarefy.report.chart import HeatMap, Line, LineChart
 from rarefy.report.scale import readable
@@ -43,11 +44,9 @@ def save_png(charts: Sequence[LineChart | HeatMap], path: Path, title: str = "")
             _draw_heat(figure, axes, chart)
     if title:
         figure.suptitle(title, fontsize=11, x=0.01, ha="left")
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=min(DOTS_PER_INCH, MOST_PIXELS / figure.get_figheight()))
-    except OSError as error:
-        raise RarefyError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
 def _new_figure(heights: Sequence[float]) -> Any:

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from rarefy.distributed import mean_over_ranks
-from rarefy.filters import named_weights
 from rarefy.models.call import loss_of, to_device
 from rarefy.storage.optimizer_traits import trained_parameters
 from rarefy.trainer.micro_batches import Part, parts_of_step
@@ -99,5 +98,5 @@ def _outcome(session: Session, loss: float, norm: Tensor) -> StepOutcome:
     if math.isfinite(loss) and math.isfinite(grad_norm):
         return StepOutcome(loss, grad_norm, lr)
     # Looked for only now: on every step it would cost as much as the norm.
-    gradients = ((name, parameter.grad) for name, parameter in named_weights(session.model))
+    gradients = ((name, parameter.grad) for name, parameter in session.model.named_parameters())
     return StepOutcome(loss, grad_norm, lr, first_not_finite(gradients, loss))

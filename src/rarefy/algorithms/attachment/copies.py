@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_swa_avg_fn
 
 from rarefy.errors import RarefyError
-from rarefy.filters import named_weights
 from rarefy.storage.compact import CompactStorage
 from rarefy.tensors import SparseWeight
 
@@ -124,7 +123,7 @@ def own_mask(module: nn.Module, leaf: str, mask_leaf: str) -> Tensor | None:
 
 
 def _prefix(copy: nn.Module, names: Sequence[str]) -> str:
-    own = {name for name, _ in named_weights(copy)}
+    own = {name for name, _ in copy.named_parameters()}
     first = names[0]
     # The shortest prefix first: a copy may hold another model deeper inside.
     for found in sorted((name for name in own if name.endswith(first)), key=len):

@@ -106,9 +106,10 @@ class Keeper:
         self, module: nn.Module, inputs: tuple[Any, ...], keywords: Mapping[str, Any] = NO_KEYWORDS
     ) -> None:
         """Forward pre-hook, called with keyword arguments too, but by tools that move hooks to another module."""
-        # Counting tokens is no part of what is to be compiled.
+        # In a copy of the model nobody listens.
         if self.on_forward is None:
             return
+        # Counting tokens is no part of what is to be compiled.
         if torch.compiler.is_compiling():
             if self.is_awaited:
                 self.outside_of_graphs()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rarefy.callbacks.events import Logger
 from rarefy.callbacks.trainer_view import TrainerView
-from rarefy.errors import RarefyError
+from rarefy.disk import writing
 
 FILE_NAME = "metrics.csv"
 STEP = "step"
@@ -33,15 +33,10 @@ class CSVLogger(Logger):
     def log(self, trainer: TrainerView, metrics: dict[str, float], step: int) -> None:
         """Adds metrics to the row of `step`; they are in the file when this returns."""
         path = trainer.model_dir / FILE_NAME
-        try:
+        with writing(path):
             # A validation without a fit is logged as well.
             self._table = self._table or MetricsTable(path)
             self._table.add(step, {name: str(float(value)) for name, value in metrics.items()})
-        except OSError as error:
-            reason = error.strerror or str(error)
-            raise RarefyError(
-                f"{path}: cannot be written: {reason}; free space or fix the permissions"
-            ) from error
 
 
 class MetricsTable:

@@ -13,7 +13,7 @@ from typer import Argument, Exit, Option
 
 from rarefy.cli import messages
 from rarefy.cli.guard import guarded
-from rarefy.errors import RarefyError
+from rarefy.disk import writing
 from rarefy.report.chart import Section
 from rarefy.report.page import page
 from rarefy.report.png import save_png
@@ -76,8 +76,6 @@ def write_page(
     Raises:
         RarefyError: it cannot be written.
     """
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(page(title, figures, sections, foot), encoding="utf-8")
-    except OSError as error:
-        raise RarefyError(f"{path}: cannot be written: {error.strerror or error}") from error

@@ -12,7 +12,6 @@ from torch.optim import Optimizer
 from rarefy.checkpoint.directory import CheckpointParts
 from rarefy.checkpoint.error import CheckpointError
 from rarefy.checkpoint.mask_names import mask_names
-from rarefy.filters import named_weights
 from rarefy.storage.optimizer_state import saved_indices
 from rarefy.storage.optimizer_traits import trained_parameters
 from rarefy.storage.saved_state import dense_entries
@@ -57,7 +56,7 @@ def _masks_by_index(session: Session, state: Mapping[str, Tensor]) -> dict[int, 
     names = mask_names(state)
     return {
         indices[weight]: state[names[name]].bool()
-        for name, weight in named_weights(session.model)
+        for name, weight in session.model.named_parameters()
         if name in names and weight in indices
     }
 
