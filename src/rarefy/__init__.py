@@ -42,6 +42,7 @@ __all__ = [
     "summary",
 ]
 
+# Not imported here, or `import rarefy` would bring torch and every room along, whatever is used of it.
 _HOMES = MappingProxyType(
     {
         "GMP": "rarefy.methods.gmp",
@@ -68,6 +69,7 @@ def __getattr__(name: str) -> Any:
     try:
         return importlib.import_module(f"rarefy.{name}")
     except ModuleNotFoundError as error:
+        # A module that is there and lacks a package of its own has to say which, instead of seeming not to exist.
         if error.name != f"rarefy.{name}":
             raise
         raise AttributeError(f"module 'rarefy' has no attribute {name!r}") from None

@@ -220,6 +220,7 @@ def _build(entry: _Entry | Sparsifier, context: _Context) -> Sparsifier:
     kind = _algorithm_class(options.pop("algorithm", "static"), entry, context)
     _check_keys(kind, options, entry)
     declared = options_of(kind)
+    # Under these keys alone: a percentage anywhere else is a slip, which the check of its option names.
     steps = {**step_keys(), **{name: one.steps for name, one in declared.items() if one.steps is not None}}
     options = {
         key: _resolved(value, key, entry.where(key), context.num_steps, steps)

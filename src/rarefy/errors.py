@@ -16,6 +16,7 @@ class RarefyError(Exception):
     """A problem that the user can solve; its message is one line that says how."""
 
 
+# A ValueError too, which is what pydantic takes for a finding where a validator raises it.
 class ConfigError(RarefyError, ValueError):
     """A value that is not allowed.
 
@@ -46,6 +47,7 @@ class ConfigError(RarefyError, ValueError):
     @property
     def key(self) -> str:
         """The key that is wrong in the mapping at `path`; empty where it is the value."""
+        # Whoever refuses a key words it so, `f"the key {key!r}"`; the line of the file is looked up by it.
         named = re.match(r"the key '([^']*)'", str(self.given))
         return named[1] if named else ""
 
@@ -77,6 +79,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
         >>> did_you_mean("sparsty", ["sparsity", "seed"])
         'did you mean sparsity?'
     """
+    # Sorted, as a set of names has another order in every process.
     by_lower = {name.lower(): name for name in sorted(known)}
     near = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=_NEAR)
     if near:

@@ -163,6 +163,7 @@ def decide(candidate: Candidate, globs: tuple[str, ...] | None) -> Decision:
     """
     if not candidate.parameter.is_floating_point():
         return Decision(False, "not floating point")
+    # Before the globs: what asks to stay dense does so under `*` too.
     if candidate.requires_dense:
         return Decision(False, "requires_dense")
     if globs is None:
@@ -192,6 +193,7 @@ def _role(candidate: Candidate) -> str:
     if not candidate.places:
         return "a weight of a saved model"
     place = candidate.places[0]
+    # torch gives a module that has a parametrization a class of its own, of this name.
     return f"weight of a {type(place.owner or place.module).__name__.removeprefix('Parametrized')}"
 
 
@@ -216,6 +218,7 @@ def select(model: nn.Module, globs: tuple[str, ...] | None) -> dict[str, Candida
             raise ConfigError("param_filter", f"{glob!r} (it matches no parameter)", _near(glob, everything))
     chosen = {c.name: c for c in everything if decide(c, globs).sparse}
     strange = outside_of_fully_shard(model)
+    # Where nothing is chosen a cut may be the reason: the pieces that another wrapper leaves have one dimension.
     for candidate in chosen.values() or everything:
         _check_whole(candidate, strange)
     for candidate in chosen.values():

@@ -167,6 +167,7 @@ def drop_in_rows(
     def staying(active: Tensor) -> Tensor:
         # In double: float32 skips whole numbers above 2^24.
         stay = (active - (fraction * active.double()).round().long()).clamp(max=count)
+        # A full row has nothing else to grow: what it drops beyond the target would only come back, by another score.
         return stay.masked_fill(active == mask.shape[1], count)
 
     return _top_in_rows(scores, mask, staying, order)
@@ -274,6 +275,7 @@ def _top_in_rows(scores: Tensor, candidates: Tensor | None, counts: _Counts, ord
     if rows == 1:
         among = torch.ones_like(scores, dtype=torch.bool) if candidates is None else candidates
         return _top(scores, candidates, int(counts(among.count_nonzero())), order)
+    # One entry for each number of candidates that a row can have: the kernel looks the count of a row up in it.
     table = counts(torch.arange(columns + 1, device=scores.device))
     kept, contested = kernels.keep_in_groups(scores, table, candidates)
     return settle_rows(kept, scores, candidates, contested, order)

@@ -195,6 +195,7 @@ def _known_leaf(module: nn.Module, leaf: str) -> bool | None:
 def _guess(module: nn.Module, leaf: str, shape: Sequence[int]) -> str:
     """What name and shape say of a parameter whose module is of no known class."""
     name = re.sub(r"([a-z])([A-Z])", r"\1_\2", leaf).lower()
+    # A class token [1, 1, d] is a vector, however many dimensions it has.
     is_matrix = len(shape) == 2 or sum(size > 1 for size in shape) > 1
     if not (is_matrix or _ENDS_AS_PRODUCT.search(f"_{name}")):
         return f"{leaf} of a {_kind(module)} is a vector"

@@ -99,6 +99,7 @@ class Power:
     def __call__(self, step: int, update: int = 0) -> float:
         """The value at `step`."""
         try:
+            # As a float: of a whole number Python would compute every digit of the power.
             return self.init * float(self.beta) ** step
         except OverflowError:
             return math.copysign(math.inf, self.init) if self.init else 0.0

@@ -110,6 +110,7 @@ def settle_rows(
         return kept
     inside = kept[rows]
     some = scores[rows]
+    # NaN where one is kept, and rightly so: it ranks lowest, so the border lies among the NaN.
     lowest = torch.where(inside, some, torch.inf).amin(1, keepdim=True)
     tied = _equal(some, lowest)
     settled = kept.clone()

@@ -200,6 +200,7 @@ class SparsityAlgorithm(Attached, Beginning, Reparametrizing, Sparsifier):
         self.seed = options.check_seed(seed)
         self.scaling = DensityScaling(parametrization, is_constant=isinstance(self.sparsity, Constant))
         self.scaling.check_first_masks(isinstance(self.init_method, FromData))
+        # The first mask alone; algorithms that change it set their own.
         self.update_schedule: UpdateSchedule = AtSteps([0])
         self.paths: Mapping[str, str] = {}
         self.updates = 0

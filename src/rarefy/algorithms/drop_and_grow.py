@@ -81,6 +81,7 @@ class DropAndGrow(DynamicSparsityAlgorithm):
         Returns:
             Scores of the shape of `weight`.
         """
+        # `needs` is "dense" wherever `gradient_score` is written, or the constructor would have refused.
         assert dense_grad is not None
         return self.gradient_score(dense_grad)
 

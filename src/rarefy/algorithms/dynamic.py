@@ -151,6 +151,7 @@ class DynamicSparsityAlgorithm(SparsityAlgorithm):
         found = {}
         for name, parameter in self.parameters.items():
             if not self._attachment.is_frozen(parameter):
+                # What they win is not known yet, so the view has no target.
                 views = self._views(parameter, 0.0, None, parameter.dense_state())
                 found[name] = parameter.pattern.merge([self.score(view) for view in views])
         return found

@@ -65,6 +65,7 @@ class Group(Sparsifier):
             >>> [algorithm.globs for algorithm in group.algorithms]
             [('*.weight',)]
         """
+        # One filter cannot stand for the filters of several members.
         if not isinstance(algorithm, SparsityAlgorithm):
             given = type(algorithm).__name__
             raise RarefyError(f"{given} is not allowed for {param_filter!r}; give one algorithm to a filter")

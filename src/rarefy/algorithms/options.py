@@ -368,6 +368,7 @@ def options_of(kind: type) -> dict[str, OptionField]:
     for base in inspect.getmro(kind):
         if "__init__" not in vars(base):
             continue
+        # Of the function in the class itself, so with `self`.
         parameters = list(inspect.signature(vars(base)["__init__"]).parameters.values())[1:]
         hints = _hints_of(vars(base)["__init__"])
         words = _descriptions_of(base)

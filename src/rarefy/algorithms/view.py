@@ -120,6 +120,7 @@ def is_replaced(algorithm: object, base: type, method: str) -> bool:
         (False, True)
     """
     own = getattr(algorithm, method)
+    # A function that was assigned to the object has no `__func__`, and counts as another.
     return getattr(own, "__func__", None) is not getattr(base, method)
 
 
@@ -181,6 +182,7 @@ def arguments_of(update_mask: UpdateMask) -> int:
     required = sum(p.default is p.empty for p in positional)
     takes_any = any(p.kind is p.VAR_POSITIONAL for p in parameters)
     needs_keywords = any(p.kind is p.KEYWORD_ONLY and p.default is p.empty for p in parameters)
+    # `(view, *rest)` asks for a view, a bare `*parts` for all parts.
     most = max(_FORMS) if takes_any and required != 1 else len(positional)
     # The longest first: an argument with a default is given what it is for.
     for count in sorted(_FORMS, reverse=True):

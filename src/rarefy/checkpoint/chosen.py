@@ -82,6 +82,7 @@ def find_all(ckpt_paths: str | Path | Sequence[str | Path]) -> list[Path]:
     found: list[Path] = []
     for one in several:
         pattern = Path(one)
+        # What exists is no glob, even with brackets in its name.
         matching = [pattern] if pattern.exists() else sorted(map(Path, glob(str(pattern))), key=_by_step)
         if not matching:
             raise CheckpointError(pattern, "matches nothing", "give a checkpoint's path or a glob of several")

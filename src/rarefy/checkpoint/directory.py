@@ -67,6 +67,7 @@ class CheckpointConfig(BaseModel):
         keep_last: keep the newest so many, ≥ 1; None keeps all.
     """
 
+    # Built when first read: a plain loop imports this room too, and never has such a block.
     model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
     steps: StepCount | None = None
     autoload_last_checkpoint: Flag = True

@@ -72,12 +72,14 @@ class Rows:
     def _active(self, name: str, start: int, stop: int) -> tuple[int, Tensor]:
         """How many entries come before some places, and bool for each of these places: whether there is one."""
         stored = self._file.get_slice(name)
+        # Places, which `pack` lists in rising order; anything else are bits.
         if stored.get_dtype() != "U8":
             places = stored[:].long()
             first, last = torch.searchsorted(places, torch.tensor([start, stop])).tolist()
             active = torch.zeros(stop - start, dtype=torch.bool)
             active[places[first:last] - start] = True
             return first, active
+        # Counted a part at a time: whole, the bits of a large weight would be unpacked to a byte each.
         before = sum(_ones(stored[one : min(one + _PART, start // 8)]) for one in range(0, start // 8, _PART))
         own = bits_of(stored[start // 8 : (stop + 7) // 8])
         into = start % 8

@@ -22,6 +22,7 @@ METADATA_KEY = "packed"
 _ENDINGS = (".values", ".bits", ".places")
 # Below it nothing is gained that anybody would see, and a file stays readable without this module.
 SMALLEST = 1 << 15
+# Packed where at least a tenth is saved: a plain tensor can be read by any library.
 _WORTHWHILE = 0.9
 _SAMPLE = 4096
 _INTEGERS: Mapping[int, torch.dtype] = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -123,6 +124,7 @@ class _Packing:
         if count * size + places > _WORTHWHILE * active.numel() * size:
             self.tensors[name] = tensor
             return
+        # A shared support may have more places than entries here; zeros at them are stored, up to the cost of its own.
         support = self._shared(tensor.shape, active, count + places // size)
         support = support or self._new(name, tensor.shape, active, count, kind)
         values = f"{name}.values"

@@ -119,5 +119,6 @@ def _header(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None) -
             "data_offsets": [start, end],
         }
     text = json.dumps(entries).encode()
+    # So that the data begin where the widest numbers may begin in memory.
     padded = text + b" " * (-len(text) % ALIGNMENT)
     return len(padded).to_bytes(8, "little") + padded

@@ -256,6 +256,7 @@ def replace_file(file: Path, text: str) -> None:
     Raises:
         OSError: it cannot be written; what was there stays.
     """
+    # Beside the file, as a rename does not cross file systems. Not flushed: what is lost is measured again.
     with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False, encoding="utf-8") as new:
         try:
             new.write(text)

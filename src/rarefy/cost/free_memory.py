@@ -24,6 +24,7 @@ def _free_of_the_group() -> int | None:
     """What a container's limit leaves, what it can drop at once (files in memory) included."""
     folder = Path("/sys/fs/cgroup")
     try:
+        # Only in a container: the root group of a machine has no such file.
         limit = (folder / "memory.max").read_text().strip()
         used = int((folder / "memory.current").read_text())
     except (OSError, ValueError):

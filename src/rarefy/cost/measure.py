@@ -97,6 +97,7 @@ def measure_repeatedly(
         [True, True, False]
     """
     found: dict[Case, list[Measurement]] = {case: [] for case in cases}
+    # Of its own: the generators that a program draws from stay where they are.
     shuffle = random.Random(0)
     for _ in range(_PASSES):
         for case in shuffle.sample(list(found), len(found)):
@@ -126,6 +127,7 @@ def measure(case: Case, seconds: float, clock: Clock = time.perf_counter) -> Mea
     calls = [max(1, round(_SAMPLE / max(one, 1e-6))) for one in warm]
     turn = sum(count * one for count, one in zip(calls, warm, strict=True))
     turns = min(99, max(3, round(seconds / max(turn, 1e-6))))
+    # In turns: a processor that slows down or a busy neighbour meets both layers alike.
     times = [[_time(run, count, clock) for run, count in zip(runs, calls, strict=True)] for _ in range(turns)]
     dense, sparse = (statistics.median(column) for column in zip(*times, strict=True))
     return Measurement(case.rows, case.columns, case.tokens, 1 - case.sparsity, dense, sparse, case.block)
@@ -151,6 +153,7 @@ def _step(layer: nn.Module, x: Tensor, grad: Tensor) -> Callable[[], object]:
     def run() -> object:
         with torch.autocast("cpu", x.dtype, enabled=x.dtype != torch.float32):
             y = layer(x)
+        # Not `backward`, which would add to `.grad` and cost another addition from the second call on.
         return torch.autograd.grad(y, leaves, grad)
 
     return run

@@ -39,7 +39,9 @@ def _times(matrix: list[int], vector: int) -> int:
 
 def _zeros(length: int) -> list[int]:
     """The matrix of so many bytes of zeros, by repeated squaring."""
+    # One bit of zeros: each bit moves down by one, and the lowest one falls out and is divided by the polynomial.
     power = [_POLYNOMIAL] + [1 << bit for bit in range(_BITS - 1)]
+    # Squared three times, one bit of zeros becomes a byte.
     for _ in range(3):
         power = [_times(power, column) for column in power]
     result = [1 << bit for bit in range(_BITS)]

@@ -85,6 +85,7 @@ def cut_model(
     later: Mapping[str, Any] = (
         {} if reshard_after_forward is None else {"reshard_after_forward": reshard_after_forward}
     )
+    # From the inside out: `fully_shard` of the model takes what no block has taken.
     for block in blocks_of(model):
         fully_shard(block, **options, **later)
     fully_shard(model, **options, **later)

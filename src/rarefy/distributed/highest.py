@@ -80,9 +80,11 @@ def border(keys: Tensor, count: int, width: int, total: Sum) -> Border | None:
     # Digit by digit from the top: of each digit all pieces exchange how often it occurs, and what has another one
     # drops out.
     for shift in range((width - 1) // DIGIT * DIGIT, -1, -DIGIT):
+        # The highest digit may be shorter than the others.
         digits = (left >> shift) & ((1 << min(DIGIT, width - shift)) - 1)
         counts = total(torch.bincount(digits, minlength=1 << DIGIT))
         from_above = counts.flip(0).cumsum(0).flip(0)
+        # At the first digit alone, while all numbers are still there.
         if int(from_above[0]) <= count and shift + DIGIT >= width:
             return None
         digit = int((from_above >= wins).nonzero()[-1])

@@ -56,6 +56,7 @@ def means_over_ranks(
     buckets = list(_buckets(entries))
     flat = [_filled(entries, present, bucket, share) for bucket in buckets]
     start = time.perf_counter()
+    # All of them on their way before the first is waited for.
     works = [dist.all_reduce(one, group=group, async_op=True) for one in flat]
     for work in works:
         if work is not None:
@@ -99,6 +100,7 @@ def _filled(
 ) -> Tensor:
     """The tensors of a bucket in one, each times `share`, and after them one number each: whether it is present."""
     first = entries[bucket[0]]
+    # Numbers of the same dtype, so that they need no exchange of their own; any share above zero says yes.
     flags = torch.tensor([float(present[index]) for index in bucket], dtype=first.dtype, device=first.device)
     flat = torch.cat([*(entries[index] for index in bucket), flags])
     # Before they are summed, so that the sum of half-precision gradients stays as small as they are.

@@ -86,6 +86,7 @@ class Parallel:
         """
         if self.cuts:
             self._check_offload()
+            # Here, as the module behind it takes long to import and few runs cut their model.
             from rarefy.distributed.fully_shard import cut_model
 
             config = self.config

@@ -68,6 +68,7 @@ class Attachment:
         """Of a copied algorithm, which holds no model: hooks of modules and optimizers do not go along."""
         if self.parameters:
             warnings.warn(COPIED, RuntimeWarning, stacklevel=2)
+        # Found in the memo: the copy of the policy is what this attachment is being copied for.
         return Attachment(copy.deepcopy(self._policy, memo))
 
     def __reduce__(self) -> Any:
@@ -146,6 +147,7 @@ class Attachment:
             on_release=partial(self._release, parameter),
         )
         self._averaging.watch(keeper, parameter)
+        # After the averaging, whose `on_forward` it takes on and calls.
         self._forms.watch(keeper, parameter)
         if self._policy.restricts_forward:
             keeper.true_weight = parameter.saved_weight
@@ -359,6 +361,7 @@ class Attachment:
             self.forget_removed()
             self._policy.update()
         for parameter in self.parameters.values():
+            # Not before the update, which takes the gradient; what arrives from here on belongs to the next step.
             parameter.dense_gradient.reopen()
             parameter.has_learned = False
         # From the first step it is known how many tokens each layer sees.

@@ -191,6 +191,7 @@ class PassHook:
     """The hook of a wrapped model that tells `Averaging` of its forward passes; that of a copy tells nobody."""
 
     def __init__(self, owner: Averaging | None = None) -> None:
+        # Weakly, as the hook lives as long as the model does.
         self._owner = None if owner is None else weakref.ref(owner)
 
     def __call__(self, model: nn.Module, inputs: Any, *outputs: Any) -> None:

@@ -25,6 +25,7 @@ class Hooks:
     """
 
     def __init__(self) -> None:
+        # A handle refers to it weakly, which a plain dict does not allow.
         self._hooks: OrderedDict[int, Callable[..., None]] = OrderedDict()
 
     def __bool__(self) -> bool:
@@ -32,6 +33,7 @@ class Hooks:
 
     def __call__(self, *facts: Any) -> None:
         """Calls every function with these facts."""
+        # A list of its own: a hook may remove itself.
         for hook in list(self._hooks.values()):
             hook(*facts)
 

@@ -80,6 +80,7 @@ class Keeper:
 
     def __getstate__(self) -> dict[str, Any]:
         own = {"module": self.module, "leaf": self.leaf, "mask_leaf": self.mask_leaf}
+        # With the functions a copy of the model would bring copies of the algorithm and of all that it follows.
         nobody = ("on_forward", "observe", "prune", "on_load", "on_release", "on_mask", "true_weight")
         return {**own, **dict.fromkeys(nobody), "is_awaited": False, "buffers": buffers_of(self.module)}
 

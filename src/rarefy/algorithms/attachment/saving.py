@@ -10,7 +10,9 @@ from torch import nn
 from rarefy.errors import RarefyError
 from rarefy.storage.parameter import SparseParameter
 
+# An attribute of Transformers' models.
 _IGNORED = "_keys_to_ignore_on_save"
+# What every release has saved; keys that came later may be missing.
 _REQUIRED = {"step", "updates", "seed", "target_sparsity", "dense_gradients"}
 
 
@@ -77,6 +79,7 @@ def keep_masks_out(model: nn.Module, masks: Collection[str]) -> None:
         if hasattr(module, _IGNORED):
             prefix = f"{path}." if path else ""
             inside = {name.removeprefix(prefix) for name in masks if name.startswith(prefix)}
+            # On the module itself: the class is that of other models too.
             setattr(module, _IGNORED, {*(getattr(module, _IGNORED) or ()), *inside})
 
 

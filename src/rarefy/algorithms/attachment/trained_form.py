@@ -93,6 +93,7 @@ class TrainedForms:
         assert gradient is not None
         entries = storage.entries.data
         entries.copy_(self._form.trained_form(entries))
+        # A tensor of its own, as the gradient by the weight comes back after the step.
         trained = gradient.clone()
         storage.collect(trained).mul_(self._form.slope(entries))
         weight.grad = trained

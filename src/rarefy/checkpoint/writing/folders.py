@@ -21,6 +21,7 @@ REPLACED_SUFFIX = ".replaced"
 @contextmanager
 def only_writer(root: Path) -> Iterator[None]:
     """Holds a lock that a kill releases too; goes without one where the file system has none."""
+    # The folder itself is locked, so that no file for it stays behind.
     descriptor = os.open(root, os.O_RDONLY)
     try:
         with suppress(OSError):
@@ -65,6 +66,7 @@ def delete_old(root: Path, newest: Path, keep_last: int | None) -> None:
         return
     # A directory that is no checkpoint must not take the place of one that is kept.
     complete = [path for path in candidates(root) if path != newest and (path / MANIFEST_NAME).exists()]
+    # One of those that stay is the newest, which is not among them.
     for path in complete[: max(0, len(complete) - keep_last + 1)]:
         _delete(path)
 

@@ -87,6 +87,7 @@ class Frozen:
                 raise CheckpointError(path, f"cannot be saved: in {part}, {error}", remedy) from error
             cuts[part] = {name: Cut.of(one).dimension for name, one in named.items() if is_cut(one)}
         writers = max((_pieces(one) for one in _cut_tensors(parts)), default=1)
+        # What is not cut is saved by a single process, which then writes everything.
         rank = place()[0] if writers > 1 else 0
         if rank > 0:
             # What is not cut is the same in every process, and the first one writes it.
@@ -162,6 +163,7 @@ def read_pieces(path: Path, part: str, state: Mapping[str, Any]) -> dict[str, Te
 
 
 def _texts(path: Path, step: int, skeletons: Json, params: dict[str, Any]) -> dict[str, bytes]:
+    # Here, as whoever saves no checkpoint never needs it.
     import yaml
 
     version = version_of(skeletons.get("writers", 1))

@@ -26,6 +26,7 @@ from rarefy.checkpoint.writing.frozen import Frozen, complete
 from rarefy.distributed import highest_of_all, place
 
 _LIMIT_SECONDS = 1800.0
+# For a process that has ended but for its checkpoint: the others have too, where not a byte comes for so long.
 _QUIET_SECONDS = 45.0
 _PAUSE_SECONDS = 0.02
 
@@ -55,6 +56,7 @@ def begin_together(root: Path, frozen: Frozen, keep_last: int | None) -> Callabl
         except OSError as error:
             lock.close()
             code = error.errno or errno.EIO
+    # All go on or none does: a process that raised alone would leave the others waiting for it.
     code = highest_of_all(code)
     if code:
         raise unwritten(frozen.path, os.strerror(code))
