@@ -193,3 +193,18 @@ def test_active_places_are_those_of_the_mask_whoever_wrote_to_it():
         for _ in range(2):
             assert torch.equal(places.of(mask), mask.flatten().nonzero().squeeze(1))
     assert copy.deepcopy(places)._places is None
+
+
+@pytest.mark.parametrize("kind", ["masked", "compact"])
+def test_what_forward_passes_leave_out_stays_where_it_is_when_another_mask_is_loaded(kind):
+    layer = nn.Linear(4, 1, bias=False)
+    parameter = sparse(layer)
+    parameter.set_mask(torch.tensor([[True, True, True, False]]), [])
+    parameter.become(kind, [])
+    parameter.set_forward_mask(torch.tensor([[True, False, True, False]]))
+    loaded = torch.tensor([[False, True, True, True]])
+    parameter.before_load(loaded, [])
+    layer.load_state_dict({"weight": torch.tensor([[0.0, 2.0, 3.0, 4.0]]), "weight_mask": loaded})
+    parameter.after_load([])
+    assert parameter.true_weight().tolist() == [[0.0, 2.0, 3.0, 4.0]]
+    assert parameter.dense_weight().tolist() == [[0.0, 0.0, 3.0, 4.0]]

@@ -179,6 +179,17 @@ class ForwardSet:
         self.hidden = None if self.hidden is None else change(self.hidden)
         self._aside = None if self._aside is None else change(self._aside)
 
+    def placed(self, storage: Storage) -> Tensor | None:
+        """What is hidden, each connection where the weight has it, whatever order the storage's entries are in."""
+        # The others have entries in their places; of a weight that is cut, this would be all pieces.
+        return (
+            self.hidden if self.hidden is None or storage.kind != "compact" else storage.spread(self.hidden)
+        )
+
+    def place(self, placed: Tensor | None, storage: Storage) -> None:
+        """Takes back what `placed` returned, once storage or topology are others."""
+        self.hidden = placed if placed is None or storage.kind != "compact" else storage.collect(placed)
+
     def forget(self) -> None:
         """Begins anew with a weight that holds its true values: forward passes use all connections."""
         self.hidden = None

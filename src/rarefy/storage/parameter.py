@@ -184,11 +184,10 @@ class SparseParameter:
             return
         self.show()
         state = self.dense_state()
-        # In dense form: the two storages order their entries differently.
-        hidden = None if self.forward.hidden is None else self.storage.spread(self.forward.hidden)
+        hidden = self.forward.placed(self.storage)
         self._convert(kind, optimizers)
         self.store_state(state)
-        self.forward.hidden = None if hidden is None else self.storage.collect(hidden)
+        self.forward.place(hidden, self.storage)
         self.hide()
 
     def _convert(self, kind: Kind, optimizers: Iterable[Optimizer]) -> None:
@@ -210,7 +209,9 @@ class SparseParameter:
 
     def before_load(self, mask: Tensor, optimizers: Iterable[Optimizer]) -> None:
         """Called before a state dict with this mask is loaded into the module."""
+        hidden = self.forward.placed(self.storage)
         self.storage.take_mask(mask, optimizers)
+        self.forward.place(hidden, self.storage)
 
     def after_load(self, optimizers: Iterable[Optimizer]) -> None:
         """Called after a state dict was loaded into the module; it holds true values."""
