@@ -172,6 +172,28 @@ def test_max_steps_counts_earlier_steps_and_says_when_there_is_nothing_to_do(
     assert "nothing to do: global step 3 of 3 is reached" in caplog.text
 
 
+class Opened(list):
+    """Data that tells how many of its iterators are still there, as worker processes would be."""
+
+    open = 0
+
+    def __iter__(self):
+        self.open += 1
+        try:
+            yield from super().__iter__()
+        finally:
+            self.open -= 1
+
+
+@pytest.mark.parametrize("steps", [3, 9])
+def test_data_is_let_go_of_whether_a_fit_trains_or_finds_nothing_to_do(tmp_path: Path, steps: int) -> None:
+    make(tmp_path, loop={"max_steps": 3}).fit(batches(1, 2, 3, 4, 5))
+    trainer = make(tmp_path, loop={"max_steps": steps})
+    data = Opened(batches(1, 2, 3, 4, 5))
+    trainer.fit(data)
+    assert trainer.global_step == steps and data.open == 0
+
+
 def test_num_steps_after_a_finished_fit_are_new_steps(tmp_path: Path) -> None:
     make(tmp_path, loop={"num_steps": 3}).fit(batches(1))
     trainer = make(tmp_path, loop={"num_steps": 3})

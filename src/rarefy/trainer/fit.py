@@ -13,7 +13,7 @@ from rarefy.trainer import state
 from rarefy.trainer.beginning.measuring import give_first_masks
 from rarefy.trainer.evaluation import evaluate
 from rarefy.trainer.micro_batches import choose_size
-from rarefy.trainer.plan import RunPlan
+from rarefy.trainer.plan import RunPlan, plan_run
 from rarefy.trainer.session import Session
 from rarefy.trainer.signals import Interrupted, SignalGuard
 from rarefy.trainer.step import StepOutcome, take_step
@@ -185,3 +185,24 @@ class Fit:
         """No process goes on, or ends and is missed, before the first one has written the checkpoint."""
         self.session.writer.wait()
         wait_for_all()
+
+
+def plan_fit(session: Session, continues: bool) -> RunPlan:
+    """The plan of a fit that begins here, or of the interrupted one that a checkpoint belongs to.
+
+    Args:
+        session: its feed holds the training data; its progress is told where the fit begins and ends.
+        continues: whether the progress is that of a checkpoint of this very run.
+
+    Raises:
+        ConfigError: the length of the run follows from nothing that is given.
+    """
+    progress = session.progress
+    if not (continues and progress.is_unfinished):
+        progress.start = progress.global_step
+        progress.validation_due = False
+    per_epoch = session.needed_feed.steps_per_epoch
+    log_steps = session.logging.log_steps
+    plan = plan_run(session.loop, progress.start, per_epoch, log_steps, session.checkpoint.steps)
+    progress.stop = plan.stop
+    return plan

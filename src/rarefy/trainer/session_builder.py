@@ -87,18 +87,10 @@ def build_session(given: Ingredients, emit: Dispatcher) -> Session:
     model = make_model(given.model, device)
     sparsity = make_sparsity(given.sparsity, loop.total_steps(), given.seed)
     if sparsity is not None:
-        # A promise of one backward pass a step, with which RigL keeps less of the dense gradients.
-        sparsity.accumulates = loop.grad_accum_steps > 1 or loop.micro_batch_size is not None
-        for algorithm in sparsity.algorithms:
-            # Masks that are measured on data wait until a fit has some.
-            algorithm.defers = True
-        sparsity.apply(model)
-    uncut = None
+        _apply(sparsity, model, loop)
     if parallel.cuts:
         _check_can_be_cut(given, precision)
-        # Derivatives in all weights at once are not to be had of a model in pieces.
-        is_awaited = sparsity is not None and any(one.awaiting for one in sparsity.algorithms)
-        uncut = copy.deepcopy(model) if is_awaited else None
+    uncut = _to_be_measured(model, sparsity) if parallel.cuts else None
     parallel.cut(model, device)
     # The optimizer is made of the sparse model, so that a factory sees the parameters that it will train.
     optimizer = make_optimizer(given.optimizer, model)
@@ -125,6 +117,22 @@ def build_session(given: Ingredients, emit: Dispatcher) -> Session:
         params=dict(given.params or {}),
         uncut=uncut,
     )
+
+
+def _apply(sparsity: Sparsity, model: nn.Module, loop: LoopConfig) -> None:
+    # A promise of one backward pass a step, with which RigL keeps less of the dense gradients.
+    sparsity.accumulates = loop.grad_accum_steps > 1 or loop.micro_batch_size is not None
+    for algorithm in sparsity.algorithms:
+        # Masks that are measured on data wait until a fit has some.
+        algorithm.defers = True
+    sparsity.apply(model)
+
+
+def _to_be_measured(model: nn.Module, sparsity: Sparsity | None) -> nn.Module | None:
+    """A copy of a model that is about to be cut, where first masks are still to be measured on it."""
+    # Derivatives in all weights at once are not to be had of a model in pieces.
+    is_awaited = sparsity is not None and any(one.awaiting for one in sparsity.algorithms)
+    return copy.deepcopy(model) if is_awaited else None
 
 
 def _check_can_be_cut(given: Ingredients, precision: PrecisionConfig) -> None:

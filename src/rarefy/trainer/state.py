@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from rarefy.checkpoint import rng
+from rarefy.checkpoint.chosen import CheckpointPath, find
 from rarefy.checkpoint.directory import CheckpointParts, load
 from rarefy.checkpoint.error import CheckpointError
 from rarefy.checkpoint.foreign import load_foreign
@@ -20,7 +21,7 @@ from rarefy.checkpoint.in_pieces import Wanted
 from rarefy.checkpoint.mask_names import mask_names
 from rarefy.checkpoint.matching import LOOSE_LOADING, dense_state, match_masks, match_model
 from rarefy.checkpoint.nested import split
-from rarefy.distributed import is_first
+from rarefy.distributed import is_first, wait_for_all
 from rarefy.errors import RarefyError
 from rarefy.storage.sharded.whole_states import as_named, as_states_of, cut_like, cut_states
 from rarefy.trainer.beginning.carrying import carry_optimizer, load_states
@@ -72,6 +73,22 @@ def save(session: Session) -> Path:
 
 def _hash(params: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(params, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def find_checkpoint(session: Session, ckpt_path: CheckpointPath) -> Path | None:
+    """The checkpoint that is meant; all processes must ask, and find the same.
+
+    Args:
+        session: says where the run's own checkpoints are.
+        ckpt_path: a checkpoint, None for none; left out, the newest valid one of the run.
+
+    Raises:
+        CheckpointError: a path that leads to none.
+    """
+    # The newest checkpoint may still be on its way to the disk, and all processes must find the same one.
+    session.writer.wait()
+    wait_for_all()
+    return find(ckpt_path, session.checkpoint_root, session.checkpoint.autoload_last_checkpoint)
 
 
 def restore(session: Session, path: Path, states: States = "all") -> bool:

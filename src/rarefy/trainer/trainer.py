@@ -17,15 +17,15 @@ from rarefy.algorithms.summary import html_table, one_line
 from rarefy.callbacks.dispatch import Dispatcher
 from rarefy.callbacks.events import Callback, Logger
 from rarefy.callbacks.loggers.progress_logger import ProgressLogger
-from rarefy.checkpoint.chosen import UNSET, CheckpointPath, Unset, find, find_all
+from rarefy.checkpoint.chosen import UNSET, CheckpointPath, Unset, find_all
 from rarefy.checkpoint.directory import CheckpointConfig, CheckpointWriter
 from rarefy.trainer import state
 from rarefy.trainer.evaluation import Validations, close_validations, evaluate_all, open_validations
 from rarefy.trainer.feed import Loader, TrainFeed
-from rarefy.trainer.fit import Fit
-from rarefy.trainer.plan import LoggingConfig, LoopConfig, RunPlan, plan_run
+from rarefy.trainer.fit import Fit, plan_fit
+from rarefy.trainer.plan import LoggingConfig, LoopConfig
 from rarefy.trainer.precision import Precision, PrecisionConfig
-from rarefy.trainer.session import Progress, Sparsity
+from rarefy.trainer.session import Progress, Session, Sparsity
 from rarefy.trainer.session_builder import (
     Ingredients,
     Model,
@@ -170,24 +170,31 @@ class Trainer:
         """
         session = self.session
         session.set_up()
-        optimizer = session.needed_optimizer
+        # Before the data is opened, which a trainer that only validates does not need.
+        _ = session.needed_optimizer
         session.feed = TrainFeed(train_dataloader, self.loop.grad_accum_steps)
         validations = open_validations(val_dataloader)
-        found = self._find(ckpt_path)
+        try:
+            self._fit(session, validations, ckpt_path, load_states)
+        # A position in the data has started its workers, whether a step follows or not.
+        finally:
+            session.feed.close()
+            close_validations(validations)
+
+    def _fit(
+        self, session: Session, validations: Mapping[str, Any], ckpt_path: CheckpointPath, load_states: States
+    ) -> None:
+        found = state.find_checkpoint(session, ckpt_path)
         is_whole = found is not None and state.restore(session, found, load_states)
-        plan = self._plan(continues=is_whole and ckpt_path is UNSET)
+        plan = plan_fit(session, continues=is_whole and ckpt_path is UNSET)
         if not self.progress.is_unfinished:
             log.info("nothing to do: global step %d of %d is reached", self.global_step, plan.stop)
             return
         # Gradients from before would be added to those of the first step.
-        optimizer.zero_grad(set_to_none=True)
+        session.needed_optimizer.zero_grad(set_to_none=True)
         continues = isinstance(ckpt_path, Unset) and self.checkpoint.autoload_last_checkpoint
-        try:
-            with SignalGuard(lambda: self.progress.doing) as guard:
-                Fit(session, plan, validations, guard, continues).run()
-        finally:
-            session.feed.close()
-            close_validations(validations)
+        with SignalGuard(lambda: self.progress.doing) as guard:
+            Fit(session, plan, validations, guard, continues).run()
 
     def validate(self, val_dataloader: Validations, ckpt_path: CheckpointPath = UNSET) -> dict[str, float]:
         """The metrics of the model on validation data.
@@ -254,28 +261,11 @@ class Trainer:
         """
         return state.save(self.session)
 
-    def _find(self, ckpt_path: CheckpointPath) -> Path | None:
-        # The newest checkpoint may still be on its way to the disk, and all processes must find the same one.
-        self.writer.wait()
-        distributed.wait_for_all()
-        return find(ckpt_path, self.checkpoint_root, self.checkpoint.autoload_last_checkpoint)
-
     def _find_trained(self, ckpt_path: CheckpointPath) -> Path | None:
-        found = self._find(ckpt_path)
+        found = state.find_checkpoint(self.session, ckpt_path)
         if found is None and ckpt_path is UNSET and self.checkpoint.autoload_last_checkpoint:
             log.warning("no checkpoint in %s; validating the weights as they are", self.checkpoint_root)
         return found
-
-    def _plan(self, continues: bool) -> RunPlan:
-        """The plan of a fit that begins here, or of the interrupted one that a checkpoint belongs to."""
-        progress = self.progress
-        if not (continues and progress.is_unfinished):
-            progress.start = progress.global_step
-            progress.validation_due = False
-        per_epoch = self.session.needed_feed.steps_per_epoch
-        plan = plan_run(self.loop, progress.start, per_epoch, self.logging.log_steps, self.checkpoint.steps)
-        progress.stop = plan.stop
-        return plan
 
     @property
     def model_dir(self) -> Path:
