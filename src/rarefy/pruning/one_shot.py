@@ -126,18 +126,14 @@ def prune(
     """
     _check_method(method)
     refuse_inference(model)
-    block = {"sparsity": sparsity, "pattern": pattern, "distribution": distribution}
+    block = {"sparsity": sparsity, "pattern": pattern, "distribution": distribution, "seed": seed}
     if param_filter is not None:
         block["param_filter"] = param_filter
     data = _batches(batches, model, needed=method not in ("magnitude", "random"))
-    measure = loss or called
     before = _mean_loss(model, data, loss)
+    prune_weights = _by_layer if method in BY_LAYER else _at_once
     with in_words_of_prune(method):
-        if method in BY_LAYER:
-            algorithm = _algorithm({**block, "algorithm": "static", "seed": seed, "compute": "masked"})
-            masks = _by_layer(model, algorithm, method, data, measure, progress or _nobody)
-        else:
-            masks = _at_once(model, {**block, "seed": seed}, method, data, loss)
+        masks = prune_weights(model, block, method, data, loss, progress or _nobody)
     weights = [PrunedWeight(name, tuple(mask.shape), sparsity_of(mask)) for name, mask in masks.items()]
     return Pruned(weights, masks, before, _mean_loss(model, data, loss))
 
@@ -164,20 +160,25 @@ def _nobody(done: int, total: int) -> None:
 
 
 def _algorithm(block: Mapping[str, Any]) -> SparsityAlgorithm:
-    algorithm = configure(block, path="")
+    algorithm = configure({**block, "algorithm": "static", "compute": "masked"}, path="")
     if not isinstance(algorithm, SparsityAlgorithm):
         raise ConfigError("param_filter", "a mapping", "a glob or a list of globs")
     return algorithm
 
 
 def _at_once(
-    model: nn.Module, block: Mapping[str, Any], method: str, data: Sequence[Any], loss: Loss | None
+    model: nn.Module,
+    block: Mapping[str, Any],
+    method: str,
+    data: Sequence[Any],
+    loss: Loss | None,
+    progress: Progress,
 ) -> dict[str, Tensor]:
-    """Masks by one measurement of the dense model; the weights get their zeros."""
+    """Masks by one measurement of the dense model, in one stage; the weights get their zeros."""
     init_method: Any = {"magnitude": "topk", "random": "random"}.get(method)
     if init_method is None:
         init_method = {"name": method, "batches": list(data), "loss": loss}
-    algorithm = _algorithm({**block, "algorithm": "static", "compute": "masked", "init_method": init_method})
+    algorithm = _algorithm({**block, "init_method": init_method})
     chosen = algorithm.select(model)
     algorithm.check(chosen)
     # The masks alone: no weight of the model is given to the algorithm.
@@ -190,13 +191,14 @@ def _at_once(
 
 def _by_layer(
     model: nn.Module,
-    algorithm: SparsityAlgorithm,
+    block: Mapping[str, Any],
     method: str,
     data: Sequence[Any],
-    call: Loss,
+    loss: Loss | None,
     progress: Progress,
 ) -> dict[str, Tensor]:
     """Masks of one stage after the other, each measured behind those that are pruned."""
+    algorithm = _algorithm(block)
     chosen = algorithm.select(model)
     algorithm.check(chosen)
     modules = {name: candidate.places[0].module for name, candidate in chosen.items()}
@@ -211,7 +213,7 @@ def _by_layer(
     targets = _targets(algorithm, chosen)
     masks: dict[str, Tensor] = {}
     with in_mode(model, False):
-        walk = Walk(model, modules, data, call)
+        walk = Walk(model, modules, data, loss or called)
         for done, stage in enumerate(walk.stages):
             progress(done, len(walk.stages))
             candidates = {name: chosen[name] for name in stage}
