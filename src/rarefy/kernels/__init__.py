@@ -4,7 +4,7 @@ from rarefy.kernels.block_index import BlockIndex, index_of, sources_between, ta
 from rarefy.kernels.block_ops import block_linear
 from rarefy.kernels.blocks import BlockTopology, whole_blocks
 from rarefy.kernels.instruction_sets import available, instruction_set
-from rarefy.kernels.linear_gradients import dense_gradient
+from rarefy.kernels.linear_gradients import check_activations, dense_gradient
 from rarefy.kernels.moving import move_entries
 from rarefy.kernels.native import Layout
 from rarefy.kernels.ops import infer, sparse_linear, zero_inactive_
@@ -26,6 +26,7 @@ __all__ = [
     "available",
     "block_linear",
     "block_sums",
+    "check_activations",
     "check_blocks",
     "dense_gradient",
     "holds_zeros",

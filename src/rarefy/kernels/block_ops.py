@@ -16,7 +16,7 @@ from torch.utils.flop_counter import register_flop_formula
 from rarefy.errors import RarefyError
 from rarefy.kernels import block_native, blocks, reference
 from rarefy.kernels.blocks import BlockTopology
-from rarefy.kernels.linear_gradients import LinearOperations, gradient_shapes, tokens_of
+from rarefy.kernels.linear_gradients import LinearOperations, check_activations, gradient_shapes, tokens_of
 
 _TOPOLOGY = (
     "Tensor starts, Tensor indices, Tensor back_starts, Tensor back_indices, Tensor order, int[] sizes"
@@ -46,15 +46,7 @@ def block_linear(
         >>> block_linear(torch.tensor([[1.0, 10.0, 5.0, 5.0]]), torch.tensor([[[1.0, 2.0]]]), None, topology)
         tensor([[21.]])
     """
-    if x.dim() == 0 or x.shape[-1] != topology.columns:
-        raise RarefyError(
-            f"x: shape {tuple(x.shape)} is not allowed; its last dimension must be {topology.columns}"
-        )
-    half = x.dtype in (torch.bfloat16, torch.float16) and values.dtype == torch.float32
-    if x.dtype != values.dtype and not half:
-        raise RarefyError(
-            f"x: {x.dtype} is not allowed with {values.dtype} values; convert one, for example x.to({values.dtype})"
-        )
+    check_activations(x, topology.columns, values.dtype)
     for name, tensor, shape in (("values", values, topology.values_shape), ("bias", bias, (topology.rows,))):
         if tensor is not None:
             _check(name, tensor, shape, x.device)

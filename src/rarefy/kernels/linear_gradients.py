@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rarefy.errors import RarefyError
 from rarefy.kernels import native
 from rarefy.kernels.instruction_sets import instruction_set
 from rarefy.torch_private import onednn_product
@@ -133,6 +134,29 @@ def _onednn_is_faster(grad: Tensor, x: Tensor) -> bool:
     is_large = grad.numel() * x.shape[1] >= _LARGE and x.is_contiguous()  # other strides take it long
     fits = grad.dtype == x.dtype == torch.float32 and native.serves(grad, x) and native.unwatched(grad, x)
     return is_large and fits and instruction_set() == "v4"
+
+
+def check_activations(x: Tensor, columns: int, dtype: torch.dtype) -> None:
+    """Refuses activations that a weight cannot be multiplied with; the kernels read memory by these sizes.
+
+    Args:
+        x: [..., columns].
+        columns: inputs of the weight.
+        dtype: of its values.
+
+    Raises:
+        RarefyError: another number of inputs, or a dtype that does not go with the values.
+
+    Example:
+        >>> check_activations(torch.ones(5, 2, dtype=torch.bfloat16), 2, torch.float32)
+    """
+    if x.dim() == 0 or x.shape[-1] != columns:
+        raise RarefyError(f"x: shape {tuple(x.shape)} is not allowed; its last dimension must be {columns}")
+    # Half-precision activations go with float32 values, as autocast has it; the kernels widen them.
+    if x.dtype is not dtype and not (dtype is torch.float32 and x.dtype in (torch.bfloat16, torch.float16)):
+        raise RarefyError(
+            f"x: {x.dtype} is not allowed with {dtype} values; convert one, for example x.to({dtype})"
+        )
 
 
 def tokens_of(x: Tensor) -> int:

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from rarefy.errors import RarefyError
 from rarefy.kernels import native, reference
-from rarefy.kernels.linear_gradients import LinearOperations, gradient_shapes, tokens_of
+from rarefy.kernels.linear_gradients import LinearOperations, check_activations, gradient_shapes, tokens_of
 from rarefy.kernels.native import Layout
 from rarefy.kernels.panels import Panels
 
@@ -47,15 +47,7 @@ def sparse_linear(
         >>> sparse_linear(torch.tensor([[1.0, 10.0]]), torch.tensor([1.0, 2.0, 3.0]), None, panels)
         tensor([[ 1., 32.]])
     """
-    if x.dim() == 0 or x.shape[-1] != panels.columns:
-        raise RarefyError(
-            f"x: shape {tuple(x.shape)} is not allowed; its last dimension must be {panels.columns}"
-        )
-    half = x.dtype in (torch.bfloat16, torch.float16) and values.dtype == torch.float32
-    if x.dtype != values.dtype and not half:
-        raise RarefyError(
-            f"x: {x.dtype} is not allowed with {values.dtype} values; convert one, for example x.to({values.dtype})"
-        )
+    check_activations(x, panels.columns, values.dtype)
     for name, tensor, size in (("values", values, panels.nonzeros), ("bias", bias, panels.rows)):
         if tensor is not None:
             _check(name, tensor, size, x.device)

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from rarefy.errors import RarefyError
-from rarefy.kernels import dense_gradient
+from rarefy.kernels import check_activations, dense_gradient
 from rarefy.tensors.gradient import ToDense, connect
 from rarefy.tensors.stored import Cell, StoredWeight
 from rarefy.torch_private import (
@@ -210,16 +210,7 @@ def _check(x: Tensor, cell: Cell, bias: Tensor | None) -> None:
     """The kernels read memory by these sizes."""
     index = cell.topology.index
     values = cell.values  # asking the weight itself would go through torch
-    if x.dim() == 0 or x.shape[-1] != index.columns:
-        raise RarefyError(
-            f"x: shape {tuple(x.shape)} is not allowed; its last dimension must be {index.columns}"
-        )
-    # Half-precision activations go with float32 values, as autocast has it; the kernels widen them.
-    dtype = values.dtype
-    if x.dtype is not dtype and not (dtype is torch.float32 and x.dtype in (torch.bfloat16, torch.float16)):
-        raise RarefyError(
-            f"x: {x.dtype} is not allowed with {dtype} values; convert one, for example x.to({dtype})"
-        )
+    check_activations(x, index.columns, values.dtype)
     if bias is not None and bias.shape != (index.rows,):
         raise RarefyError(f"bias: shape {tuple(bias.shape)} is not allowed; give ({index.rows},)")
     for name, tensor in (("bias", bias), ("weight", values)):
