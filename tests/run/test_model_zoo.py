@@ -73,6 +73,8 @@ def test_other_kinds_of_models_are_refused_before_anything_else(name: str, kind:
     [
         {"backend": {"backend_type": "CSX"}},
         {"device": "CSX"},
+        {"device": "csx"},
+        {"backend": {"backend_type": "csx"}},
         {"backend": {"cluster_config": None}},
         {"precision": {"csx.anything": 1}},
         {"checkpoint": {"strict_version": True}},

@@ -69,7 +69,11 @@ class Powerprop(GMP):
         return view.weight.abs().masked_fill(~view.mask, -torch.inf)
 
     def update_mask(self, view: WeightView) -> Tensor:
-        """The largest of the active connections."""
+        """The largest of the active connections.
+
+        Raises:
+            RarefyError: the target sparsity is lower than the one before.
+        """
         mask = super().update_mask(view)
         if int(mask.sum()) > int(view.mask.sum()):
             raise RarefyError(

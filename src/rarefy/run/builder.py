@@ -252,7 +252,11 @@ class Builder:
 
     @cached_property
     def device(self) -> torch.device:
-        """Where the model is to compute."""
+        """Where the model is to compute.
+
+        Raises:
+            ConfigError: a GPU where there is none.
+        """
         try:
             return resolve_device(self.config.init.requested_device)
         except ConfigError as error:

@@ -99,7 +99,7 @@ def compare(builder: Builder, checkpoint: Path) -> list[Callback]:
         checkpoint: what is going to be loaded whole.
 
     Returns:
-        What brings changes about that the checkpoint's state would undo; called before the file's own callbacks.
+        What brings changes about that the checkpoint's state would undo; called after the file's own callbacks.
 
     Raises:
         CheckpointError: a change that needs another start.

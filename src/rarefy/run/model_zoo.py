@@ -148,7 +148,10 @@ def is_for_cerebras(init: Any) -> bool:
         return False
     blocks = {block: init[block] for block in _IGNORED_KEYS if isinstance(init.get(block), Mapping)}
     keys = any(_is_theirs(block, key) for block, given in blocks.items() for key in given)
-    devices = {init.get("device"), blocks.get("backend", {}).get("backend_type")}
+    # In any case, as these are read.
+    devices = {
+        str(one).upper() for one in (init.get("device"), blocks.get("backend", {}).get("backend_type"))
+    }
     lists = [init[kind] for kind in ("callbacks", "loggers") if isinstance(init.get(kind), list)]
     watchers = any(
         name in IGNORED

@@ -172,13 +172,13 @@ class TrainerConfig:
 def parse(content: Mapping[str, Any]) -> list[TrainerConfig]:
     """Checks a whole file.
 
+    A file in the older form, without a `trainer` key, is converted; one line says so.
+
     Args:
         content: the file as plain data (`rarefy.yaml_files.yaml_file.load_file`).
 
     Returns:
         Its trainers in order; one for the plain form.
-
-    A file in the older form, without a `trainer` key, is converted; one line says so.
 
     Raises:
         ConfigError: unknown keys, a missing key, or a value that is not allowed.

@@ -51,17 +51,6 @@ def changed(state: Any, wanted: Wanted, change: Callable[[Path, Tensor], Tensor]
     return state
 
 
-def same_shaped(state: Any, shape: Iterable[int]) -> list[Tensor]:
-    """Every tensor of `shape` in a nested state, whatever it means.
-
-    Example:
-        >>> same_shaped({"step": torch.tensor(1.0), "m": [torch.ones(2)]}, (2,))
-        [tensor([1., 1.])]
-    """
-    wanted = tuple(shape)
-    return [tensor for _, tensor in entries(state) if tuple(tensor.shape) == wanted]
-
-
 def stored_numbers(tensor: Tensor) -> int:
     """How many numbers a tensor keeps in memory; of a sparse one, those of its connections.
 

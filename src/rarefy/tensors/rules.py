@@ -124,7 +124,11 @@ def equal(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 
 
 def reshaped(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-    """`set_` and `resize_`: a sparse weight keeps its shape."""
+    """`set_` and `resize_`: a sparse weight keeps its shape.
+
+    Raises:
+        RarefyError: always.
+    """
     raise RarefyError(
         f"{func._schema.name.removeprefix('aten::')} is not allowed on a sparse weight, whose shape and memory are "
         "fixed; write to it with copy_"

@@ -1,4 +1,4 @@
-"""From pydantic's findings to one line that names the path and the fix."""
+"""Types of fields that files give, and objects built from them, each fault in the words of its field."""
 
 from __future__ import annotations
 
