@@ -29,7 +29,8 @@ struct InstructionSet {
   bool available;
 };
 
-// From the oldest to the newest.
+// From the oldest to the newest. Each needs all that the one before needs, so those that are available come first, and
+// a place among them, which Python counts, is a place here.
 std::vector<InstructionSet> instruction_sets() {
 #ifdef RAREFY_X86
   __builtin_cpu_init();

@@ -54,13 +54,14 @@ struct BlocksBackwardCall {
   int64_t blocks() const { return by_column.starts[by_column.lines]; }
 };
 
-// The block kernels for pairs of bfloat16: element is bfloat16, and both sizes of a block are multiples of 16. A call returns false when memory ran out, and has then done nothing lasting.
+// The block kernels for pairs of bfloat16: element is bfloat16, and both sizes of a block are multiples of 16. A call
+// returns false when memory ran out, and has then done nothing lasting.
 struct BlocksTable {
   bool (*forward)(const BlocksForwardCall&);
   bool (*backward)(const BlocksBackwardCall&);
 };
 
-// What multiplies pairs of bfloat16 on this machine beside the instruction sets: by its place in `all_matrix_units`.
+// What multiplies pairs of bfloat16 on this machine beside the instruction sets; asked for by its name.
 struct MatrixUnit {
   const char* name;
   const BlocksTable* kernels;  // null: not in this build

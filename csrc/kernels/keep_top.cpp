@@ -136,6 +136,7 @@ Bracket sample_bracket(const Scores& s, double share, uint32_t* sample, int64_t 
   const double margin = 5 * sqrt(rank * (1 - share)) + 4;
   const int64_t upper = static_cast<int64_t>(rank - margin), lower = static_cast<int64_t>(rank + margin);
   const uint32_t low = lower >= found ? 1u : kth_largest(sample, found, lower);
+  // The search before has left the highest ones in front.
   const uint32_t high = upper < 1 ? ~0u : kth_largest(sample, min_of(lower, found), upper);
   return {low, high};
 }

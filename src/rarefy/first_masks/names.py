@@ -117,6 +117,7 @@ def first_masks_schema() -> Json:
         >>> [form["properties"]["name"]["const"] for form in first_masks_schema()["anyOf"][1:]][:2]
         ['snip', 'grasp']
     """
+    # Of the methods with keys those that can do without any.
     names: Json = {"enum": [*INITIALIZERS, "magnitude_mixed", "synflow"]}
     return {"anyOf": [names, *(_form(name, kind) for name, kind in KINDS.items())]}
 

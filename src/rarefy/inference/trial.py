@@ -41,6 +41,7 @@ def speed_up(
     inputs = dense[0].shape[0 if is_transposed else 1]
     x = torch.randn(tokens, inputs, dtype=torch.float32).to(dense[0].dtype)
     multiply = _transposed if is_transposed else F.linear
+    # It also wakes threads and caches, so what it tells is only how often to repeat.
     turn = sum(_time(multiply, x, weights, clock) for weights in (dense, sparse))
     turns = min(_MOST, max(_FEWEST, round(_SECONDS / max(turn, 1e-6))))
     ratios = []

@@ -57,6 +57,7 @@ def sparsify(accelerator: Any, config: Any, model: nn.Module, *optimizers: Optim
     sparsity = configure(config)
     sparsity.apply(unwrapped)
     for optimizer in optimizers:
+        # Accelerate's wrapper is stepped at every micro-batch, what it wraps only when the weights change.
         sparsity.apply(unwrapped_optimizer(optimizer))
     accelerator.register_for_checkpointing(sparsity)
     return sparsity

@@ -124,6 +124,7 @@ class _Choice(NamedTuple):
     unit: str
 
 
+# By its value, since the variable may be set or changed after the import.
 @functools.cache
 def _chosen(wanted: str | None) -> _Choice:
     """The kernels that a value of RAREFY_KERNELS asks for; every layer asks in every pass."""

@@ -57,5 +57,6 @@ class GraNet(DropAndGrow):
     def update_mask(self, view: WeightView) -> Tensor:
         """Prunes, then drops and grows; see the class."""
         size = self.favoured(view, view.mask, self.drop_score(view.weight, view.gradient))
+        # An active connection of zero weight goes before an inactive one, whose weight is zero too.
         pruned = view.mask & self.keep_top(size.masked_fill(~view.mask, -torch.inf), view.sparsity)
         return self.exchanged(view, pruned, size)

@@ -43,6 +43,7 @@ class Movement(GMP):
 
     def observe(self, view: StepView) -> None:
         """Adds up by how much each weight is about to move away from zero."""
+        # Descent moves a weight by −g: away from zero where w · g is negative.
         view.state["movement"].sub_(view.weight * view.gradient)
 
     def score(self, view: WeightView) -> Tensor:

@@ -26,6 +26,7 @@ class Alternating:
 
     def __call__(self, step: int) -> float:
         """The sparsity at a step."""
+        # How many phases have begun: the first, the third and so on are compressed.
         return self.compressed if bisect_right(self.steps, step) % 2 else 0.0
 
 

@@ -8,6 +8,7 @@ from rarefy.patterns.tiles import MOST_TRIED
 from rarefy.patterns.transposable import Transposable
 from rarefy.schedules import Cycling, FromFunction, Schedule
 
+# As a power of two: no run has so many steps.
 _LONGEST_RUN = 40
 
 

@@ -69,6 +69,7 @@ class SRigL(RigL):
         """Bool [neurons]: which have enough salient connections; one of them in any case."""
         counts = salient.sum(1)
         if not self.min_salient:
+            # All of them, those without connections too, which grow back.
             return counts >= 0
         present = mask.any(1)
         alive = present & (counts >= max(self.min_salient * fan_in, 1))

@@ -60,6 +60,7 @@ class TopKAST(DynamicSparsityAlgorithm):
     def update_mask(self, view: WeightView) -> Tensor:
         """The forward set, and candidates drawn anew."""
         scores = random_scores(view.weight, view.generator)
+        # Infinite, so that the forward set is trained whatever was drawn.
         return self.keep_top(scores.masked_fill(self.forward_mask(view), torch.inf), view.sparsity)
 
     def forward_mask(self, view: WeightView) -> Tensor:

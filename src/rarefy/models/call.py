@@ -21,6 +21,7 @@ def to_device(batch: Any, device: torch.device) -> Any:
         {'x': [tensor([1.]), 'text']}
     """
     if isinstance(batch, Tensor):
+        # Only a copy out of pinned memory goes on in the background; all others are as ever.
         return batch.to(device, non_blocking=True)
     if isinstance(batch, Mapping):
         return {key: to_device(value, device) for key, value in batch.items()}

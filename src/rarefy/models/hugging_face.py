@@ -23,6 +23,7 @@ def is_hugging_face(kind: Any) -> bool:
 
 def wrap(model: nn.Module) -> nn.Module:
     """Gives a Transformers model a `forward` that takes a batch; its parameters get the prefix `model.`."""
+    # By name: Transformers has no class that these, and they alone, have in common.
     causal = type(model).__name__.endswith(("LMHeadModel", "ForCausalLM"))
     return HuggingFaceCausalModel(model) if causal else HuggingFaceModel(model)
 

@@ -63,6 +63,7 @@ def load_folder(model: GPTModel, folder: Path) -> None:
             sizes = f"{list(tensor.shape)} there and {list(own[name].shape)} by the model's keys"
             raise RarefyError(f"{folder}: {name} is {sizes}; leave out what the folder's config.json says")
     if not any(tensor.is_meta for tensor in own.values()):
+        # Files that lack a weight were refused above, so only what is made here can be missing.
         missing = model.model.load_state_dict(state, strict=False).missing_keys
         assert all(name.endswith(_OWN) for name in missing)
 

@@ -64,6 +64,7 @@ class SparseConv1D(SparseLinear):
 
     def forward(self, input: Tensor) -> Tensor:
         """X [..., in_features] -> [..., out_features]."""
+        # `addmm` takes matrices alone, and adds the bias in the same pass.
         flat = input.reshape(-1, input.shape[-1])
         y = flat @ self.weight if self.bias is None else torch.addmm(self.bias, flat, self.weight)
         return y.view(*input.shape[:-1], self.nf)

@@ -172,6 +172,7 @@ def is_conv1d(module: nn.Module) -> bool:
         False
     """
     kind = type(module)
+    # By name, so that Transformers is neither needed nor imported.
     is_theirs = kind.__name__ == "Conv1D" and kind.__module__ == "transformers.pytorch_utils"
     return is_theirs or kind.__name__ == "SparseConv1D"
 

@@ -128,6 +128,7 @@ class DensityScaling:
             self._refuse("an optimizer before a model", "apply(model) first, then apply(optimizer)")
         # Accelerate and others wrap the optimizer that steps.
         kinds = type(getattr(optimizer, "optimizer", optimizer)).__mro__
+        # By name: other packages have Adams that are none of torch's.
         if not any("adam" in kind.__name__.lower() for kind in kinds):
             self._refuse(kinds[0].__name__, "AdamW or another Adam, whose learning rates it scales")
         names = {weight: name for name, weight in weights.items()}

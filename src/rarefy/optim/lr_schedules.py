@@ -36,6 +36,7 @@ class ScheduledLR(LRScheduler):
     """
 
     def __init__(self, optimizer: Optimizer, schedule: LRSchedule) -> None:
+        # First, since torch's constructor asks for the rate of step 0.
         self.schedule = schedule
         super().__init__(optimizer)
 

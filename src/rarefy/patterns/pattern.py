@@ -54,6 +54,7 @@ class Pattern:
     def merge(self, pieces: Sequence[Tensor]) -> Tensor:
         """The inverse of `split`."""
         whole = pieces[0] if self.axis is None else torch.cat(list(pieces), dim=self.axis)
+        # Turned back it is a view, and kernels read masks in the order of memory.
         return self._turned(whole).contiguous()
 
     def on(self, axes: Axes) -> Pattern:

@@ -29,6 +29,7 @@ class Hessians:
     def see(self, name: str, module: nn.Module, x: Tensor) -> None:
         """Adds an input of a layer."""
         rows = x.reshape(-1, x.shape[-1])
+        # In half precision, small terms would vanish in a long sum.
         rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
         if name not in self._sums:
             size = rows.shape[1]

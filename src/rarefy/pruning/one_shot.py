@@ -75,6 +75,7 @@ class Pruned:
         return 1.0 - sum(int(mask.sum()) for mask in self.masks.values()) / size if size else 0.0
 
 
+# In inference mode, where finished models are often used, there would be no gradient to measure by.
 @torch.inference_mode(False)
 def prune(
     model: nn.Module,

@@ -146,6 +146,7 @@ def _patterns(saved: SavedModel) -> Mapping[str, Pattern]:
 def _pattern_of(
     name: str, weight: Tensor, rules: Sequence[tuple[tuple[str, ...] | None, Pattern]]
 ) -> Pattern:
+    # A file may hold whole numbers, which cannot want a gradient.
     parameter = nn.Parameter(weight, requires_grad=False)
     candidate = Candidate(name, parameter, (), requires_dense=False)
     matching = (pattern for globs, pattern in rules if filters.decide(candidate, globs).sparse)

@@ -120,6 +120,7 @@ def read_run(folder: Path, warn: Callable[[str], None]) -> Run:
         )
     if checkpoint is None:
         return Run(folder, metrics, record, ranks=read_ranks(folder))
+    # An optimizer's state may be twice as large as the weights, and nothing of it is shown.
     parts = load(checkpoint, only=("model",))
     masks = tuple(mask_facts(parts.model, record.get("sparse", {})))
     # The newest may be a `checkpoint_5.replaced`.

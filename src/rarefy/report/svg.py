@@ -23,6 +23,7 @@ RIGHT = 16
 TOP = 12
 BOTTOM = 40
 MOST_MARKS = 300
+# As many as the style sheet has: .c0 to .c7.
 COLOURS = 8
 MOST_CELLS_APART = 48
 LABELS_WIDTH = 330
@@ -242,6 +243,7 @@ def png_bytes(pixels: np.ndarray) -> bytes:
     height, width = pixels.shape[:2]
     # PNG wants the kind of filter in front of each row; 0 is none.
     rows = np.concatenate([np.zeros((height, 1), np.uint8), pixels.reshape(height, -1)], axis=1)
+    # Eight bits a channel, colour type 6 (red, green, blue, opacity), nothing interlaced.
     header = struct.pack(">IIBBBBB", width, height, 8, 6, 0, 0, 0)
     chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows.tobytes(), 9)), (b"IEND", b""))
     return b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(kind, data) for kind, data in chunks)

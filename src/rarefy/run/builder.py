@@ -138,6 +138,7 @@ class Builder:
         path = "fit.train_dataloader"
         whole = self.data(self.fit_block.train_dataloader, path)
         try:
+            # Without a seed too all processes must draw one order.
             return shard(whole, *place(), seed=self.config.init.seed or 0)
         except RarefyError as error:
             raise RarefyError(f"{self.config.path}.{path}: {error}") from error

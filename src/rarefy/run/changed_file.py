@@ -112,6 +112,7 @@ def compare(builder: Builder, checkpoint: Path) -> list[Callback]:
     for change in changes:
         log.info("changed since %s: %s", checkpoint.name, change)
     _tell_moved_steps(before, builder)
+    # The fourth part of `init.optimizer.AdamW.lr`.
     options = {one.path.split(".")[3] for one in changes if one.path.startswith("init.optimizer.")}
     # A schedule of rarefy sets the rate, whatever the optimizer was built with.
     options -= {"lr"} if builder.schedulers else set()

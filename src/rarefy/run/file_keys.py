@@ -38,6 +38,7 @@ OneKeyMaps = Annotated[
 class OpenBlock(BaseModel):
     """A mapping with keys of its own beside the ones here."""
 
+    # Built on first use, here and in other blocks: an import must not wait for schemas that nobody asks for.
     model_config = ConfigDict(extra="allow", frozen=True, defer_build=True)
 
     @model_validator(mode="before")

@@ -61,6 +61,7 @@ def too_large(builder: Builder, available: int | None = None, copies: int = 1) -
     free = available_bytes(builder.device) if available is None else available
     if free is None:
         return None
+    # Shapes without numbers: what does not fit is not even asked for.
     with torch.device("meta"):
         model = builder.model(starts=False)
     needed = sum(one.numel() * one.element_size() for one in model.parameters())

@@ -202,6 +202,7 @@ def _start(configs: Sequence[TrainerConfig], index: int) -> CheckpointPath | Lit
     config = configs[index]
     newest = newest_valid(config.checkpoint_root, log.warning)
     if newest is not None:
+        # Without the weights, which may take long to read.
         parts = load(newest, only=("state",))
         owner = _owner(configs, index, parts)
         if owner > index or (owner == index and _has_ended(parts)):

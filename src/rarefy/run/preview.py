@@ -251,6 +251,7 @@ def _stages_of(
 def plan_updates(algorithms: list[SparsityAlgorithm], total_steps: int) -> Iterator[UpdatePlan]:
     """The update steps of every algorithm, from step 1 to `total_steps`."""
     for algorithm in algorithms:
+        # Step 0 gives the first masks, which is no update.
         steps = list(update_steps(algorithm.update_schedule, 1, total_steps)) if algorithm.dynamic else []
         first, last = (steps[0], steps[-1]) if steps else (None, None)
         yield UpdatePlan(algorithm.label, first, last, len(steps))
@@ -280,6 +281,7 @@ def one_step(trainer: Trainer, batch: Any) -> tuple[float, dict[str, int]]:
                 loss = loss_of(trainer.session.forward(to_device(part, trainer.device)))
             loss.backward()
             total += float(loss.detach())
+    # Without a scaler: what is wanted is the state that the step makes, to be measured.
     trainer.trained_by.step()
     # The counter names modules from the class of the model on.
     prefix = f"{type(trainer.model).__name__}."

@@ -234,6 +234,7 @@ def _check_top(content: Mapping[str, Any]) -> None:
 
 
 def _refuse_nan(value: Any, path: str) -> None:
+    # NaN is neither below nor above any bound, so range checks would let it pass.
     if isinstance(value, float) and math.isnan(value):
         raise ConfigError(path, "nan", "a number")
     children = (

@@ -72,6 +72,7 @@ def watched(
             ) -> None:
                 see(name, module, next(iter(inputs or keywords.values())).detach())
 
+            # Models may give a layer its input by keyword.
             handle = module.register_forward_pre_hook(before, with_kwargs=True)
             stack.callback(handle.remove)
         yield

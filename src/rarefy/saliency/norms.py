@@ -15,6 +15,7 @@ _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm
 _INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 _BY_CHANNEL = (*_BATCH_NORMS, *_INSTANCE_NORMS, nn.GroupNorm)
 _OF_TORCH = (*_BY_CHANNEL, nn.LayerNorm, nn.RMSNorm)
+# By the function, since a subclass may compute something else.
 _KNOWN = frozenset(kind.forward for kind in _OF_TORCH)
 # Some compute in bfloat16; of what is this near, the nearer is taken.
 _NEAR = 0.02

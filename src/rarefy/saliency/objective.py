@@ -172,6 +172,7 @@ class Objective:
         Returns:
             What it returns.
         """
+        # With the buffers too: a forward pass in training mode writes to those of batch norms.
         named = {f"model.{name}": tensor for name, tensor in {**self.buffers(), **tensors}.items()}
         with seeded(self._seed):
             return functional_call(_Acting(self.model), named, (batch, act))

@@ -10,6 +10,7 @@ from rarefy.masks import keep_top, kept_count
 from rarefy.patterns.structures import FREE, NOfM, Structure
 from rarefy.ties import DEFAULT_ORDER, TieOrder
 
+# Both are those of the paper's own code.
 BLOCK = 128
 DAMPENING = 0.01
 
@@ -65,6 +66,7 @@ def sparse_gpt(
     for start in range(0, columns, step):
         stop = min(start + step, columns)
         errors = _prune_block(new, mask, factor, (start, stop), sparsity, structure, order)
+        # Inputs behind the block make up for all of its errors at once, by one product.
         new[:, stop:] -= errors @ factor[start:stop, stop:]
     return new, mask
 
@@ -73,6 +75,7 @@ def _factor(hessian: Tensor, dampening: float) -> Tensor:
     """The upper Cholesky factor of the inverse of the Hessian."""
     damped = hessian.clone()
     diagonal = damped.diagonal()
+    # An input that is always zero would leave the matrix singular.
     diagonal[diagonal == 0] = 1.0
     diagonal += dampening * diagonal.mean()
     try:
@@ -124,4 +127,5 @@ def _share(mask: Tensor, columns: tuple[int, int], sparsity: float) -> int:
 
 
 def _largest(part: Tensor, diagonal: Tensor, count: int, order: TieOrder, start: int) -> Tensor:
+    # Another order for each block, or ties would favour the same places in all of them.
     return keep_top((part / diagonal).square(), count, TieOrder(order.seed + start))

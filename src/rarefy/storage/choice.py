@@ -100,6 +100,7 @@ def _may_choose(parameter: SparseParameter, optimizers: Sequence[Optimizer]) -> 
     """Whether a weight can have either storage."""
     own = [optimizer for optimizer in optimizers if parameter.weight in trained_parameters(optimizer)]
     is_plain = parameter.weight.dtype == torch.float32 and not obstacle(parameter.places)
+    # Any other optimizer may need the weight as a matrix, which a compact one would build at each step.
     return bool(own) and is_plain and all(map(is_element_wise, own))
 
 
@@ -115,6 +116,7 @@ def time_doubtful(
         optimizers: those that the algorithm follows.
         step: optimizer steps taken.
     """
+    # The others take what the first process has found.
     if not is_first():
         return
     may = [one for one in parameters.values() if one.tokens is not None and _may_choose(one, optimizers)]

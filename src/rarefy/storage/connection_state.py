@@ -93,6 +93,7 @@ class ConnectionState:
 
     def load(self, storage: Storage, saved: Mapping[str, Tensor]) -> None:
         """Goes on from what `saved` returned; without it from the beginning."""
+        # Names that the file has nothing of keep these.
         self.start(storage)
         if isinstance(storage, ShardedStorage):
             self._load_pieces(storage, saved)
@@ -154,6 +155,7 @@ class ForwardSet:
     @torch.no_grad()
     def hide(self, weight: Tensor) -> None:
         """Takes the values of hidden connections aside."""
+        # Taken aside twice, the zeros would be what is put back.
         if self.hidden is None or self._aside is not None:
             return
         self.hidden = self.hidden.to(weight.device)

@@ -276,4 +276,5 @@ class ActivePlaces:
 def _are_places_of(places: Tensor, flat: Tensor) -> bool:
     if places.numel() != int(flat.count_nonzero()):
         return False
+    # They rise: the last one tells whether all are positions of this mask.
     return not places.numel() or (int(places[-1]) < flat.numel() and bool(flat[places].all()))

@@ -112,6 +112,7 @@ class MaskedStorage:
         """Replaces the mask, zeroes what it drops, and lets the optimizers begin with what it grows."""
         # What somebody wrote at inactive positions must not become the start of a new connection.
         self.restore_zeros(optimizers)
+        # Before the mask is written, which happens in place.
         grown = mask > self.mask
         self._write_mask(mask)
         self.prune(optimizers)

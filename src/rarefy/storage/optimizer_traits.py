@@ -45,6 +45,7 @@ _MATRIX = re.compile(
 )
 _ROTATION = re.compile(r"^(gg|q|q_?[lr]|eigen\w*|basis\w*)$", re.IGNORECASE)
 
+# Not Adamax, whose exp_inf never falls below eps, and not Rprop, whose step sizes do not rest at zero.
 _ZERO_STAYS_ZERO = (
     optim.SGD,
     optim.Adam,

@@ -70,6 +70,7 @@ class SparseParameter:
     def storage(self) -> Storage:
         """How its zeros are held at present."""
         known = self._storage
+        # `fully_shard` may cut the weight at any time after it was adopted, and tells nobody.
         self._storage = followed(known)
         if self._storage is not known:
             # What was kept of the whole weight is cut as it was.
@@ -205,6 +206,7 @@ class SparseParameter:
             make_states_dense(optimizers, self.weight)
             make_dense(self.module, leaf, mask_leaf)
             self._storage = MaskedStorage(self.module, leaf)
+            # A masked storage begins with every connection active.
             self.storage.set_mask(mask, optimizers)
 
     def before_load(self, mask: Tensor, optimizers: Iterable[Optimizer]) -> None:
@@ -259,13 +261,12 @@ class SparseParameter:
             RarefyError: it belongs to another topology.
         """
         self.show()
-        mask = self.mask
         if saved:
             check_topology(self.name, self.storage, saved["topology"])
         self.state.load(self.storage, saved.get("state", {}))
         self.forward.forget()
         if "forward" in saved:
-            self.set_forward_mask(ForwardSet.loaded(mask, saved["forward"]))
+            self.set_forward_mask(ForwardSet.loaded(self.mask, saved["forward"]))
 
     # ---- forward passes ----
 

@@ -163,4 +163,5 @@ def checksum(mask: Tensor) -> int:
         >>> checksum(torch.tensor([True, False])) == checksum(torch.tensor([False, True]))
         False
     """
+    # In row-major order, whichever way the mask lies in memory.
     return zlib.crc32(mask.detach().cpu().contiguous().numpy().tobytes())

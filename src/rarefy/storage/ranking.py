@@ -67,6 +67,7 @@ def highest_entries(grad: Tensor, mask: Tensor, count: int, score: Score) -> Ten
 def _score_of_rank(rank: int, grad: Tensor, inactive: Tensor, score: Score) -> Tensor:
     """The inactive entries' score of a rank; of a large gradient a lower one, by all odds, from a sample."""
     if grad.numel() > _SAMPLED_FROM:
+        # Seeded anew each time: a run must draw the same random numbers whether it keeps lists or not.
         places = torch.randint(
             grad.numel(), (_SAMPLES,), generator=torch.Generator().manual_seed(0), device="cpu"
         )

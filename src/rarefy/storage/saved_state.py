@@ -49,6 +49,7 @@ def save_entries(
             own = partial(_has_its_connections, parameter.weight)
             marks[index] = [list(path) for path, state in entries(saved[index]) if own(path, state)]
             as_entries = changed(saved[index], own, lambda _, state, save=storage.saved_entries: save(state))
+            # What is sparse still has other connections than the weight.
             saved[index] = all_dense(as_entries)
     return {**state_dict, "state": saved, **_notes(topology, marks)}
 

@@ -33,6 +33,7 @@ def elementwise(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 
 def _in_place(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     target = args[0]
+    # Any other stays zero there whatever is computed, as after a dense write.
     if target.role is Role.FREE and not _zeros_stay(func, args, kwargs):
         return NotImplemented
     # a product is zero where the target has no connection, so it needs no room for those of the other factor
@@ -64,6 +65,7 @@ def _new(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 def _zeros_stay(func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
     if annihilates(func, args):
         return True
+    # What a dense operand has at inactive places is not known without looking at all of it.
     has_dense = any(
         isinstance(one, Tensor) and not isinstance(one, StoredWeight) and one.dim() for one in args
     )

@@ -33,6 +33,7 @@ def connect(weight: StoredWeight) -> StoredWeight:
     """Makes a weight a parameter, and its gradients sparse; may be called again."""
     facts = vars(weight)
     facts["_is_param"] = True
+    # `register_hook` would come back here by way of `__torch_function__`.
     with without_subclass_functions():
         if "_connection" not in facts and weight.requires_grad and weight.is_leaf:
             connection = Connection(weight._cell)
@@ -43,6 +44,7 @@ def connect(weight: StoredWeight) -> StoredWeight:
 
 
 def _arrive(connection: Connection, kind: type[StoredWeight], gradient: Tensor) -> Tensor | None:
+    # Sparse already, or watched by a transform, which looks into every operation and would not know this one.
     if isinstance(gradient, StoredWeight) or has_transform() or is_batched(gradient):
         return None
     cell = connection.cell

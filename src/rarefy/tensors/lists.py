@@ -57,6 +57,7 @@ def _in_place(func: Any, args: Any, kwargs: dict[str, Any]) -> None:
             return given
         return [place.of(one) for place, one in zip(places, given, strict=True)]
 
+    # For all places at once: one launch for many tensors is what these operations are for.
     func(*(unwrapped(given) for given in args), **{key: unwrapped(given) for key, given in kwargs.items()})
     for place in places:
         place.finish()

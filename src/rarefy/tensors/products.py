@@ -43,6 +43,7 @@ _BACKWARD = torch.ops.rarefy.linear_backward.default
 
 def _sparse_linear(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     x, weight, bias, _ = args
+    # No kernel multiplies two sparse matrices.
     if not isinstance(weight, StoredWeight) or type(x) is type(weight):
         return NotImplemented
     return weight.topology.index.linear(x, weight.entries, bias)
@@ -100,6 +101,7 @@ def _dense_backward(
     of_weight = in_layout(flat.t() @ x.reshape(-1, x.shape[-1]).to(grad.dtype), is_transposed).to(
         weight.dtype
     )
+    # Contiguous, as `_shapes` promises compilers.
     return (grad @ matrix).to(x.dtype), of_weight.contiguous(), flat.sum(0)
 
 
@@ -140,6 +142,7 @@ def _products(x: Tensor, weight: Any) -> int:
     return 2 * connections * math.prod(x.shape[:-1])
 
 
+# With the tensors themselves: of shapes alone nobody could tell how many connections there are.
 @register_flop_formula(torch.ops.rarefy.linear, get_raw=True)
 def _forward_flops(x: Tensor, weight: Tensor, *_: Any, **__: Any) -> int:
     """A multiplication and an addition for each connection and token."""
@@ -169,6 +172,7 @@ def _inferred(x: Tensor, cell: Cell, bias: Tensor | None) -> Tensor | None:
     """The shortest way, on which a lone token spends as long as in the kernel; None where it may not be taken."""
     if has_forward_gradients():
         return None
+    # As torch's own autocast, which leaves float64 alone.
     if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
         x = x.to(torch.get_autocast_dtype(x.device.type))
     cell.forget_snapshot()
@@ -196,6 +200,7 @@ def product(x: Tensor, weight: StoredWeight, bias: Tensor | None) -> Tensor:
     if torch.jit.is_tracing():
         return _traced(x, weight, bias)
     _check(x, weight._cell, bias)
+    # A mode is shown operations alone, and the kernels below are none.
     if has_mode():
         return LINEAR(x, weight, bias, is_transposed)
     if torch.is_grad_enabled():

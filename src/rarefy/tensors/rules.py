@@ -15,6 +15,7 @@ from rarefy.torch_private import mapped
 aten = torch.ops.aten
 Rule = Callable[[Any, Any, dict[str, Any]], Any]
 
+# Entry by entry, so that processes with one topology add up what belongs together.
 _REDUCED_AS_THEY_ARE = ("c10d::allreduce_", "c10d::broadcast_", "c10d::allreduce_coalesced_")
 _OURS = ("aten::", "prims::", "rarefy::")
 
@@ -73,6 +74,7 @@ def new_companion(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     shape = tuple(args[1])
     if shape != tuple(weight.shape) or kwargs.get("device") not in (None, weight.device):
         return NotImplemented
+    # Strides are left out: no memory of that shape is to be laid out.
     options = {key: value for key, value in kwargs.items() if key == "dtype"}
     make = torch.zeros_like if func is aten.new_zeros.default else torch.empty_like
     return weight.companion(make(weight._cell.values, **options))

@@ -126,6 +126,7 @@ class Cell:
 
 
 _PREFIX = "_rarefy_"
+# The values, then what `Topology.parts` has, in its order.
 _NAMES = ("entries", "starts", "places", "back_starts", "back_places", "order", "label")
 PARTS = tuple(_PREFIX + name for name in _NAMES)
 

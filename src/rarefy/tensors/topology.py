@@ -40,6 +40,7 @@ class Facts(NamedTuple):
     block: tuple[int, int] | None
 
 
+# By identity or `equals`: compared field by field, index tensors would give a tensor where a bool is wanted.
 @dataclass(frozen=True, eq=False)
 class Topology:
     """The active connections of a weight matrix.

@@ -39,6 +39,7 @@ def write_dense(target: StoredWeight, dense: Tensor) -> None:
 
 
 def _make_room(target: StoredWeight, dense: Tensor) -> None:
+    # Which connections would be new depends on numbers, and a graph that is being traced has none.
     if is_tracing() or not target.topology.is_real:
         raise RarefyError(
             "a dense write to a sparse weight that no algorithm manages is not allowed in a compiled function; write "

@@ -96,6 +96,7 @@ class Fit:
         if progress.global_step == self._began:
             with failing_together(session.device):
                 choose_size(session, batches[0])
+        # What was saved last is from here on an earlier state.
         self._saved = None
         outcome = take_step(session, batches)
         session.tokens_per_step = self._throughput.add(batches)

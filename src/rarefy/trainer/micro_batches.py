@@ -186,6 +186,7 @@ def needed_for(session: Session, batch: Any) -> Needed:
     """What a step takes beside the weights that are there."""
     optimizer = session.needed_optimizer
     trained = [one for one in trained_parameters(optimizer) if one.requires_grad]
+    # What is there already is no part of the memory that is free.
     numbers = sum(stored_numbers(one) * one.element_size() for one in trained if one.grad is None)
     fresh = sum(stored_numbers(one) * one.element_size() for one in trained if one not in optimizer.state)
     return Needed(numbers, fresh * _copies(optimizer), _activations(session, batch))

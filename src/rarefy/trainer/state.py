@@ -72,6 +72,7 @@ def save(session: Session) -> Path:
 
 
 def _hash(params: Mapping[str, Any]) -> str:
+    # As text what JSON has no form for, such as paths and dates.
     return hashlib.sha256(json.dumps(params, sort_keys=True, default=str).encode()).hexdigest()
 
 

@@ -69,6 +69,7 @@ def take_step(session: Session, batches: list[Any]) -> StepOutcome:
     else:
         precision.skip()
     session.emit("on_after_optimizer_step")
+    # After the event, whose callbacks may look at the gradients.
     optimizer.zero_grad(set_to_none=True)
     if outcome.culprit is None:
         for scheduler in session.schedulers:
@@ -81,6 +82,7 @@ def _learn(session: Session, part: Part, index: int, count: int, batches: int) -
     batch = to_device(part.batch, session.device)
     session.emit("on_train_batch_start", batch, index)
     session.emit("on_before_forward", batch)
+    # Gradients of processes are averaged once a step, after the last micro-batch.
     with session.parallel.accumulating(session.forward.model, is_last=index == count - 1):
         with session.precision.autocast():
             outputs = session.forward(batch)

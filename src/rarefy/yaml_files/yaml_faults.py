@@ -29,6 +29,7 @@ def plain_words(error: yaml.MarkedYAMLError, text: str) -> str:
     parts = [part for part in (error.context, error.problem) if part]
     said = ", ".join(parts).replace("\n", " ") or "is not YAML"
     mark = error.problem_mark
+    # At the very end of a text there is no line to look at.
     if mark is None or mark.line >= len(lines):
         return said
     # First, since PyYAML words a tab in several ways, none of which names it plainly.
@@ -101,6 +102,7 @@ def _open_levels(lines: list[str]) -> list[int]:
             column = len(_indent(line))
             levels = [level for level in levels if level < column] + [column]
             items = re.match(r" *((?:- +)+)\S", line)
+            # An item that holds a map opens two levels: that of its dash, and that of its keys.
             if items:
                 levels.append(column + len(items[1]))
     return levels

@@ -289,6 +289,7 @@ class _Loader(yaml.SafeLoader):
         seen: set[str] = set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode):
+                # PyYAML would take the last one without a word.
                 if key.value in seen:
                     raise yaml.MarkedYAMLError(
                         problem=f"the key {key.value} is given twice", problem_mark=key.start_mark
@@ -314,4 +315,5 @@ class _Loader(yaml.SafeLoader):
             ) from error
 
 
+# The last argument: PyYAML asks a resolver only where a value begins with one of these.
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))

@@ -41,6 +41,7 @@ def carry_optimizer(session: Session, path: Path, parts: CheckpointParts) -> Non
         problem = f"has {f'the state of {made_by}' if made_by else 'no optimizer state'}"
         raise CheckpointError(path, f"{problem}, but this run uses {type(optimizer).__name__}", _REMEDY)
     own = optimizer.state_dict()["param_groups"]
+    # torch knows parameters by their numbers alone: as many in each group is all that can be compared.
     sizes = [[len(group["params"]) for group in groups] for groups in (saved["param_groups"], own)]
     if sizes[0] != sizes[1]:
         problem = f"has an optimizer of {sizes[0]} parameters in its groups, but this run one of {sizes[1]}"

@@ -35,6 +35,7 @@ def give_first_masks(session: Session) -> None:
     algorithms = session.sparsity.algorithms if session.sparsity is not None else []
     waiting = [one for one in algorithms if one.awaiting]
     model = _whole_model(session) if waiting else None
+    # The copy takes as much memory as the model, and is not needed again.
     session.uncut = None
     if not waiting:
         return
