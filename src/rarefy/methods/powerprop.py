@@ -69,11 +69,7 @@ class Powerprop(GMP):
         return view.weight.abs().masked_fill(~view.mask, -torch.inf)
 
     def update_mask(self, view: WeightView) -> Tensor:
-        """The largest of the active connections.
-
-        Raises:
-            RarefyError: the target sparsity is lower than the one before.
-        """
+        """The largest of the active connections; a target sparsity that falls is an error."""
         mask = super().update_mask(view)
         if int(mask.sum()) > int(view.mask.sum()):
             raise RarefyError(
