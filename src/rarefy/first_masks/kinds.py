@@ -148,6 +148,7 @@ class Grasp(FromData):
             raise RarefyError(f"grasp needs more range than {half} has, which is float16; {_WIDER}")
         objective = Objective(task.model, task.loss, task.seed, task.shares)
         changes = {}
+        # Nothing to divide, so no output layer has to be found.
         if self.temperature != 1.0:
             layer = output_layer(task.model, lambda: _glance(objective, task), self.output)
             changes = {layer: divided_by(self.temperature)}
@@ -244,6 +245,7 @@ class Wanda(FromData):
         sums = SquareSums(f"init_method {self.name}")
         objective = Objective(task.model, task.loss, task.seed)
         modules = {name: place.module for name, place in task.places.items()}
+        # Sums are exchanged afterwards, for which the others must not wait in vain.
         with failing_together(next(iter(task.weights.values())).device):
             with in_mode(task.model, False), torch.no_grad(), watched(modules, sums.see):
                 for part in itertools.chain.from_iterable(task.batches):

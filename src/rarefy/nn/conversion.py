@@ -214,6 +214,7 @@ def make_compact(
 def show_mask(module: nn.Module, weight: SparseWeight, mask_leaf: str) -> None:
     """Puts the mask of a compact weight beside it."""
     if mask_leaf in dict(module.named_buffers(recurse=False, remove_duplicate=False)):
+        # A buffer that is there keeps its place in state dicts.
         setattr(module, mask_leaf, WeightMask(weight))
     else:
         module.register_buffer(mask_leaf, WeightMask(weight))

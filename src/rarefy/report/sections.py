@@ -95,6 +95,7 @@ def sparsity_section(run: Run) -> Section:
     """Target and actual sparsity over time."""
     names = {"target": "sparsity/target", "actual": "sparsity/actual"}
     if names["actual"] not in run.metrics:
+        # What LogSparsity calls it, where RunRecord was taken out.
         names["actual"] = "sparsity/model/actual"
     lines = [
         Line(label, run.metrics[name], "steps", dashed=label == "target")
@@ -246,6 +247,7 @@ def _mean_of(series: Series | None, unit: Unit = "number") -> str:
     """The mean of a metric over the log steps."""
     if series is None:
         return "–"
+    # A point of a thinned series stands for several steps.
     mean = float(np.average(series.mean, weights=series.weight))
     return readable(mean if unit == "percent" else round(mean), unit)
 

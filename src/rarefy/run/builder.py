@@ -182,6 +182,7 @@ class Builder:
         if init.sparsity is None:
             return None
         loop = init.loop or LoopConfig()
+        # Without data to train on, nobody can count the steps of an epoch.
         num_steps = loop.total_steps() if self.config.fit is None else self.total_steps
         path = f"{self.path}.sparsity"
         sparsity = configure(init.sparsity, num_steps=num_steps, seed=init.seed, path=path, **self._imports)

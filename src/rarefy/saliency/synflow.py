@@ -65,6 +65,7 @@ class SynapticFlow:
         self, model: nn.Module, batch: Any, output: nn.Module, call: Callable[[nn.Module, Any], Any]
     ) -> None:
         self._model = model
+        # Of ones all samples are the same, so one is enough.
         self._batch = ones_like(first_sample(batch))
         self._output = output
         self._call = call

@@ -87,6 +87,7 @@ def load_entries(
         if index in marks:
             wanted = partial(_is_marked, {tuple(path) for path in marks.pop(index)})
         else:
+            # Files from before there were marks.
             wanted = partial(_is_of, optimizer, parameter.weight, shapes)
         load = parameter.storage.loaded_entries
         saved[index] = changed(saved[index], wanted, lambda _, state, load=load: load(state))

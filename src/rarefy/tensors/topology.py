@@ -91,6 +91,7 @@ class Topology:
         given = (first, second, third, fourth, starts, indices, back_starts, back_indices, order)
         index = BlockIndex(BlockTopology(*given)) if facts.has_blocks else Panels(*given)
         topology = cls(index, facts.is_transposed, facts.block)
+        # Made anew it would read an address, and a compiler's tensors have none.
         vars(topology)["label"] = label
         return topology
 

@@ -213,6 +213,7 @@ def view_of(base: StoredWeight, steps: list[Step]) -> Any:
     shown = replayed(base.dense(), steps)
     if isinstance(shown, Tensor):
         return WeightView(base, steps, shown)
+    # One of several views is replayed by making all of them once more and taking its own.
     return [view_of(base, [*steps, (itemgetter(place), (), {})]) for place in range(len(shown))]
 
 

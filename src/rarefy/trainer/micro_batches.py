@@ -167,6 +167,7 @@ def _check(needed: Needed, size: int, samples: int, available: int) -> None:
         f"{_in_gib(total)} beside the weights (gradients {_in_gib(needed.gradients)}, optimizer "
         f"{_in_gib(needed.optimizer)}, activations about {_in_gib(size * needed.activations)} for {size} samples)"
     )
+    # Fewer than at present, or it would be no advice.
     fitting = power_below(min(needed.fitting(available), size - 1))
     hint = (
         f"loop.micro_batch_size: {fitting} (the same result)" if fitting else "a smaller model or more memory"

@@ -152,4 +152,5 @@ class Precision:
 def gradient_norm(parameters: Iterable[Tensor]) -> Tensor:
     """√(Σ g²) over all gradients, a scalar; not finite if a gradient is not."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    # Of gradients in pieces it is a sum that the processes have yet to add up.
     return summed(torch.nn.utils.get_total_norm(gradients))
