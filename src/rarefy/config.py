@@ -233,6 +233,7 @@ def _build(entry: _Entry | Sparsifier, context: _Context) -> Sparsifier:
         options["seed"] = context.seed
     _warn_of_implied_freq(options.get("update"), entry)
     algorithm = _construct(kind, options, entry)
+    # What `apply` refuses later is still named by where the option was written.
     algorithm.paths = {option: entry.where(option) for option in accepted_options(kind)}
     _warn_out_of_range(algorithm, entry, context.num_steps)
     _warn_of_idle_drops(algorithm, entry)

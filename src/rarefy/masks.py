@@ -290,6 +290,7 @@ def _top(scores: Tensor, candidates: Tensor | None, count: int, order: TieOrder)
         scores = scores.float()
     flat = scores.detach().reshape(-1)
     among = None if candidates is None else candidates.reshape(-1)
+    # Settled only where the border may run through equal scores, as that takes further passes over all of them.
     kept, may_cut_a_tie = kernels.keep_top_and_tie(flat, count, among)
     if may_cut_a_tie:
         kept = settle(kept, flat, torch.ones_like(kept) if among is None else among, order)

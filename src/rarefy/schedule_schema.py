@@ -13,6 +13,7 @@ from rarefy.validation import StepMark, marked_fields
 Json = dict[str, Any]
 
 _NUMBER: Json = {"type": "number"}
+# What `rarefy.config` takes for a percentage.
 _PERCENT: Json = {"type": "string", "pattern": r"^\s*\d+(\.\d+)?\s*%\s*$", "description": "a part of the run"}
 
 

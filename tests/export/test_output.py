@@ -105,3 +105,15 @@ def test_an_unknown_format(tmp_path: Path) -> None:
     assert "--to: 'safetensor' is not allowed" in str(caught.value)
     assert "did you mean safetensors?" in str(caught.value)
     assert all(name in str(caught.value) for name in FORMATS)
+
+
+def test_a_folder_and_the_names_in_it_reach_the_disk(tmp_path, monkeypatch):
+    flushed: list[str] = []
+    monkeypatch.setattr("rarefy.export.output.flush", lambda path: flushed.append(path.name))
+
+    def fill(path: Path) -> None:
+        (path / "inner").mkdir(parents=True)
+        (path / "inner" / "a").write_text("four")
+
+    assert write(tmp_path / "out", fill) == 4
+    assert sorted(flushed[:-1]) == ["a", "inner", "made"] and flushed[-1] == tmp_path.name

@@ -168,6 +168,7 @@ class Beginning(UserHooks, Timing):
         refuse_inference(task.model)
         try:
             return method.masks(task)
+        # It names its key already; any other error is given the method's name.
         except ConfigError:
             raise
         except RarefyError as error:

@@ -95,6 +95,7 @@ def warn_of_few(model: nn.Module, few: Mapping[str, str], chosen: Iterable[str])
 
 def _remedy(model: nn.Module, few: Mapping[str, str], chosen: Iterable[str]) -> str:
     others = [name for name in chosen if name not in few]
+    # One glob for layers that differ by their number alone.
     globs = list(dict.fromkeys(re.sub(r"(^|\.)\d+(?=\.|$)", r"\1*", name) for name in others))
     matched = [c.name for c in candidates(model) if any(fnmatch.fnmatchcase(c.name, glob) for glob in globs)]
     if others and len(globs) <= _MOST_GLOBS and sorted(matched) == sorted(others):

@@ -395,5 +395,6 @@ def _hints_of(constructor: Any) -> Mapping[str, Any]:
 def _descriptions_of(kind: type) -> dict[str, str]:
     """The entries of `Args:` in the docstring of a class."""
     _, _, section = (inspect.getdoc(kind) or "").partition("Args:\n")
+    # An entry begins four spaces in, and its further lines eight.
     entries = re.findall(r"^    (\w+): (.+(?:\n {8}.+)*)", re.split(r"\n(?=\S)", section)[0], re.MULTILINE)
     return {name: re.sub(r"\s+", " ", text) for name, text in entries}

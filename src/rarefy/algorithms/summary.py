@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 MOST_NAMED = 6
+# A number that is a part of a name by itself: the 12 of `layers.12.weight`, not the 1 of `conv1.weight`.
 LAYER_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)|^\d+(?=\.)")
 COLUMNS = ("parameter", "algorithm", "shape", "target", "actual", "kept", "pattern", "storage")
 

@@ -62,6 +62,7 @@ def _inner(config: GPTConfig) -> list[Row]:
         "mlp.dense_h_to_4h": "ffn.ffn.0.linear_layer",
         "mlp.dense_4h_to_h": "ffn.ffn.1.linear_layer",
     }
+    # Head by head: the query, the key and the value of the first, then those of the second.
     by_head = Joined(config.num_heads, (config.head_size,) * 3)
     return [*joined("self_attention.query_key_value", by_head), *same(names)]
 

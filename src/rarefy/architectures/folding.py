@@ -82,4 +82,5 @@ def folded(
 def _scale(state: dict[str, Tensor], name: str, factor: float) -> None:
     # A factor that rounding alone keeps from 1 would change every weight in its last digit.
     if name in state and not math.isclose(factor, 1.0, rel_tol=1e-12):
+        # Not in place: these are the tensors of the model itself.
         state[name] = torch.mul(state[name], factor)

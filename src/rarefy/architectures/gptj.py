@@ -109,6 +109,7 @@ GPTJ = Architecture(
     inner=_gptj_rows,
     layers="transformer.h.{}.",
     misfits=_gptj_misfits,
+    # The causal mask, which older versions of Transformers saved.
     ignored=(".attn.bias", ".attn.masked_bias"),
 )
 
@@ -236,5 +237,6 @@ FALCON = Architecture(
     inner=_falcon_rows,
     layers="transformer.h.{}.",
     misfits=_falcon_misfits,
+    # Frequencies, which older versions of Transformers saved, and which follow from the options.
     ignored=("rotary_emb.inv_freq",),
 )

@@ -62,6 +62,7 @@ def _norms(tensors: Mapping[str, Tensor]) -> dict[str, float]:
         summed(torch.linalg.vector_norm(tensor, dtype=_wide(tensor))).cpu().double()
         for tensor in tensors.values()
     ]
+    # In one transfer: to ask a GPU for each norm would wait for it as often.
     return dict(zip(tensors, torch.stack(norms).tolist(), strict=True)) if norms else {}
 
 

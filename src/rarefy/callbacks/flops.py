@@ -206,6 +206,7 @@ class TrainingFlops:
                     "flops/sparse and flops/dense are not logged: the model is under torch.compile, which would make "
                     "every forward pass that is watched compile again; rarefy.summary(sparsity) has the share of a step"
                 )
+        # A run that goes on has its total from the checkpoint.
         elif trainer.global_step == 0:
             self.total = Cost()
 

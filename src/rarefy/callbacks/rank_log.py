@@ -47,6 +47,7 @@ class RankLog(Callback):
 
     def on_fit_start(self, trainer: TrainerView) -> None:
         """Opens the files; a run that begins anew begins them anew."""
+        # A fit may begin while an error is being handled, which is not what ends it.
         self._before = sys.exc_info()[1]
         rank, count = place()
         path = table_of(trainer.model_dir, rank)

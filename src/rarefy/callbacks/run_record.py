@@ -95,6 +95,7 @@ class RunRecord(Callback):
         if not is_first():
             return
         path = folder / FILE_NAME
+        # Under another name first, as a report may be made while the run goes on.
         temporary = folder / f".tmp-{FILE_NAME}"
         with writing(path):
             folder.mkdir(parents=True, exist_ok=True)

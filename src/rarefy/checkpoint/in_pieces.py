@@ -144,4 +144,5 @@ def _rows(owners: Sequence[Rows], name: str, start: int, stop: int) -> Tensor:
         if own[0] < own[1]:
             found.append(one.read(name, *own))
         offset += length
+    # A process whose piece is empty needs one of the right shape and dtype all the same.
     return torch.cat(found) if found else owners[0].read(name, 0, 0)

@@ -24,6 +24,7 @@ app = typer.Typer(
     name="rarefy",
     help="Train any PyTorch model with sparse weights, from one YAML file.",
     no_args_is_help=True,
+    # Every fault becomes one line in `guarded`; what gets past it is a fault of ours, whose traceback should be plain.
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

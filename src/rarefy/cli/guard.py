@@ -97,6 +97,7 @@ def _reached(content: Any, error: ConfigError) -> list[Any]:
         fitting = [name for name in names if rest == name or rest.startswith((f"{name}.", f"{name}["))]
         if not fitting:
             break
+        # A key may have dots itself, and another be the beginning of it.
         name = max(fitting, key=len)
         content = content[names[name]]
         rest = rest[len(name) :].removeprefix(".")

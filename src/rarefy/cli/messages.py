@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 from rarefy.distributed import is_first
 
+# Between DEBUG, 10, and INFO, 20; Python has no level there.
 VERBOSE = 15
 _LOGGER = logging.getLogger("rarefy")
 

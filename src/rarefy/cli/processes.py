@@ -73,6 +73,7 @@ def run_in_processes(count: int, arguments: Sequence[str]) -> int:
         nproc_per_node=count,
         run_id=uuid4().hex,
         rdzv_backend="c10d",
+        # Port 0 stands for one that is free.
         rdzv_endpoint="localhost:0",
         max_restarts=0,
     )

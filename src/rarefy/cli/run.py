@@ -119,6 +119,7 @@ def run_with(processes: int, request: Request) -> int:
     def start() -> None:
         refuse_nested(processes)
         _check(request)
+        # From here on the run counts as begun, so that what ends it is no fault of the file.
         codes.append(FAILED)
         codes.append(run_in_processes(processes, without_flag(sys.argv[1:])))
 

@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 from rarefy.data.loader import LoaderConfig, ResumableDataLoader, Seed, make_loader
 from rarefy.errors import RarefyError
 
+# scikit-learn counts the dark pixels of four by four.
 _WHITE = 16.0
 _VALIDATION_EVERY = 5
 

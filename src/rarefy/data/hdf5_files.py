@@ -101,6 +101,7 @@ class HDF5Rows:
         size = int(np.prod(self.row_shape))
         if len(self) * size > _SCANNED:
             return None
+        # About 8 MB at a time, however long a row is.
         step = max(_SCANNED // 64 // max(size, 1), 1)
         reads = (self.read(start, min(start + step, len(self))) for start in range(0, len(self), step))
         return max((int(chosen(rows).max()) for rows in reads), default=0)

@@ -59,6 +59,7 @@ def write_hdf5(
     if progress is not None:
         pieces = _report(pieces, progress, sum(_size(file) for file in files))
     tokens = (piece for piece, _ in pieces)
+    # Files of samples share a token: the last label of one is the first input of the next. A corpus is read as one.
     chunks = _chunks(tokens, samples_per_file * max_sequence_length, overlap=int(format == "samples"))
     with _appearing(out_dir) as folder:
         names = []

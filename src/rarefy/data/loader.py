@@ -149,6 +149,7 @@ class ResumableBatchSampler(Sampler[list[int]]):
         )
         for batch in range(self.batch, len(self)):
             whole = order[batch * self.batch_size : (batch + 1) * self.batch_size]
+            # In turns, so that of a last batch that is not full no process has two samples more than another.
             yield whole[self.rank :: self.processes].tolist()
 
     def __len__(self) -> int:
@@ -226,6 +227,7 @@ class ResumableDataLoader(DataLoader[Any]):
             dataset,
             batch_sampler=order,
             num_workers=workers,
+            # torch refuses these two without workers.
             prefetch_factor=config.prefetch_factor if workers else None,
             persistent_workers=config.persistent_workers and workers > 0,
             # Else the DataLoader draws a seed for its workers from torch's global generator at every epoch.

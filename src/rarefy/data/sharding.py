@@ -89,6 +89,7 @@ def _with_distributed_sampler(
     if isinstance(sampler, DistributedSampler):
         return loader
     _refuse_unknown_order(loader)
+    # torch refuses it without workers.
     options: dict[str, Any] = {"prefetch_factor": loader.prefetch_factor} if loader.num_workers else {}
     return DataLoader(
         loader.dataset,
@@ -137,6 +138,7 @@ def _refuse_unknown_order(loader: DataLoader[Any]) -> None:
     """
     sampler = loader.sampler
     has_own_batches = loader.batch_sampler is not None and loader.batch_size is None
+    # A subclass may give its batches in any order.
     if type(loader) is not DataLoader:
         what = f"a {type(loader).__name__}"
     elif isinstance(loader.dataset, IterableDataset):

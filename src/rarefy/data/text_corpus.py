@@ -149,6 +149,7 @@ def read_bytes(files: Iterable[Path]) -> Tensor:
     Raises:
         ConfigError: a file cannot be read.
     """
+    # NumPy does not join an empty list.
     parts = [np.empty(0, dtype=np.uint8)]
     for file in files:
         try:

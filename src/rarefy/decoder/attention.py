@@ -193,6 +193,7 @@ class _Prefixes(torch.autograd.Function):
         sums = list[Tensor]()
         begin = 0
         for number, end in enumerate(ctx.ends):
+            # These positions are in this prefix and in every longer one.
             first, *others = (grad[:, :, begin:end] for grad in grad_outputs[number:])
             sums.append(sum(others, first))
             begin = end

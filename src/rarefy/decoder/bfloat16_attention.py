@@ -65,6 +65,7 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         weights = _weights(query, key)
+        # An output as well, or second derivatives could not go through what was saved.
         return weights @ value, weights
 
     @staticmethod

@@ -77,6 +77,7 @@ class Initializers:
         if name.endswith("proj_output_dense_layer"):
             return self.attention_output
         if ".ffn." in name:
+            # In every layout of experts too, the number before the last part is 0 in the wide layer, 1 in the one back.
             return self.ffn_output if name.split(".")[-2] == "1" else self.ffn
         return self.attention
 
@@ -93,6 +94,7 @@ def initialize(decoder: nn.Module, config: GPTConfig) -> None:
         if isinstance(module, nn.Embedding):
             drawn.embedding.fill_(module.weight)
         elif isinstance(module, nn.Linear | FusedLinear):
+            # A tied output layer was drawn as the embedding.
             if name != "lm_head" or not config.share_embedding_weights:
                 drawn.for_layer(name).fill_(_weight(module))
             if isinstance(module, nn.Linear) and module.bias is not None:

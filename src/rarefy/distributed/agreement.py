@@ -242,6 +242,7 @@ def failing_together(device: torch.device) -> Iterator[None]:
         yield
     except Exception as error:
         _any_failed(True, device)
+        # Never empty, which is how the others say that nothing is wrong.
         from_all(str(error) or type(error).__name__)
         raise
     if _any_failed(False, device):

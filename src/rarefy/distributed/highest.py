@@ -37,6 +37,7 @@ def ordered(scores: Tensor) -> Tensor:
     # Adding zero makes a positive zero of a negative one.
     bits = (wide + 0.0).view(kind).long()
     highest = (1 << (width - 1)) - 1
+    # The bits of a negative number rise as it falls, so all but the sign are turned over.
     keys = torch.where(bits < 0, bits ^ highest, bits)
     return keys.masked_fill(wide.isnan(), -highest - 1)
 

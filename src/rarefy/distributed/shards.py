@@ -182,6 +182,7 @@ class Cut:
         """From where to where the piece of this process goes."""
         size = self.shape[self.dimension]
         pieces = self.mesh.size(self.mesh_dimension)
+        # As torch's `chunk` cuts: the last pieces may be shorter, or empty.
         length = -(-size // pieces)
         start = min(self.mesh.get_local_rank(self.mesh_dimension) * length, size)
         return start, min(start + length, size)
@@ -223,6 +224,7 @@ class Cut:
         start, stop = self.bounds
         inner = self.shape[self.dimension + 1 :].numel()
         own = max((stop - start) * inner, 1)
+        # Flattened, a piece is [outer, cut, inner]: of the three the middle one is shifted, and longer in the whole.
         outer = entries.div(own, rounding_mode="floor")
         return outer * self.shape[self.dimension] * inner + start * inner + entries % own
 

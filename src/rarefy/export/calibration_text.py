@@ -92,6 +92,7 @@ def _read(file: Path, tokenizer: Any, wanted: int) -> np.ndarray[Any, Any]:
         if file.suffix == ".npy":
             return _ids(file)
         if tokenizer is None:
+            # No more than is wanted: a text may be larger than the memory.
             return np.fromfile(file, dtype=np.uint8, count=wanted)
         return np.array(tokenizer.encode(file.read_text(encoding="utf-8")).ids, dtype=np.int64)
     except (OSError, ValueError) as error:

@@ -101,6 +101,7 @@ def export(
         allowed = f"{', '.join(FORMATS)} ({did_you_mean(to, FORMATS)})"
         raise ConfigError("--to", repr(to), allowed, "--to safetensors")
     out = Path(out)
+    # First, as the model may take minutes to read.
     output.check_free(out, is_folder=to in FOLDERS, force=force)
     saved = checkpoint if isinstance(checkpoint, SavedModel) else open_saved(Path(checkpoint))
     if saved.path.is_dir() and saved.path.resolve() in (out.resolve(), *out.resolve().parents):

@@ -57,6 +57,7 @@ class Job:
             RarefyError: it cannot be built, or the weights are of another model.
         """
         model = self._built().eval()
+        # Before `load_state_dict`, whose message lists every tensor.
         difference = match_model(model.state_dict(), self.saved.dense)
         if difference:
             remedy = "give the file of the run that made it: --params PARAMS.yaml"

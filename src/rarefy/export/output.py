@@ -66,10 +66,11 @@ def write(out: Path, fill: Callable[[Path], object]) -> int:
         with tempfile.TemporaryDirectory(prefix=PREFIX, dir=out.parent) as folder:
             made = Path(folder) / "made"
             fill(made)
-            files = [made] if made.is_file() else [file for file in made.rglob("*") if file.is_file()]
-            for file in files:
-                flush(file)
-            size = sum(file.stat().st_size for file in files)
+            written = [made, *made.rglob("*")]
+            # Folders too, which hold the names of the files.
+            for one in written:
+                flush(one)
+            size = sum(file.stat().st_size for file in written if file.is_file())
             _publish(made, out)
             return size
     except (OSError, SafetensorError) as error:

@@ -320,6 +320,7 @@ class Attachment:
         # Before the zeros are put in place, which is a write too.
         version = times_written(grad)
         parameter.after_accumulation(grad, self._collects_dense_grad())
+        # Updates by hand need no optimizer that is followed.
         if self._policy.autoupdate:
             self._following.saw_gradient(parameter, grad, version)
         self._averaging.saw_gradient(parameter)

@@ -254,6 +254,7 @@ class Round:
                 "ddp.join() is not allowed with sparse weights, whose gradients processes without data would not "
                 "exchange; give every process as many batches"
             )
+        # False within `no_sync`.
         self._is_due = ddp.require_backward_grad_sync
         self._asked_in = -1
 
@@ -332,12 +333,14 @@ class Round:
         if not self._parameters:
             return
         self._refuse_other_storage()
+        # torch names the sender by its rank among all processes, not in the group.
         first = dist.get_global_rank(self._group, 0)
         for parameter in self._that_differ():
             mask = parameter.mask.to(torch.uint8)
             dist.broadcast(mask, first, group=self._group)
             if not torch.equal(mask.bool(), parameter.mask):
                 set_mask(parameter, mask.bool())
+            # What is sent are the numbers of all active connections, those that forward passes leave out among them.
             parameter.show()
             entries = parameter.storage.entries.detach()
             dist.broadcast(entries, first, group=self._group)

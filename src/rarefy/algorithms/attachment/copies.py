@@ -101,6 +101,7 @@ def follow_topology(
     wanted = torch.where(new, torch.where(old, own, weight), 0)
     if is_compact:
         storage = CompactStorage(module, leaf, mask_leaf)
+        # No optimizer trains a copy.
         storage.set_mask(new, [])
         storage.entries.copy_(storage.collect(wanted))
     else:

@@ -51,6 +51,7 @@ class StepWatch:
             return
         self._passes += 1
         is_same = self._latest is not None and self._latest() is grad
+        # Accumulation is one write; a further one since is somebody's.
         self._fresh += not is_same or version > self._version + 1
         self._latest = weakref.ref(grad)
         self._version = times_written(grad)
@@ -193,6 +194,7 @@ class Following:
         for parameter in self._parameters.values():
             is_own = parameter.weight in own and not skips
             if is_own:
+                # The optimizer goes on from the true numbers of all active connections.
                 parameter.show()
             self._before(parameter, optimizer if is_own else None)
 

@@ -52,6 +52,7 @@ class MetricsTable:
         self._columns = list(rows[0]) if rows else [STEP]
         self._last: dict[str, str] = {}
         self._last_start = 0
+        # Written back, which drops a row that a kill cut short, and tells where the last one begins.
         if rows:
             self._rewrite(rows)
 
@@ -66,6 +67,7 @@ class MetricsTable:
         """Adds cells to the row of `step`, which is made where it is missing."""
         last_step = int(self._last.get(STEP, -1))
         new_columns = [name for name in cells if name not in self._columns]
+        # A new column is one of every row, and an earlier step has its place between others.
         if new_columns or step < last_step or not self.path.exists():
             self._columns += new_columns
             self._rewrite(_merged(_read_rows(self.path), step, cells))

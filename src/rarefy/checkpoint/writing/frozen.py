@@ -93,6 +93,7 @@ class Frozen:
             # What is not cut is the same in every process, and the first one writes it.
             tensors = {part: {n: t for n, t in tensors[part].items() if n in cuts[part]} for part in tensors}
         if writers > 1:
+            # Only then, so that a checkpoint of a whole model is one that older versions read.
             skeletons |= {"cuts": cuts, "writers": writers}
         return cls(path, step, tensors, _texts(path, step, skeletons, parts.params), cuts, rank, writers)
 
