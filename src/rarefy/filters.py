@@ -66,6 +66,7 @@ def candidates(model: nn.Module) -> Iterator[Candidate]:
     modules = dict(model.named_modules())
     for name, module in modules.items():
         owner, target = _parametrized(name, modules)
+        # A module may hold one parameter under two names, each of which is a place of it.
         for leaf, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
             names.setdefault(parameter, join_path(name, leaf))
             places.setdefault(parameter, []).append(Place(module, leaf, owner, target))

@@ -202,6 +202,7 @@ class SparsityAlgorithm(Attached, Beginning, Reparametrizing, Sparsifier):
         self.scaling.check_first_masks(isinstance(self.init_method, FromData))
         # The first mask alone; algorithms that change it set their own.
         self.update_schedule: UpdateSchedule = AtSteps([0])
+        # Where each option was written, from `configure`; nowhere, if it was given in Python.
         self.paths: Mapping[str, str] = {}
         self.updates = 0
         self.target_sparsity = 0.0
@@ -256,6 +257,7 @@ class SparsityAlgorithm(Attached, Beginning, Reparametrizing, Sparsifier):
         Raises:
             ConfigError: the filter, or one glob of it, matches nothing.
         """
+        # Before the filter looks: it puts the pieces of a model that is cut back in their place.
         self._attachment.belongs_to(model)
         with self._named_as_written():
             return filters.select(model, self.globs)
@@ -369,6 +371,7 @@ class SparsityAlgorithm(Attached, Beginning, Reparametrizing, Sparsifier):
         Raises:
             RarefyError: the state belongs to another algorithm or to other parameters.
         """
+        # Before anything of it is taken.
         check_state(state, self.label, self.parameters)
         self.updates = state["updates"]
         self.seed = state["seed"]

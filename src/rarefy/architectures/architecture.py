@@ -84,6 +84,7 @@ class Architecture:
     def rows(self, config: GPTConfig) -> Iterator[Row]:
         """Every row of the table of names, layer by layer."""
         yield from self.outer(config)
+        # Once for all layers, which have the same rows.
         inner = self.inner(config)
         for index in range(config.num_hidden_layers):
             for row in inner:

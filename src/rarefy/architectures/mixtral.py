@@ -60,6 +60,7 @@ def _mixtral_keys(options: Options) -> dict[str, Any]:
     return mistral_keys(options) | {"moe": experts}
 
 
+# w1 is the gate of w3, and w2 leads back.
 _EXPERT: Mapping[str, tuple[str, str]] = MappingProxyType(
     {"w1": ("0", "linear_layer_for_glu"), "w3": ("0", "linear_layer"), "w2": ("1", "linear_layer")}
 )

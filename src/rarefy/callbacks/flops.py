@@ -152,6 +152,7 @@ _RULES: Mapping[Any, Callable[..., list[Counted]]] = {
     F.linear: _linear,
     **dict.fromkeys((F.conv1d, F.conv2d, F.conv3d), _convolution),
     **dict.fromkeys((F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d), _transposed),
+    # To torch the function, the method and the operator are three.
     **dict.fromkeys((torch.matmul, Tensor.matmul, Tensor.__matmul__), _product),
     **dict.fromkeys((torch.mm, Tensor.mm, torch.bmm, Tensor.bmm), _product),
     **dict.fromkeys((torch.addmm, torch.baddbmm), _added_product),

@@ -102,6 +102,7 @@ def build_callbacks(
         ['LogSparsity']
     """
     source = _Source(kind, allow_imports, base_dir)
+    # Nobody asked for these, so one without its package is left out, where an entry of the list is refused.
     usable = [name for name in defaults if REGISTRY[kind][name].is_usable]
     if len(usable) < len(defaults):
         missing = ", ".join(sorted({*defaults} - {*usable}))
@@ -173,6 +174,7 @@ class _Source:
             raise ConfigError(
                 path, f"a {type(built).__name__}", f"a subclass of rarefy.callbacks.{base.__name__}"
             )
+        # It is a callback too, but among these it would never be given a metric.
         if self.kind == "callbacks" and isinstance(built, Logger):
             raise ConfigError(
                 path, f"the logger {type(built).__name__} among the callbacks", "it under loggers"

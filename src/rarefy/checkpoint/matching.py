@@ -138,6 +138,7 @@ def dense_state(state: Mapping[str, Tensor], parameters: Iterable[str]) -> dict[
     masks = mask_names(state)
     for name in parameters:
         mask = dense.pop(masks[name])
+        # Masks of other programs may be numbers.
         dense[name] = _selected(dense[name], mask.bool())
     return dense
 

@@ -139,6 +139,7 @@ class _Packing:
     def _new(self, name: str, shape: torch.Size, active: Tensor, count: int, kind: str) -> _Support:
         support = _Support(f"{name}.{kind}", active, count)
         self._supports.setdefault(shape, []).append(support)
+        # The lowest bit first, on any machine, as `bits_of` reads them.
         if kind == "bits":
             self.tensors[support.name] = torch.from_numpy(np.packbits(active.numpy(), bitorder="little"))
         else:

@@ -104,6 +104,7 @@ def read_pattern(text: str) -> Any:
         >>> read_pattern("2:4"), read_pattern("{block: [8, 8]}")
         ({'n': 2, 'm': 4}, {'block': [8, 8]})
     """
+    # Not left to YAML, to which 2:4 is a number in base 60: 124.
     numbers = re.fullmatch(r"(\d+):(\d+)", text)
     if numbers:
         return {"n": int(numbers[1]), "m": int(numbers[2])}

@@ -71,6 +71,7 @@ def _total_row(plans: list[ParameterPlan]) -> list[str]:
     sparse = [plan for plan in plans if plan.stages]
     total = sum(plan.size for plan in plans)
     covered = sum(plan.size for plan in sparse)
+    # At the start, after the first update and at the end.
     kept = [sum(plan.stages[moment].kept for plan in sparse) for moment in range(3)]
     shares = [f"{1 - count / covered:.4g}" if covered else "" for count in kept]
     facts = f"{len(sparse)} of {len(plans)} are sparse"

@@ -63,6 +63,7 @@ def _robust_factors(terms: Tensor, times: Tensor) -> Tensor:
     for _ in range(_ROUNDS):
         factors = _non_negative_least_squares(relative, weights)
         error = relative @ factors - 1
+        # Made-up times may fit exactly, and leave no error to divide by.
         bound = (2 * error.abs().median()).clamp(min=1e-9)
         weights = near * (bound / error.abs().clamp(min=1e-12)).clamp(max=1)
         weights = torch.where(error < 0, _TOO_FAST * weights, weights)

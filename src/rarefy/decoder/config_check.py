@@ -45,6 +45,7 @@ def _check_heads(config: GPTConfig) -> None:
     groups = config.extra_attention_params.get("num_kv_groups")
     if groups is None:
         return
+    # Of that name every head has keys of its own.
     if config.attention_module == "aiayn_attention":
         allowed = "it with attention_module: multiquery_attention only"
         raise ConfigError("extra_attention_params.num_kv_groups", groups, allowed)
@@ -57,6 +58,7 @@ def _check_positions(config: GPTConfig) -> None:
     kind = config.position_embedding_type
     if kind == "rotary":
         size = config.rotary_size
+        # Entries turn in pairs.
         if size % 2 or not 0 < size <= config.head_size:
             allowed = f"an even number of at most {config.head_size} (the size of a head)"
             raise ConfigError("rotary_dim", size, allowed)
@@ -102,11 +104,14 @@ def _check_experts(config: GPTConfig) -> None:
         return
     if not moe.num_experts or moe.top_k > moe.num_experts:
         raise ConfigError("moe.top_k", moe.top_k, f"at most num_experts ({moe.num_experts})")
+    # A token's number names one expert.
     if moe.routing_algorithm == "hash" and moe.top_k != 1:
         raise ConfigError("moe.top_k", moe.top_k, "1 with routing_algorithm: hash")
+    # Only a router that learns can be drawn towards balance.
     if moe.routing_algorithm != "learned" and moe.load_balancing_loss_coef:
         allowed = "0.0 without routing_algorithm: learned"
         raise ConfigError("moe.load_balancing_loss_coef", moe.load_balancing_loss_coef, allowed)
+    # It is a part of the sum by which weights are normalised.
     if moe.null_expert_bias and not moe.expert_weighting_normalization:
         allowed = "0.0, or expert_weighting_normalization: true"
         raise ConfigError("moe.null_expert_bias", moe.null_expert_bias, allowed)

@@ -111,6 +111,7 @@ def _holds_checkpoints(folder: Path) -> bool:
 def _prune_folder(job: PruneJob, progress: Progress | None) -> Pruned:
     block = model_block(job.source)
     model = build_model(block, path=str(job.source))
+    # Or `model_block` would have refused the folder: it knows the decoder's architectures alone.
     assert isinstance(model, GPTModel)
     load_folder(model, job.source)
     tokenizer = job.source / _TOKENIZER

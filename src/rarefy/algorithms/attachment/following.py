@@ -214,6 +214,7 @@ class Following:
                 parameter.prune([optimizer])
             elif parameter.weight in now or parameter.weight not in ever:
                 parameter.storage.restore_zeros(self.optimizers)
+        # Before anything is hidden again: an update is shown all active connections.
         self._count(optimizer, now, ever)
         for parameter in self._parameters.values():
             parameter.hide()

@@ -98,6 +98,7 @@ def _write_other(frozen: Frozen) -> None:
         try:
             files = frozen.write(folder)
         except OSError as error:
+            # Or the first process would wait for the pieces until its limit.
             _leave(note, {"problem": error.strerror or str(error)})
             raise unwritten(frozen.path, error) from error
         _leave(note, {"files": {name: record.model_dump() for name, record in files.items()}})

@@ -100,6 +100,7 @@ def _cells(row: Inspected) -> list[str]:
         cells += [f"{row.balance.groups} {side}", f"{row.balance.lowest:.4f}..{row.balance.highest:.4f}"]
     cells += [
         "" if dead is None else f"{dead:,} of {size:,}"
+        # Below two dimensions neither is counted, and the zeros stand for sizes that are not there.
         for dead, size in zip((row.dead_rows, row.dead_columns), (*row.shape, 0, 0)[:2], strict=True)
     ]
     return cells + ["" if value is None else f"{value:.3g}" for value in row.quantiles]
