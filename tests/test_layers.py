@@ -26,7 +26,7 @@ FLOORS = {
     "data": 2,
     "schedules": 2,
     "distributions": 2,
-    "kernels": 2,
+    "kernels": 1,
     "checkpoint": 2,
     "optim": 2,
     "masks": 3,

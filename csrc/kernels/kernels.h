@@ -103,6 +103,15 @@ struct BlockSumsCall {
   int threads;
 };
 
+// result = gelu(x) with the tangent, or grad * its derivative at x.
+struct GeluCall {
+  const float* x;
+  const float* grad;  // null: forward
+  float* result;      // apart from the others
+  int64_t size;
+  int threads;
+};
+
 struct BlocksForwardCall;  // these two: blocks.h
 struct BlocksBackwardCall;
 
@@ -115,6 +124,7 @@ struct KernelTable {
   bool (*holds_zeros)(const HoldsZerosCall&);
   bool (*keep_in_groups)(const KeepInGroupsCall&);
   void (*block_sums)(const BlockSumsCall&);
+  void (*tanh_gelu)(const GeluCall&);
   bool (*blocks_forward)(const BlocksForwardCall&);
   bool (*blocks_backward)(const BlocksBackwardCall&);
 };

@@ -12,6 +12,7 @@ void select(const SelectCall&);
 bool holds_zeros(const HoldsZerosCall&);
 bool keep_in_groups(const KeepInGroupsCall&);
 void block_sums(const BlockSumsCall&);
+void tanh_gelu(const GeluCall&);
 bool blocks_forward(const BlocksForwardCall&);
 bool blocks_backward(const BlocksBackwardCall&);
 

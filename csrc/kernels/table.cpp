@@ -11,6 +11,7 @@ const KernelTable kernels{
     .holds_zeros = holds_zeros,
     .keep_in_groups = keep_in_groups,
     .block_sums = block_sums,
+    .tanh_gelu = tanh_gelu,
     .blocks_forward = blocks_forward,
     .blocks_backward = blocks_backward,
 };

@@ -7,11 +7,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn import functional
 
 from rarefy.decoder.attention import capped_attention, mask_of, visible
 from rarefy.decoder.decoder_config import MoEConfig, ParallelConfig
 from rarefy.decoder.embedding import Alibi, slopes
 from rarefy.decoder.experts import Routing, balance_loss, choose, uniform_choice
+from rarefy.decoder.feed_forward import DenseLayer
 from rarefy.decoder.rotary import Rotary, rotate
 from rarefy.errors import ConfigError
 from rarefy.models import GPTConfig, build_model
@@ -274,6 +276,17 @@ def test_nonlinearities_train(kind):
     model = make(nonlinearity=kind)
     model(batch()).backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("name", ["gelu_new", "gelu_fast"])
+def test_hooks_see_what_goes_through_a_nonlinearity(name):
+    layer, seen = DenseLayer(16, 96, True, name), []
+    layer.activation.register_forward_hook(lambda module, inputs, output: seen.append((*inputs, output)))
+    hidden = torch.randn(200, 16, requires_grad=True)
+    layer(hidden).sum().backward()
+    [(before, after)] = seen
+    assert torch.equal(before, layer.linear_layer(hidden))
+    torch.testing.assert_close(after, functional.gelu(before, approximate="tanh"), rtol=1e-6, atol=1e-6)
 
 
 def test_parallel_layers_add_both_parts_to_the_input():

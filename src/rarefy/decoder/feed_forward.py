@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from rarefy.kernels import tanh_gelu
+
 Function = Callable[[Tensor], Tensor]
 
 
@@ -36,10 +38,6 @@ def _quick_gelu(hidden: Tensor) -> Tensor:
     return hidden * torch.sigmoid(1.702 * hidden)
 
 
-def _tanh_gelu(hidden: Tensor) -> Tensor:
-    return functional.gelu(hidden, approximate="tanh")
-
-
 def _squared_gelu(hidden: Tensor) -> Tensor:
     return functional.gelu(hidden).square()
 
@@ -55,8 +53,8 @@ def _linear(hidden: Tensor) -> Tensor:
 FUNCTIONS: Mapping[str, Function] = MappingProxyType(
     {
         "gelu": functional.gelu,
-        "gelu_new": _tanh_gelu,
-        "gelu_fast": _tanh_gelu,
+        "gelu_new": tanh_gelu,
+        "gelu_fast": tanh_gelu,
         "quick_gelu": _quick_gelu,
         "squared_gelu": _squared_gelu,
         "squared_relu": _squared_relu,

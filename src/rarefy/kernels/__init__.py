@@ -3,6 +3,7 @@
 from rarefy.kernels.block_index import BlockIndex, index_of, sources_between, takes_blocks
 from rarefy.kernels.block_ops import block_linear
 from rarefy.kernels.blocks import BlockTopology, whole_blocks
+from rarefy.kernels.gelu import tanh_gelu
 from rarefy.kernels.instruction_sets import available, instruction_set
 from rarefy.kernels.linear_gradients import check_activations, dense_gradient
 from rarefy.kernels.moving import move_entries
@@ -40,6 +41,7 @@ __all__ = [
     "sources_between",
     "sparse_linear",
     "takes_blocks",
+    "tanh_gelu",
     "whole_blocks",
     "zero_inactive_",
 ]
