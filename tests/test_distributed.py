@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -10,6 +12,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import rarefy
+from rarefy.callbacks import Callback
 from rarefy.distributed import (
     Parallel,
     ParallelConfig,
@@ -105,10 +108,63 @@ def averaged(rank):
     return entries, found, traffic.bytes
 
 
+class Square(nn.Module):
+    """One sparse weight of 64 entries, and 8 others."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(8, 8)
+
+    def forward(self, x):
+        return self.layer(x).square().mean()
+
+
+class Counting(Callback):
+    """After each step, the bytes that torch was given so far and those that the trainer says of gradients."""
+
+    def __init__(self, given):
+        self.given = given
+        self.seen = []
+
+    def on_train_batch_end(self, trainer, metrics):
+        self.seen.append((sum(self.given), trainer.session.traffic().bytes, metrics["communication/bytes"]))
+
+
+def traffic_of_a_run(rank, folder):
+    """What a run with an update after its second step gave into exchanges."""
+    given = []
+    exchange = dist.all_reduce
+
+    def counted(tensor, *args, **options):
+        given.append(tensor.numel() * tensor.element_size())
+        return exchange(tensor, *args, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dist, "all_reduce", counted)
+        counting = Counting(given)
+        trainer = rarefy.Trainer(
+            model_dir=f"{folder}/run",
+            model=Square,
+            device="cpu",
+            optimizer=lambda model: torch.optim.SGD(model.parameters(), lr=0.1),
+            sparsity={"algorithm": "rigl", "sparsity": 0.75, "update": {"freq": 2}},
+            parallel={"strategy": "ddp"},
+            loop={"num_steps": 3},
+            logging={"log_steps": 1},
+            callbacks=[counting],
+            loggers=[],
+            seed=1,
+        )
+        trainer.fit([inputs(rank, step) for step in range(3)])
+    return counting.seen, trainer.session.traffic().seconds
+
+
 def work(rank, address, folder):
     dist.init_process_group("gloo", init_method=address, rank=rank, world_size=RANKS)
     torch.set_num_threads(1)
     results: dict[str, object] = {key: train_sparse(rank, *scenario) for key, scenario in SCENARIOS.items()}
+    results["traffic"] = traffic_of_a_run(rank, folder)
     results["diverged"] = diverged(rank)
     results["mean"] = mean_over_ranks(torch.tensor([float(rank)]))
     results["storage"] = storage()
@@ -174,6 +230,30 @@ def test_many_tensors_are_averaged_in_few_exchanges(results):
         assert found == [True, True, True, True, True, False]
         # One number more for each tensor, which says whether somebody brought it.
         assert size == 4 * (6 + 40 + 0 + 1 + 3 + 5) + 8 * (2 + 1)
+
+
+def test_a_run_counts_the_bytes_of_all_gradients(results):
+    for result in results:
+        seen, seconds = result["traffic"]
+        # 16 active entries, a number that says whether they are there, 8 of the bias; an update sums all 64.
+        ordinary = 4 * (16 + 1 + 8)
+        assert [own for _, own, _ in seen] == [ordinary, 2 * ordinary + 4 * 64, 3 * ordinary + 4 * 64]
+        assert [logged for _, _, logged in seen] == [ordinary, ordinary + 4 * 64, ordinary]
+        assert seconds > 0
+        others = [given - own for given, own, _ in seen]
+        # Losses and checks.
+        assert all(0 < after - before < 200 for before, after in zip([0, *others], others, strict=False))
+
+
+def test_waits_that_overlap_count_once(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    traffic = Traffic()
+    # Of two that began at 1 and 2, one ends at 4 and one at 6; a third is apart from them.
+    for start, end in ((1.0, 4.0), (2.0, 6.0), (8.0, 9.0)):
+        now[0] = end
+        traffic.waited(start)
+    assert traffic.seconds == 3 + 2 + 1
 
 
 def test_the_first_process_says_the_numbers(results):

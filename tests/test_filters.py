@@ -341,3 +341,9 @@ def test_parametrizations_that_lose_zeros_are_left_or_refused(glob):
         with pytest.raises(ConfigError, match=r"Shifted does not keep zeros.*remove the parametrization"):
             select(model, (glob,))
     assert torch.equal(model[1].weight, before)
+
+
+def test_a_layer_that_fully_shard_cut_is_called_what_it_was():
+    kind = type("FSDPLinear", (nn.Linear,), {})
+    weight = next(iter(candidates(nn.Sequential(kind(2, 2)))))
+    assert decide(weight, None).reason == "default filter: weight of a Linear"

@@ -16,7 +16,7 @@ from torch.nn.utils import parametrize
 
 from rarefy.distributed import WHOLE_WEIGHTS, cut_by, is_cut, outside_of_fully_shard
 from rarefy.errors import ConfigError, join_path
-from rarefy.roles import Axes, Place, axes_of, parametrization_problem, why_dense
+from rarefy.roles import Axes, Place, axes_of, kind_of, parametrization_problem, why_dense
 from rarefy.validation import shorten
 
 # The Model Zoo's default filter leaves these dense.
@@ -104,7 +104,7 @@ def default_reason(candidate: Candidate) -> str:
         return "belongs to an adapter"
     owner = next((place.module for place in candidate.places if _stays_dense(place.module)), None)
     if owner is not None:
-        return f"belongs to {type(owner).__name__}"
+        return f"belongs to {kind_of(owner)}"
     # A tied weight that anything looks up or adds is not a matrix alone.
     reasons = (why_dense(place, candidate.shape) for place in candidate.places)
     return next(filter(None, reasons), "")
@@ -194,8 +194,7 @@ def _role(candidate: Candidate) -> str:
     if not candidate.places:
         return "a weight of a saved model"
     place = candidate.places[0]
-    # torch gives a module that has a parametrization a class of its own, of this name.
-    return f"weight of a {type(place.owner or place.module).__name__.removeprefix('Parametrized')}"
+    return f"weight of a {kind_of(place.owner or place.module)}"
 
 
 def select(model: nn.Module, globs: tuple[str, ...] | None) -> dict[str, Candidate]:

@@ -98,7 +98,7 @@ def why_dense(place: Place, shape: Sequence[int]) -> str:
     if known is None:
         return _guess(module, leaf, shape)
     if not known:
-        return f"{leaf} is no weight of a {_kind(module)}"
+        return f"{leaf} is no weight of a {kind_of(module)}"
     return parametrization_problem(place)
 
 
@@ -123,7 +123,7 @@ def axes_of(place: Place, dimensions: int) -> Axes:
         return Axes(transposed=True)
     # Experts of transformers are [expert, …] with in and out in either order; of others, 3-D counts as [out, in, …].
     if dimensions == 3 and type(module).__module__.startswith("transformers."):
-        return Axes(unknown=f"it is not known which dimension of a {_kind(module)}'s weight is the output")
+        return Axes(unknown=f"it is not known which dimension of a {kind_of(module)}'s weight is the output")
     return Axes()
 
 
@@ -198,14 +198,20 @@ def _guess(module: nn.Module, leaf: str, shape: Sequence[int]) -> str:
     # A class token [1, 1, d] is a vector, however many dimensions it has.
     is_matrix = len(shape) == 2 or sum(size > 1 for size in shape) > 1
     if not (is_matrix or _ENDS_AS_PRODUCT.search(f"_{name}")):
-        return f"{leaf} of a {_kind(module)} is a vector"
+        return f"{leaf} of a {kind_of(module)} is a vector"
     is_alone = _ALONE.search(name) and not (_ENDS_AS_PRODUCT.search(name) or _NAMED_PRODUCT.search(name))
     if is_alone or _OTHER.search(name) or _OTHER_CLASSES.search(type(module).__name__):
-        return f"{leaf} of a {_kind(module)} multiplies no activations by its name"
+        return f"{leaf} of a {kind_of(module)} multiplies no activations by its name"
     if not _PRODUCT.search(name):
-        return f"{leaf} of a {_kind(module)} is not known to multiply activations; name it in param_filter"
+        return f"{leaf} of a {kind_of(module)} is not known to multiply activations; name it in param_filter"
     return ""
 
 
-def _kind(module: nn.Module) -> str:
-    return type(module).__name__.removeprefix("Parametrized")
+def kind_of(module: nn.Module) -> str:
+    """The name of a module's class, as it was before a parametrization or `fully_shard` made another of it.
+
+    Example:
+        >>> kind_of(nn.utils.parametrizations.orthogonal(nn.Linear(2, 2)))
+        'Linear'
+    """
+    return type(module).__name__.removeprefix("FSDP").removeprefix("Parametrized")

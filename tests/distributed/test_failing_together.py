@@ -24,6 +24,8 @@ STEPS = 6
 CASES = [
     ("ddp", "snip"),
     ("ddp", "wanda"),
+    ("ddp", "grasp"),
+    ("ddp", "synflow"),
     ("ddp", "first data"),
     ("ddp", "data"),
     ("fsdp2", "snip"),
@@ -31,6 +33,8 @@ CASES = [
     ("fsdp2", "data"),
     ("fsdp2", "disk"),
 ]
+# Methods that measure first masks, and the forward pass that fails; two look at shapes before all else.
+METHODS = {"snip": 1, "wanda": 1, "grasp": 0, "synflow": 0}
 
 
 class Net(nn.Module):
@@ -68,9 +72,9 @@ class Data:
 
 def run(folder: Path, strategy: str, fault: str) -> str:
     """How a run ends."""
-    method = fault if fault in ("snip", "wanda") else "snip"
+    method = fault if fault in METHODS else "snip"
     measures = {"init_method": {"name": method, "batches": 2}} if fault not in ("data", "disk") else {}
-    fails_at = {"snip": 1, "wanda": 1}.get(fault)
+    fails_at = METHODS.get(fault)
     trainer = rarefy.Trainer(
         model_dir=folder / f"{strategy} {fault}",
         model=partial(Net, fails_at),
@@ -135,7 +139,7 @@ def found(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[t
 def test_both_end_with_the_words_of_the_one_that_failed(found: Any, strategy: str, fault: str) -> None:
     other, failed = (one[strategy, fault] for one in found)
     assert failed == "own words"
-    prefix = f"init_method {fault}: " if fault in ("snip", "wanda") else ""
+    prefix = f"init_method {fault}: " if fault in METHODS else ""
     assert other == f"{prefix}process 1 of 2 failed: own words"
 
 

@@ -497,11 +497,43 @@ def test_an_algorithm_object_with_model_init(tmp_path):
         trainer.train()
 
 
-@pytest.mark.parametrize("sharding", [{"fsdp": "full_shard"}, {"deepspeed": {"zero_optimization": {}}}])
-def test_sharded_weights(sharding):
-    args = SimpleNamespace(**{"fsdp": None, "deepspeed": None, **sharding})
-    with pytest.raises(RarefyError, match="train without FSDP and DeepSpeed"):
+@pytest.mark.parametrize(
+    ("sharding", "launched", "named"),
+    [
+        ({"fsdp": True, "fsdp_config": {"version": 1}}, {}, "fsdp_config.version: 1"),
+        ({"fsdp": True, "fsdp_config": {"xla": True}}, {}, "fsdp_config.xla"),
+        ({"deepspeed": {"zero_optimization": {}}}, {}, "deepspeed"),
+        ({}, {"ACCELERATE_USE_DEEPSPEED": "true"}, "deepspeed"),
+        ({}, {"ACCELERATE_USE_FSDP": "true"}, "FSDP_VERSION=1"),
+    ],
+)
+def test_weights_in_flat_tensors_are_refused(sharding, launched, named, monkeypatch):
+    for name, value in launched.items():
+        monkeypatch.setenv(name, value)
+    args = SimpleNamespace(**{"fsdp": None, "fsdp_config": None, "deepspeed": None, **sharding})
+    with pytest.raises(RarefyError, match=f"^{named} is not allowed with SparsityCallback"):
         SparsityCallback(RIGL).on_init_end(args, None, None, model=make("gpt2"))
+
+
+@pytest.mark.parametrize("launched", [False, True])
+def test_under_fsdp2_the_model_is_sparse_when_training_begins(launched, monkeypatch):
+    given = {
+        "fsdp": not launched,
+        "fsdp_config": {"version": 2},
+        "deepspeed": None,
+        "max_steps": 8,
+        "seed": 1,
+    }
+    if launched:
+        monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+        monkeypatch.setenv("FSDP_VERSION", "2")
+    model = make("gpt2")
+    callback = SparsityCallback(RIGL)
+    callback.on_init_end(SimpleNamespace(**given), None, None, model=model)
+    assert not [name for name, _ in model.named_buffers() if name.endswith("_mask")]
+    # What the block has wrong is said at once.
+    with pytest.raises(ConfigError, match="sparsity: 90 is not allowed"):
+        SparsityCallback(90).on_init_end(SimpleNamespace(**given), None, None, model=model)
 
 
 def test_percentages_need_the_number_of_steps(tmp_path):

@@ -15,12 +15,14 @@ from torch import nn
 from torch.distributed import fsdp
 
 from rarefy.callbacks.events import Callback
+from rarefy.checkpoint import directory
 from rarefy.checkpoint.directory import CheckpointParts, load, newest_valid, save
 from rarefy.checkpoint.error import CheckpointError
 from rarefy.checkpoint.writing.frozen import Frozen
-from rarefy.distributed import Parallel, ParallelConfig, is_cut, local_part
+from rarefy.distributed import Parallel, ParallelConfig, is_cut, local_part, whole
 from rarefy.distributed.fully_shard import blocks_of
 from rarefy.errors import ConfigError, RarefyError
+from rarefy.trainer.state import restore
 from rarefy.trainer.trainer import Trainer
 from rarefy.validation.block import read_block
 
@@ -103,10 +105,9 @@ def train(folder, rank=0, ranks=1, steps=STEPS, **options):
         loggers=[],
         callbacks=[seen, *more],
         seed=1,
-        sparsity=SPARSITY,
         loop={"num_steps": steps, "grad_accum_steps": 2 // ranks},
         checkpoint={"steps": 30},
-        **{"model": Net, "optimizer": adam, "precision": CLIPPED, **options},
+        **{"model": Net, "optimizer": adam, "precision": CLIPPED, "sparsity": SPARSITY, **options},
     )
     trainer.fit(batches(rank, ranks), [torch.ones(2, 8)])
     state = trainer.model.state_dict()
@@ -119,6 +120,33 @@ def held(folder, rank, **parallel):
     gathered = Gathered()
     train(folder, rank, RANKS, 1, parallel={"strategy": "fsdp2", **parallel}, callbacks=[gathered])
     return gathered.whole[0], gathered.rows[0]
+
+
+def carried(folder, rank):
+    """The optimizer's state that another phase takes over, and the parts of the checkpoint that were read whole."""
+    read = directory.read_pieces
+    whole_parts = []
+
+    def reading(path, part, state):
+        whole_parts.append(part)
+        return read(path, part, state)
+
+    trainer = Trainer(
+        model_dir=folder / "carried",
+        model=Net,
+        device="cpu",
+        optimizer=adam,
+        sparsity=SPARSITY,
+        parallel={"strategy": "fsdp2"},
+        loggers=[],
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(directory, "read_pieces", reading)
+        restore(trainer.session, folder / "run" / "checkpoint_30", "model,optimizer")
+    states = trainer.optimizer.state_dict()["state"]
+    cut = {index: is_cut(state["exp_avg"]) for index, state in states.items()}
+    states = {i: {key: whole(value) for key, value in state.items()} for i, state in states.items()}
+    return states, cut, whole_parts
 
 
 def policies():
@@ -156,6 +184,9 @@ def refused(folder, rank):
     half = {"fp16_type": "float16", "loss_scaling_factor": "dynamic"}
     return {
         "cpu_offload": without_a_cpu_group(),
+        "compact": told(
+            lambda: train(folder, rank, RANKS, parallel=cut, sparsity={**SPARSITY, "compute": "compact"})
+        ),
         "optimizer": told(lambda: train(folder, rank, RANKS, parallel=cut, model=model, optimizer=made)),
         "float16": told(lambda: train(folder, rank, RANKS, parallel=cut, precision=half)),
         "shard_size": told(lambda: train(folder, rank, RANKS, parallel={**cut, "shard_size": 3})),
@@ -201,6 +232,7 @@ def work(rank, address, folder):
             Path(folder, "offloaded"), rank, RANKS, 30, parallel={**parallel, "cpu_offload": True}
         ),
         "policies": policies(),
+        "carried": carried(Path(folder), rank),
         "held": {
             "by default": held(Path(folder, "0"), rank),
             "put away": held(Path(folder, "1"), rank, reshard_after_forward=True),
@@ -307,6 +339,17 @@ def test_a_copy_of_the_model_in_each_so_many_processes(results, tmp_path):
         torch.testing.assert_close(result["copies"]["state"], expected["state"], rtol=1e-4, atol=1e-5)
 
 
+def test_another_phase_takes_over_the_rows_that_a_process_holds(results, folder):
+    saved = load(folder / "run" / "checkpoint_30").optimizer["state"]
+    for result in results:
+        states, cut, whole_parts = result["carried"]
+        assert not {"model", "optimizer"} & set(whole_parts)
+        assert cut.keys() == saved.keys() and all(cut.values())
+        for index, state in saved.items():
+            for key, value in state.items():
+                assert torch.equal(states[index][key], value)
+
+
 def test_every_process_writes_its_pieces_and_one_process_reads_them(results, folder, tmp_path):
     path = newest_valid(folder / "run", pytest.fail)
     assert path is not None
@@ -354,6 +397,10 @@ def test_a_killed_process_leaves_the_checkpoint_before(tmp_path):
 def test_what_does_not_go_with_it_is_refused(results):
     assert results[0]["refused"] == results[1]["refused"]
     assert results[0]["refused"] == {
+        "compact": (
+            "sparsity.compute: compact for first.weight beside parallel.strategy: fsdp2, which cuts dense weights, is "
+            "not allowed; give auto or masked, or strategy: ddp (example: compute: auto)"
+        ),
         "cpu_offload": (
             "parallel.cpu_offload: true in a process group of gloo alone is not allowed; give false, or join the "
             "processes by a group that sends from the CPU too (example: "

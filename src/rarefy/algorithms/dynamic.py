@@ -302,4 +302,4 @@ class DynamicSparsityAlgorithm(SparsityAlgorithm):
         # The others wait for this process in the average, though its batch did not use the weight.
         if value is None and ranks() > 1:
             value = torch.zeros_like(parameter.dense_weight())
-        return mean_over_ranks(value) if isinstance(value, Tensor) else value
+        return mean_over_ranks(value, self.traffic) if isinstance(value, Tensor) else value

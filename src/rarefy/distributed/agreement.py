@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -11,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from rarefy.distributed.means import Traffic
 from rarefy.errors import RarefyError
 
 T = TypeVar("T")
@@ -122,8 +124,12 @@ def sending_device(device: torch.device, group: Any = None) -> torch.device:
     return device if device.type in kinds else torch.device(kinds[0])
 
 
-def mean_over_ranks(tensor: Tensor) -> Tensor:
+def mean_over_ranks(tensor: Tensor, traffic: Traffic | None = None) -> Tensor:
     """The mean of `tensor` over all ranks, in place.
+
+    Args:
+        tensor: floating point, of the same shape in every process.
+        traffic: what is exchanged is added to it.
 
     Example:
         >>> import torch
@@ -132,8 +138,12 @@ def mean_over_ranks(tensor: Tensor) -> Tensor:
     """
     if ranks() > 1:
         # Summed and divided: gloo has no mean.
+        counted = traffic or Traffic()
         sent = tensor.to(sending_device(tensor.device))
+        counted.gave(sent)
+        start = time.perf_counter()
         dist.all_reduce(sent)
+        counted.waited(start)
         torch.div(sent.to(tensor.device), ranks(), out=tensor)
     return tensor
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 BUCKET = 25 << 20
 """Bytes of one exchange, as in `DistributedDataParallel`: large enough for the network, small enough for memory."""
@@ -17,15 +19,26 @@ BUCKET = 25 << 20
 
 @dataclass
 class Traffic:
-    """What a process gave into exchanges so far.
+    """What a process gave into exchanges of gradients so far.
 
     Args:
         bytes: of the tensors; what the network carries depends on how it sums them.
-        seconds: spent waiting.
+        seconds: spent waiting. On a GPU, which exchanges beside the process, only what the process itself waits for.
     """
 
     bytes: int = 0
     seconds: float = 0.0
+    _until: float = field(default=0.0, repr=False, compare=False)
+
+    def gave(self, *tensors: Tensor) -> None:
+        """Counts what goes into an exchange."""
+        self.bytes += sum(one.numel() * one.element_size() for one in tensors)
+
+    def waited(self, start: float) -> None:
+        """Adds the time since `start`, by `time.perf_counter`; where waits overlap it counts once."""
+        now = time.perf_counter()
+        self.seconds += now - max(start, self._until)
+        self._until = now
 
     def __add__(self, other: Traffic) -> Traffic:
         return Traffic(self.bytes + other.bytes, self.seconds + other.seconds)
@@ -55,14 +68,14 @@ def means_over_ranks(
     share = 1 / dist.get_world_size(group) if entries else 1.0
     buckets = list(_buckets(entries))
     flat = [_filled(entries, present, bucket, share) for bucket in buckets]
+    traffic.gave(*flat)
     start = time.perf_counter()
     # All of them on their way before the first is waited for.
     works = [dist.all_reduce(one, group=group, async_op=True) for one in flat]
     for work in works:
         if work is not None:
             work.wait()
-    traffic.seconds += time.perf_counter() - start
-    traffic.bytes += sum(one.numel() * one.element_size() for one in flat)
+    traffic.waited(start)
     found = [False] * len(entries)
     for bucket, one in zip(buckets, flat, strict=True):
         brought = one[-len(bucket) :].tolist()
@@ -71,6 +84,37 @@ def means_over_ranks(
             entries[index].copy_(mean)
             found[index] = number > 0
     return found
+
+
+def count_exchanges(ddp: DistributedDataParallel, traffic: Traffic) -> None:
+    """Counts what a wrapper exchanges of the gradients that it averages, and what it waits for at the end.
+
+    Args:
+        ddp: not called yet.
+        traffic: what is exchanged is added to it.
+    """
+    # torch reads the annotations of a hook, which are text here; a lambda has none.
+    ddp.register_comm_hook(ddp.process_group, lambda group, bucket: _average(traffic, group, bucket))
+
+
+def _average(traffic: Traffic, group: Any, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    """The mean of a bucket of gradients over a process group, as the wrapper makes it."""
+    # Here, as a single process never needs it.
+    from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+
+    gradients = bucket.buffer()
+    traffic.gave(gradients)
+    start = time.perf_counter()
+    means = allreduce_hook(group, bucket)
+    # Those before it are exchanged while gradients are still computed; a GPU's are not waited for here.
+    if bucket.is_last() and gradients.is_cpu:
+        return means.then(partial(_waited, traffic, start))
+    return means
+
+
+def _waited(traffic: Traffic, start: float, means: torch.futures.Future[Tensor]) -> Tensor:
+    traffic.waited(start)
+    return means.value()
 
 
 def _buckets(entries: Sequence[Tensor]) -> Iterator[list[int]]:

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from rarefy.distributed.agreement import ranks, sending_device
+from rarefy.distributed.means import Traffic, count_exchanges
 from rarefy.errors import ConfigError
 
 
@@ -63,10 +64,14 @@ class Parallel:
 
     Args:
         config: what to do.
+
+    Attributes:
+        traffic: what this process gave into averages of gradients so far.
     """
 
     def __init__(self, config: ParallelConfig) -> None:
         self.config = config
+        self.traffic = Traffic()
 
     @property
     def cuts(self) -> bool:
@@ -113,7 +118,11 @@ class Parallel:
             >>> Parallel(ParallelConfig()).wrapped(model) is model
             True
         """
-        return model if ranks() == 1 or self.cuts else DistributedDataParallel(model)
+        if ranks() == 1 or self.cuts:
+            return model
+        ddp = DistributedDataParallel(model)
+        count_exchanges(ddp, self.traffic)
+        return ddp
 
     def accumulating(self, model: nn.Module, is_last: bool) -> AbstractContextManager[Any]:
         """The context of one micro-batch of a step: only the last one exchanges gradients.

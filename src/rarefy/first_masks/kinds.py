@@ -150,7 +150,8 @@ class Grasp(FromData):
         changes = {}
         # Nothing to divide, so no output layer has to be found.
         if self.temperature != 1.0:
-            layer = output_layer(task.model, lambda: _glance(objective, task), self.output)
+            with failing_together(task.device):
+                layer = output_layer(task.model, lambda: _glance(objective, task), self.output)
             changes = {layer: divided_by(self.temperature)}
         with hooked(changes):
             gradients = objective.gradients(task.weights, task.batches)
@@ -186,7 +187,8 @@ class SynFlow(FromData):
         """The masks of all weights; see `FromData.masks`."""
         objective = Objective(task.model, task.loss, task.seed)
         masks = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in task.weights.items()}
-        with in_mode(task.model, False):
+        # Nothing is exchanged in here: all processes have the same weights, and no data is looked at.
+        with failing_together(task.device), in_mode(task.model, False):
             layer = output_layer(task.model, lambda: _glance(objective, task), self.output)
             flow = SynapticFlow(task.model, task.batches[0][0], layer, task.loss)
             for turn in range(1, self.rounds + 1):
@@ -246,7 +248,7 @@ class Wanda(FromData):
         objective = Objective(task.model, task.loss, task.seed)
         modules = {name: place.module for name, place in task.places.items()}
         # Sums are exchanged afterwards, for which the others must not wait in vain.
-        with failing_together(next(iter(task.weights.values())).device):
+        with failing_together(task.device):
             with in_mode(task.model, False), torch.no_grad(), watched(modules, sums.see):
                 for part in itertools.chain.from_iterable(task.batches):
                     objective.run({}, part, task.loss)

@@ -51,6 +51,11 @@ class Task:
     loss: Loss = own_loss
     is_by_weight: bool = False
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(iter(self.weights.values())).device
+
     def order(self, name: str) -> TieOrder:
         """Decides among equal scores of a weight."""
         return TieOrder.of(generator_for(self.seed, name, 0))

@@ -14,14 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from rarefy.checkpoint.mask_names import mask_names
+from rarefy.distributed import Cut, is_cut, local_part
 
 
-def carry_masks(model: nn.Module, names: Sequence[str]) -> set[str]:
+def carry_masks(model: nn.Module, names: Sequence[str], leaves_out: bool = False) -> set[str]:
     """Lets the weights of a model's state dicts carry its masks: those it gives, and those without masks it takes.
 
     Args:
         model: sparse already.
         names: its sparse parameters.
+        leaves_out: whether the state dicts that it gives have no masks beside the weights.
 
     Returns:
         Those of the parameters whose weights, and with them their masks, were loaded since; it grows with each load.
@@ -41,7 +43,7 @@ def carry_masks(model: nn.Module, names: Sequence[str]) -> set[str]:
     parameters = dict(model.named_parameters(remove_duplicate=False))
     of_all = mask_names({**parameters, **_buffers(model)})
     masks = {name: of_all[name] for name in names}
-    model.register_state_dict_post_hook(partial(_write, masks))
+    model.register_state_dict_post_hook(partial(_write, masks, leaves_out))
     model.register_load_state_dict_pre_hook(partial(_read, masks, taken))
     return taken
 
@@ -50,13 +52,17 @@ def _buffers(model: nn.Module) -> dict[str, Tensor]:
     return dict(model.named_buffers(remove_duplicate=False))
 
 
-def _write(masks: Mapping[str, str], module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+def _write(
+    masks: Mapping[str, str], leaves_out: bool, module: nn.Module, state: dict[str, Any], prefix: str, *_: Any
+) -> None:
     """Leaves variables alone (`keep_vars`), which are for computing and not for saving."""
     for name, mask_name in masks.items():
         weight = state.get(prefix + name)
         mask = state.get(prefix + mask_name)
         if weight is not None and mask is not None and not weight.requires_grad:
             state[prefix + name] = with_signed_zeros(weight, mask)
+            if leaves_out:
+                del state[prefix + mask_name]
 
 
 def _read(
@@ -79,6 +85,8 @@ def with_signed_zeros(weight: Tensor, mask: Tensor) -> Tensor:
         >>> with_signed_zeros(torch.tensor([0.0, 0.0, 5.0]), torch.tensor([True, False, True]))
         tensor([-0., 0., 5.])
     """
+    if is_cut(weight):
+        return Cut.of(weight).wrap(with_signed_zeros(local_part(weight), local_part(mask)))
     if torch.equal(active_connections(weight), mask):
         return weight
     return weight.masked_fill(mask & (weight == 0), -0.0).masked_fill(~mask, 0.0)
@@ -91,4 +99,6 @@ def active_connections(weight: Tensor) -> Tensor:
         >>> active_connections(torch.tensor([-0.0, 0.0, 5.0]))
         tensor([ True, False,  True])
     """
+    if is_cut(weight):
+        return Cut.of(weight).wrap(active_connections(local_part(weight)))
     return (weight != 0) | torch.signbit(weight)

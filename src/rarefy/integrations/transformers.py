@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,7 @@ from rarefy.algorithms.base import Sparsifier
 from rarefy.checkpoint import nested
 from rarefy.checkpoint.tensor_file import encode_tensors, snapshot
 from rarefy.config import configure
+from rarefy.distributed import whole
 from rarefy.errors import RarefyError
 from rarefy.imports import require
 from rarefy.integrations.accelerate import unwrapped_optimizer
@@ -40,8 +42,8 @@ class SparsityCallback(TrainerCallback):
 
     Raises:
         ConfigError: anything in `config` that is not allowed, once the Trainer is built.
-        RarefyError: from the Trainer, if the run shards its weights, resumes from a dense checkpoint, or resumes and
-            the weights of the checkpoint did not arrive in the model.
+        RarefyError: from the Trainer, if the run shards its weights in another way than FSDP2, resumes from a dense
+            checkpoint, or resumes and the weights of the checkpoint did not arrive in the model.
 
     Example:
         >>> from transformers import BertConfig, BertModel, TrainingArguments
@@ -79,6 +81,11 @@ class SparsityCallback(TrainerCallback):
 
     def on_init_end(self, args: Any, state: Any, control: Any, **objects: Any) -> None:
         """Makes the model sparse before the Trainer builds its optimizer."""
+        _refuse_sharding(args)
+        if _cuts_later(args):
+            # Only after this are there the pieces of which masks are made; what is not allowed is said at once.
+            self._sparsity = self._configured(args)
+            return
         if objects["model"] is not self._model:
             self._begin(args, objects["model"])
         if objects.get("optimizer") is not None:
@@ -120,22 +127,22 @@ class SparsityCallback(TrainerCallback):
 
     # ---- the model ----
 
-    def _begin(self, args: Any, model: nn.Module) -> None:
-        if args.fsdp or args.deepspeed:
-            raise RarefyError(
-                "SparsityCallback needs whole weights; train without FSDP and DeepSpeed, say with DDP"
-            )
+    def _configured(self, args: Any) -> Sparsifier:
         num_steps = self.num_steps or (args.max_steps if args.max_steps > 0 else None)
-        self._sparsity = configure(self.config, num_steps=num_steps, seed=args.seed)
+        return configure(self.config, num_steps=num_steps, seed=args.seed)
+
+    def _begin(self, args: Any, model: nn.Module) -> None:
+        self._sparsity = self._configured(args)
         self.sparsity.apply(model)
         self._model = model
         self._optimizer = None
         self._untrained = self._actual()
-        self._taken = carry_masks(model, list(self._untrained))
+        # Checkpoints of a model in pieces are loaded into one that is dense yet, where masks would be unknown.
+        self._taken = carry_masks(model, list(self._untrained), leaves_out=_cuts_later(args))
 
     def _begin_anew(self, args: Any, model: nn.Module, state: Any) -> None:
-        """Makes sparse what `model_init` made; weights that the Trainer loaded already keep their topology."""
-        if isinstance(self.config, Sparsifier):
+        """Makes sparse what `model_init` made, or FSDP2 cut; weights that the Trainer loaded keep their topology."""
+        if isinstance(self.config, Sparsifier) and (self._model is not None or not _cuts_later(args)):
             raise RarefyError(
                 "model_init makes a model per training; give SparsityCallback a dict, not an algorithm"
             )
@@ -201,6 +208,41 @@ class SparsityCallback(TrainerCallback):
             )
 
 
+def _refuse_sharding(args: Any) -> None:
+    """Refuses what cuts weights in other ways than `fully_shard`.
+
+    Raises:
+        RarefyError: DeepSpeed, FSDP1, or FSDP of XLA.
+    """
+    config = args.fsdp_config or {}
+    asked = {
+        "deepspeed": bool(args.deepspeed) or _launched_with("ACCELERATE_USE_DEEPSPEED"),
+        "fsdp_config.xla": bool(args.fsdp and config.get("xla")),
+        "fsdp_config.version: 1": bool(args.fsdp) and int(config.get("version", 2)) != 2,
+        "FSDP_VERSION=1": not args.fsdp and _is_launched_cut() and os.environ.get("FSDP_VERSION", "1") != "2",
+    }
+    found = next((name for name, is_asked in asked.items() if is_asked), None)
+    if found is not None:
+        raise RarefyError(
+            f"{found} is not allowed with SparsityCallback, as it mixes weights in flat tensors; train with DDP, or "
+            'with FSDP2: fsdp=True, fsdp_config={"version": 2}'
+        )
+
+
+def _cuts_later(args: Any) -> bool:
+    """Whether the Trainer has the model cut when training begins, after which it has other parameters."""
+    return bool(args.fsdp) or _is_launched_cut()
+
+
+def _is_launched_cut() -> bool:
+    """Whether `accelerate launch` asked for FSDP, of which the arguments tell nothing."""
+    return _launched_with("ACCELERATE_USE_FSDP")
+
+
+def _launched_with(name: str) -> bool:
+    return os.environ.get(name, "").lower() in ("1", "true", "yes", "on")
+
+
 def encode_state(state: Any) -> dict[str, Any]:
     """A state dict as JSON: plain values as they are, tensors as the text of a safetensors file.
 
@@ -208,7 +250,8 @@ def encode_state(state: Any) -> dict[str, Any]:
         >>> encode_state({"step": 5})
         {'state': {'step': 5}, 'tensors': ''}
     """
-    skeleton, tensors = nested.split(state)
+    skeleton, named = nested.split(state)
+    tensors = {name: whole(tensor) for name, tensor in named.items()}
     data = b"".join(encode_tensors(snapshot(tensors))) if tensors else b""
     return {"state": skeleton, "tensors": base64.b64encode(data).decode()}
 

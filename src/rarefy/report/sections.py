@@ -221,7 +221,7 @@ _MOST_LINES = 8  # in one chart
 
 
 def processes_section(run: Run) -> Section:
-    """The speed of each of several processes, and what it waited for in the averages of sparse gradients."""
+    """The speed of each of several processes, and what it waited for in the averages of gradients."""
     rates = {rank: own[name] for rank, own in run.ranks.items() for name in _RATES if name in own}
     chosen = [Line(f"rank {rank}", series) for rank, series in rates.items()][:_MOST_LINES]
     charts = [LineChart("ranks", "Throughput of each process", chosen)] if chosen else []
@@ -236,8 +236,8 @@ def processes_section(run: Run) -> Section:
     ]
     columns = ("rank", "samples or tokens per second", "time in communication", "bytes a step")
     text = [
-        "Communication is that of the gradients of sparse weights under ddp; what torch exchanges itself (dense "
-        "weights, fsdp2) is not in it. The process that waits least is the one that the others wait for."
+        "Communication is that of all gradients under ddp, dense and sparse; what torch exchanges under fsdp2 is not "
+        "in it, nor losses and checks of a few bytes. The process that waits least is the one that the others wait for."
     ]
     table = Table(columns, rows, frozenset({0, 1, 2, 3}), "Means over the run")
     return Section("ranks", "Processes", text, charts, [table])

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from rarefy.distributed import whole
 from rarefy.errors import RarefyError
 from rarefy.storage.optimizer_state import all_dense, changed, saved_indices
 from rarefy.storage.optimizer_traits import Path, belongs_to_connections, entries
@@ -100,7 +101,8 @@ def dense_entries(state_dict: Mapping[str, Any], masks: Mapping[int, Tensor]) ->
 
     Args:
         state_dict: left as it is.
-        masks: with which it was saved, bool, by the number of the weight; those that were dense are left out.
+        masks: with which it was saved, bool, by the number of the weight; those that were dense are left out. Of
+            DTensors all processes bring their pieces.
 
     Returns:
         State by number, zeros where a connection had none.
@@ -108,7 +110,8 @@ def dense_entries(state_dict: Mapping[str, Any], masks: Mapping[int, Tensor]) ->
     saved = dict(state_dict["state"])
     for index, paths in state_dict.get(MARKS, {}).items():
         wanted = partial(_is_marked, {tuple(path) for path in paths})
-        spread = partial(_spread, masks[int(index)])
+        # Entries have no rows by which they could be cut; states that were dense may be DTensors already.
+        spread = partial(_spread, whole(masks[int(index)]).cpu())
         saved[int(index)] = changed(saved[int(index)], wanted, lambda _, state, spread=spread: spread(state))
     return saved
 

@@ -6,7 +6,7 @@ Loop, step, validation and saving take a session; none of them knows the `Traine
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -157,9 +157,8 @@ class Session:
             self.emit("setup")
 
     def traffic(self) -> Traffic:
-        """What this process gave into the averages of sparse gradients so far."""
-        algorithms = self.sparsity.algorithms if self.sparsity is not None else []
-        return sum((one.traffic for one in algorithms), Traffic())
+        """What this process gave into averages of gradients so far."""
+        return replace(self.parallel.traffic)
 
     def log(self, metrics: Mapping[str, float]) -> None:
         """Sends metrics to every logger, at the present global step."""

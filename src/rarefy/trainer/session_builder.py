@@ -87,9 +87,9 @@ def build_session(given: Ingredients, emit: Dispatcher) -> Session:
     model = make_model(given.model, device)
     sparsity = make_sparsity(given.sparsity, loop.total_steps(), given.seed)
     if sparsity is not None:
-        _apply(sparsity, model, loop)
+        _apply(sparsity, model, loop, parallel)
     if parallel.cuts:
-        _check_can_be_cut(given, precision)
+        _check_can_be_cut(given, precision, sparsity)
     uncut = _to_be_measured(model, sparsity) if parallel.cuts else None
     parallel.cut(model, device)
     # The optimizer is made of the sparse model, so that a factory sees the parameters that it will train.
@@ -119,12 +119,13 @@ def build_session(given: Ingredients, emit: Dispatcher) -> Session:
     )
 
 
-def _apply(sparsity: Sparsity, model: nn.Module, loop: LoopConfig) -> None:
+def _apply(sparsity: Sparsity, model: nn.Module, loop: LoopConfig, parallel: Parallel) -> None:
     # A promise of one backward pass a step, with which RigL keeps less of the dense gradients.
     sparsity.accumulates = loop.grad_accum_steps > 1 or loop.micro_batch_size is not None
     for algorithm in sparsity.algorithms:
         # Masks that are measured on data wait until a fit has some.
         algorithm.defers = True
+        algorithm.traffic = parallel.traffic
     sparsity.apply(model)
 
 
@@ -135,12 +136,18 @@ def _to_be_measured(model: nn.Module, sparsity: Sparsity | None) -> nn.Module | 
     return copy.deepcopy(model) if is_awaited else None
 
 
-def _check_can_be_cut(given: Ingredients, precision: PrecisionConfig) -> None:
+def _check_can_be_cut(given: Ingredients, precision: PrecisionConfig, sparsity: Sparsity | None) -> None:
     """Refuses what does not go with `strategy: fsdp2`.
 
     Raises:
-        ConfigError: an optimizer of the whole model, or a dynamic loss scale.
+        ConfigError: an optimizer of the whole model, a dynamic loss scale, or compact storage.
     """
+    applied = [] if sparsity is None else sparsity.algorithms
+    weights = [one for algorithm in applied for one in algorithm.parameters.values()]
+    compact = next((one.name for one in weights if one.storage.kind == "compact"), None)
+    if compact is not None:
+        problem = f"compact for {compact} beside parallel.strategy: fsdp2, which cuts dense weights,"
+        raise ConfigError("sparsity.compute", problem, "auto or masked, or strategy: ddp", "compute: auto")
     if isinstance(given.optimizer, Optimizer):
         allowed = "a function of the model that returns the optimizer, as fsdp2 makes other parameters"
         raise ConfigError("optimizer", f"a {type(given.optimizer).__name__}", allowed)

@@ -106,8 +106,7 @@ def restore(session: Session, path: Path, states: States = "all") -> bool:
     Raises:
         CheckpointError: the checkpoint is damaged, or belongs to another model or another kind of run.
     """
-    # The state of another phase's optimizer is laid out anew, for which it has to be whole.
-    parts = _read(session, path, in_pieces=states != "model,optimizer")
+    parts = _read(session, path)
     _refuse_unscaled(session, path, parts.state)
     is_strict = states == "all" and not session.checkpoint.disable_strict_checkpoint_loading
     fits = _load_model(session, path, parts.model, is_strict)
@@ -150,9 +149,9 @@ def load_weights(session: Session, path: Path) -> int:
     return 0 if parts.state is None else parts.state["progress"]["global_step"]
 
 
-def _read(session: Session, path: Path, in_pieces: bool = True) -> CheckpointParts:
+def _read(session: Session, path: Path) -> CheckpointParts:
     if path.is_dir():
-        return load(path, cut_as=_cuts(session) if session.parallel.cuts and in_pieces else None)
+        return load(path, cut_as=_cuts(session) if session.parallel.cuts else None)
     return CheckpointParts(load_foreign(path, session.model.state_dict().keys()))
 
 

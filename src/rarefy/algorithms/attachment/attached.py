@@ -36,8 +36,12 @@ class Attached:
 
     @property
     def traffic(self) -> Traffic:
-        """What this process gave into the averages of sparse gradients so far."""
+        """What this process gave into the averages of sparse gradients so far; set where somebody counts more."""
         return self._attachment.traffic
+
+    @traffic.setter
+    def traffic(self, traffic: Traffic) -> None:
+        self._attachment.traffic = traffic
 
     def models(self) -> list[nn.Module]:
         """The models that still live; weights of layers that are no longer in them are forgotten."""

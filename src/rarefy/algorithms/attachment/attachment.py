@@ -88,6 +88,10 @@ class Attachment:
         """What this process gave into the averages of gradients so far."""
         return self._averaging.traffic
 
+    @traffic.setter
+    def traffic(self, traffic: Traffic) -> None:
+        self._averaging.traffic = traffic
+
     def follow(self, optimizer: Optimizer) -> None:
         """Counts an optimizer's steps from now on, and keeps its state in order."""
         self.forget_removed()
