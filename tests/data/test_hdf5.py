@@ -103,6 +103,9 @@ def test_shuffle_seed_defaults_to_the_trainers(tmp_path):
     write_samples(tmp_path)
     assert make(tmp_path, default_seed=5).order.seed == 5
     assert make(tmp_path, default_seed=5, shuffle_seed=1).order.seed == 1
+    older = "GptHDF5DataProcessor"
+    assert make(tmp_path, default_seed=5, data_processor=older, shuffle_seed=None).order.seed == 5
+    assert make(tmp_path, data_processor=older, shuffle_seed=None).order.seed == 0
 
 
 def test_num_samples_cuts_and_repeats(tmp_path):

@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 
 from rarefy.cli.app import app
 from rarefy.errors import ConfigError
-from rarefy.run.old_form import convert_file, in_new_form, is_old, new_form, read_file
-from rarefy.run.schema import parse
+from rarefy.run.old_form import convert_file, in_new_form, is_old, new_form
+from rarefy.run.schema import parse, read_file
 
 OLD: dict[str, Any] = {
     "train_input": {

@@ -15,7 +15,7 @@ from rarefy.cli import messages
 from rarefy.cli.overrides import Flags, apply_flags
 from rarefy.distributed import lost_another, place
 from rarefy.errors import ConfigError, RarefyError, join_path
-from rarefy.run.old_form import read_file
+from rarefy.run.schema import read_file
 from rarefy.trainer.signals import Interrupted
 from rarefy.yaml_files.yaml_lines import line_of
 
@@ -83,6 +83,7 @@ def located(file: Path, flags: Flags) -> Iterator[dict[str, Any]]:
     except ConfigError as error:
         line = None
         if _reached(content, error) == _reached(changed, error):
+            # Editors of Windows put a mark of the encoding in front.
             line = line_of(file.read_text(encoding="utf-8-sig"), error.path, error.key)
         raise (error if line is None else error.at(f"{file}, line {line}")) from error
 

@@ -62,10 +62,11 @@ def build_dataloader(
         function = import_object(name, path=where, base_dir=base_dir, allow_imports=allow_imports)
         return _call(function, name, arguments, path)
     processor = _find(name, where)
-    if default_seed is not None:
-        # Only where the file gives none.
-        arguments.setdefault(processor.seed_key, default_seed)
     options = build(processor.config_class, arguments, path=path)
+    key = processor.seed_key
+    # Only where the file gives none; null, which one processor takes, says no more.
+    if default_seed is not None and (key not in options.model_fields_set or getattr(options, key) is None):
+        options = options.model_copy(update={key: default_seed})
     try:
         return processor(options).create_dataloader()
     except ConfigError as error:

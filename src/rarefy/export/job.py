@@ -15,8 +15,7 @@ from rarefy.checkpoint.matching import match_model
 from rarefy.checkpoint.saved_model import SavedModel
 from rarefy.errors import ConfigError, RarefyError
 from rarefy.run.builder import Builder
-from rarefy.run.old_form import read_file
-from rarefy.run.schema import parse
+from rarefy.run.schema import parse, read_file
 
 Fill = Callable[[Path], object]
 
@@ -91,6 +90,7 @@ class Job:
 
     def _built(self) -> nn.Module:
         try:
+            # Not with the weights of `from_hf`: the saved ones come.
             return self.builder.model(starts=False)
         except RarefyError as error:
             if self.params is not None:

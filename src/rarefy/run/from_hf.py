@@ -17,20 +17,18 @@ from rarefy.validation import shorten
 log = logging.getLogger("rarefy")
 
 
-def with_folder(init: Any, path: str) -> Any:
-    """`trainer.init` with a whole `model` block where that names a Hugging Face folder.
+def with_folder(init: Mapping[str, Any], path: str) -> Mapping[str, Any]:
+    """`trainer.init` with a whole `model` block, where that names a Hugging Face folder.
 
     Args:
-        init: as the user gave it, or as a checkpoint keeps it: then the block is whole already, and the
-            folder may be gone.
+        init: whose `model` has the key `from_hf`; as the user gave it, or as a checkpoint keeps it: then the block is
+            whole already, and the folder may be gone.
         path: where it stands.
 
     Raises:
         ConfigError: a folder that cannot be used, or a model of another kind beside it.
     """
-    model = init.get("model") if isinstance(init, Mapping) else None
-    if not isinstance(model, Mapping) or model.get("from_hf") is None:
-        return init
+    model = init["model"]
     where = join_path(path, "model.from_hf")
     folder = model["from_hf"]
     if not isinstance(folder, str) or not folder:

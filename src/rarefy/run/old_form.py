@@ -69,16 +69,6 @@ def is_old(content: Mapping[str, Any]) -> bool:
     return "trainer" not in content and not content.keys().isdisjoint(blocks)
 
 
-def read_file(path: Path) -> dict[str, Any]:
-    """A configuration file in the new form, whichever it was written in.
-
-    Raises:
-        YamlError: as for `load_file`.
-        ConfigError: as for `new_form`.
-    """
-    return in_new_form(load_file(path), str(path))
-
-
 def in_new_form(content: dict[str, Any], name: str = "the file") -> dict[str, Any]:
     """`content`, converted where it has the older form; one line says so.
 

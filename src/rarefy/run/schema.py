@@ -21,6 +21,7 @@ from rarefy.run.old_form import in_new_form
 from rarefy.validation import shorten
 from rarefy.validation.findings import as_config_error, unknown_in
 from rarefy.validation.numerals import validated
+from rarefy.yaml_files.yaml_file import load_file
 
 log = logging.getLogger("rarefy")
 
@@ -188,10 +189,25 @@ def parse(content: Mapping[str, Any]) -> list[TrainerConfig]:
         >>> one.path, one.init.model.name
         ('trainer', 'gpt2')
     """
-    content = in_new_form(dict(content))
+    content = _in_new_form(dict(content))
     _check_top(content)
     _refuse_nan(content, "")
     return [_parse_one(trainer, path) for path, trainer in trainers_of(content)]
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """A configuration file in the new form, whichever it was written in.
+
+    Raises:
+        YamlError: as for `load_file`.
+        ConfigError: as for `new_form`.
+    """
+    return _in_new_form(load_file(path), str(path))
+
+
+def _in_new_form(content: dict[str, Any], name: str = "the file") -> dict[str, Any]:
+    # The older form lacks this key.
+    return content if "trainer" in content else in_new_form(content, name)
 
 
 def trainers_of(content: Mapping[str, Any]) -> list[tuple[str, Any]]:
@@ -248,7 +264,7 @@ def _parse_one(given: Any, path: str) -> TrainerConfig:
     if not isinstance(given, dict):
         raise ConfigError(path, shorten(given), "a mapping with `init`", "{init: {...}, fit: {...}}")
     check_model(given.get("init"), f"{path}.init")
-    if "init" in given:
+    if _names_folder(given.get("init")):
         # Filled in before the checks, and kept: a checkpoint has the whole block then, whatever becomes of the
         # folder.
         given = {**given, "init": with_folder(given["init"], f"{path}.init")}
@@ -260,6 +276,11 @@ def _parse_one(given: Any, path: str) -> TrainerConfig:
     if dropped:
         log.warning("ignored, they mean something to a Cerebras system only: %s", ", ".join(dropped))
     return TrainerConfig(path, blocks, given)
+
+
+def _names_folder(init: Any) -> bool:
+    model = init.get("model") if isinstance(init, Mapping) else None
+    return isinstance(model, Mapping) and model.get("from_hf") is not None
 
 
 def _validated(given: dict[str, Any], path: str) -> TrainerBlock:
