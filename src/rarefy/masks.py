@@ -235,6 +235,7 @@ def shares_of_top(scores: Sequence[Tensor], count: int, order: TieOrder = DEFAUL
 def _places_in_all(entries: Tensor, cuts: Sequence[Cut], lengths: Sequence[int]) -> Tensor:
     """Where entries of pieces in a row stand in the flattened weights in a row."""
     places = torch.empty_like(entries)
+    # Two counts: of the entries in this process, and of the places in the whole weights.
     start = 0
     offset = 0
     for cut, length in zip(cuts, lengths, strict=True):

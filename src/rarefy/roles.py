@@ -129,6 +129,7 @@ def axes_of(place: Place, dimensions: int) -> Axes:
 
 def _is_transposed_linear(module: nn.Module) -> bool:
     """Whether this is Hugging Face's linear layer with a weight [in, out]."""
+    # By name: Transformers need not be there, and takes long to import where it is.
     kinds = [kind for kind in type(module).__mro__ if kind.__name__ in ("Conv1D", "SparseConv1D")]
     return any(kind.__module__.partition(".")[0] in ("transformers", "rarefy") for kind in kinds)
 

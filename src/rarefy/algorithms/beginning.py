@@ -212,7 +212,9 @@ class Beginning(UserHooks, Timing):
         for name, target in targets.items():
             self._target_hooks(self, name, target)
         return {
-            name: self._patterns[name].within_reach(shapes[name], share) for name, share in targets.items()
+            # Only now: hooks hear what the schedule asks for, and masks get what leaves each piece a connection.
+            name: self._patterns[name].within_reach(shapes[name], share)
+            for name, share in targets.items()
         }
 
     def _won(self, scores: Mapping[str, Tensor]) -> dict[str, float]:

@@ -169,6 +169,7 @@ class DropAndGrow(DynamicSparsityAlgorithm):
                 f"sparsity or drop_fraction of {parameter.name} was raised or lowered between the backward pass "
                 "and the update, which is not allowed with accumulates = False; set accumulates = True"
             )
+        # Connections that are ranked one by one are chosen in the storage itself; all else goes by `update_mask`.
         is_dense = parameter.active == parameter.shape.numel()
         if (
             is_dense

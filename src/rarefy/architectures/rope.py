@@ -11,6 +11,7 @@ from rarefy.errors import RarefyError
 
 _LLAMA3 = ("low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 _YARN = ("original_max_position_embeddings", "beta_fast", "beta_slow", "truncate")
+# Transformers wants all of them written out.
 _LLAMA3_DEFAULTS = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 
 

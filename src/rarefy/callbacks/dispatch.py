@@ -9,6 +9,7 @@ from rarefy.callbacks.events import Callback, Logger
 from rarefy.errors import RarefyError
 from rarefy.validation import shorten
 
+# Read off the class, so that a new event is declared there and nowhere else.
 EVENTS = tuple(name for name in vars(Callback) if name == "setup" or name.startswith("on_"))
 
 

@@ -114,6 +114,7 @@ def encode_csr(
     for name, mask in active.items():
         parts = Connections.of(state[name], mask).parts
         tensors |= {f"{name}/{part}": value for part, value in parts.items()}
+    # Values and indices do not tell the shape: columns without a connection leave no trace.
     layout = {"sparse": {name: list(state[name].shape) for name in active}, "tied": dict(tied)}
     metadata = {"format": FORMAT, "version": str(VERSION), "layout": json.dumps(layout)}
     return encode_tensors(tensors, metadata)

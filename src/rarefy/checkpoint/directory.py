@@ -130,6 +130,7 @@ def load(
         params = _read_params(path / PARAMS_NAME)
     except OSError as error:
         raise _unreadable(path, error) from error
+    # Of the parts that may not be asked for, the model alone has no default.
     return CheckpointParts(**{"model": {}, **loaded}, params=params)
 
 

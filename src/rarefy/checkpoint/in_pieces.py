@@ -57,6 +57,7 @@ class Rows:
         shape = torch.Size((stop - start, *row["shape"][1:]))
         inner = shape[1:].numel()
         before, active = self._active(row["at"], start * inner, stop * inner)
+        # A mask, of which the bits are all.
         if "values" not in row:
             return active.view(shape)
         count = int(active.count_nonzero())

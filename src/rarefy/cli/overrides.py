@@ -61,6 +61,7 @@ def apply_flags(content: Mapping[str, Any], flags: Flags) -> dict[str, Any]:
     """
     assignments = [whole_assignment(content, one) for one in flags.assignments]
     changed = overlay(dict(content), assignments, OVERLAY_BLOCKS)
+    # A file without it is refused later, where its line is known.
     trainers = trainers_of(changed) if "trainer" in changed else []
     for path, trainer in trainers:
         if isinstance(trainer, dict) and isinstance(trainer.get("init"), dict):

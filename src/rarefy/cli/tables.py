@@ -91,6 +91,7 @@ def plan_table(plans: Iterable[ParameterPlan], updates: Iterable[UpdatePlan]) ->
         kept = sum(plan.stages[-1].kept for plan in members)
         size = sum(plan.size for plan in members)
         table.add_row(*map(Text, [*facts, str(len(members)), f"{kept:,} of {size:,}"]))
+    # Algorithms with the same schedule say it once.
     lines = dict.fromkeys(_update_line(plan) for plan in updates)
     table.caption = "\n".join(lines)
     table.title_justify = "left"

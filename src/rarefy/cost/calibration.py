@@ -201,6 +201,7 @@ def measured() -> Mapping[Key, BreakEven]:
 def _read(file: Path, _modified: int, _size: int) -> Mapping[Key, BreakEven]:
     try:
         return _parsed(json.loads(file.read_text(encoding="utf-8")))
+    # The last of them comes of brackets nested too deeply.
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         warnings.warn(
             f"{file}: not used, and the package's own cost rule is ({type(error).__name__}: {error}); "

@@ -135,6 +135,7 @@ class GptHDF5MapDataProcessor:
             len(self.dataset),
             config,
             shuffle=config.shuffle,
+            # Null only under the older name.
             seed=config.shuffle_seed or 0,
             num_samples=config.num_samples,
         )

@@ -98,6 +98,7 @@ def _mesh(device: torch.device, shard_size: int | None) -> Any:
     if count % shard_size:
         allowed = f"a number that divides the {count} processes"
         raise ConfigError("parallel.shard_size", str(shard_size), allowed, "shard_size: 2")
+    # torch copies along the first dimension, and cuts along the second.
     return init_device_mesh(
         device.type, (count // shard_size, shard_size), mesh_dim_names=("copies", "pieces")
     )

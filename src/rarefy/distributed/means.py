@@ -65,6 +65,7 @@ def means_over_ranks(
         >>> means_over_ranks([], [], None, Traffic())
         []
     """
+    # Without entries there may be no process group either.
     share = 1 / dist.get_world_size(group) if entries else 1.0
     buckets = list(_buckets(entries))
     flat = [_filled(entries, present, bucket, share) for bucket in buckets]

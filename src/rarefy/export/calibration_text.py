@@ -41,6 +41,7 @@ def token_batches(
         >>> token_batches(file, **options)[0]["labels"].tolist()
         [[98, 99, 100], [101, 102, 103]]
     """
+    # The last token is a label only.
     wanted = count * batch_size * length + 1
     tokens = _tokens(data, tokenizer, wanted)
     windows = min((len(tokens) - 1) // length, count * batch_size)

@@ -133,6 +133,7 @@ def _interface(job: Job) -> Interface:
     examples = _inputs(batch)
     network = Positional(model, batch)
     with torch.no_grad():
+        # Called once, to learn the names of what it gives.
         outputs = list(_outputs(network.call(batch)))
     free = [{0: torch.export.Dim.AUTO} if tensor.ndim else {} for tensor in examples.values()]
     return Interface(network, examples, outputs, free)

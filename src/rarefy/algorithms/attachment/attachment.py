@@ -225,6 +225,7 @@ class Attachment:
         prefix = self._copies.add(copy, list(self.parameters))
         for name, parameter in self.parameters.items():
             module, leaf = place_of(copy, prefix + name)
+            # A copy without a mask counts as one of today's topology, to which nothing is new.
             old = own_mask(module, leaf, parameter.mask_leaf)
             follow_topology(
                 module,

@@ -105,6 +105,7 @@ class Averaging:
     def release(self, parameter: SparseParameter) -> None:
         """Forgets a weight; a wrapper that leaves it alone cannot go on."""
         found = self._round_of.pop(parameter.name, None)
+        # Its wrapper goes on leaving it alone, so from now on nobody averages it.
         if found is not None and parameter.is_in_place:
             found.lost[parameter.name] = weakref.ref(parameter.weight)
         self._left.discard(parameter.name)

@@ -68,6 +68,7 @@ class MLFlowLogger(Logger):
             self._client = mlflow.MlflowClient(tracking_uri=self._uri)
             known = known_run(file, trainer.global_step)
             self._run = known if known and self._reopen(known) else self._create(trainer)
+        # MLflow has errors of its own for each kind of store.
         except Exception as error:
             where = self._uri or "its tracking server"
             raise RarefyError(
