@@ -137,9 +137,12 @@ class Builder:
         """
         path = "fit.train_dataloader"
         whole = self.data(self.fit_block.train_dataloader, path)
+        rank, processes = place()
+        if processes == 1:
+            return whole
         try:
             # Without a seed too all processes must draw one order.
-            return shard(whole, *place(), seed=self.config.init.seed or 0)
+            return shard(whole, rank, processes, seed=self.config.init.seed or 0)
         except RarefyError as error:
             raise RarefyError(f"{self.config.path}.{path}: {error}") from error
 
