@@ -78,6 +78,7 @@ class Beginning(UserHooks, Timing):
     def _set_mask(self, parameter: SparseParameter, mask: Tensor) -> None:
         """Gives a weight a new topology."""
 
+    # Gradients are measured here, and masks outlive the mode in which `apply` was called.
     @torch.inference_mode(False)
     @torch.no_grad()
     def first_masks(self, weights: Mapping[str, Tensor], places: Mapping[str, Place]) -> dict[str, Tensor]:

@@ -38,6 +38,7 @@ _ALLOWED: Mapping[str, tuple[Any, ...]] = MappingProxyType(
         "embedding_layer_norm": (False,),
     }
 )
+# The base of the wave lengths, for which GPT-J has no option.
 _PLAIN_WAVES = 10000.0
 
 

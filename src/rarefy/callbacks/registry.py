@@ -188,6 +188,7 @@ def _call(kind: Any, options: Mapping[str, Any], path: str) -> Any:
     try:
         inspect.signature(kind).bind(**options)
         return kind(**options)
+    # A ValueError too, so it comes first.
     except ConfigError as error:
         raise error.under(path) from None
     except (TypeError, ValueError) as error:

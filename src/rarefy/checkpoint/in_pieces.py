@@ -131,6 +131,7 @@ def _read(files: Sequence[Rows], name: str, dimension: int | None, wanted: Wante
     if along or cut.dimension:
         # Rows alone lie one after the other in a file; of one tensor at a time the whole is there.
         whole = torch.cat([one.whole(name) for one in owners], dim=along)
+        # A clone, or the piece would keep all of it in memory.
         return cut.wrap(cut.own(whole).clone().to(cut.device))
     return cut.wrap(_rows(owners, name, *cut.bounds).to(cut.device))
 

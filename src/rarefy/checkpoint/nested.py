@@ -24,6 +24,7 @@ from rarefy.distributed import local_part
 Json: TypeAlias = Any
 StorageKey: TypeAlias = tuple[Any, ...]
 TAG = "$"
+# The place of a value that is a tensor itself, and what safetensors keeps in its header.
 RESERVED_NAMES = ("", "__metadata__")
 
 

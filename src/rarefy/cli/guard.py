@@ -24,6 +24,7 @@ log = logging.getLogger("rarefy")
 DONE = 0
 FAILED = 1
 BAD_INPUT = 2
+# 128 and the number of SIGINT, as shells have it.
 INTERRUPTED = 130
 
 

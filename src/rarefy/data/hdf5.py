@@ -14,6 +14,7 @@ from rarefy.data.loader import Count, LoaderConfig, ResumableDataLoader, Seed, S
 from rarefy.data.transforms import AddSinkTokens, Transformed
 from rarefy.errors import ConfigError
 
+# In the order of the rows of a sample.
 _FIELDS = ("input_ids", "attention_mask", "labels")
 
 

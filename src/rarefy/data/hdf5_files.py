@@ -110,6 +110,7 @@ class HDF5Rows:
         try:
             # The files hold int32; torch's losses take int64 labels only.
             return self._file(number)["data"][start:stop].astype(np.int64)
+        # To h5py a dataset that is not there any more is a KeyError.
         except (OSError, KeyError) as error:
             reason = " ".join(str(error).split())
             raise ReadError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+# That of CRC-32 with its bits turned around, as zlib computes it.
 _POLYNOMIAL = 0xEDB88320
 _BITS = 32
 

@@ -107,6 +107,7 @@ def local_part(tensor: Tensor) -> Tensor:
     if not is_cut(tensor):
         return tensor
     cut: Any = tensor
+    # `to_local` can be differentiated, and a piece is only looked at.
     with torch.no_grad():
         return cut.to_local()
 

@@ -30,6 +30,7 @@ from rarefy.trainer.session_builder import resolve_device
 _TOKENIZER = "tokenizer.json"
 # Files of weights that stay behind: in OUT they would be of the model that was not pruned.
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf", ".onnx")
+# What the papers of SparseGPT and Wanda measure with.
 _USUAL_LENGTH = 2048
 _WITHOUT_LOSS = "; take --method magnitude, or rarefy.prune in Python, which takes a loss"
 

@@ -103,6 +103,7 @@ def _read_rows(path: Path) -> list[dict[str, str]]:
     """Every whole row; a kill may have cut the last one short."""
     if not path.exists():
         return []
+    # A kill may have cut a letter in two.
     text = path.read_text(encoding="utf-8", errors="replace")
     reader = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1]))
     columns = list(reader.fieldnames or [])

@@ -14,6 +14,7 @@ from rarefy.checkpoint.manifest import MANIFEST_NAME
 from rarefy.checkpoint.writing.frozen import TEMPORARY_PREFIX
 from rarefy.disk import flush
 
+# One that was set aside counts too, until the one that takes its place is complete.
 DIRECTORY_NAME = re.compile(r"checkpoint_(\d+)(\.replaced)?")
 REPLACED_SUFFIX = ".replaced"
 

@@ -23,6 +23,7 @@ PART_NAMES = ("model", "optimizer", "state", "rng")
 STATE_NAME = "state.json"
 PARAMS_NAME = "params.yaml"
 FILE_NAMES = (*(f"{part}.safetensors" for part in PART_NAMES), STATE_NAME, PARAMS_NAME)
+# No name of a checkpoint begins so: a folder that is half written is never taken for one.
 TEMPORARY_PREFIX = ".tmp-"
 
 
