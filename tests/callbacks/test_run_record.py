@@ -123,7 +123,9 @@ def test_a_dense_run_has_no_sparsity(make_trainer):
     assert read_record(trainer.model_dir)["sparse"] == {}
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"format": 99}', "\xff"])
+@pytest.mark.parametrize(
+    "text", ["{", "[]", "{}", '{"format": 99}', "\xff", pytest.param("[" * 100_000, id="nested")]
+)
 def test_a_damaged_record_counts_as_none(tmp_path, text):
     (tmp_path / FILE_NAME).write_text(text, encoding="latin-1")
     assert read_record(tmp_path) == {}

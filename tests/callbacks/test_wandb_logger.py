@@ -83,7 +83,7 @@ def test_a_resumed_fit_goes_on_in_the_same_run_and_a_new_one_does_not(make_train
     assert json.loads((tmp_path / "wandb.json").read_text()) == {"run": "run2"}
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"run": 3}'])
+@pytest.mark.parametrize("text", ["{", "[]", '{"run": 3}', pytest.param("[" * 100_000, id="nested")])
 def test_a_damaged_file_begins_a_new_run(make_trainer, tmp_path, fake, text):
     (tmp_path / "wandb.json").write_text(text)
     fit(make_trainer(), WandbLogger(), 2, 3)

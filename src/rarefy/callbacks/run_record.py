@@ -112,7 +112,7 @@ def read_record(folder: Path) -> dict[str, Any]:
     """
     try:
         content = json.loads((folder / FILE_NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) and content.get("format") == FORMAT else {}
 

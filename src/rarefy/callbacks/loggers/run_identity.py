@@ -26,7 +26,7 @@ def known_run(path: Path, global_step: int) -> str | None:
         return None
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     run = found.get("run") if isinstance(found, dict) else None
     return run if isinstance(run, str) else None
