@@ -148,6 +148,7 @@ def parametrization_problem(place: Place) -> str:
     steps = list(chain)
     if all(type(step).__name__ in _KEEPS_ZEROS for step in steps):
         return ""
+    # A weight that is computed from several tensors has its zeros in none of them alone.
     if not isinstance(getattr(chain, "original", None), Tensor) or _loses_zeros(chain):
         names = ", ".join(type(step).__name__ for step in steps)
         return f"its parametrization {names} does not keep zeros"

@@ -58,11 +58,11 @@ def measure_norms(parameters: Mapping[str, Tensor]) -> dict[str, float]:
 
 
 def _norms(tensors: Mapping[str, Tensor]) -> dict[str, float]:
+    # On the CPU and in one dtype, or those of layers on several devices could not be stacked.
     norms = [
         summed(torch.linalg.vector_norm(tensor, dtype=_wide(tensor))).cpu().double()
         for tensor in tensors.values()
     ]
-    # In one transfer: to ask a GPU for each norm would wait for it as often.
     return dict(zip(tensors, torch.stack(norms).tolist(), strict=True)) if norms else {}
 
 

@@ -110,6 +110,7 @@ def _read(path: Path) -> Any:
 
 
 def _state_dict(path: Path, content: Any) -> dict[str, Tensor]:
+    # One in the other too: `model` may hold a `state_dict` beside other things.
     for key in CONTAINERS:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]

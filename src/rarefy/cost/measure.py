@@ -140,6 +140,7 @@ def _steps(case: Case) -> list[Callable[[], object]]:
     dense = nn.Linear(case.columns, case.rows, device="cpu", dtype=torch.float32)
     sparse = SparseLinear.from_linear(dense, case.mask(generator), case.block)
     x, grad = (
+        # Drawn in float32, so that every dtype is given the same numbers.
         torch.randn(case.tokens, width, generator=generator, device="cpu").to(case.dtype)
         for width in (case.columns, case.rows)
     )

@@ -116,6 +116,7 @@ class ResumableBatchSampler(Sampler[list[int]]):
                 f"{processes} processes cannot share a batch of {self.batch_size}; batch_size is that of all processes "
                 f"together: give at least {processes}"
             )
+        # A process without a sample has no gradients, for which the others would wait.
         left = 0 if self.drop_last else self._samples % self.batch_size
         if 0 < left < processes:
             raise RarefyError(
