@@ -156,6 +156,28 @@ void keep_in_groups(int isa, Address scores, Address candidates, Address counts,
   }));
 }
 
+void keep_regular(int isa, Address scores, Address marked, float fill, int64_t rows, int64_t columns, int side, int count,
+                  Address options, int option_count, int64_t start, Address places, Address mask, int threads) {
+  require(count > 0 && count < side && side <= 256, "side, count: give 0 < count < side <= 256");
+  require(rows % side == 0 && columns % side == 0, "side: give one that divides rows and columns");
+  require(!options || (side <= 4 && option_count > 0 && option_count <= 90), "options: give up to 90, of a side up to 4");
+  finish(table(isa).keep_regular({
+      .scores = at<const float>(scores),
+      .marked = at<const uint8_t>(marked),
+      .fill = fill,
+      .rows = rows,
+      .columns = columns,
+      .side = side,
+      .count = count,
+      .options = at<const uint8_t>(options),
+      .option_count = option_count,
+      .start = start,
+      .places = at<const int64_t>(places),
+      .mask = at<uint8_t>(mask),
+      .threads = threads,
+  }));
+}
+
 void block_sums(int isa, Address scores, int64_t rows, int64_t columns, int block_rows, int block_columns, Address sums,
                 int threads) {
   require(block_rows > 0 && block_columns > 0, "block_rows, block_columns: give whole numbers >= 1");
@@ -284,6 +306,8 @@ NB_MODULE(_C, m) {
         "threads"_a);
   m.def("keep_in_groups", &rarefy::keep_in_groups, release, named, "isa"_a, "scores"_a, "candidates"_a, "counts"_a,
         "groups"_a, "m"_a, "mask"_a, "contested"_a, "threads"_a);
+  m.def("keep_regular", &rarefy::keep_regular, release, named, "isa"_a, "scores"_a, "marked"_a, "fill"_a, "rows"_a,
+        "columns"_a, "side"_a, "count"_a, "options"_a, "option_count"_a, "start"_a, "places"_a, "mask"_a, "threads"_a);
   m.def("block_sums", &rarefy::block_sums, release, named, "isa"_a, "scores"_a, "rows"_a, "columns"_a, "block_rows"_a,
         "block_columns"_a, "sums"_a, "threads"_a);
   m.def("tanh_gelu", &rarefy::tanh_gelu, release, named, "isa"_a, "x"_a, "grad"_a, "result"_a, "size"_a, "threads"_a);

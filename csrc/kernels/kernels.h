@@ -92,6 +92,24 @@ struct KeepInGroupsCall {
   int threads;
 };
 
+// mask = as many of the highest scores in every row and column of each square tile, by rarefy/patterns/tiles.py.
+struct KeepRegularCall {
+  const float* scores;    // [rows, columns], multiples of side
+  const uint8_t* marked;  // [rows, columns] where `fill` stands for the score; null: nowhere
+  float fill;
+  int64_t rows;
+  int64_t columns;
+  int side;                // up to 256
+  int count;               // 0 < count < side
+  const uint8_t* options;  // [option_count, side * side] all masks of a tile, or null: the highest scores that fit
+  int option_count;
+  // Entries are numbered tile by tile. To the place in the weight of each `start` is added, and the sum mixed.
+  int64_t start;
+  const int64_t* places;  // [rows * columns]; null: as they are numbered
+  uint8_t* mask;          // [rows, columns]
+  int threads;
+};
+
 // sums = the sum of each block [block_rows, block_columns] of a matrix [rows, columns] that the blocks divide.
 struct BlockSumsCall {
   const float* scores;
@@ -123,6 +141,7 @@ struct KernelTable {
   void (*select)(const SelectCall&);
   bool (*holds_zeros)(const HoldsZerosCall&);
   bool (*keep_in_groups)(const KeepInGroupsCall&);
+  bool (*keep_regular)(const KeepRegularCall&);
   void (*block_sums)(const BlockSumsCall&);
   void (*tanh_gelu)(const GeluCall&);
   bool (*blocks_forward)(const BlocksForwardCall&);

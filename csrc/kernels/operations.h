@@ -11,6 +11,7 @@ bool keep_top(const KeepTopCall&);
 void select(const SelectCall&);
 bool holds_zeros(const HoldsZerosCall&);
 bool keep_in_groups(const KeepInGroupsCall&);
+bool keep_regular(const KeepRegularCall&);
 void block_sums(const BlockSumsCall&);
 void tanh_gelu(const GeluCall&);
 bool blocks_forward(const BlocksForwardCall&);

@@ -10,6 +10,7 @@ const KernelTable kernels{
     .select = select,
     .holds_zeros = holds_zeros,
     .keep_in_groups = keep_in_groups,
+    .keep_regular = keep_regular,
     .block_sums = block_sums,
     .tanh_gelu = tanh_gelu,
     .blocks_forward = blocks_forward,

@@ -18,12 +18,14 @@ from rarefy.kernels.selection import (
     keep_top,
     keep_top_and_tie,
 )
+from rarefy.kernels.tile_masks import Tiles, keep_regular, takes_tiles
 
 __all__ = [
     "BlockIndex",
     "BlockTopology",
     "Layout",
     "Panels",
+    "Tiles",
     "available",
     "block_linear",
     "block_sums",
@@ -35,12 +37,14 @@ __all__ = [
     "infer",
     "instruction_set",
     "keep_in_groups",
+    "keep_regular",
     "keep_top",
     "keep_top_and_tie",
     "move_entries",
     "sources_between",
     "sparse_linear",
     "takes_blocks",
+    "takes_tiles",
     "tanh_gelu",
     "whole_blocks",
     "zero_inactive_",

@@ -49,8 +49,8 @@ def keep_top_and_tie(scores: Tensor, count: int, candidates: Tensor | None = Non
         >>> keep_top_and_tie(torch.tensor([3.0, 1.0, 3.0]), 1)
         (tensor([ True, False, False]), True)
     """
-    _check_candidates(scores, candidates)
-    scores, compiled = _prepared(scores)
+    check_candidates(scores, candidates)
+    scores, compiled = prepared(scores)
     # The kernel's histogram counts in 32 bits.
     if not compiled or scores.numel() > 2**31:
         return reference.keep_top(scores, count, candidates), True
@@ -76,7 +76,7 @@ def keep_in_groups(scores: Tensor, counts: Tensor, candidates: Tensor | None = N
         (tensor([[False,  True, False, False]]), tensor([True]))
     """
     _check_groups(scores, counts, candidates)
-    scores, compiled = _prepared(scores)
+    scores, compiled = prepared(scores)
     if not compiled or not native.has("keep_in_groups"):
         return reference.keep_in_groups(scores, counts, candidates)
     among = None if candidates is None else candidates.contiguous()
@@ -90,14 +90,19 @@ def _check_groups(scores: Tensor, counts: Tensor, candidates: Tensor | None) -> 
     if counts.shape != (shape[1] + 1,) or counts.is_floating_point():
         given = f"{counts.dtype} with shape {tuple(counts.shape)}"
         raise RarefyError(f"counts: {given} is not allowed; give {shape[1] + 1} whole numbers")
-    _check_candidates(scores, candidates)
+    check_candidates(scores, candidates)
 
 
-def _check_candidates(scores: Tensor, candidates: Tensor | None) -> None:
+def check_candidates(scores: Tensor, candidates: Tensor | None, name: str = "candidates") -> None:
+    """Refuses what is no mask of the scores.
+
+    Raises:
+        RarefyError: it has another shape or dtype; it is called `name` there.
+    """
     if candidates is not None and (candidates.dtype != torch.bool or candidates.shape != scores.shape):
         given = f"{candidates.dtype} with shape {tuple(candidates.shape)}"
         raise RarefyError(
-            f"candidates: {given} is not allowed; give a bool mask with shape {tuple(scores.shape)}"
+            f"{name}: {given} is not allowed; give a bool mask with shape {tuple(scores.shape)}"
         )
 
 
@@ -119,7 +124,7 @@ def block_sums(scores: Tensor, block: tuple[int, int]) -> Tensor:
         tensor([[2., 3.]])
     """
     check_blocks(scores, block)
-    scores, compiled = _prepared(scores)
+    scores, compiled = prepared(scores)
     return native.block_sums(scores, *block) if compiled else reference.block_sums(scores, *block)
 
 
@@ -136,7 +141,7 @@ def check_blocks(matrix: Tensor, block: tuple[int, int]) -> None:
         )
 
 
-def _prepared(scores: Tensor) -> tuple[Tensor, bool]:
+def prepared(scores: Tensor) -> tuple[Tensor, bool]:
     """Contiguous scores, and whether the compiled kernels take them; half precision is widened without loss."""
     scores = scores.detach()
     if scores.dtype in (torch.bfloat16, torch.float16):

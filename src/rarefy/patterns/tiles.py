@@ -7,12 +7,57 @@ import itertools
 import torch
 from torch import Tensor
 
+from rarefy import kernels
 from rarefy.ties import TieOrder
 
 # Up to this side all masks of a tile are tried: 90 of them for two of four.
 MOST_TRIED = 4
 # With 90 masks a tile, their sums in double take 47 MB.
 _TILES_AT_ONCE = 1 << 16
+
+
+def to_tiles(matrix: Tensor, side: int) -> Tensor:
+    """A row for each square tile of a matrix, the tiles by row.
+
+    Example:
+        >>> to_tiles(torch.arange(8).view(2, 4), 2).tolist()
+        [[0, 1, 4, 5], [2, 3, 6, 7]]
+    """
+    height, width = (size // side for size in matrix.shape)
+    tiles = matrix.reshape(height, side, width, side).transpose(1, 2)
+    return tiles.reshape(height * width, side**2)
+
+
+def from_tiles(tiles: Tensor, side: int, columns: int) -> Tensor:
+    """The reverse of `to_tiles`, for a matrix with so many columns."""
+    width = columns // side
+    return tiles.reshape(len(tiles) // width, width, side, side).transpose(1, 2).reshape(-1, columns)
+
+
+def keep_regular_in(
+    matrix: Tensor, side: int, count: int, order: TieOrder, marked: Tensor | None = None, fill: float = 0.0
+) -> Tensor:
+    """The mask that `keep_regular` makes of the tiles of a matrix; compiled for float32 and less on the CPU.
+
+    Args:
+        matrix: scores [rows, columns], which the side divides; floating point.
+        side: of a tile.
+        count: active connections of each row and column of a tile; clamped to [0, side].
+        order: decides among masks of equal sums; entries are numbered tile by tile.
+        marked: bool, shape of `matrix`, where another number stands for the score; None for nowhere.
+        fill: that number.
+
+    Example:
+        >>> scores = torch.tensor([[9.0, 1.0], [1.0, 9.0]])
+        >>> keep_regular_in(scores, 2, 1, TieOrder(), scores > 8, -1.0).int().tolist()
+        [[0, 1], [1, 0]]
+    """
+    if 0 < count < side and matrix.numel() and kernels.takes_tiles(matrix, side):
+        options = regular_masks(side, count) if side <= MOST_TRIED else None
+        tiles = kernels.Tiles(side, count, options, order.start, order.places)
+        return kernels.keep_regular(matrix, tiles, marked, fill)
+    scores = matrix if marked is None else matrix.masked_fill(marked, fill)
+    return from_tiles(keep_regular(to_tiles(scores, side), side, count, order), side, matrix.shape[1])
 
 
 def keep_regular(scores: Tensor, side: int, count: int, order: TieOrder) -> Tensor:
@@ -73,14 +118,13 @@ def regular_masks(side: int, count: int) -> Tensor:
 
 def _best(scores: Tensor, tiles: Tensor, options: Tensor, order: TieOrder) -> Tensor:
     """The option with the highest sum for each tile."""
-    table = options.double().T
     is_finite = scores.isfinite()
     if is_finite.all():
-        totals = scores @ table
+        totals = _sums(scores, options)
     else:
-        # Small whole numbers, which float32 adds up exactly, in half the time.
-        ranks = _ranks_of_infinities(scores) @ table.float()
-        totals = scores.masked_fill(~is_finite, 0.0) @ table
+        # Small whole numbers, which float32 adds up exactly.
+        ranks = _ranks_of_infinities(scores) @ options.float().T
+        totals = _sums(scores.masked_fill(~is_finite, 0.0), options)
         totals = totals.masked_fill_(ranks < ranks.amax(1, keepdim=True), -torch.inf)
     best, choice = totals.max(1, keepdim=True)
     # Without it, is there another as good?
@@ -90,9 +134,20 @@ def _best(scores: Tensor, tiles: Tensor, options: Tensor, order: TieOrder) -> Te
         tied = totals[is_open] == best[is_open]
         # The lowest keys win, as everywhere; their sum is another random number for each option.
         side = round(scores.shape[1] ** 0.5)
-        sums = -_keys(order, tiles[is_open], side).double() @ table
+        sums = _sums(-_keys(order, tiles[is_open], side).double(), options)
         choice[is_open] = sums.masked_fill(~tied, -torch.inf).argmax(1)
     return options[choice]
+
+
+def _sums(numbers: Tensor, options: Tensor) -> Tensor:
+    """The sum of what each option keeps of each tile, added in the order of places: so all devices round alike."""
+    # Every option keeps as many.
+    places = options.nonzero()[:, 1].view(len(options), -1)
+    by_place = numbers.T.contiguous()
+    total = by_place[places[:, 0]]
+    for more in places.T[1:]:
+        total += by_place[more]
+    return total.T
 
 
 def _ranks_of_infinities(scores: Tensor) -> Tensor:

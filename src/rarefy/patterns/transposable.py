@@ -6,11 +6,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from rarefy import masks
 from rarefy.patterns.structures import NOfM, from_matrix, refuse_indivisible, to_matrix
-from rarefy.patterns.tiles import keep_regular
+from rarefy.patterns.tiles import from_tiles, keep_regular_in, to_tiles
 from rarefy.ties import DEFAULT_ORDER, TieOrder
 
 
@@ -53,10 +54,7 @@ class Transposable(NOfM):
 
     def fold(self, scores: Tensor) -> Tensor:
         """A row for each tile."""
-        matrix = to_matrix(scores)
-        height, width = (size // self.m for size in matrix.shape)
-        tiles = matrix.reshape(height, self.m, width, self.m).transpose(1, 2)
-        return tiles.reshape(height * width, self.m**2)
+        return to_tiles(to_matrix(scores), self.m)
 
     def fold_mask(self, mask: Tensor) -> Tensor:
         """A row for each tile."""
@@ -64,9 +62,7 @@ class Transposable(NOfM):
 
     def unfold(self, units: Tensor, shape: Sequence[int]) -> Tensor:
         """The tiles in their places."""
-        width = shape[1] // self.m
-        tiles = units.reshape(len(units) // width, width, self.m, self.m).transpose(1, 2)
-        return from_matrix(tiles.reshape(-1, shape[1]), shape)
+        return from_matrix(from_tiles(units, self.m, shape[1]), shape)
 
     def holds(self, mask: Tensor, sparsity: float) -> bool:
         """Whether no row and no column of a tile has more active connections than it may."""
@@ -77,7 +73,7 @@ class Transposable(NOfM):
     def keep_top(self, scores: Tensor, sparsity: float, order: TieOrder = DEFAULT_ORDER) -> Tensor:
         """The mask of the highest sums of scores of a piece; see `Structure.keep_top`."""
         count = masks.kept_count(self.m, sparsity)
-        return self.unfold(keep_regular(self.fold(scores), self.m, count, order), scores.shape)
+        return from_matrix(keep_regular_in(to_matrix(scores), self.m, count, order), scores.shape)
 
     def drop_and_grow(
         self,
@@ -99,11 +95,11 @@ class Transposable(NOfM):
             [[0, 1], [1, 0]]
         """
         count = masks.kept_count(self.m, sparsity)
-        active = self.fold(mask)
+        active = to_matrix(mask)
         # The fullest row says how many a row has: masks that were made elsewhere may have rows with fewer.
-        before = int(active.view(-1, self.m).sum(1).amax()) if active.numel() else 0
+        before = int(active.reshape(-1, self.m).sum(1, dtype=torch.int16).amax()) if active.numel() else 0
         stay = count if before == self.m else min(before - round(fraction * before), count)
-        ranked = self.fold(drop_scores).masked_fill(~active, -float("inf"))
-        kept = keep_regular(ranked, self.m, stay, order) & active
-        grown = self.fold(grow_scores).masked_fill(kept, float("inf"))
-        return self.unfold(keep_regular(grown, self.m, count, order.other()), mask.shape)
+        drop = to_matrix(drop_scores)
+        grow = to_matrix(grow_scores)
+        kept = active & keep_regular_in(drop, self.m, stay, order, ~active, -math.inf)
+        return from_matrix(keep_regular_in(grow, self.m, count, order.other(), kept, math.inf), mask.shape)
