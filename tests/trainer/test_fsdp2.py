@@ -16,9 +16,9 @@ from torch.distributed import fsdp
 
 from rarefy.callbacks.events import Callback
 from rarefy.checkpoint import directory
+from rarefy.checkpoint.dcp import storage_writer
 from rarefy.checkpoint.directory import CheckpointParts, load, newest_valid, save
 from rarefy.checkpoint.error import CheckpointError
-from rarefy.checkpoint.writing.frozen import Frozen
 from rarefy.distributed import Parallel, ParallelConfig, is_cut, local_part, whole
 from rarefy.distributed.fully_shard import blocks_of
 from rarefy.errors import ConfigError, RarefyError
@@ -204,15 +204,15 @@ def parts_of(value):
 
 def failing(folder, rank):
     """What each process is told when one cannot write, and when the first one cannot make the folder."""
-    write = Frozen.write
+    write = storage_writer.write_parts
 
-    def full(frozen, path):
+    def full(*_):
         raise OSError(28, "No space left on device")
 
     save(Path(folder), 1, parts_of(1))
-    Frozen.write = full if rank == 1 else write
+    storage_writer.write_parts = full if rank == 1 else write
     one = told(lambda: save(Path(folder), 2, parts_of(2)))
-    Frozen.write = write
+    storage_writer.write_parts = write
     Path(folder, "file").touch()
     return one, told(lambda: save(Path(folder, "file"), 2, parts_of(2)))
 
@@ -252,7 +252,7 @@ def killed(rank, address, folder):
     dist.init_process_group("gloo", init_method=address, rank=rank, world_size=RANKS)
     save(Path(folder), 1, parts_of(1))
     if rank == 1:
-        Frozen.write = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+        storage_writer.write_parts = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
     save(Path(folder), 2, parts_of(2))
 
 

@@ -24,10 +24,11 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch.distributed as dist
 from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError
 
-from rarefy.checkpoint.error import CheckpointError, NewerFormatError
+from rarefy.checkpoint.error import CheckpointError, NewerFormatError, unwritten
 from rarefy.checkpoint.in_pieces import Wanted, read_cut
 from rarefy.checkpoint.manifest import USE_ANOTHER, check_version, read_json, verify
 from rarefy.checkpoint.nested import Json, join
@@ -47,8 +48,8 @@ from rarefy.checkpoint.writing.frozen import (
     Frozen,
     complete,
     read_pieces,
+    temporary_of,
 )
-from rarefy.checkpoint.writing.together import begin_together, unwritten
 from rarefy.validation import StepCount
 
 Flag = Annotated[bool, Field(strict=True, description="true or false", examples=["true"])]
@@ -99,10 +100,7 @@ def save(root: Path, step: int, parts: CheckpointParts, *, keep_last: int | None
         ('checkpoint_3', [1.0, 1.0])
     """
     frozen = Frozen.of(root, step, parts)
-    if frozen.writers > 1:
-        begin_together(root, frozen, keep_last)()
-        return frozen.path
-    return _write(root, frozen, keep_last)
+    return _together(frozen, keep_last) if frozen.is_cut else _write(root, frozen, keep_last)
 
 
 def load(
@@ -193,6 +191,7 @@ class CheckpointWriter:
         self.keep_last = keep_last
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
+        self._group: Any = None
 
     def save_async(self, step: int, parts: CheckpointParts) -> Path:
         """Takes a copy of `parts` and returns the path that the checkpoint is going to have.
@@ -204,8 +203,10 @@ class CheckpointWriter:
         self.wait()
         frozen = Frozen.of(self.root, step, parts)
         write = partial(_write, self.root, frozen, self.keep_last)
-        if frozen.writers > 1:
-            write = begin_together(self.root, frozen, self.keep_last)
+        if frozen.is_cut:
+            # In the other group training goes on meanwhile.
+            self._group = self._group or dist.new_group(backend="gloo")
+            write = partial(_together, frozen, self.keep_last, self._group)
         # No daemon: the interpreter would end it half-way through the file.
         self._thread = threading.Thread(target=self._run, args=(write,), name=f"checkpoint_{step}")
         self._thread.start()
@@ -233,8 +234,16 @@ class CheckpointWriter:
             self._error = error
 
 
+def _together(frozen: Frozen, keep_last: int | None, group: Any = None) -> Path:
+    # Here, as importing torch's takes long, and only processes that hold pieces need it.
+    from rarefy.checkpoint.writing.together import write_together
+
+    write_together(frozen, keep_last, group)
+    return frozen.path
+
+
 def _write(root: Path, frozen: Frozen, keep_last: int | None) -> Path:
-    temporary = frozen.temporary
+    temporary = temporary_of(frozen.path)
     try:
         root.mkdir(parents=True, exist_ok=True)
         with only_writer(root):
@@ -253,7 +262,7 @@ def _write(root: Path, frozen: Frozen, keep_last: int | None) -> Path:
 
 def _fill(temporary: Path, frozen: Frozen) -> None:
     temporary.mkdir()
-    complete(temporary, frozen, frozen.write(temporary))
+    complete(temporary, frozen.step, frozen.write(temporary))
 
 
 def _read_skeletons(path: Path) -> dict[str, Json]:
@@ -266,7 +275,7 @@ def _read_part(path: Path, part: str, skeletons: dict[str, Json], wanted: Wanted
     file = path / f"{part}.safetensors"
     try:
         if wanted is not None:
-            return join(skeletons[part], read_cut(path, part, skeletons, wanted))
+            return join(skeletons[part], read_cut(path, part, wanted))
         return join(skeletons[part], read_pieces(path, part, skeletons))
     except (KeyError, TypeError, ValueError, SafetensorError) as error:
         raise CheckpointError(file, f"does not fit {STATE_NAME} ({error})", USE_ANOTHER) from error

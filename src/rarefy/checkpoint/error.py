@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from rarefy.errors import RarefyError
 
@@ -25,6 +26,22 @@ class CheckpointError(RarefyError):
         self.problem = problem
         self.remedy = remedy
         super().__init__(f"{path}: {problem}; {remedy}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # torch sends what one process raised to the others.
+        return type(self), (self.path, self.problem, self.remedy)
+
+
+def unwritten(path: Path, problem: OSError | str) -> CheckpointError:
+    """The error about a checkpoint that could not be written.
+
+    Example:
+        >>> print(unwritten(Path("checkpoint_5"), "no space").problem)
+        cannot be written: no space
+    """
+    reason = problem if isinstance(problem, str) else problem.strerror or str(problem)
+    remedy = "free space or fix the permissions; the checkpoints before it are intact"
+    return CheckpointError(path, f"cannot be written: {reason}", remedy)
 
 
 class NewerFormatError(CheckpointError):

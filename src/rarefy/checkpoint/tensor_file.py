@@ -57,6 +57,20 @@ def snapshot(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: _copy(tensor) for name, tensor in tensors.items()}
 
 
+def in_memory(name: str, tensor: Tensor) -> Tensor:
+    """A tensor itself where it is contiguous in CPU memory, else such a copy.
+
+    Raises:
+        TypeError: as for `snapshot`.
+
+    Example:
+        >>> in_memory("w", torch.ones(2, 3).T).is_contiguous()
+        True
+    """
+    _check_storable(name, tensor)
+    return tensor.cpu().contiguous()
+
+
 def encode_tensors(
     tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> Iterator[bytes | memoryview]:

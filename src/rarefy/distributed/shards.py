@@ -169,6 +169,11 @@ class Cut:
         return [type(placement).__name__ for placement in self.placements].index("Shard")
 
     @property
+    def pieces(self) -> int:
+        """How many there are."""
+        return self.mesh.size(self.mesh_dimension)
+
+    @property
     def dimension(self) -> int:
         """The dimension of the weight that is cut."""
         return self.placements[self.mesh_dimension].dim
@@ -182,9 +187,8 @@ class Cut:
     def bounds(self) -> tuple[int, int]:
         """From where to where the piece of this process goes."""
         size = self.shape[self.dimension]
-        pieces = self.mesh.size(self.mesh_dimension)
         # As torch's `chunk` cuts: the last pieces may be shorter, or empty.
-        length = -(-size // pieces)
+        length = -(-size // self.pieces)
         start = min(self.mesh.get_local_rank(self.mesh_dimension) * length, size)
         return start, min(start + length, size)
 
@@ -235,8 +239,7 @@ class Cut:
         Args:
             numbers: as many in each process, whole ones below 2^53.
         """
-        pieces = self.mesh.size(self.mesh_dimension)
-        rows = torch.zeros(pieces, len(numbers), dtype=torch.float64, device=self.device)
+        rows = torch.zeros(self.pieces, len(numbers), dtype=torch.float64, device=self.device)
         own = torch.tensor(numbers, dtype=torch.float64)
         rows[self.mesh.get_local_rank(self.mesh_dimension)] = own.to(self.device)
         return self.sum(rows).tolist()

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -151,7 +152,10 @@ def load_weights(session: Session, path: Path) -> int:
 
 def _read(session: Session, path: Path) -> CheckpointParts:
     if path.is_dir():
-        return load(path, cut_as=_cuts(session) if session.parallel.cuts else None)
+        parts = load(path, cut_as=_cuts(session) if session.parallel.cuts else None)
+        # A program that saves by `rarefy.checkpoint.dcp` has a state of its own, or none.
+        is_of_a_run = isinstance(parts.state, Mapping) and "optimizer_class" in parts.state
+        return parts if is_of_a_run else replace(parts, state=None)
     return CheckpointParts(load_foreign(path, session.model.state_dict().keys()))
 
 

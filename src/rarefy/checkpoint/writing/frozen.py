@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from rarefy.checkpoint.nested import Json, split
 from rarefy.checkpoint.packed import pack
 from rarefy.checkpoint.tensor_file import encode_tensors, read_tensors, snapshot
 from rarefy.disk import flush
-from rarefy.distributed import Cut, is_cut, local_part, place
+from rarefy.distributed import Cut, is_cut, local_part
 
 PART_NAMES = ("model", "optimizer", "state", "rng")
 STATE_NAME = "state.json"
@@ -54,19 +54,17 @@ class Frozen:
         path: that the checkpoint is going to have.
         step: global step.
         tensors: by part and name; copies in CPU memory. Of a tensor that is cut over processes, the piece of this one.
-        texts: by the name of their file; of the first process only.
-        cuts: by part and name, the dimension along which a tensor is cut.
-        rank: of this process.
-        writers: how many processes hold different pieces.
+        skeletons: by part, what is no tensor.
+        params: the text of the configuration.
+        cuts: by part and name, how a tensor is cut of which this process has a piece.
     """
 
     path: Path
     step: int
     tensors: Mapping[str, Mapping[str, Tensor]]
-    texts: Mapping[str, bytes]
-    cuts: Mapping[str, Mapping[str, int]]
-    rank: int = 0
-    writers: int = 1
+    skeletons: Mapping[str, Json]
+    params: bytes
+    cuts: Mapping[str, Mapping[str, Cut]]
 
     @classmethod
     def of(cls, root: Path, step: int, parts: CheckpointParts) -> Frozen:
@@ -77,55 +75,64 @@ class Frozen:
         """
         path = Path(root) / f"checkpoint_{step}"
         skeletons: dict[str, Json] = {}
-        tensors = {}
-        cuts = {}
+        tensors: dict[str, dict[str, Tensor]] = {}
+        cuts: dict[str, dict[str, Cut]] = {}
         for part in PART_NAMES:
             try:
                 skeletons[part], named = split(getattr(parts, part))
                 tensors[part] = snapshot({name: local_part(tensor) for name, tensor in named.items()})
             except TypeError as error:
-                remedy = "keep numbers, strings, None, lists, tuples, dicts and dense tensors there"
-                raise CheckpointError(path, f"cannot be saved: in {part}, {error}", remedy) from error
-            cuts[part] = {name: Cut.of(one).dimension for name, one in named.items() if is_cut(one)}
-        writers = max((_pieces(one) for one in _cut_tensors(parts)), default=1)
-        # What is not cut is saved by a single process, which then writes everything.
-        rank = place()[0] if writers > 1 else 0
-        if rank > 0:
-            # What is not cut is the same in every process, and the first one writes it.
-            tensors = {part: {n: t for n, t in tensors[part].items() if n in cuts[part]} for part in tensors}
-        if writers > 1:
-            # Only then, so that a checkpoint of a whole model is one that older versions read.
-            skeletons |= {"cuts": cuts, "writers": writers}
-        return cls(path, step, tensors, _texts(path, step, skeletons, parts.params), cuts, rank, writers)
+                raise unstorable(path, part, error) from error
+            cuts[part] = {name: Cut.of(one) for name, one in named.items() if is_in_pieces(one)}
+        return cls(path, step, tensors, skeletons, params_text(path, parts.params), cuts)
 
     @property
-    def temporary(self) -> Path:
-        """Where it is written before it is renamed."""
-        return self.path.with_name(f"{TEMPORARY_PREFIX}{self.path.name}")
-
-    @property
-    def version(self) -> int:
-        """The format that it is written in: the oldest that can hold it."""
-        return version_of(self.writers)
+    def is_cut(self) -> bool:
+        """Whether other processes hold pieces of it."""
+        return any(self.cuts.values())
 
     def write(self, folder: Path) -> dict[str, FileRecord]:
-        """Writes the files of this process through to the disk."""
-        chunks: dict[str, Iterable[bytes | memoryview]] = {}
-        if self.rank == 0:
-            chunks = {name: [text] for name, text in self.texts.items()}
-        for part, named in self.tensors.items():
-            if self.rank == 0 or named:
-                chunks[file_of(part, self.rank)] = encode_tensors(*pack(named))
-        return {name: write_file(folder / name, content) for name, content in chunks.items()}
+        """Writes the files of a checkpoint that this process writes alone, through to the disk."""
+        texts = texts_of(self.step, self.skeletons, self.params)
+        written = {name: write_file(folder / name, [text]) for name, text in texts.items()}
+        return written | write_parts(folder, self.tensors)
 
 
-def _cut_tensors(parts: CheckpointParts) -> Iterable[Tensor]:
-    return (tensor for tensor in parts.model.values() if is_cut(tensor))
+def is_in_pieces(tensor: Tensor) -> bool:
+    """Whether several processes hold a piece each.
+
+    Example:
+        >>> is_in_pieces(torch.ones(2))
+        False
+    """
+    return is_cut(tensor) and Cut.of(tensor).pieces > 1
 
 
-def _pieces(tensor: Tensor) -> int:
-    cut = Cut.of(tensor)
-    return cut.mesh.size(cut.mesh_dimension)
+def unstorable(path: Path, part: str, problem: object) -> CheckpointError:
+    """The error about a value that a checkpoint cannot hold."""
+    remedy = "keep numbers, strings, None, lists, tuples, dicts and dense tensors there"
+    return CheckpointError(path, f"cannot be saved: in {part}, {problem}", remedy)
+
+
+def temporary_of(path: Path) -> Path:
+    """Where a checkpoint is written before it is renamed.
+
+    Example:
+        >>> temporary_of(Path("run/checkpoint_3")).name
+        '.tmp-checkpoint_3'
+    """
+    return path.with_name(f"{TEMPORARY_PREFIX}{path.name}")
+
+
+def write_parts(
+    folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], rank: int = 0
+) -> dict[str, FileRecord]:
+    """Writes the tensors of a process, by part and name, through to the disk; they are contiguous, in CPU memory."""
+    return {
+        file_of(part, rank): write_file(folder / file_of(part, rank), encode_tensors(*pack(named)))
+        for part, named in tensors.items()
+        if rank == 0 or named
+    }
 
 
 def file_of(part: str, rank: int) -> str:
@@ -138,9 +145,22 @@ def file_of(part: str, rank: int) -> str:
     return f"{part}.safetensors" if rank == 0 else f"{part}.{rank:05d}.safetensors"
 
 
-def complete(folder: Path, frozen: Frozen, files: Mapping[str, FileRecord]) -> None:
+def files_of(path: Path, part: str, state: Mapping[str, Any]) -> list[Path]:
+    """The files with the tensors of a part, by the rank of the process that wrote them.
+
+    Args:
+        path: a checkpoint.
+        part: one of `PART_NAMES`.
+        state: the content of its `state.json`.
+    """
+    files = [path / file_of(part, rank) for rank in range(state.get("writers", 1))]
+    # Others have no file where they had nothing to write; the first must be missed where it is not there.
+    return files[:1] + [file for file in files[1:] if file.exists()]
+
+
+def complete(folder: Path, step: int, files: Mapping[str, FileRecord], writers: int = 1) -> None:
     """Writes the manifest of a folder in which all files are."""
-    write_manifest(folder, Manifest(format_version=frozen.version, step=frozen.step, files=dict(files)))
+    write_manifest(folder, Manifest(format_version=version_of(writers), step=step, files=dict(files)))
     flush(folder)
 
 
@@ -155,26 +175,51 @@ def read_pieces(path: Path, part: str, state: Mapping[str, Any]) -> dict[str, Te
     Raises:
         KeyError, ValueError: a file lacks what it should have.
     """
-    named = read_tensors(path / file_of(part, 0))
-    cuts = state.get("cuts", {}).get(part, {})
-    if cuts:
-        others = [read_tensors(path / file_of(part, rank)) for rank in range(1, state["writers"])]
-        for name, dimension in cuts.items():
-            named[name] = torch.cat([named[name], *(other[name] for other in others)], dim=dimension)
+    files = [read_tensors(file) for file in files_of(path, part, state)]
+    named = dict(files[0])
+    for name, dimension in state.get("cuts", {}).get(part, {}).items():
+        pieces = [one[name] for one in files if name in one]
+        if not pieces:
+            raise KeyError(name)
+        named[name] = torch.cat(pieces, dim=dimension) if len(pieces) > 1 else pieces[0]
     return named
 
 
-def _texts(path: Path, step: int, skeletons: Json, params: dict[str, Any]) -> dict[str, bytes]:
+def params_text(path: Path, params: Mapping[str, Any]) -> bytes:
+    """The configuration in YAML.
+
+    Raises:
+        CheckpointError: it holds what YAML cannot.
+    """
     # Here, as whoever saves no checkpoint never needs it.
     import yaml
 
-    version = version_of(skeletons.get("writers", 1))
-    state = {"format_version": version, "step": step, **skeletons}
     try:
-        yaml_text = yaml.safe_dump(params, sort_keys=False, allow_unicode=True)
+        return yaml.safe_dump(dict(params), sort_keys=False, allow_unicode=True).encode()
     except yaml.YAMLError as error:
         problem = f"cannot be saved: params hold what YAML cannot ({str(error).splitlines()[0]})"
         raise CheckpointError(path, problem, "keep plain values there") from error
+
+
+def texts_of(
+    step: int,
+    skeletons: Mapping[str, Json],
+    params: bytes,
+    cuts: Mapping[str, Mapping[str, int]] | None = None,
+    writers: int = 1,
+) -> dict[str, bytes]:
+    """The files that hold no tensors.
+
+    Args:
+        step: global step.
+        skeletons: by part, what is no tensor.
+        params: the text of the configuration.
+        cuts: by part and name, the dimension along which a tensor is cut over files.
+        writers: how many processes may have written files.
+    """
+    state = {"format_version": version_of(writers), "step": step, **skeletons}
+    # Only then, so that a checkpoint of a whole model is one that older versions read.
+    if writers > 1:
+        state |= {"cuts": cuts, "writers": writers}
     # `split` has tagged infinities and NaN; a bare one would be no JSON to any other reader.
-    state_text = json.dumps(state, indent=1, allow_nan=False)
-    return {STATE_NAME: state_text.encode(), PARAMS_NAME: yaml_text.encode()}
+    return {STATE_NAME: json.dumps(state, indent=1, allow_nan=False).encode(), PARAMS_NAME: params}

@@ -1,158 +1,111 @@
-"""A checkpoint that several processes write together, each its pieces, into one folder that all of them see.
+"""A checkpoint that several processes write together, each its pieces, through `torch.distributed.checkpoint`.
 
-The first process makes the folder, and each writes its files there in the background. What it wrote it notes in a file
-that appears whole; when all notes are there, the first process writes the manifest and renames the folder. No process
-waits for another in a collective meanwhile, so that training may use these. A process that is killed leaves a folder
-without a manifest, and the checkpoint before it stays the newest.
+torch exchanges who writes what, and that it is written; the first process makes the folder before, and writes the
+manifest and renames the folder after. The background of a run exchanges in a process group of its own, and training
+goes on in the other. A process that is killed leaves a folder without a manifest, and the checkpoint before it stays
+the newest.
 """
 
 from __future__ import annotations
 
-import errno
-import json
-import os
-import shutil
-import threading
-import time
-from collections.abc import Callable
-from contextlib import ExitStack
-from functools import partial
-from pathlib import Path
+from collections.abc import Mapping
+from typing import Any
 
-from rarefy.checkpoint.error import CheckpointError
-from rarefy.checkpoint.manifest import FileRecord
-from rarefy.checkpoint.writing.folders import clear_leftovers, delete_old, only_writer, publish
-from rarefy.checkpoint.writing.frozen import Frozen, complete
-from rarefy.distributed import highest_of_all, place
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint import CheckpointException, DefaultSavePlanner, Metadata, SavePlan, save
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
+from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
 
-_LIMIT_SECONDS = 1800.0
-# For a process that has ended but for its checkpoint: the others have too, where not a byte comes for so long.
-_QUIET_SECONDS = 45.0
-_PAUSE_SECONDS = 0.02
+from rarefy.checkpoint.dcp.storage_writer import SparseStorageWriter
+from rarefy.checkpoint.error import CheckpointError, unwritten
+from rarefy.checkpoint.writing.frozen import Frozen, texts_of
+from rarefy.distributed import Cut, place
 
 
-def begin_together(root: Path, frozen: Frozen, keep_last: int | None) -> Callable[[], None]:
-    """Makes the folder; all processes must call it.
+def write_together(frozen: Frozen, keep_last: int | None, group: Any = None) -> None:
+    """Writes the pieces of this process, and returns when all are safe on the disk; all processes must call it.
 
     Args:
-        root: where checkpoints go, the same folder for all processes.
-        frozen: what this process writes.
+        frozen: what this process has.
         keep_last: as for `directory.save`.
-
-    Returns:
-        What writes the part of this process, and returns when the checkpoint is safe on the disk.
+        group: the processes that write; None for all.
 
     Raises:
-        CheckpointError: the folder cannot be made, or is not seen here.
+        CheckpointError: some process could not write.
     """
-    lock = ExitStack()
-    code = 0
-    if place()[0] == 0:
-        try:
-            root.mkdir(parents=True, exist_ok=True)
-            lock.enter_context(only_writer(root))
-            clear_leftovers(root)
-            frozen.temporary.mkdir()
-        except OSError as error:
-            lock.close()
-            code = error.errno or errno.EIO
-    # All go on or none does: a process that raised alone would leave the others waiting for it.
-    code = highest_of_all(code)
-    if code:
-        raise unwritten(frozen.path, os.strerror(code))
-    if not frozen.temporary.is_dir():
-        raise unwritten(frozen.path, "this process does not see the folder that the first one made")
-    if frozen.rank == 0 and place()[0] == 0:
-        return partial(_write_first, root, frozen, keep_last, lock)
-    return partial(_write_other, frozen)
-
-
-def unwritten(path: Path, problem: OSError | str) -> CheckpointError:
-    """The error about a checkpoint that could not be written."""
-    reason = problem if isinstance(problem, str) else problem.strerror or str(problem)
-    remedy = "free space or fix the permissions; the checkpoints before it are intact"
-    return CheckpointError(path, f"cannot be written: {reason}", remedy)
-
-
-def _write_first(root: Path, frozen: Frozen, keep_last: int | None, lock: ExitStack) -> None:
-    with lock:
-        try:
-            files = frozen.write(frozen.temporary)
-            for rank in range(1, frozen.writers):
-                files |= _noted(frozen, rank)
-            complete(frozen.temporary, frozen, files)
-            publish(frozen.temporary, frozen.path)
-        except OSError as error:
-            raise unwritten(frozen.path, error) from error
-        finally:
-            # After a failure only, as what was published has another name; the others see that it is gone.
-            shutil.rmtree(frozen.temporary, ignore_errors=True)
-        delete_old(root, frozen.path, keep_last)
-
-
-def _write_other(frozen: Frozen) -> None:
-    folder = frozen.temporary
-    note = _note(folder, frozen.rank)
-    # Of processes that hold the same pieces only the first one writes.
-    if frozen.rank < frozen.writers:
-        try:
-            files = frozen.write(folder)
-        except OSError as error:
-            # Or the first process would wait for the pieces until its limit.
-            _leave(note, {"problem": error.strerror or str(error)})
-            raise unwritten(frozen.path, error) from error
-        _leave(note, {"files": {name: record.model_dump() for name, record in files.items()}})
-    _wait(lambda: not folder.exists(), frozen)
-
-
-def _note(folder: Path, rank: int) -> Path:
-    return folder / f"written.{rank:05d}.json"
-
-
-def _leave(note: Path, content: dict[str, object]) -> None:
-    """Writes a note that appears whole."""
-    draft = note.with_suffix(".draft")
-    draft.write_text(json.dumps(content))
-    draft.rename(note)
-
-
-def _noted(frozen: Frozen, rank: int) -> dict[str, FileRecord]:
-    """What another process wrote, once it has."""
-    note = _note(frozen.temporary, rank)
-    _wait(note.exists, frozen)
-    content = json.loads(note.read_text())
-    note.unlink()
-    if "problem" in content:
-        raise unwritten(frozen.path, f"process {rank} could not write its pieces: {content['problem']}")
-    return {name: FileRecord(**record) for name, record in content["files"].items()}
-
-
-def _wait(is_done: Callable[[], bool], frozen: Frozen) -> None:
-    """Returns when something is done; a process that ends waits only as long as the others go on writing.
-
-    Raises:
-        CheckpointError: it is not done in time.
-    """
-    end = time.monotonic() + _LIMIT_SECONDS
-    seen = -1
-    quiet_until = end
-    while not is_done():
-        now = time.monotonic()
-        # The interpreter waits for this thread; of a process that was killed it would wait in vain.
-        size = -1 if threading.main_thread().is_alive() else _written(frozen.temporary)
-        if size != seen:
-            seen = size
-            quiet_until = now + _QUIET_SECONDS
-        if now > min(end, quiet_until):
-            limit = _LIMIT_SECONDS if seen < 0 else _QUIET_SECONDS
-            raise unwritten(frozen.path, f"the other processes wrote nothing more within {limit:g} s")
-        time.sleep(_PAUSE_SECONDS)
-
-
-def _written(folder: Path) -> int:
-    """How many bytes all processes have written so far."""
+    writer = _FrozenWriter(frozen, keep_last)
+    copies = {
+        f"{part}.{name}": copy for part, named in frozen.tensors.items() for name, copy in named.items()
+    }
+    cuts = {f"{part}.{name}": cut for part, named in frozen.cuts.items() for name, cut in named.items()}
     try:
-        return sum(path.stat().st_size for path in folder.iterdir())
-    # A note goes when it was read, and the folder when it is complete.
-    except FileNotFoundError:
-        return 0
+        save(copies, storage_writer=writer, planner=_Copies(cuts), process_group=group)
+    except CheckpointException as failed:
+        raise _told(frozen, failed) from None
+    finally:
+        writer.close()
+
+
+class _Copies(DefaultSavePlanner):
+    """Plans copies of pieces, each of which torch would take for a whole tensor.
+
+    Args:
+        cuts: by key, how a tensor is cut.
+    """
+
+    def __init__(self, cuts: Mapping[str, Cut]) -> None:
+        # Of processes that hold the same piece the first one writes it.
+        super().__init__(
+            flatten_state_dict=False, flatten_sharded_tensors=False, dedup_save_to_lowest_rank=True
+        )
+        self._cuts = cuts
+
+    def create_local_plan(self) -> SavePlan:
+        """What this process has to write; what is not cut, all have."""
+        self.plan = SavePlan([_item(key, copy, self._cuts.get(key)) for key, copy in self.state_dict.items()])
+        return self.plan
+
+    def lookup_object(self, index: MetadataIndex) -> Any:
+        """The copy itself."""
+        return self.state_dict[index.fqn]
+
+
+def _item(key: str, copy: Tensor, cut: Cut | None) -> WriteItem:
+    offsets = [0] * copy.dim()
+    if cut is not None:
+        offsets[cut.dimension] = cut.bounds[0]
+    chunk = ChunkStorageMetadata(torch.Size(offsets), copy.shape)
+    whole = copy.shape if cut is None else cut.shape
+    data = TensorWriteData(chunk, TensorProperties.create_from_tensor(copy), whole)
+    return WriteItem(MetadataIndex(key, offsets), WriteItemType.SHARD, tensor_data=data)
+
+
+class _FrozenWriter(SparseStorageWriter):
+    """Writes beside the pieces what the first process has kept."""
+
+    def __init__(self, frozen: Frozen, keep_last: int | None) -> None:
+        super().__init__(frozen.path, keep_last=keep_last)
+        self._frozen = frozen
+
+    def texts(
+        self,
+        metadata: Metadata,
+        values: Mapping[str, Any],
+        cuts: Mapping[str, Mapping[str, int]],
+        writers: int,
+    ) -> dict[str, bytes]:
+        """The files that hold no tensors."""
+        return texts_of(self.step, self._frozen.skeletons, self._frozen.params, cuts, writers)
+
+
+def _told(frozen: Frozen, failed: CheckpointException) -> CheckpointError:
+    """What went wrong here, or in the first process in which something did."""
+    here = place()[0]
+    rank = here if here in failed.failures else min(failed.failures)
+    cause = failed.failures[rank][0]
+    if isinstance(cause, CheckpointError):
+        return cause
+    problem = (cause.strerror if isinstance(cause, OSError) else None) or str(cause)
+    of_another = f"process {rank} could not write its pieces: "
+    return unwritten(frozen.path, problem if rank == here else of_another + problem)
