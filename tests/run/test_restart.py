@@ -36,6 +36,7 @@ trainer:
       num_heads: 2, filter_size: 16}
     optimizer: {AdamW: {lr: 0.01}}
     sparsity: {algorithm: set, sparsity: 0.5, update: {freq: 2}}
+    parallel: {strategy: STRATEGY}
     loop: {max_steps: 8}
     checkpoint: {steps: 3}
     callbacks: [{"./killer.py:Killer": {}}]
@@ -44,11 +45,11 @@ trainer:
 """
 
 
-def train(folder: Path, kill_at: int) -> dict[str, torch.Tensor]:
+def train(folder: Path, kill_at: int, strategy: str) -> dict[str, torch.Tensor]:
     """The weights and masks of the last checkpoint."""
     folder.mkdir()
     (folder / "killer.py").write_text(CODE)
-    (folder / "params.yaml").write_text(PARAMS)
+    (folder / "params.yaml").write_text(PARAMS.replace("STRATEGY", strategy))
     (folder / "a.txt").write_bytes(bytes(range(256)) * 4)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -83,9 +84,10 @@ def train(folder: Path, kill_at: int) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.slow
-def test_a_killed_process_changes_nothing(tmp_path: Path) -> None:
-    killed = train(tmp_path / "killed", 5)
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_a_killed_process_changes_nothing(tmp_path: Path, strategy: str) -> None:
+    killed = train(tmp_path / "killed", 5, strategy)
     assert "begins at step 3" in (tmp_path / "killed" / "md" / "ranks" / "rank_1.log").read_text()
-    whole = train(tmp_path / "whole", 0)
+    whole = train(tmp_path / "whole", 0, strategy)
     assert killed.keys() == whole.keys()
     assert all(torch.equal(killed[name], whole[name]) for name in whole)
