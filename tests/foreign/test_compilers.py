@@ -116,3 +116,32 @@ def test_a_compiled_model_prunes_more_often_than_torch_compiles(name):
     for one, other in zip(*(model.state_dict().values() for model in trained), strict=True):
         torch.testing.assert_close(one, other)
     torch.compiler.reset()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("compute", ["masked", "compact"])
+def test_a_compiled_step_of_an_optimizer_is_compiled_once_a_topology(compute):
+    block = {"algorithm": "set", "sparsity": 0.7, "update": {"freq": 2}, "compute": compute}
+    trained, graphs, masks = [], Graphs(), set()
+    for is_compiled in (False, True):
+        torch.compiler.reset()
+        torch.manual_seed(0)
+        model = network()
+        sparsity = rarefy.configure(block)
+        sparsity.apply(model)
+        optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, foreach=False)
+        sparsity.apply(optimizer)
+        # by itself torch makes the sizes variable at the second topology, and fails at that
+        step = torch.compile(optimizer.step, backend=graphs, dynamic=False) if is_compiled else optimizer.step
+        for number in range(5):
+            optimizer.zero_grad()
+            model(inputs(number)).square().mean().backward()
+            step()
+            masks.add(model[0].weight_mask.numpy().tobytes())
+        trained.append(model)
+    assert len(masks) == 3
+    # one for the first momentum, one that goes on with it, and one for each change
+    assert graphs.number <= 2 + (len(masks) if compute == "compact" else 0)
+    for one, other in zip(*(model.state_dict().values() for model in trained), strict=True):
+        torch.testing.assert_close(one, other)
+    torch.compiler.reset()

@@ -66,5 +66,6 @@ def when_backward_ends(callback: Callable[[], None]) -> None:
 outside_of_graphs: Any = torch._disable_dynamo
 """Has a compiler call a function between two graphs; unlike `torch.compiler.disable` it loads the compiler only then.
 
-Without the name compiled models would not see who wraps them, which their first backward pass refuses.
+Without the name compiled models would not see who wraps them, which their first backward pass refuses, and a compiled
+step of an optimizer would have updates traced.
 """

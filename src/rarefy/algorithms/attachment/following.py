@@ -20,6 +20,7 @@ from rarefy.storage.optimizer_traits import preserves_zeros, trained_parameters,
 from rarefy.storage.parameter import SparseParameter
 from rarefy.storage.saved_state import load_entries, save_entries
 from rarefy.torch_private import times_written, was_told_to_skip
+from rarefy.torch_private.ddp import outside_of_graphs
 
 # A gradient scaler may skip as many steps while it looks for its scale.
 _PATIENCE = 10
@@ -158,6 +159,7 @@ class Following:
         for parameter in self._parameters.values():
             parameter.prune([optimizer])
 
+    @outside_of_graphs
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
         """Gets gradients and weights ready, after the closure where it is one that makes the gradients."""
         # `args[0]` is the optimizer itself.
@@ -199,6 +201,8 @@ class Following:
                 parameter.show()
             self._before(parameter, optimizer if is_own else None)
 
+    # A compiled step would otherwise have the whole update traced.
+    @outside_of_graphs
     def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
         for parameter in self._parameters.values():
             self._settle(parameter)
