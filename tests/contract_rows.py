@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -58,6 +59,7 @@ ROWS: Mapping[str, Row] = {
 }
 
 
+@functools.cache
 def takes(name: str, option: str) -> bool:
     return option in accepted_options(ALGORITHMS[name])
 

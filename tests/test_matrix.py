@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -13,26 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from contract_rows import ROWS, options_of, takes, takes_pattern
+from contract_rows import takes_pattern
 from document_blocks import DOCS
 from helpers import assert_exact_zeros, assert_identical, snapshot
+from matrix_page import MATRIX, options, works
 from rarefy.distributions import DISTRIBUTIONS
 from rarefy.methods.registry import ALGORITHMS
-from rarefy.patterns import parse_pattern
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float64)
-
-
-def generator() -> ModuleType:
-    path = DOCS / "scripts" / "matrix.py"
-    spec = importlib.util.spec_from_file_location("matrix", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-MATRIX = generator()
 
 
 def test_the_page_is_what_the_code_does() -> None:
@@ -67,21 +53,6 @@ def test_a_combination_that_breaks_its_promise_is_found(broken: Any, message: st
 
 
 # ---- in every dtype, over several updates, through a resume ----
-
-
-def options(method: str, key: str, distribution: str, compute: str, seed: int) -> dict[str, Any]:
-    pattern = MATRIX.PATTERNS[key]
-    # What does not go together is on the page; it goes on with what does.
-    if MATRIX.tried(MATRIX.Combination(method, key, distribution, compute)).reason:
-        distribution = "uniform"
-    highest = min(parse_pattern(pattern, None, None).structure.highest_sparsity, 0.75)
-    # All blocks of the small layer would lose against the large one.
-    highest = 0.25 if distribution == "global" else highest
-    found = {**options_of(method), "pattern": pattern, "compute": compute, "seed": seed}
-    found["distribution"] = distribution
-    rising = {"type": "polynomial", "init": 0.0, "final": highest, "start": 0, "stop": 4}
-    found["sparsity"] = rising if ROWS[method].sparsity == "scheduled" else highest
-    return {**found, "drop_fraction": 0.6} if takes(method, "drop_fraction") else found
 
 
 class Training:
@@ -141,6 +112,8 @@ WORKING = [
 )
 def test_masks_obey_and_runs_resume_bit_for_bit(pair, distribution, compute, dtype, seed, stops_after):
     method, key = pair
+    # What does not go together is on the page; it goes on with what does.
+    distribution = distribution if works(method, key, distribution, compute) else "uniform"
     chosen = options(method, key, distribution, compute, seed)
     training, again = (Training(method, copy.deepcopy(chosen), dtype) for _ in range(2))
     training.check()

@@ -111,8 +111,9 @@ def regular_masks(side: int, count: int) -> Tensor:
         >>> [len(regular_masks(4, count)) for count in (1, 2, 3)]
         [24, 90, 24]
     """
-    rows = [row for row in itertools.product((False, True), repeat=side) if sum(row) == count]
-    tiles = torch.tensor(list(itertools.product(rows, repeat=side)))
+    rows = torch.tensor([row for row in itertools.product((False, True), repeat=side) if sum(row) == count])
+    choices = torch.cartesian_prod(*[torch.arange(len(rows))] * side)
+    tiles = rows[choices]
     return tiles[(tiles.sum(1) == count).all(1)].flatten(1)
 
 
