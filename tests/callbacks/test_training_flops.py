@@ -107,19 +107,121 @@ def test_validation_is_not_training(make_trainer):
     assert passes(trainer, flops, torch.ones(3, 8)) == [0]
 
 
-def test_a_compiled_model_is_not_counted_and_that_is_said(make_trainer, caplog):
-    trainer = make_trainer(Static(0.5))
-    trainer.model.compile(backend="eager")
+class Plain(nn.Module):
+    """Draws random numbers, and has statistics."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        super().__init__()
+        self.first, self.norm, self.drop = nn.Linear(8, 6), nn.BatchNorm1d(6), nn.Dropout(0.5)
+        self.last = nn.Linear(6, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.drop(self.norm(self.first(x))))
+
+
+def compiled_in_place(model: nn.Module, backend) -> nn.Module:
+    model.compile(backend=backend)
+    return model
+
+
+def compiled_layer(model: nn.Module, backend) -> nn.Module:
+    model.first = torch.compile(model.first, backend=backend)
+    return model
+
+
+def wrapped(model: nn.Module, backend) -> nn.Module:
+    return torch.compile(model, backend=backend)
+
+
+def compiled_run(trainer, compiled, compute: str, is_counted: bool) -> tuple[list[int], dict, LogSparsity]:
+    """Trains for a few steps; how many graphs were compiled by each of them, and what became of the model."""
+    torch.compiler.reset()
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    trainer.model = compiled(Plain(), backend)
+    trainer.sparsity = RigL(0.5, update={"freq": 2}, seed=0, compute=compute)
+    trainer.sparsity.apply(trainer.model)
+    trainer.optimizer = torch.optim.SGD(trainer.model.parameters(), lr=0.1)
+    trainer.sparsity.apply(trainer.optimizer)
     callback = LogSparsity()
     callback.setup(trainer)
     callback.on_train_start(trainer)
-    batch = torch.ones(1, 8)
-    callback.on_before_forward(trainer, batch)
-    assert torch.overrides._get_current_function_mode() is None
-    callback.on_after_forward(trainer, None, batch)
-    assert callback._flops.total is None and callback._flops_metrics() == {}
+    if not is_counted:
+        callback._flops.total = None
+    numbers = []
+    torch.manual_seed(1)
+    for _ in range(4):
+        trainer.step(callback)
+        numbers.append(len(graphs))
+    return numbers, trainer.model.state_dict(), callback
+
+
+@pytest.mark.parametrize("compiled", [compiled_in_place, compiled_layer, wrapped])
+@pytest.mark.parametrize("compute", ["masked", "compact"])
+def test_a_compiled_model_is_counted_and_compiled_as_often_as_without(
+    make_trainer, caplog, compiled, compute
+):
+    counted, found, callback = compiled_run(make_trainer(None), compiled, compute, True)
+    alone, expected, _ = compiled_run(make_trainer(None), compiled, compute, False)
+    assert counted == alone and counted[0] > 0
+    assert all(torch.equal(value, expected[name]) for name, value in found.items())
+    collecting = 2 * ROWS * SIZE * (0.5 + 0.5 + 1)
+    assert callback._flops.total == Cost(2 * (DENSE // 2 + int(collecting) + UPDATE), 4 * DENSE)
+    assert not [one for one in caplog.records if one.name == "rarefy"]
+
+
+@pytest.fixture
+def begun(monkeypatch):
+    """Begins with a model that counts as a compiled one."""
+
+    def begin(trainer) -> LogSparsity:
+        monkeypatch.setattr("rarefy.callbacks.flops.is_compiled", lambda model: True)
+        callback = LogSparsity()
+        callback.setup(trainer)
+        callback.on_train_start(trainer)
+        return callback
+
+    return begin
+
+
+def said_by(caplog) -> str:
     (said,) = [one.message for one in caplog.records]
-    assert said.startswith("flops/sparse and flops/dense are not logged: the model is under torch.compile")
+    beginning = "flops/sparse and flops/dense are not logged: the model is under torch.compile, and "
+    assert said.startswith(beginning)
+    return said.removeprefix(beginning)
+
+
+def test_a_compiled_model_that_fails_apart_is_not_counted(make_trainer, begun, caplog):
+    trainer = make_trainer(Static(0.5))
+    callback = begun(trainer)
+    callback.on_before_forward(trainer, torch.ones(1, 9))
+    assert torch.overrides._get_current_function_mode() is None
+    callback.on_after_forward(trainer, None, torch.ones(1, 9))
+    assert callback._flops.total is None and callback._flops_metrics() == {}
+    assert said_by(caplog).startswith("without it a forward pass fails (RuntimeError: mat1 and mat2")
+
+
+def test_a_compiled_model_of_many_forms_is_counted_no_longer(make_trainer, begun, monkeypatch, caplog):
+    monkeypatch.setattr("rarefy.callbacks.flops.MOST_FORMS_APART", 2)
+    trainer = make_trainer(Static(0.5))
+    flops = begun(trainer)._flops
+    assert passes(trainer, flops, *(torch.ones(rows, 8) for rows in (3, 5, 3))) == [
+        3 * 2 * rows * SIZE for rows in (3, 5, 3)
+    ]
+    flops.before_forward(trainer, torch.ones(7, 8))
+    assert flops.total is None
+    assert said_by(caplog).startswith("its batches have more than 2 forms; rarefy.summary(sparsity)")
+
+
+def test_a_compiled_model_of_several_processes_is_not_counted(make_trainer, begun, monkeypatch, caplog):
+    monkeypatch.setattr("rarefy.callbacks.flops.ranks", lambda: 2)
+    assert begun(make_trainer(Static(0.5)))._flops.total is None
+    assert said_by(caplog).startswith("several processes train it")
 
 
 def test_of_a_dense_compiled_model_nothing_is_said(make_trainer, caplog):

@@ -19,6 +19,7 @@ from rarefy.algorithms.training_cost import PER_POSITION, PRODUCTS, Cost, step_o
 from rarefy.callbacks.trainer_view import TrainerView
 from rarefy.distributed import ranks
 from rarefy.models.call import count
+from rarefy.saliency.objective import Objective, called
 from rarefy.torch_private import compiles_its_calls
 
 log = logging.getLogger("rarefy")
@@ -27,6 +28,8 @@ Counted = tuple[Tensor | None, int]
 
 Shapes = tuple[Any, ...]
 MOST_FORMS = 256
+# Of a compiled model, for which each form takes a forward pass more.
+MOST_FORMS_APART = 32
 
 
 class ForwardFlops(TorchFunctionMode):
@@ -86,8 +89,31 @@ def with_unseen(counted: Mapping[str, int], sizes: Mapping[str, int], batch: Any
     return {**counted, **unseen}
 
 
+def counted_apart(model: nn.Module, batch: Any) -> ForwardFlops:
+    """Counts the operations of a compiled model, which a mode that watches it would make compile twice.
+
+    Its forward pass is run once more for it: not compiled, without gradients, and with buffers and random numbers as
+    before afterwards.
+
+    Args:
+        model: that `torch.compile` has to do with.
+        batch: as the Trainer calls the model with it.
+
+    Raises:
+        Exception: whatever the model raises.
+
+    Example:
+        >>> counted_apart(torch.compile(nn.Linear(8, 4)), torch.ones(2, 8)).by_parameter
+        {'_orig_mod.weight': 128}
+    """
+    flops = ForwardFlops(model)
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"), flops:
+        Objective(model).run({}, batch, called)
+    return flops
+
+
 def is_compiled(model: nn.Module) -> bool:
-    """Whether `torch.compile` has to do with a model; counting would make it compile twice."""
+    """Whether `torch.compile` has to do with a model; watching it would make it compile twice."""
     kinds = (type(module).__name__ for module in model.modules())
     return compiles_its_calls(model) or "OptimizedModule" in kinds
 
@@ -181,7 +207,9 @@ class TrainingFlops:
     collect the dense gradient, + two operations a position at each update; products between activations as in the
     dense twin.
 
-    A forward pass is watched once for each form of its batch. The connections are counted after updates only.
+    A forward pass is watched once for each form of its batch; that of a compiled model is run once more for it, which
+    is given up where a model fails in it, where its batches have many forms, and where several processes train it. The
+    connections are counted after updates only.
 
     Attributes:
         total: of all processes, since the beginning of the run; None where nothing can be counted.
@@ -193,28 +221,50 @@ class TrainingFlops:
         self._connections: dict[str, tuple[int, int, int]] = {}
         self._watching = ExitStack()
         self._flops: ForwardFlops | None = None
+        self._is_apart = False
 
     def begin(self, trainer: TrainerView) -> None:
         """Begins with a model, whose connections may be others than at the last step that was seen."""
         self.close()
         self._passes = {}
         self._connections = {}
-        if is_compiled(trainer.model):
-            self.total = None
-            # A dense run logs none in any case.
-            if trainer.sparsity is not None:
-                log.warning(
-                    "flops/sparse and flops/dense are not logged: the model is under torch.compile, which would make "
-                    "every forward pass that is watched compile again; rarefy.summary(sparsity) has the share of a step"
-                )
+        self._is_apart = is_compiled(trainer.model)
         # A run that goes on has its total from the checkpoint.
-        elif trainer.global_step == 0:
+        if trainer.global_step == 0:
             self.total = Cost()
+        # Layers may wait for those of other processes, whose batches need not be of a new form as well. A dense run
+        # logs none in any case.
+        if self._is_apart and ranks() > 1 and trainer.sparsity is not None:
+            self._give_up("several processes train it")
 
     def before_forward(self, trainer: TrainerView, batch: Any) -> None:
         """Watches a forward pass over a batch of a form that was not seen yet."""
-        if self.total is not None and trainer.model.training and _shapes(batch) not in self._passes:
+        if self.total is None or not trainer.model.training or _shapes(batch) in self._passes:
+            return
+        if self._is_apart:
+            self._flops = self._apart(trainer.model, batch)
+        else:
             self._flops = self._watching.enter_context(ForwardFlops(trainer.model))
+
+    def _apart(self, model: nn.Module, batch: Any) -> ForwardFlops | None:
+        if len(self._passes) >= MOST_FORMS_APART:
+            self._give_up(f"its batches have more than {MOST_FORMS_APART} forms")
+            return None
+        try:
+            return counted_apart(model, batch)
+        # The run itself must not fail for it, whatever a model raises when it is called in another way.
+        except Exception as error:
+            reason = " ".join(str(error).split())
+            self._give_up(f"without it a forward pass fails ({type(error).__name__}: {reason})")
+            return None
+
+    def _give_up(self, reason: str) -> None:
+        self.total = None
+        log.warning(
+            "flops/sparse and flops/dense are not logged: the model is under torch.compile, and %s; "
+            "rarefy.summary(sparsity) has the share of a step",
+            reason,
+        )
 
     def after_forward(
         self, trainer: TrainerView, algorithms: Sequence[SparsityAlgorithm], batch: Any

@@ -86,8 +86,8 @@ class LogSparsity(Callback):
     - `sparsity/<parameter>/dead_outputs`, `…/dead_inputs`: share of them without a connection, once per update.
     - `sparsity/model/explored`: share of all positions that were ever active, which needs one byte a position; that
       goes into the checkpoint.
-    - `flops/sparse`, `flops/dense`: operations of training since its beginning; see `TrainingFlops`. Not of a model
-      under `torch.compile`, as a warning says at the start.
+    - `flops/sparse`, `flops/dense`: operations of training since its beginning; see `TrainingFlops`. Where a
+      model under `torch.compile` cannot be counted, a warning says so.
     - `memory/<weights, gradients or states>/sparse`, `…/dense`: bytes, once per update.
     """
 
