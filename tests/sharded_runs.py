@@ -78,6 +78,7 @@ CASES = {
     "srigl": Case({"algorithm": "srigl", "sparsity": 0.6, "drop_fraction": 0.5, "min_salient": 0.3}),
     "fan in": Case({**RIGL, "pattern": "fan_in"}),
     "fan out": Case({**RIGL, "pattern": "fan_out"}),
+    "diagonals": Case({**RIGL, "pattern": "diagonal"}),
     "rows": Case({**RIGL, "sparsity": 0.85, "keep_rows": True}),
     "transposable": Case(
         {**RIGL, "sparsity": 0.5, "drop_fraction": 1.0, "pattern": TRANSPOSABLE, "param_filter": LARGE}

@@ -31,6 +31,7 @@ PATTERNS: Mapping[str, Any] = {
     "{n: 2, m: 4, transposable: true}": {"n": 2, "m": 4, "transposable": True},
     "fan_in": "fan_in",
     "fan_out": "fan_out",
+    "diagonal": "diagonal",
     "{block: [8, 8]}": {"block": [8, 8]},
 }
 STORAGES = ("masked", "compact")

@@ -203,6 +203,11 @@ def test_nan_gradients_are_the_last_to_grow_a_row():
             {"algorithm": "srigl", "sparsity": 0.5, "keep_rows": True},
             "sparsity.keep_rows: true is not allowed; give false for srigl: outputs have a fan-in, or are ablated",
         ),
+        (
+            {"algorithm": "set", "sparsity": 0.5, "pattern": "diagonal", "keep_rows": True},
+            "sparsity.keep_rows: true with the pattern diagonal is not allowed; give false: each diagonal has a "
+            "connection of every feature of the weight's shorter side",
+        ),
     ],
 )
 def test_refusals(block, message):

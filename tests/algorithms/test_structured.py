@@ -32,6 +32,7 @@ PATTERNS = {
     "blocks": {"pattern": {"block": [2, 4]}},
     "fan-in": {"pattern": "fan_in"},
     "fan-out": {"pattern": "fan_out"},
+    "diagonals": {"pattern": "diagonal"},
     "2 of 4 both ways": {"pattern": {"n": 2, "m": 4, "transposable": True}},
     "4 of 8 both ways": {"pattern": {"n": 4, "m": 8, "transposable": True}},
     "fan-in in groups": {"pattern": "fan_in", "balance_in_groups": 2},

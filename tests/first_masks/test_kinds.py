@@ -32,6 +32,7 @@ PATTERNS: list[dict[str, Any]] = [
     {"distribution": "erk"},
     {"pattern": "fan_in"},
     {"pattern": "fan_out"},
+    {"pattern": "diagonal"},
     {"pattern": {"n": 2, "m": 4, "transposable": True}},
 ]
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from rarefy.errors import ConfigError
 from rarefy.patterns import Pattern, parse_pattern
 from rarefy.patterns.constant_fan import FanIn, FanOut
+from rarefy.patterns.diagonals import Diagonals
 from rarefy.patterns.structures import FREE, Blocks, NOfM
 from rarefy.patterns.transposable import Transposable
 from rarefy.roles import Axes
@@ -95,6 +96,7 @@ def test_only_one_balance():
         ("unstructured", FREE),
         ("fan_in", FanIn()),
         ("fan_out", FanOut()),
+        ("diagonal", Diagonals()),
         ({"n": 2, "m": 4, "transposable": True}, Transposable(2, 4)),
         ({"n": 2, "m": 4, "transposable": False}, NOfM(2, 4)),
         ({"n": 2, "m": 4}, NOfM(2, 4)),
@@ -115,8 +117,8 @@ def test_other_patterns_are_refused(pattern):
     with pytest.raises(ConfigError) as caught:
         parse_pattern(pattern, None, None)
     assert str(caught.value) == (
-        f"pattern: {shorten(pattern)} is not allowed; give unstructured, {{n: 2, m: 4}}, {{block: [8, 8]}}, fan_in "
-        "or fan_out (example: pattern: {n: 2, m: 4})"
+        f"pattern: {shorten(pattern)} is not allowed; give unstructured, {{n: 2, m: 4}}, {{block: [8, 8]}}, fan_in, "
+        "fan_out or diagonal (example: pattern: {n: 2, m: 4})"
     )
 
 

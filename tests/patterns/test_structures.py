@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from rarefy.errors import ConfigError, RarefyError
 from rarefy.initializers import checkerboard, from_zeros, parse_initializer, random, topk
 from rarefy.masks import drop_lowest, grow_highest, keep_top, kept_count, sparsity_of
-from rarefy.patterns import FanIn, FanOut, Pattern, Transposable
+from rarefy.patterns import Diagonals, FanIn, FanOut, Pattern, Transposable
 from rarefy.patterns.structures import FREE, Blocks, NOfM, Structure
 from rarefy.ties import TieOrder
 
@@ -26,8 +26,8 @@ def structured(draw):
     """A structure and a shape that it divides, of two to four dimensions."""
     rows, columns = draw(st.integers(1, 4)), draw(st.integers(1, 6))
     more = draw(st.lists(st.integers(1, 3), max_size=2))
-    kind = draw(st.sampled_from([NOfM, Blocks, FanIn, FanOut]))
-    if kind in (FanIn, FanOut):
+    kind = draw(st.sampled_from([NOfM, Blocks, FanIn, FanOut, Diagonals]))
+    if kind in (FanIn, FanOut, Diagonals):
         return kind(), [rows, columns, *more]
     if kind is NOfM:
         m = draw(st.sampled_from([2, 3, 4, 8, 40]))
@@ -51,6 +51,8 @@ def units_of(structure, shape):
     if isinstance(structure, FanOut):
         return [[[i] for i in column.flatten().tolist()] for column in position.transpose(0, 1)]
     places = list(itertools.product(*map(range, shape[2:])))
+    if isinstance(structure, Diagonals):
+        return [diagonals_of(position[(slice(None), slice(None), *place)]) for place in places]
     if isinstance(structure, NOfM):
         return [
             [[i] for i in position[(row, slice(start, start + structure.m), *place)].tolist()]
@@ -63,6 +65,14 @@ def units_of(structure, shape):
     return [
         [position[(slice(i, i + r), slice(j, j + c), *place)].flatten().tolist() for place, i, j in corners]
     ]
+
+
+def diagonals_of(matrix):
+    """Those of a matrix, each as the list of its entries."""
+    if len(matrix) > matrix.shape[1]:
+        matrix = matrix.T
+    width = matrix.shape[1]
+    return [[int(row[(i + d) % width]) for i, row in enumerate(matrix)] for d in range(width)]
 
 
 def naive(structure, shape, choose):
@@ -175,7 +185,9 @@ def test_groups_of_a_convolution_are_input_channels():
     assert torch.equal(mask, NOfM(1, 4).keep_top(weight.to(memory_format=torch.channels_last), 0.75))
 
 
-@pytest.mark.parametrize("structure", [FREE, NOfM(2, 4), Blocks(2, 4), FanIn(), FanOut(), Transposable(2, 4)])
+@pytest.mark.parametrize(
+    "structure", [FREE, NOfM(2, 4), Blocks(2, 4), FanIn(), FanOut(), Diagonals(), Transposable(2, 4)]
+)
 def test_weights_without_rows(structure):
     empty = torch.zeros(0, 8)
     structure.check("w", empty.shape)
@@ -228,7 +240,9 @@ def test_functions_of_ones_own_are_checked():
 
 
 @pytest.mark.parametrize("axis", [0, 1])
-@pytest.mark.parametrize("structure", [FREE, NOfM(1, 2), Blocks(2, 2), FanIn(), FanOut(), Transposable(1, 2)])
+@pytest.mark.parametrize(
+    "structure", [FREE, NOfM(1, 2), Blocks(2, 2), FanIn(), FanOut(), Diagonals(), Transposable(1, 2)]
+)
 def test_structures_inside_balanced_groups(axis, structure):
     pattern, weight = Pattern(axis, 2, structure), torch.rand(8, 12)
     pattern.check("w", weight.shape)
@@ -255,6 +269,7 @@ def test_the_count_of_a_pattern_is_that_of_its_pieces(case, sparsity):
         (Pattern(structure=NOfM(2, 4)), "{n: 2, m: 4}"),
         (Pattern(structure=FanIn()), "fan_in"),
         (Pattern(structure=FanOut()), "fan_out"),
+        (Pattern(structure=Diagonals()), "diagonal"),
         (Pattern(structure=Transposable(2, 4)), "{n: 2, m: 4, transposable: true}"),
         (Pattern(0, 2, Blocks(4, 8)), "balance_out_groups: 2, {block: [4, 8]}"),
     ],
@@ -293,6 +308,11 @@ def test_patterns_are_shown_as_they_are_written(pattern, shown):
             "pattern: fan_out is not allowed; give unstructured for w [8], which has no inputs",
         ),
         (
+            Pattern(structure=Diagonals()),
+            [8],
+            "pattern: diagonal is not allowed; give unstructured for w [8], which has no inputs",
+        ),
+        (
             Pattern(structure=Transposable(2, 4)),
             [6, 16],
             "pattern: {n: 2, m: 4, transposable: true} is not allowed; give an m that divides the 6 output and the 16 "
@@ -316,6 +336,16 @@ def test_shapes_that_do_not_divide_are_refused(pattern, shape, message):
     with pytest.raises(ConfigError) as caught:
         pattern.check("w", shape)
     assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (4, 12), (12, 4)])
+def test_diagonals_give_the_shorter_side_as_many_connections_each(shape):
+    mask = Diagonals().keep_top(torch.rand(shape), 0.75)
+    short, long = min(shape), max(shape)
+    counts = mask.sum(1 if shape[0] == short else 0)
+    assert counts.tolist() == [round(0.25 * long)] * short
+    # Of a square matrix both sides.
+    assert short != long or mask.sum(0).tolist() == mask.sum(1).tolist()
 
 
 def test_the_norm_of_tiny_scores_still_ranks_blocks():
@@ -344,6 +374,7 @@ def test_a_fan_in_holds_where_outputs_without_connections_are_left_out():
         (Transposable(1, 2), [[1, 1], [0, 0]]),
         (NOfM(1, 2), [[1, 1], [0, 1]]),
         (Blocks(1, 2), [[1, 0], [1, 1]]),
+        (Diagonals(), [[1, 0, 0], [0, 0, 1]]),
     ],
 )
 def test_masks_of_another_structure_are_told_apart(structure: Structure, rows: list[list[int]]) -> None:

@@ -135,7 +135,7 @@ class SparsityAlgorithm(Attached, Beginning, Reparametrizing, Sparsifier):
         balance_in_groups: equal counts in this many groups of input features, or None.
         balance_out_groups: equal counts in this many groups of output features, or None.
         distribution: `uniform`, `er`, `erk` or `global`; how the sparsity is shared out among the parameters.
-        pattern: `unstructured`, `fan_in`, `fan_out`, `{n: 2, m: 4}`, `{n: 2, m: 4, transposable: true}` or
+        pattern: `unstructured`, `fan_in`, `fan_out`, `diagonal`, `{n: 2, m: 4}`, `{n: 2, m: 4, transposable: true}` or
             `{block: [8, 8], score: sum}`; what masks look like.
         compute: `auto`, `masked` or `compact`; how the weights are stored.
         parametrization: `standard`, or `supar`, which scales first weights and learning rates by density.

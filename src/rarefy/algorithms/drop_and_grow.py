@@ -11,9 +11,10 @@ from rarefy.algorithms.dynamic import DynamicSparsityAlgorithm
 from rarefy.algorithms.options import Flag, FractionSchedule, Sparsity, check_flag, parse_fraction
 from rarefy.algorithms.view import WeightView, also_by_parts, is_replaced
 from rarefy.distributed import ranks
-from rarefy.errors import RarefyError
+from rarefy.errors import ConfigError, RarefyError
 from rarefy.masks import active_count, grow_highest, kept_count
 from rarefy.patterns.constant_fan import FanIn
+from rarefy.patterns.diagonals import Diagonals
 from rarefy.patterns.structures import FREE, NOfM
 from rarefy.schedules import FromFunction
 from rarefy.storage.gradients import Shortlist
@@ -56,6 +57,9 @@ class DropAndGrow(DynamicSparsityAlgorithm):
         super().__init__(sparsity, **options)
         self.drop_fraction = parse_fraction(drop_fraction, "drop_fraction")
         self.keep_rows = check_flag(keep_rows, "keep_rows")
+        if self.keep_rows and isinstance(self.pattern.structure, Diagonals):
+            allowed = "false: each diagonal has a connection of every feature of the weight's shorter side"
+            raise ConfigError("keep_rows", f"true with the pattern {self.pattern.structure}", allowed)
         # Of these every output has connections in any case.
         self._spares = self.keep_rows and not isinstance(self.pattern.structure, NOfM | FanIn)
         name = type(self).__name__

@@ -274,7 +274,7 @@ def _pattern_schema() -> Json:
         }
         for form in forms
     ]
-    return {"anyOf": [{"enum": ["unstructured", "fan_in", "fan_out"]}, *objects]}
+    return {"anyOf": [{"enum": ["unstructured", "fan_in", "fan_out", "diagonal"]}, *objects]}
 
 
 def _filter_schema() -> Json:
@@ -312,7 +312,7 @@ Groups = Annotated[
 Distribution = Annotated[str, OptionType(lambda: {"enum": list(DISTRIBUTIONS)})]
 """How the sparsity is shared out among the parameters."""
 PatternForm = Annotated[Any, OptionType(_pattern_schema)]
-"""`unstructured`, `fan_in`, `fan_out`, `{n, m, transposable}` or `{block: [outputs, inputs], score}`."""
+"""`unstructured`, `fan_in`, `fan_out`, `diagonal`, `{n, m, transposable}` or `{block: [outputs, inputs], score}`."""
 Compute = Annotated[str, OptionType(lambda: {"enum": list(COMPUTE)})]
 """How the weights are stored."""
 Parametrization = Annotated[str, OptionType(lambda: {"enum": list(PARAMETRIZATIONS)})]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rarefy.errors import ConfigError
 from rarefy.patterns.constant_fan import FanIn, FanOut
+from rarefy.patterns.diagonals import Diagonals
 from rarefy.patterns.structures import BLOCK_SCORES, FREE, Blocks, NOfM, Structure
 from rarefy.patterns.transposable import Transposable
 from rarefy.roles import OUT_IN, Axes
@@ -172,15 +173,20 @@ class Pattern:
         return [size // self.groups if axis == self.axis else size for axis, size in enumerate(shape)]
 
 
-_NAMED: Mapping[str, Structure] = {"unstructured": FREE, "fan_in": FanIn(), "fan_out": FanOut()}
+_NAMED: Mapping[str, Structure] = {
+    "unstructured": FREE,
+    "fan_in": FanIn(),
+    "fan_out": FanOut(),
+    "diagonal": Diagonals(),
+}
 
 
 def parse_pattern(pattern: object, balance_in_groups: object, balance_out_groups: object) -> Pattern:
     """The pattern that three options of the `sparsity:` block describe.
 
     Args:
-        pattern: `unstructured`, `fan_in`, `fan_out`, `{n: 2, m: 4}`, with `transposable: true` or without, or
-            `{block: [8, 8]}`, with a `score` or without.
+        pattern: `unstructured`, `fan_in`, `fan_out`, `diagonal`, `{n: 2, m: 4}`, with `transposable: true` or without,
+            or `{block: [8, 8]}`, with a `score` or without.
         balance_in_groups: number of input groups, ≥ 1, or None.
         balance_out_groups: number of output groups, ≥ 1, or None.
 
@@ -213,7 +219,7 @@ def _parse_structure(pattern: object) -> Structure:
     raise ConfigError(
         "pattern",
         shorten(pattern),
-        "unstructured, {n: 2, m: 4}, {block: [8, 8]}, fan_in or fan_out",
+        "unstructured, {n: 2, m: 4}, {block: [8, 8]}, fan_in, fan_out or diagonal",
         "pattern: {n: 2, m: 4}",
     )
 
