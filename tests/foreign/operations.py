@@ -46,6 +46,7 @@ class Side:
     optimizer: optim.Optimizer
     sparsity: rarefy.SparsityAlgorithm | None = None
     hooked: list[nn.Parameter] = field(default_factory=list)
+    aside: dict[str, Tensor] = field(default_factory=dict)
 
     def take_optimizer(self, name: str) -> None:
         """Goes on with a new optimizer, as a training in two phases does."""

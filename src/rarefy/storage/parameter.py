@@ -290,7 +290,7 @@ class SparseParameter:
 
     def hide(self) -> None:
         """Takes the values aside that forward passes shall not see."""
-        if self.forward.hidden is not None:
+        if self.forward.hidden is not None and not self.forward.is_hiding:
             self.forward.hide(self.storage.entries)
 
     def true_weight(self) -> Tensor:

@@ -153,8 +153,6 @@ class Attachment:
         self._averaging.watch(keeper, parameter)
         # After the averaging, whose `on_forward` it takes on and calls.
         self._forms.watch(keeper, parameter)
-        if self._policy.restricts_forward:
-            keeper.true_weight = parameter.saved_weight
         keeper.register(dict.fromkeys(place.module for place in candidate.places))
         self.parameters[candidate.name] = parameter
         return parameter
@@ -265,6 +263,7 @@ class Attachment:
         if parameter.is_in_place:
             parameter.storage.restore_zeros(self._following.optimizers)
         self.parameters.pop(parameter.name, None)
+        self._forms.release(parameter)
         self._gradients.release(parameter)
 
     def _before_load(self, parameter: SparseParameter, mask: Tensor) -> None:
@@ -280,6 +279,7 @@ class Attachment:
     def _after_load(self, parameter: SparseParameter) -> None:
         """Follows a parameter whose module loaded a state dict, by copy or by assignment."""
         self._find(parameter)
+        self._forms.loaded(parameter)
         parameter.after_load(self._following.optimizers)
 
     def _find(self, parameter: SparseParameter) -> None:
@@ -340,6 +340,7 @@ class Attachment:
     def _before_step(self, parameter: SparseParameter, optimizer: Optimizer | None) -> None:
         """Called when the gradient is what an optimizer is about to use; without one that of another weight."""
         self._find(parameter)
+        self._forms.check_written(parameter)
         grad = parameter.weight.grad
         if optimizer is None or grad is None:
             parameter.storage.select_gradient(None)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 from rarefy.errors import RarefyError
 from rarefy.storage.optimizer_traits import preserves_zeros, trained_parameters, with_inner
@@ -82,6 +83,16 @@ class StepWatch:
             )
 
 
+def _put_first(handle: RemovableHandle) -> None:
+    """Has a hook called before those that were registered earlier.
+
+    An average of weights that somebody takes after each step is one of the weights as they are when the step is over.
+    """
+    hooks = handle.hooks_dict_ref()
+    assert hooks is not None
+    hooks.move_to_end(handle.id, last=False)
+
+
 class Following:
     """The optimizers of one algorithm, and the count of their steps.
 
@@ -121,7 +132,7 @@ class Following:
         inner = [one for one in with_inner([optimizer])[1:] if own <= set(trained_parameters(one))]
         if inner:
             # SAM, Lookahead and their kin: the innermost takes the steps, and the wrapper may write afterwards.
-            optimizer.register_step_post_hook(lambda *_: self._prune_all(inner[-1]))
+            _put_first(optimizer.register_step_post_hook(lambda *_: self._prune_all(inner[-1])))
             return self.follow(inner[-1])
         for name, parameter in self._parameters.items():
             parameter.require_parameter()
@@ -129,7 +140,7 @@ class Following:
                 self._trained[name] = parameter.weight
         self.optimizers.append(optimizer)
         optimizer.register_step_pre_hook(self._before_step)
-        optimizer.register_step_post_hook(self._after_step)
+        _put_first(optimizer.register_step_post_hook(self._after_step))
         optimizer.register_state_dict_post_hook(partial(save_entries, self._parameters))
         optimizer.register_load_state_dict_pre_hook(partial(load_entries, self._parameters))
         optimizer.register_load_state_dict_post_hook(self._prune_all)

@@ -33,11 +33,6 @@ class Policy(Form, Protocol):
         """Whether `observe` wants to be called."""
         ...
 
-    @property
-    def restricts_forward(self) -> bool:
-        """Whether forward passes may use fewer connections than are active."""
-        ...
-
     def update(self) -> None:
         """Called after an optimizer step that is an update step."""
         ...

@@ -1,22 +1,17 @@
-"""Weights that an optimizer trains in another form than the one that the model computes with."""
+"""Weights that an optimizer trains in another form, or with other values, than the model computes with."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from rarefy.algorithms.attachment.forward_use import ForwardUse
+from rarefy.algorithms.attachment.keeper import Keeper
 from rarefy.errors import RarefyError
 from rarefy.storage.parameter import SparseParameter
-
-
-class Use(Protocol):
-    """What tells that a weight is about to be used."""
-
-    on_forward: Callable[[], None] | None
 
 
 class Form(Protocol):
@@ -25,6 +20,11 @@ class Form(Protocol):
     @property
     def reparametrizes(self) -> bool:
         """Whether it is another than the weight."""
+        ...
+
+    @property
+    def restricts_forward(self) -> bool:
+        """Whether forward passes use a part of what is trained."""
         ...
 
     def trained_form(self, weight: Tensor) -> Tensor:
@@ -54,11 +54,17 @@ class TrainedForms:
         self._form = form
         # By name: the gradient by the weight, and the one that the optimizer is given.
         self._gradients: dict[str, tuple[Tensor, Tensor]] = {}
+        self._uses: dict[str, ForwardUse] = {}
 
-    def watch(self, use: Use, parameter: SparseParameter) -> None:
+    def watch(self, use: Keeper, parameter: SparseParameter) -> None:
         """Puts a weight back before it is used: a step that raised an error may have left the trained form behind."""
-        if not self._form.reparametrizes:
-            return
+        if self._form.reparametrizes:
+            self._leave_before(use, parameter)
+        if self._form.restricts_forward:
+            self._uses[parameter.name] = ForwardUse(parameter)
+            self._uses[parameter.name].watch(use)
+
+    def _leave_before(self, use: Keeper, parameter: SparseParameter) -> None:
         others = use.on_forward
 
         def settle() -> None:
@@ -69,17 +75,23 @@ class TrainedForms:
         use.on_forward = settle
 
     def check_optimizer(self, optimizer: Optimizer) -> None:
-        """Refuses an optimizer that writes to weights between its steps, where they have the other form.
+        """Refuses an optimizer that writes to weights between its steps, where they are not what it trains.
 
         Raises:
             RarefyError: it has modes for training and evaluation, as schedule-free ones do.
         """
-        if self._form.reparametrizes and callable(getattr(optimizer, "eval", None)):
-            raise RarefyError(
-                f"{type(optimizer).__name__} exchanges weights between its steps (eval(), train()), and "
-                f"{type(self._form).__name__} has them in the form that it trains only within a step; take another "
-                "optimizer, or another algorithm"
-            )
+        if not callable(getattr(optimizer, "eval", None)):
+            return
+        if self._form.reparametrizes:
+            why = "has them in the form that it trains only within a step"
+        elif self._form.restricts_forward:
+            why = "keeps the values that forward passes do not use out of them until the next step"
+        else:
+            return
+        raise RarefyError(
+            f"{type(optimizer).__name__} exchanges weights between its steps (eval(), train()), and "
+            f"{type(self._form).__name__} {why}; take another optimizer, or another algorithm"
+        )
 
     @torch.no_grad()
     def enter(self, parameter: SparseParameter) -> None:
@@ -110,3 +122,24 @@ class TrainedForms:
         # Where the optimizer has thrown the gradient away, it stays away.
         if parameter.weight.grad is trained:
             parameter.weight.grad = gradient
+
+    # ---- what forward passes use ----
+
+    def check_written(self, parameter: SparseParameter) -> None:
+        """Called before a step: what was written to a state dict does not reach the model.
+
+        Raises:
+            RarefyError: somebody did.
+        """
+        if parameter.name in self._uses:
+            self._uses[parameter.name].check()
+            self._uses[parameter.name].forget()
+
+    def loaded(self, parameter: SparseParameter) -> None:
+        """Called after a state dict was loaded, to which anything may have been written before."""
+        if parameter.name in self._uses:
+            self._uses[parameter.name].forget()
+
+    def release(self, parameter: SparseParameter) -> None:
+        """Forgets a weight."""
+        self._uses.pop(parameter.name, None)

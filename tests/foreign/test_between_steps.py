@@ -1,0 +1,169 @@
+"""Weights that between steps are not what the optimizer trains: who meets which of the two, who writes in vain."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import rarefy
+from rarefy.errors import RarefyError
+
+METHODS: dict[str, dict[str, Any]] = {
+    "top_kast": {"algorithm": "top_kast", "sparsity": 0.5, "forward_sparsity": 0.75, "update": {"freq": 3}},
+    "powerprop": {"algorithm": "powerprop", "sparsity": [0.25, 0.5], "update": {"freq": 3}},
+}
+both_storages = pytest.mark.parametrize("compute", ["masked", "compact"])
+X = torch.linspace(-1, 1, 32).view(4, 8)
+
+
+def prepared(
+    name: str, compute: str = "masked", kind: Any = torch.optim.AdamW, before: Any = None
+) -> tuple[nn.Linear, torch.optim.Optimizer, Any]:
+    torch.manual_seed(0)
+    model = nn.Linear(8, 16)
+    optimizer = kind(model.parameters(), lr=0.05)
+    if before is not None:
+        before(model, optimizer)
+    sparsity = rarefy.configure({**METHODS[name], "compute": compute, "seed": 0})
+    sparsity.apply(model)
+    sparsity.apply(optimizer)
+    return model, optimizer, sparsity
+
+
+def step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    optimizer.zero_grad()
+    (model(X) - 1).square().mean().backward()
+    optimizer.step()
+
+
+# ---- state dicts of a weight of which forward passes use a part ----
+
+
+def by_torch(weight: torch.Tensor) -> None:
+    weight.mul_(2.0)
+
+
+def past_torch(weight: torch.Tensor) -> None:
+    weight.data.mul_(2.0)
+
+
+@both_storages
+@pytest.mark.parametrize("write", [by_torch, past_torch])
+@pytest.mark.parametrize("then", ["forward", "step"])
+def test_writing_to_a_state_dict_is_refused(compute, write, then):
+    model, optimizer, _ = prepared("top_kast", compute)
+    step(model, optimizer)
+    loss = (model(X) - 1).square().mean()
+    loss.backward()
+    write(model.state_dict()["weight"])
+    with pytest.raises(
+        RarefyError, match=r"^weight of a state dict was written to, .* load_state_dict, or write"
+    ):
+        model(X) if then == "forward" else optimizer.step()
+    # Said once; the model has gone on as it was.
+    step(model, optimizer)
+
+
+@both_storages
+def test_a_state_dict_that_is_written_and_loaded_is_taken(compute):
+    model, optimizer, sparsity = prepared("top_kast", compute)
+    step(model, optimizer)
+    state = model.state_dict()
+    with torch.no_grad():
+        state["weight"].mul_(2.0)
+    expected = state["weight"].clone()
+    model.load_state_dict(state)
+    model(X)
+    assert torch.equal(sparsity.parameters["weight"].true_weight(), expected)
+
+
+@both_storages
+def test_reading_a_state_dict_and_writing_to_the_weight_are_not_refused(compute):
+    model, optimizer, _ = prepared("top_kast", compute)
+    state = model.state_dict()
+    kept = copy.deepcopy(state)
+    with torch.no_grad():
+        model.weight.mul_(2.0)
+    for _ in range(3):
+        model(X)
+        step(model, optimizer)
+    assert torch.equal(state["weight"], kept["weight"])
+    # Of an earlier step: nobody takes it for the model any longer.
+    state["weight"].zero_()
+    step(model, optimizer)
+
+
+# ---- steps that fail, optimizers that write between steps, hooks of others ----
+
+
+class Fails(torch.optim.SGD):
+    def step(self, closure=None):
+        raise RuntimeError("out of memory")
+
+
+@both_storages
+def test_after_a_step_that_failed_forward_passes_use_the_same_part(compute):
+    model, optimizer, sparsity = prepared("top_kast", compute, Fails)
+    expected = model(X).detach()
+    true = sparsity.parameters["weight"].true_weight()
+    with pytest.raises(RuntimeError, match="out of memory"):
+        step(model, optimizer)
+    torch.testing.assert_close(model(X), expected, rtol=0, atol=0)
+    assert torch.equal(sparsity.parameters["weight"].true_weight(), true)
+
+
+def test_optimizers_that_exchange_weights_between_steps_are_refused():
+    class ScheduleFree(torch.optim.SGD):
+        def eval(self) -> None: ...
+
+    said = "ScheduleFree exchanges weights between its steps .* and TopKAST keeps the values that forward passes do not"
+    with pytest.raises(RarefyError, match=said):
+        prepared("top_kast", kind=ScheduleFree)
+
+
+@pytest.mark.parametrize("name", METHODS)
+@both_storages
+def test_who_hooked_himself_to_the_optimizer_before_sees_the_weight_after_the_step(name, compute):
+    seen: list[torch.Tensor] = []
+
+    def look(model: nn.Linear, optimizer: torch.optim.Optimizer) -> None:
+        optimizer.register_step_post_hook(lambda *_: seen.append(model.weight.detach().to_dense().clone()))
+
+    model, optimizer, _ = prepared(name, compute, before=look)
+    for number in range(4):
+        step(model, optimizer)
+        assert len(seen) == number + 1
+        assert torch.equal(seen[-1], model.weight.detach().to_dense())
+
+
+class SignMomentum(torch.optim.Optimizer):
+    """Moves what is zero."""
+
+    def __init__(self, params: Any, lr: float = 1e-2) -> None:
+        super().__init__(params, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            for weight in group["params"]:
+                weight.add_(weight.grad.mean().sign(), alpha=-group["lr"])
+
+
+def test_an_average_that_is_taken_in_a_hook_is_of_a_sparse_weight():
+    averages: list[torch.optim.swa_utils.AveragedModel] = []
+
+    torch.manual_seed(0)
+    model = nn.Linear(8, 16)
+    optimizer = SignMomentum(model.parameters())
+    optimizer.register_step_post_hook(lambda *_: averages[0].update_parameters(model))
+    sparsity = rarefy.Static(0.75, seed=0)
+    sparsity.apply(model)
+    averages.append(torch.optim.swa_utils.AveragedModel(model))
+    sparsity.apply(optimizer)
+    for _ in range(3):
+        step(model, optimizer)
+    assert not averages[0].module.weight[~model.weight_mask].any()
