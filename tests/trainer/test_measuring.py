@@ -278,9 +278,10 @@ import sys
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.tensor import DTensor
 import rarefy
 import rarefy.errors
-from rarefy.distributed import from_all
+from rarefy.distributed import from_all, whole
 from rarefy.trainer.trainer import Trainer
 
 class Net(nn.Module):
@@ -301,10 +302,11 @@ for name in ("snip", "grasp", "wanda", "synflow"):
         model_dir=f"{folder}/{name}{ranks}", model=Net, device="cpu", loggers=[], seed=1,
         sparsity={"sparsity": 0.5, "compute": sys.argv[4], "init_method": {"name": name, "batches": 4 // ranks}},
         optimizer=lambda model: torch.optim.SGD(model.parameters(), lr=0.0),
-        loop={"num_steps": 1},
+        loop={"num_steps": 1}, parallel={"strategy": sys.argv[5]},
     )
     trainer.fit(every[rank::ranks])
-    found[name] = [one.mask.tolist() for one in trainer.sparsity.parameters.values()]
+    found[name] = [whole(one.mask).tolist() for one in trainer.sparsity.parameters.values()]
+    assert ranks == 1 or isinstance(trainer.model.first.weight, DTensor) == (sys.argv[5] == "fsdp2")
 for method in ("wanda", "sparsegpt"):
     torch.manual_seed(0)
     model = Net()
@@ -329,13 +331,13 @@ if ranks > 1:
 """
 
 
-@pytest.mark.parametrize("compute", ["masked", "compact"])
-def test_two_processes_find_the_masks_of_one(tmp_path, compute):
+@pytest.mark.parametrize(("compute", "strategy"), [("masked", "ddp"), ("compact", "ddp"), ("auto", "fsdp2")])
+def test_two_processes_find_the_masks_of_one(tmp_path, compute, strategy):
     (tmp_path / "script.py").write_text(SCRIPT)
     command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path)]
     runs = [
         subprocess.Popen(
-            [*command, str(rank), str(ranks), compute],
+            [*command, str(rank), str(ranks), compute, strategy],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
