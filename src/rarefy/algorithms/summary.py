@@ -6,7 +6,6 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from html import escape
 from io import StringIO
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -104,7 +103,7 @@ class Summary:
     def _repr_html_(self) -> str:
         table = html_table(COLUMNS, [*self._lines(), self._total()])
         lines = [*self.costs(), *self.reasons()]
-        return table + "".join(f"<div>{escape(line)}</div>" for line in lines)
+        return table + "".join(f"<div>{_escaped(line)}</div>" for line in lines)
 
     def costs(self) -> list[str]:
         """What training needs against dense: operations, and memory between two steps."""
@@ -159,7 +158,7 @@ class Shown:
 
     def _repr_html_(self) -> str:
         found = summary(cast(HasAlgorithms, self))
-        return found._repr_html_() if found.rows else f"<code>{escape(repr(self))}</code>"
+        return found._repr_html_() if found.rows else f"<code>{_escaped(repr(self))}</code>"
 
 
 def summary(sparsity: HasAlgorithms) -> Summary:
@@ -280,11 +279,18 @@ def html_table(columns: Sequence[str], rows: Iterable[Sequence[str]], caption: s
         >>> html_table(["name"], [["<b>"]])
         '<table><thead><tr><th>name</th></tr></thead><tbody><tr><td>&lt;b&gt;</td></tr></tbody></table>'
     """
-    title = f"<caption>{escape(caption)}</caption>" if caption else ""
+    title = f"<caption>{_escaped(caption)}</caption>" if caption else ""
     head = f"<thead><tr>{_cells(columns, 'th')}</tr></thead>" if any(columns) else ""
     body = "".join(f"<tr>{_cells(row, 'td')}</tr>" for row in rows)
     return f"<table>{title}{head}<tbody>{body}</tbody></table>"
 
 
 def _cells(texts: Iterable[str], tag: str) -> str:
-    return "".join(f"<{tag}>{escape(text)}</{tag}>" for text in texts)
+    return "".join(f"<{tag}>{_escaped(text)}</{tag}>" for text in texts)
+
+
+def _escaped(text: str) -> str:
+    # Imported late: the module brings a table of all named characters, and few programs show HTML.
+    from html import escape
+
+    return escape(text)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -121,6 +120,9 @@ def measure(case: Case, seconds: float, clock: Clock = time.perf_counter) -> Mea
         >>> measure(Case(8, 8, 4, 0.5), seconds=0).relative_time > 0
         True
     """
+    # Imported late: it brings fractions, decimals and random numbers along.
+    from statistics import median
+
     runs = _steps(case)
     # The first calls allocate memory and choose kernels; they only tell how many calls a reading needs.
     warm = [max(_time(run, 1, clock) for _ in range(2)) for run in runs]
@@ -129,7 +131,7 @@ def measure(case: Case, seconds: float, clock: Clock = time.perf_counter) -> Mea
     turns = min(99, max(3, round(seconds / max(turn, 1e-6))))
     # In turns: a processor that slows down or a busy neighbour meets both layers alike.
     times = [[_time(run, count, clock) for run, count in zip(runs, calls, strict=True)] for _ in range(turns)]
-    dense, sparse = (statistics.median(column) for column in zip(*times, strict=True))
+    dense, sparse = (median(column) for column in zip(*times, strict=True))
     return Measurement(case.rows, case.columns, case.tokens, 1 - case.sparsity, dense, sparse, case.block)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable, Sequence
 
@@ -48,7 +47,10 @@ def speed_up(
     for _ in range(turns):
         of_dense = _time(multiply, x, dense, clock)
         ratios.append(of_dense / _time(multiply, x, sparse, clock))
-    return statistics.median(ratios)
+    # Imported late: it brings fractions, decimals and random numbers along.
+    from statistics import median
+
+    return median(ratios)
 
 
 def _transposed(x: Tensor, weight: Tensor) -> Tensor:

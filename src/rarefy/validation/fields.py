@@ -123,6 +123,7 @@ def worded(kind: type[T]) -> type[T]:
         except ValidationError as error:
             raise option_error(error, fields) from None
 
+    # Not with `defer_build`: pydantic puts a constructor of its own there whenever it builds the class.
     kind.__init__ = construct  # type: ignore[method-assign]
     return kind
 
