@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from rarefy.errors import RarefyError
 from rarefy.initializers import checkerboard, from_zeros, random, topk
 from rarefy.patterns import Transposable
-from rarefy.patterns.tiles import keep_regular, regular_masks
+from rarefy.patterns.tiles import active_in_tiles, keep_regular, regular_masks
 from rarefy.ties import TieOrder
 
 INF, NAN = float("inf"), float("nan")
@@ -89,6 +89,15 @@ def test_infinite_scores_come_before_sums(seed, counts):
     # What is not a number ranks below -∞.
     worst = scores.masked_fill(~outer, NAN).masked_fill(inner, -INF)
     assert torch.equal(keep_regular(worst, 4, many, TieOrder()), outer)
+
+
+@pytest.mark.parametrize("side", [1, 2, 4, 255, 256])
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_connections_of_tiles_are_counted(side, share):
+    mask = torch.rand(2 * side, side, generator=torch.Generator().manual_seed(side)) < share
+    rows, columns = active_in_tiles(mask.t().contiguous(), side)
+    whole = mask.t().unflatten(1, (2, side)).sum(2).flatten()
+    assert rows.tolist() == whole.tolist() and columns.flatten().tolist() == mask.sum(1).tolist()
 
 
 def test_equal_scores_are_told_apart_by_the_order():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 
 import torch
@@ -32,6 +33,22 @@ def from_tiles(tiles: Tensor, side: int, columns: int) -> Tensor:
     """The reverse of `to_tiles`, for a matrix with so many columns."""
     width = columns // side
     return tiles.reshape(len(tiles) // width, width, side, side).transpose(1, 2).reshape(-1, columns)
+
+
+def active_in_tiles(mask: Tensor, side: int) -> tuple[Tensor, Tensor]:
+    """How many connections of a matrix are active in each row, and in each column, of its tiles.
+
+    Example:
+        >>> mask = torch.tensor([[True, True, False, False], [True, False, False, False]])
+        >>> [counts.tolist() for counts in active_in_tiles(mask, 2)]
+        [[2, 0, 1, 0], [[2, 1, 0, 0]]]
+    """
+    rows, columns = mask.shape
+    # Slice by slice, in bytes where those suffice: torch's sums over a short dimension take a multiple of the time.
+    units = mask.to(torch.uint8 if side < 256 else torch.int32)
+    in_rows = units.reshape(rows * columns // side, side).unbind(1)
+    in_columns = units.reshape(rows // side, side, columns).unbind(1)
+    return functools.reduce(torch.add, in_rows), functools.reduce(torch.add, in_columns)
 
 
 def keep_regular_in(

@@ -6,12 +6,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from rarefy import masks
 from rarefy.patterns.structures import NOfM, from_matrix, refuse_indivisible, to_matrix
-from rarefy.patterns.tiles import from_tiles, keep_regular_in, to_tiles
+from rarefy.patterns.tiles import active_in_tiles, from_tiles, keep_regular_in, to_tiles
 from rarefy.ties import DEFAULT_ORDER, TieOrder
 
 
@@ -67,8 +66,7 @@ class Transposable(NOfM):
     def holds(self, mask: Tensor, sparsity: float) -> bool:
         """Whether no row and no column of a tile has more active connections than it may."""
         most = masks.kept_count(self.m, sparsity)
-        tiles = self.fold(mask).view(-1, self.m, self.m)
-        return not any(bool((tiles.sum(axis) > most).any()) for axis in (1, 2))
+        return not any(bool((counts > most).any()) for counts in active_in_tiles(to_matrix(mask), self.m))
 
     def keep_top(self, scores: Tensor, sparsity: float, order: TieOrder = DEFAULT_ORDER) -> Tensor:
         """The mask of the highest sums of scores of a piece; see `Structure.keep_top`."""
@@ -97,7 +95,7 @@ class Transposable(NOfM):
         count = masks.kept_count(self.m, sparsity)
         active = to_matrix(mask)
         # The fullest row says how many a row has: masks that were made elsewhere may have rows with fewer.
-        before = int(active.reshape(-1, self.m).sum(1, dtype=torch.int16).amax()) if active.numel() else 0
+        before = int(active_in_tiles(active, self.m)[0].amax()) if active.numel() else 0
         stay = count if before == self.m else min(before - round(fraction * before), count)
         drop = to_matrix(drop_scores)
         grow = to_matrix(grow_scores)
