@@ -27,6 +27,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from torch.distributed.fsdp import fully_shard
 
 import rarefy
+from rarefy.distributed import merged
 
 RANKS, WIDTH, DEPTH = 2, 512, 4
 DIGIT_BYTES = 2048 * 8
@@ -83,7 +84,10 @@ def exchanged_by_ddp(model: Model, density: float, w: int = 4) -> float:
 
 
 def exchanged_before_update(model: Model, density: float, w: int = 4) -> float:
-    """The same in the step before an update of RigL, with its dense gradients: w(dS + S + D)."""
+    """The same in the step before an update of RigL, with its dense gradients: w(dS + S + D).
+
+    Up to 8 processes need less, which depends on their gradients (`merged_gradients.py`).
+    """
     return exchanged_by_ddp(model, density, w) + w * model.sparse
 
 
@@ -138,7 +142,7 @@ def table(density: float = 0.1, ranks: int = 64) -> Iterator[str]:
         "sparse / dense entries": lambda m: f"{m.sparse / 1e9:.2f} / {m.dense / 1e9:.2f} billion",
         "`ddp`, dense model: exchanged a step": lambda m: gigabytes(exchanged_by_ddp(m, 1.0)),
         "`ddp`: exchanged a step": lambda m: gigabytes(exchanged_by_ddp(m, density)),
-        "`ddp`: exchanged in the step before an update of RigL": lambda m: gigabytes(
+        "`ddp`, more than 8 processes: exchanged in the step before an update of RigL": lambda m: gigabytes(
             exchanged_before_update(m, density)
         ),
         "`fsdp2`: exchanged a step, dense or sparse": lambda m: gigabytes(exchanged_by_fsdp2(m)),
@@ -278,6 +282,8 @@ def of_memory() -> Iterator[tuple[str, float, float]]:
 def work(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=RANKS)
+    # As more processes than merge their gradients.
+    merged.MOST = 1
     counting = Counting()
     rows = [*of_ddp(counting, rank), *of_fsdp2(counting, rank)]
     if rank == 0:

@@ -10,7 +10,7 @@ from torch import Tensor
 from rarefy.algorithms.dynamic import DynamicSparsityAlgorithm
 from rarefy.algorithms.options import Flag, FractionSchedule, Sparsity, check_flag, parse_fraction
 from rarefy.algorithms.view import WeightView, also_by_parts, is_replaced
-from rarefy.distributed import ranks
+from rarefy.distributed import merged, ranks
 from rarefy.errors import ConfigError, RarefyError
 from rarefy.masks import active_count, grow_highest, kept_count
 from rarefy.patterns.constant_fan import FanIn
@@ -149,6 +149,12 @@ class DropAndGrow(DynamicSparsityAlgorithm):
     # ---- connections that are ranked one by one ----
 
     @property
+    def _merges(self) -> bool:
+        """Whether several processes exchange what may be largest in place of all entries."""
+        is_by_size = type(self).gradient_score is by_size and "gradient_score" not in vars(self)
+        return is_by_size and 1 < ranks() <= merged.MOST
+
+    @property
     def _ranks_one_by_one(self) -> bool:
         """Whether the weights of active connections say which of them stay, and entries of the gradient what grows."""
         rules = ("update_mask", "drop_score", "grow_score")
@@ -183,13 +189,15 @@ class DropAndGrow(DynamicSparsityAlgorithm):
             or parameter.is_sharded
         ):
             return super()._next_mask(parameter, sparsity)
-        grad = self._dense_gradient(parameter)
+        grad = self._own_dense_gradient(parameter) if self._merges else self._dense_gradient(parameter)
         return None if grad is None else self._drop_and_grow(parameter, sparsity, grad)
 
     def _drop_and_grow(self, parameter: SparseParameter, sparsity: float, grad: Tensor | Shortlist) -> Tensor:
         (count,) = self._grow_counts(parameter, sparsity)
         order = TieOrder.of(self.generator)
         kept = parameter.keep_top(torch.abs, kept_count(parameter.shape.numel(), sparsity) - count, order)
+        if self._merges and isinstance(grad, Tensor):
+            grad = Shortlist.merged(grad, ~kept, count, merged.Exchange.of_all(self.traffic))
         if isinstance(grad, Shortlist):
             return grad.grow(kept, count, self.gradient_score, order.other())
         return grow_highest(kept, ranked_in_place(grad, self.gradient_score), count, order.other())
@@ -211,3 +219,8 @@ class DropAndGrow(DynamicSparsityAlgorithm):
         return [
             target - min(active - round(fraction * active), target) for active in parameter.active_in_pieces
         ]
+
+
+def by_size(self: DropAndGrow, gradient: Tensor) -> Tensor:
+    """A `gradient_score`: the size of the dense gradient, of which processes know what may be largest in their mean."""
+    return gradient.abs()

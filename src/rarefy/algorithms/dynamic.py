@@ -288,6 +288,13 @@ class DynamicSparsityAlgorithm(SparsityAlgorithm):
         Raises:
             RarefyError: a backward pass left it out.
         """
+        value = self._own_dense_gradient(parameter)
+        if isinstance(value, Tensor) and not parameter.is_sharded:
+            return mean_over_ranks(value, self.traffic)
+        return value
+
+    def _own_dense_gradient(self, parameter: SparseParameter) -> Tensor | Shortlist | None:
+        """What this process has for the mean of all; of a weight in pieces the mean itself."""
         if parameter.dense_gradient.is_missing:
             raise RarefyError(
                 f"{parameter.name} has a gradient but no dense gradient, by which {self.label} "
@@ -302,4 +309,4 @@ class DynamicSparsityAlgorithm(SparsityAlgorithm):
         # The others wait for this process in the average, though its batch did not use the weight.
         if value is None and ranks() > 1:
             value = torch.zeros_like(parameter.dense_weight())
-        return mean_over_ranks(value, self.traffic) if isinstance(value, Tensor) else value
+        return value

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from torch import Tensor
-
-from rarefy.algorithms.drop_and_grow import DropAndGrow
+from rarefy.algorithms.drop_and_grow import DropAndGrow, by_size
 from rarefy.algorithms.view import Needs
 
 
@@ -37,6 +35,4 @@ class RigL(DropAndGrow):
     by_pieces: ClassVar[bool] = True
     needs: ClassVar[Needs] = "dense"
 
-    def gradient_score(self, gradient: Tensor) -> Tensor:
-        """The size of the dense gradient."""
-        return gradient.abs()
+    gradient_score = by_size

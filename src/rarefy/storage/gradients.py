@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from rarefy import masks
+from rarefy.distributed.merged import Exchange, largest_means
 from rarefy.errors import RarefyError
 from rarefy.storage.ranking import Score
 from rarefy.ties import DEFAULT_ORDER, TieOrder
@@ -53,6 +54,20 @@ class Shortlist:
         entries = grad.flatten()[places]
         # Half the memory of int64, and memory is what the list is for.
         return cls(places.int() if grad.numel() <= 2**31 else places, entries, counts)
+
+    @classmethod
+    def merged(cls, own: Tensor, candidates: Tensor, count: int, exchange: Exchange) -> Shortlist:
+        """The shortlist of a mean over processes, by size.
+
+        Args:
+            own: the dense gradient of this process.
+            candidates: bool, of what may be grown; the same in all processes.
+            count: how many may be.
+            exchange: with the others.
+        """
+        among = candidates.flatten().nonzero().squeeze(1)
+        places, means = largest_means(own.flatten()[among], count, exchange)
+        return cls(among[places], means, [count])
 
     @staticmethod
     def is_smaller(grad: Tensor, listed: int) -> bool:
