@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
@@ -20,6 +21,7 @@ from ranks import in_processes
 from two_ranks import (
     BATCH,
     EVERY_STATE,
+    RATE,
     RIGL,
     STEPS,
     Found,
@@ -36,7 +38,7 @@ accelerate = pytest.importorskip("accelerate")
 lightning = pytest.importorskip("pytorch_lightning")
 transformers = pytest.importorskip("transformers")
 
-from accelerate.state import AcceleratorState  # noqa: E402
+from accelerate.state import AcceleratorState, PartialState  # noqa: E402
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, fsdp_utils  # noqa: E402
 from pytorch_lightning.strategies import ModelParallelStrategy  # noqa: E402
 
@@ -139,6 +141,62 @@ def with_transformers(rank: int, folder: Path) -> Found:
     return result(callback.sparsity, optimizer)
 
 
+class CutByTransformers(InOrder):
+    """A Trainer that takes FSDP2, which Accelerate itself does on other devices than the CPU only."""
+
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()
+        state = self.accelerator.state
+        # The second is made of the first whenever somebody asks for it.
+        for one in (PartialState(), state):
+            one.distributed_type = DistributedType.FSDP
+        state.fsdp_plugin = FullyShardedDataParallelPlugin(**self.args.fsdp_plugin_args)
+        self.is_fsdp_enabled = True
+
+
+def train_cut(folder: Path, states: str, checkpoint: str | None = None) -> Found:
+    """A run under FSDP2 that saves full or sharded state dicts."""
+    args = transformers.TrainingArguments(
+        output_dir=str(folder / f"transformers {states}"),
+        use_cpu=True,
+        per_device_train_batch_size=BATCH // 2,
+        max_steps=STEPS,
+        save_steps=4,
+        report_to="none",
+        disable_tqdm=True,
+        max_grad_norm=0.0,
+        learning_rate=RATE,
+        lr_scheduler_type="constant",
+        optim="adamw_torch",
+        fsdp=True,
+        fsdp_config={"version": 2, "auto_wrap_policy": "NO_WRAP", "state_dict_type": states},
+    )
+    callback = for_transformers.SparsityCallback(RIGL)
+    data: Any = [{"x": row} for row in rows()]
+    model = Net()
+    trainer = CutByTransformers(model=model, args=args, train_dataset=data, callbacks=[callback])
+    trainer.train(resume_from_checkpoint=checkpoint and f"{args.output_dir}/{checkpoint}")
+    assert is_cut(model.layers[0].weight)
+    found = result(callback.sparsity, trainer.optimizer.optimizer)
+    if checkpoint and states == "FULL_STATE_DICT":
+        trainer.save_model(str(folder / "saved"))
+    AcceleratorState._reset_state(True)
+    return found
+
+
+def with_transformers_fsdp2(states: str, rank: int, folder: Path) -> Found:
+    steady = train_cut(folder, states)
+    resumed = train_cut(folder, states, "checkpoint-4")
+    assert all(torch.equal(resumed[name], value) for name, value in steady.items())
+    if states == "FULL_STATE_DICT":
+        torch.distributed.barrier()
+        saved = load_file(folder / "saved" / "model.safetensors")
+        assert saved.keys() == dict(Net().named_parameters()).keys()
+        for name in ("layers.0.weight", "layers.2.weight"):
+            assert torch.equal(saved[name], resumed[f"{name} weight"])
+    return resumed
+
+
 class Module(lightning.LightningModule):
     def __init__(self) -> None:
         super().__init__()
@@ -161,6 +219,46 @@ class CutModule(Module):
 
 def with_lightning_model_parallel(rank: int, folder: Path) -> Found:
     return with_lightning(rank, folder, CutModule(), ModelParallelStrategy(2, 1))
+
+
+class Halves(DistributedSampler[Any]):
+    """Every other row of the first half of the data, and of the second half in the second epoch."""
+
+    def __iter__(self) -> Any:
+        half = STEPS * BATCH // 2
+        return iter(range(self.epoch * half + self.rank, (self.epoch + 1) * half, 2))
+
+    def __len__(self) -> int:
+        return STEPS * BATCH // 4
+
+
+def fit_in_halves(rank: int, folder: Path, checkpoint: Path | None = None) -> Found:
+    callback = for_lightning.SparsityCallback(RIGL)
+    saving = lightning.callbacks.ModelCheckpoint(folder, "{epoch}", every_n_epochs=1, save_top_k=-1)
+    trainer = lightning.Trainer(
+        accelerator="cpu",
+        devices=2,
+        strategy=ModelParallelStrategy(2, 1),
+        use_distributed_sampler=False,
+        max_epochs=2,
+        callbacks=[callback, saving],
+        enable_model_summary=False,
+        enable_progress_bar=False,
+        logger=False,
+    )
+    module = CutModule()
+    data: Any = rows()
+    halves = Halves(data, num_replicas=2, rank=rank, shuffle=False)
+    trainer.fit(module, DataLoader(data, batch_size=BATCH // 2, sampler=halves), ckpt_path=checkpoint)
+    assert callback.sparsity.step == STEPS  # type: ignore[attr-defined]
+    return result(callback.sparsity, module.used)
+
+
+def with_lightning_model_parallel_resumed(rank: int, folder: Path) -> Found:
+    steady = fit_in_halves(rank, folder / "lightning")
+    resumed = fit_in_halves(rank, folder / "lightning resumed", folder / "lightning" / "epoch=0.ckpt")
+    assert all(torch.equal(resumed[name], value) for name, value in steady.items())
+    return resumed
 
 
 def with_lightning(rank: int, folder: Path, module: Any = None, strategy: Any = "ddp") -> Found:
@@ -189,7 +287,10 @@ CASES: dict[str, Callable[[int, Path], Found]] = {
     "Accelerate": with_accelerate,
     "Accelerate, FSDP2": with_accelerate_fsdp2,
     "Transformers": with_transformers,
+    "Transformers, FSDP2, full": partial(with_transformers_fsdp2, "FULL_STATE_DICT"),
+    "Transformers, FSDP2, sharded": partial(with_transformers_fsdp2, "SHARDED_STATE_DICT"),
     "Lightning, ModelParallelStrategy": with_lightning_model_parallel,
+    "Lightning, ModelParallelStrategy, resumed": with_lightning_model_parallel_resumed,
     # Last: it ends the process group that it trained in.
     "Lightning": with_lightning,
 }
