@@ -1,6 +1,6 @@
 """Fuzz tests of the linear operation of blocks against dense float64, for every instruction set."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from block_cases import Case, check
 from rarefy.errors import RarefyError
 from rarefy.kernels import BlockTopology, block_linear, block_native
-from rarefy.kernels.instruction_sets import matrix_unit, matrix_units
+from rarefy.kernels.instruction_sets import matrix_units
 
 FUZZ = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 1e-2, torch.float64: 1e-12}
 BLOCKS = [
     (8, 8),
     (16, 16),
@@ -28,28 +28,6 @@ BLOCKS = [
     (48, 8),
     (4, 12),
 ]
-
-
-@dataclass
-class Case:
-    down: int
-    across: int
-    block: tuple[int, int]
-    batch: tuple[int, ...]
-    density: float
-    bias: bool = True
-    dtype: torch.dtype = torch.float32
-    threads: int = 2
-    strided: bool = False
-    seed: int = 0
-
-    @property
-    def rows(self) -> int:
-        return self.down * self.block[0]
-
-    @property
-    def columns(self) -> int:
-        return self.across * self.block[1]
 
 
 cases = st.builds(
@@ -76,56 +54,6 @@ LARGE = [  # enough work for several threads, and more tokens than a chunk
     Case(70, 70, (32, 32), (5,), 0.1, threads=2),
     Case(70, 70, (32, 32), (1,), 0.3, threads=2),
 ]
-
-
-def topology_of(case: Case) -> BlockTopology:
-    active = torch.rand(case.down, case.across) < case.density
-    if case.down > 2:
-        active[1] = False
-        active[2] = True
-    return BlockTopology.from_blocks(active, case.block)
-
-
-def activations(case: Case, size: int) -> Tensor:
-    wide = torch.randn(*case.batch, size * (2 if case.strided else 1)).to(case.dtype)
-    return wide[..., ::2] if case.strided else wide
-
-
-def close(found: Tensor, wanted: Tensor, bound: Tensor, dtype: torch.dtype) -> None:
-    """Errors are measured against the sum of the magnitudes that were added."""
-    assert found.shape == wanted.shape
-    assert ((found.double() - wanted).abs() <= TOLERANCE[dtype] * bound + 1e-30).all()
-
-
-def check(case: Case) -> None:
-    torch.manual_seed(case.seed)
-    torch.set_num_threads(case.threads)
-    topology = topology_of(case)
-    wide = torch.float64 if case.dtype == torch.float64 else torch.float32
-    x = activations(case, case.columns).requires_grad_()
-    grad = activations(case, case.rows)
-    values = torch.randn(topology.values_shape, dtype=wide, requires_grad=True)
-    bias = torch.randn(case.rows, dtype=wide, requires_grad=True) if case.bias else None
-    y = block_linear(x, values, bias, topology)
-    y.backward(grad)
-    assert y.dtype == case.dtype and y.shape == (*case.batch, case.rows)
-
-    tokens = torch.Size(case.batch).numel()
-    weight = topology.dense(values.detach()).double()
-    offset = torch.zeros(case.rows, dtype=torch.float64) if bias is None else bias.detach().double()
-    if case.dtype == torch.bfloat16 and matrix_unit():
-        weight = weight.bfloat16().double()  # a pair of bfloat16 holds rounded weights
-    flat_x = x.detach().double().reshape(tokens, case.columns)
-    flat_grad = grad.double().reshape(tokens, case.rows)
-    flat_y = y.detach().reshape(tokens, case.rows)
-    close(flat_y, flat_x @ weight.t() + offset, flat_x.abs() @ weight.abs().t() + offset.abs(), case.dtype)
-    assert x.grad is not None and values.grad is not None
-    flat_grad_x = x.grad.reshape(tokens, case.columns)
-    close(flat_grad_x, flat_grad @ weight, flat_grad.abs() @ weight.abs(), case.dtype)
-    bound = topology.gather(flat_grad.abs().t() @ flat_x.abs())
-    close(values.grad, topology.gather(flat_grad.t() @ flat_x), bound, wide)
-    if bias is not None and bias.grad is not None:
-        close(bias.grad, flat_grad.sum(0), flat_grad.abs().sum(0), wide)
 
 
 @FUZZ

@@ -271,10 +271,11 @@ class SparsityAlgorithm(Attached, Beginning, Reparametrizing, Sparsifier):
         """
         for name, candidate in chosen.items():
             with self._named_as_written():
-                self.pattern.on(candidate.axes).check(name, candidate.shape)
+                pattern = self.pattern.on(candidate.axes)
+                pattern.check(name, candidate.shape)
                 self.scaling.check_weight(name, [place.module for place in candidate.places])
                 if self.compute == "compact":
-                    check_compact(candidate)
+                    check_compact(candidate, pattern.block)
             self._attachment.refuse_taken(name, candidate)
 
     @contextmanager

@@ -16,6 +16,7 @@ from torch.utils.flop_counter import register_flop_formula
 from rarefy.errors import RarefyError
 from rarefy.kernels import block_native, blocks, reference
 from rarefy.kernels.blocks import BlockTopology
+from rarefy.kernels.gpu import block_calls
 from rarefy.kernels.linear_gradients import LinearOperations, check_activations, gradient_shapes, tokens_of
 
 _TOPOLOGY = (
@@ -81,7 +82,10 @@ def _linear(
         full = values.float().contiguous()
         return block_native.forward(x.contiguous(), full, full_bias, starts, indices, sizes)
     flat = x.reshape(tokens_of(x), sizes[1])
-    y = reference.forward(flat, blocks.dense(values, starts, indices, sizes), bias)
+    if block_calls.serves(x, values):
+        y = block_calls.forward(flat, values, bias, starts, indices, sizes)
+    else:
+        y = reference.forward(flat, blocks.dense(values, starts, indices, sizes), bias)
     return y.view(*x.shape[:-1], sizes[0])
 
 
@@ -109,6 +113,10 @@ def _backward(
         grads = block_native.backward(
             flat_grad.contiguous(), flat_x.contiguous(), full, transpose, sizes, needs
         )
+    elif block_calls.serves(x, values):
+        lines = (starts, indices)
+        transpose = (back_starts, back_indices, order)
+        grads = block_calls.backward(flat_grad, flat_x, values, lines, transpose, sizes, needs)
     else:
         grads = _reference_backward(flat_grad, flat_x, values, starts, indices, sizes)
     grad_x = grads[0].view(x.shape) if needs[0] else x.new_empty(0)

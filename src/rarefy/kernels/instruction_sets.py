@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.util
 import os
 import sys
 import warnings
@@ -13,6 +14,7 @@ from typing import NamedTuple
 from rarefy.errors import RarefyError
 
 REFERENCE = "reference"
+TRITON = "triton"
 VARIABLE = "RAREFY_KERNELS"
 
 
@@ -118,6 +120,37 @@ def matrix_unit() -> str:
     return _chosen(os.environ.get(VARIABLE)).unit
 
 
+def takes_triton(is_on_gpu: bool) -> bool:
+    """Whether layers of blocks take Triton's kernels where those run.
+
+    On a GPU always, but for `RAREFY_KERNELS=reference`. On the CPU, in its interpreter, with `RAREFY_KERNELS=triton`
+    only: that is slow, and made for tests.
+
+    Args:
+        is_on_gpu: where the layer is.
+
+    Raises:
+        RarefyError: RAREFY_KERNELS names something that this machine does not have.
+
+    Example:
+        >>> takes_triton(is_on_gpu=False)
+        False
+    """
+    wanted = os.environ.get(VARIABLE)
+    return wanted != REFERENCE if is_on_gpu else _chosen(wanted).unit == TRITON
+
+
+@functools.cache
+def has_triton() -> bool:
+    """Whether Triton is installed, without importing it.
+
+    Example:
+        >>> has_triton() is has_triton()
+        True
+    """
+    return importlib.util.find_spec(TRITON) is not None
+
+
 class _Choice(NamedTuple):
     name: str
     number: int | None
@@ -130,6 +163,9 @@ def _chosen(wanted: str | None) -> _Choice:
     """The kernels that a value of RAREFY_KERNELS asks for; every layer asks in every pass."""
     if wanted == REFERENCE:
         return _Choice(REFERENCE, None, "")
+    if wanted == TRITON:
+        _check_interpreter()
+        return _Choice(REFERENCE, None, TRITON)
     names = available()
     if wanted is not None and wanted not in (*names, *matrix_units()):
         allowed = ", ".join((*names, *matrix_units()))
@@ -146,3 +182,13 @@ def _best_unit() -> str:
     """The fastest of `matrix_units`, or nothing where float32 vectors are faster."""
     module = extension()
     return module.best_matrix_unit() if module is not None and matrix_units() else ""
+
+
+def _check_interpreter() -> None:
+    """Refuses to take Triton's kernels on the CPU where nothing interprets them."""
+    if os.environ.get("TRITON_INTERPRET") == "1" and has_triton():
+        return
+    raise RarefyError(
+        f"{VARIABLE}: {TRITON} is for tests on the CPU and needs TRITON_INTERPRET=1 and an installed triton; unset it: "
+        "on a GPU layers of blocks take Triton's kernels by themselves"
+    )

@@ -14,7 +14,7 @@ from rarefy.cost.timed import Layer, time_layers, timed
 from rarefy.distributed import is_cut, is_first, of_first
 from rarefy.errors import ConfigError
 from rarefy.filters import Candidate, Place
-from rarefy.kernels import instruction_set
+from rarefy.kernels import gpu, instruction_set, takes_blocks
 from rarefy.nn import SparseLinear, is_conv1d
 from rarefy.storage.optimizer_traits import is_element_wise, trained_parameters
 from rarefy.storage.parameter import Kind, SparseParameter
@@ -25,11 +25,13 @@ ASSUMED_TOKENS = 512
 TIMED_AT = 20  # the step after which the rule's choices are checked by timing, once
 
 
-def obstacle(places: Sequence[Place]) -> str:
+def obstacle(places: Sequence[Place], block: tuple[int, int] | None = None) -> str:
     """Why a weight cannot have compact storage; empty if it can.
 
     Args:
         places: the module attributes that hold it.
+        block: outputs and inputs of the blocks in which its masks come, where kernels for a GPU may be taken, whose
+            speed nobody measured yet; None where storage has to pay.
 
     Example:
         >>> obstacle([Place(nn.Linear(2, 2), "weight")]), obstacle([Place(nn.Conv2d(2, 2, 2), "weight")])
@@ -46,20 +48,31 @@ def obstacle(places: Sequence[Place]) -> str:
     # The very class: a subclass may do something else with its weight.
     if not (type(module) is nn.Linear or isinstance(module, SparseLinear) or is_conv1d(module)):
         return f"its module is a {type(module).__name__}, not an nn.Linear itself"
-    device = next(module.parameters(recurse=False)).device
-    return "" if device.type == "cpu" else f"it is on {device}"
+    return _obstacle_on(next(module.parameters(recurse=False)).device, block)
 
 
-def check_compact(candidate: Candidate) -> None:
+def _obstacle_on(device: torch.device, block: tuple[int, int] | None) -> str:
+    if device.type == "cpu":
+        return ""
+    if device.type != "cuda" or block is None:
+        return f"it is on {device}"
+    if not takes_blocks(block):
+        return f"it is on {device}, whose kernels take blocks with sides that are multiples of 8"
+    found = gpu.obstacle(device)
+    return f"it is on {device}, and {found}" if found else ""
+
+
+def check_compact(candidate: Candidate, block: tuple[int, int] | None = None) -> None:
     """Refuses `compute: compact` for a weight that cannot have it.
 
     Args:
         candidate: the weight.
+        block: outputs and inputs of the blocks in which its masks come; None for single connections.
 
     Raises:
-        ConfigError: the weight is not that of a plain linear layer on the CPU.
+        ConfigError: the weight is not that of a plain linear layer on the CPU, or of blocks on a GPU.
     """
-    found = obstacle(candidate.places)
+    found = obstacle(candidate.places, block)
     if found:
         problem = f"compact for {candidate.name} ({found})"
         raise ConfigError(
