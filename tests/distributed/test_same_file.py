@@ -53,8 +53,6 @@ SPARSITIES: dict[str, list[dict[str, Any]]] = {
     # Begun and taken up under different strategies, of which one knows masked storage alone.
     "resumed": [{**block, "compute": "masked"} for block in MIXED],
 }
-# Not tried yet.
-LEFT_OUT = {("fsdp2", 4, case) for case in ("accumulation", "bf16", "measured")}
 MODELS = {"each": "Deep", "resumed": "Deep", "bf16": "Single"}
 LOOPS: dict[str, dict[str, Any]] = {"accumulation": {"grad_accum_steps": 2}}
 SIZES = {
@@ -156,8 +154,6 @@ def work(folder: Path, rank: int) -> dict[tuple[str, str], tuple[Any, Any]]:
     found = {}
     world = dist.get_world_size()
     for strategy, case in itertools.product(STRATEGIES, SPARSITIES):
-        if (strategy, world, case) in LEFT_OUT:
-            continue
         half = case == "resumed" and world == WORLDS[0]
         begun = strategy if world == WORLDS[0] else next(one for one in STRATEGIES if one != strategy)
         place = folder / (begun if case == "resumed" else f"{strategy} {world}")
@@ -199,8 +195,6 @@ def test_any_number_of_processes_learns_the_same(case: str, results: dict[int, A
     updates = sum(before != after for before, after in zip(alone.masks, alone.masks[1:], strict=False))
     assert updates == (0 if case == "bf16" else 4)
     for (world, ranks), strategy in itertools.product(results.items(), STRATEGIES):
-        if (strategy, world, case) in LEFT_OUT:
-            continue
         half = {2: slice(0, STEPS // 2), 4: slice(STEPS // 2, STEPS)}[world]
         for rank in ranks:
             steps = half if case == "resumed" else slice(None)
