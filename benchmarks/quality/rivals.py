@@ -6,12 +6,10 @@ in this one, and one that cannot be imported is said to be missing. Each run is 
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -70,12 +68,10 @@ def data_file() -> Path:
     return path.resolve()
 
 
-def run_library(
-    library: str, method: str, data: Path, steps: int, rates: Sequence[float], seeds: Sequence[int]
-) -> list[Row]:
-    """One process; an outcome for each rate and seed."""
+def run_library(library: str, method: str, data: Path, steps: int, lr: float, seed: int) -> Row:
+    """One run in a process of its own: a library may keep things from one model to the next."""
     command = [python_of(library), "-m", f"quality.rival_runs.with_{library}", method, "--data", str(data)]
-    flags = ["--steps", str(steps), "--lr", *map(str, rates), "--seed", *map(str, seeds)]
+    flags = ["--steps", str(steps), "--lr", str(lr), "--seed", str(seed)]
     # The package's own folder of benchmarks, whatever Python it is.
     path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, **ONE_THREAD, "PYTHONPATH": path}
@@ -83,27 +79,25 @@ def run_library(
     done = subprocess.run([*command, *flags], env=environment, capture_output=True, text=True, cwd=root)
     if done.returncode:
         raise RuntimeError(f"{library} {method}: {done.stderr}")
-    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    (outcome,) = (json.loads(line) for line in done.stdout.splitlines() if line.startswith("{"))
+    return outcome
 
 
 def tuned_rate(library: str, method: str, steps: int, data: Path, scale: Scale) -> float:
-    """The learning rate of a library's method, as for the other tables; all runs in one process."""
+    """The learning rate of a library's method, as for the other tables."""
     if scale.quick:
         return GRID[1]
     judged = data.with_name("mnist1d_tuning.npz")
-
-    @functools.cache
-    def outcomes() -> dict[tuple[float, int], float]:
-        rows = run_library(library, method, judged, steps, GRID, scale.tuning_seeds)
-        return {(row["lr"], row["seed"]): row["score"] for row in rows}
-
     cells = [
         {"library": library, "method": method, "steps": steps, "lr": rate, "seed": seed}
         for rate in GRID
         for seed in scale.tuning_seeds
     ]
-    path = scale.folder / "rivals_rates.csv"
-    rows = complete(path, cells, lambda cell: {"score": outcomes()[cell["lr"], cell["seed"]]})
+
+    def measure(cell: Row) -> Row:
+        return {"score": run_library(library, method, judged, steps, cell["lr"], cell["seed"])["score"]}
+
+    rows = complete(scale.folder / "rivals_rates.csv", cells, measure)
     return max(summarised(rows, ["score"]), key=lambda row: row["score"])["lr"]
 
 
@@ -124,8 +118,7 @@ def run(scale: Scale) -> None:
     ]
 
     def measure(cell: Row) -> Row:
-        (outcome,) = run_library(cell["library"], cell["method"], data, steps, [cell["lr"]], [cell["seed"]])
-        return outcome
+        return run_library(cell["library"], cell["method"], data, steps, cell["lr"], cell["seed"])
 
     # All libraries with one seed, then with the next: a busy hour slows them alike.
     complete(scale.folder / "rivals.csv", sorted(cells, key=lambda cell: cell["seed"]), measure)

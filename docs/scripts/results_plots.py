@@ -10,7 +10,7 @@ import matplotlib
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from results_page import NAMES, distinct, load, matching
+from results_page import NAMES, Row, distinct, load, matching
 
 TITLES = {
     "mnist1d_mlp": "MNIST-1D, MLP",
@@ -64,9 +64,15 @@ def draw_methods(task: str, ax: Axes) -> None:
     axes_of(ax, TITLES[task], "sparsity", LABELS[METRICS.get(task, "accuracy")])
 
 
+def sparsities_of(rows: list[Row], task: str) -> set[float]:
+    """At which a task was run."""
+    return {row["sparsity"] for row in rows if row["task"] == task and row["sparsity"]}
+
+
 def methods_figure() -> Figure:
-    """A panel for each task."""
-    tasks = distinct(load("methods"), "task")
+    """A panel for each task that has more than one sparsity."""
+    rows = load("methods")
+    tasks = [task for task in distinct(rows, "task") if len(sparsities_of(rows, task)) > 1]
     figure, axes = plt.subplots(1, len(tasks), figsize=(3.6 * len(tasks), 3.6), squeeze=False)
     for task, ax in zip(tasks, axes[0], strict=True):
         draw_methods(task, ax)

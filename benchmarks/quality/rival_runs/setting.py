@@ -88,18 +88,16 @@ def lines_of_code(path: str) -> int:
 
 
 def main(libraries: dict[str, Library], path: str) -> None:
-    """Runs one library in this process and prints a line of JSON for each rate and seed."""
+    """Runs one library in this process and prints a line of JSON."""
     parser = argparse.ArgumentParser()
     parser.add_argument("name", choices=list(libraries))
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--seed", type=int, nargs="+", required=True)
+    parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--steps", type=int, required=True)
-    parser.add_argument("--lr", type=float, nargs="+", required=True)
+    parser.add_argument("--lr", type=float, required=True)
     given = parser.parse_args()
-    for lr in given.lr:
-        for seed in given.seed:
-            outcome = run(libraries[given.name], Setting(given.data, seed, given.steps, lr))
-            print(json.dumps({"lr": lr, "seed": seed, "lines": lines_of_code(path), **outcome}))
+    outcome = run(libraries[given.name], Setting(given.data, given.seed, given.steps, given.lr))
+    print(json.dumps({"lr": given.lr, "seed": given.seed, "lines": lines_of_code(path), **outcome}))
 
 
 def run(library: Library, setting: Setting) -> dict[str, float]:
