@@ -19,8 +19,7 @@ from rarefy.decoder.config_check import check_config
 from rarefy.errors import RarefyError
 from rarefy.models.registry import MODELS, read_zoo_keys
 from rarefy.run.builder import Builder
-from rarefy.run.old_form import read_file
-from rarefy.run.schema import TrainerConfig, parse
+from rarefy.run.schema import TrainerConfig, parse, read_file
 from rarefy.validation import build
 
 

@@ -5,7 +5,8 @@ stored. Every sum has one place where it is added up, in one order, so that the 
 """
 
 # ruff: noqa: N803, D417 — constants stand in capitals, and what a name says itself is not repeated
-# pyright: reportMissingImports=false
+# What Triton compiles is not what its stubs say.
+# pyright: reportMissingImports=false, reportOperatorIssue=false, reportAttributeAccessIssue=false
 from __future__ import annotations
 
 import triton
