@@ -90,6 +90,12 @@ def test_another_library_is_left_alone(undecided: pytest.MonkeyPatch) -> None:
     assert not keep_freed_memory()
 
 
+def test_a_library_that_was_loaded_before_glibc_is_left_alone(undecided: pytest.MonkeyPatch) -> None:
+    addresses = iter((1, 2))
+    undecided.setattr(allocator, "_address", lambda function: next(addresses))
+    assert not keep_freed_memory()
+
+
 @pytest.mark.parametrize("name", SETTINGS)
 def test_what_the_user_has_set_stays(undecided: pytest.MonkeyPatch, name: str) -> None:
     undecided.setattr(allocator, "_mallopt", lambda: pytest.fail("it was changed"))

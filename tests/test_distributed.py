@@ -214,7 +214,7 @@ def test_rigl_ranks_by_the_mean_dense_gradient(results, micro_batches):
 
 def test_processes_whose_masks_differ_are_told_so_at_the_update(results):
     message = (
-        "the processes have different masks of 0.weight, 1.weight, 2.weight and 1 more after the update at step 1, "
+        "the processes have different masks of 0.weight, 1.weight, 2.weight and 1 more at the update of step 1, "
         "because their weights or gradients differ; wrap the model in DistributedDataParallel, give every process the "
         "same seed and initial weights, or destroy the process group if they train different models"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from typing import Any
 
 from rarefy.errors import RarefyError
 
@@ -54,11 +55,17 @@ def _is_decided() -> bool:
 
 
 def _mallopt():
-    """The function of glibc; None on another system."""
+    """The function of glibc; None on another system, and where glibc does not allocate."""
     try:
         process = ctypes.CDLL(None)
         # Others name a function the same whose numbers mean other things.
         _ = process.gnu_get_libc_version
-        return process.mallopt
+        # A library that was loaded before glibc allocates in its place, and leaves it its mallopt.
+        is_glibcs = _address(process.malloc) == _address(ctypes.CDLL("libc.so.6").malloc)
+        return process.mallopt if is_glibcs else None
     except (AttributeError, OSError, TypeError):
         return None
+
+
+def _address(function: Any) -> int | None:
+    return ctypes.cast(function, ctypes.c_void_p).value

@@ -6,7 +6,7 @@ from torch import nn
 
 from rarefy.algorithms.training_cost import Cost
 from rarefy.callbacks import LogSparsity
-from rarefy.callbacks.flops import MOST_FORMS, TrainingFlops
+from rarefy.callbacks.flops import MOST_FORMS, TrainingFlops, counted_apart
 from rarefy.methods.gmp import GMP
 from rarefy.methods.mest import MEST
 from rarefy.methods.rigl import RigL
@@ -291,3 +291,35 @@ def test_an_embedding_or_a_norm_adds_nothing():
     model(batch)
     flops.after_forward(view, [], batch)
     assert flops.total == Cost()
+
+
+class TakesTheBatchApart(nn.Module):
+    """Takes its labels out of the batch, writes to its numbers, and notes how long the longest was."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 2)
+        self.longest = 0
+
+    def forward(self, batch):
+        batch.pop("labels")
+        x = batch["x"].mul_(2.0)
+        self.longest = max(self.longest, len(x))
+        self.seen = True
+        return self.layer(x).sum()
+
+
+def test_the_pass_of_its_own_leaves_the_batch_and_the_attributes_of_the_model_alone():
+    model = TakesTheBatchApart()
+    sparsity = Static(0.5)
+    sparsity.apply(model)
+    batch = {"x": torch.ones(3, 4), "labels": torch.zeros(3)}
+    assert counted_apart(model, batch).by_parameter == {"layer.weight": 2 * 3 * 8}
+    assert batch.keys() == {"x", "labels"}
+    assert torch.equal(batch["x"], torch.ones(3, 4))
+    assert model.longest == 0
+    assert not hasattr(model, "seen")
+    # What `compute: auto` goes by is of the first pass that trains.
+    assert sparsity.parameters["layer.weight"].tokens is None
+    model(batch).backward()
+    assert sparsity.parameters["layer.weight"].tokens == 3

@@ -212,6 +212,20 @@ def test_a_checkpoint_takes_the_place_of_another(tmp_path: Path) -> None:
     assert directory.load(tmp_path / "checkpoint_2").model["w"].item() == 3.0
 
 
+def test_empty_values_keep_the_places_of_those_after_them(tmp_path: Path) -> None:
+    state = {"model": {"w": torch.ones(1)}, "state": {"callbacks": [{}, {"a": 1}, {}, {"b": torch.ones(2)}]}}
+    save_alone(tmp_path / "checkpoint_1", state)
+    found = directory.load(tmp_path / "checkpoint_1").state["callbacks"]
+    assert found[:3] == [{}, {"a": 1}, {}] and found[3]["b"].tolist() == [1.0, 1.0]
+
+
+def test_a_writer_may_try_again_after_a_failure(tmp_path: Path) -> None:
+    writer = SparseStorageWriter(tmp_path / "checkpoint_1")
+    told(lambda: save({"state": {"a": Unknown()}}, storage_writer=writer, no_dist=True))
+    save({"model": {"w": torch.ones(1)}}, storage_writer=writer, no_dist=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint_1"]
+
+
 class Unknown:
     """No value of JSON."""
 

@@ -167,3 +167,58 @@ def test_an_average_that_is_taken_in_a_hook_is_of_a_sparse_weight():
     for _ in range(3):
         step(model, optimizer)
     assert not averages[0].module.weight[~model.weight_mask].any()
+
+
+# ---- steps that fail, steps that change nothing ----
+
+
+def fail(*_: Any) -> None:
+    raise RuntimeError("in the middle")
+
+
+@both_storages
+@pytest.mark.parametrize("name", METHODS)
+def test_a_model_that_is_finalized_after_a_failed_step_computes_as_before(name: str, compute: str) -> None:
+    model, optimizer, _ = prepared(name, compute)
+    step(model, optimizer)
+    expected = model(X).detach()
+    # Called when the weight is in the form that the optimizer trains.
+    optimizer.register_step_pre_hook(fail)
+    with pytest.raises(RuntimeError, match="in the middle"):
+        step(model, optimizer)
+    rarefy.finalize(model)
+    torch.testing.assert_close(model(X), expected)
+
+
+@both_storages
+def test_a_step_at_a_learning_rate_of_0_leaves_powerprop_as_it_is_and_fills_the_states_of_what_it_trains(
+    compute: str,
+) -> None:
+    model, optimizer, sparsity = prepared("powerprop", compute, torch.optim.Adam)
+    before = sparsity.parameters["weight"].true_weight()
+    optimizer.param_groups[0]["lr"] = 0.0
+    (model(X) - 1).square().mean().backward()
+    gradient = sparsity.parameters["weight"].storage.collect(model.weight.grad.detach()).clone()
+    entries = sparsity.parameters["weight"].storage.entries.detach().clone()
+    optimizer.step()
+    assert torch.equal(sparsity.parameters["weight"].true_weight(), before)
+    # w = θ·|θ|, so dw/dθ = 2·|θ| = 2·√|w|
+    expected = 0.1 * gradient * 2 * entries.abs().sqrt()
+    found = sparsity.parameters["weight"].storage.collect(optimizer.state[model.weight]["exp_avg"])
+    torch.testing.assert_close(found, expected)
+
+
+def test_zeros_hold_against_a_hook_of_before_that_writes_to_weights() -> None:
+    def add_noise(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        def noise(*_: Any) -> None:
+            with torch.no_grad():
+                model.weight.add_(0.5)
+
+        optimizer.register_step_post_hook(noise)
+
+    model, optimizer, sparsity = prepared("top_kast", before=add_noise)
+    for _ in range(4):
+        step(model, optimizer)
+        kept = sparsity.parameters["weight"].mask
+        assert not model.weight[~kept].any()
+        assert model.weight[kept].any()

@@ -215,3 +215,9 @@ def test_under_autocast_the_dtype_stays() -> None:
 def test_a_compiled_function_is_torchs() -> None:
     compiled = torch.compile(tanh_gelu, backend="eager", fullgraph=True)
     assert torch.equal(compiled(large()), of_torch(large()))
+
+
+def test_a_symbolic_trace_has_torchs_function() -> None:
+    graph = torch.fx.symbolic_trace(tanh_gelu)
+    x = torch.linspace(-3, 3, 7)
+    assert torch.equal(graph(x), tanh_gelu(x))

@@ -77,6 +77,8 @@ def test_blocks_are_outputs_by_inputs(case):
         (nn.Conv2d(32, 32, 3, groups=32), {"pattern": {"n": 1, "m": 4}}),
         (nn.ConvTranspose2d(8, 16, 3, groups=4), {"pattern": {"n": 1, "m": 4}}),
         (nn.Conv2d(32, 64, 3, groups=32), {"pattern": {"block": [4, 1]}}),
+        (nn.Conv2d(8, 8, 1, groups=2), {"pattern": "diagonal"}),
+        (nn.ConvTranspose2d(8, 16, 3, groups=2), {"pattern": "diagonal"}),
     ],
 )
 def test_what_groups_of_a_convolution_do_not_allow_is_refused(module, options):

@@ -132,6 +132,8 @@ class DynamicSparsityAlgorithm(SparsityAlgorithm):
         Raises:
             RarefyError: a backward pass left the dense gradient out that the algorithm ranks by.
         """
+        # Before anything is exchanged whose size follows from the masks.
+        self._refuse_diverged()
         shapes = {name: parameter.shape for name, parameter in self.parameters.items()}
         # All targets first: under a global distribution they come from the scores of all weights before any
         # changes.
@@ -178,7 +180,7 @@ class DynamicSparsityAlgorithm(SparsityAlgorithm):
         if diverged:
             names = ", ".join(diverged[:3]) + (f" and {len(diverged) - 3} more" if len(diverged) > 3 else "")
             raise RarefyError(
-                f"the processes have different masks of {names} after the update at step {self.step}, because their "
+                f"the processes have different masks of {names} at the update of step {self.step}, because their "
                 "weights or gradients differ; wrap the model in DistributedDataParallel, give every process the same "
                 "seed and initial weights, or destroy the process group if they train different models"
             )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -92,8 +94,8 @@ def with_unseen(counted: Mapping[str, int], sizes: Mapping[str, int], batch: Any
 def counted_apart(model: nn.Module, batch: Any) -> ForwardFlops:
     """Counts the operations of a compiled model, which a mode that watches it would make compile twice.
 
-    Its forward pass is run once more for it: not compiled, without gradients, and with buffers and random numbers as
-    before afterwards.
+    Its forward pass is run once more for it, with a copy of the batch: not compiled, without gradients, and with
+    attributes of modules, buffers and random numbers as before afterwards.
 
     Args:
         model: that `torch.compile` has to do with.
@@ -107,9 +109,24 @@ def counted_apart(model: nn.Module, batch: Any) -> ForwardFlops:
         {'_orig_mod.weight': 128}
     """
     flops = ForwardFlops(model)
-    with torch.no_grad(), torch.compiler.set_stance("force_eager"), flops:
-        Objective(model).run({}, batch, called)
+    # A model may take its batch apart, or write to it.
+    own = copy.deepcopy(batch)
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"), _attributes_kept(model), flops:
+        Objective(model).run({}, own, called)
     return flops
+
+
+@contextlib.contextmanager
+def _attributes_kept(model: nn.Module) -> Iterator[None]:
+    """Puts attributes of modules back, such as the length for which a table was made that is a buffer."""
+    kept = [(vars(module), dict(vars(module))) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for now, before in kept:
+            for name in now.keys() - before.keys():
+                del now[name]
+            now.update(before)
 
 
 def is_compiled(model: nn.Module) -> bool:

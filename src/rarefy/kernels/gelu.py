@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from rarefy.kernels import native
@@ -33,7 +33,9 @@ def tanh_gelu(x: Tensor) -> Tensor:
         Hendrycks and Gimpel, Gaussian Error Linear Units, arXiv 1606.08415.
     """
     is_traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
-    if is_traced or x.numel() < _LEAST or not _is_readable(x):
+    # Asked first: what stands for a tensor while a graph is recorded cannot be compared with a number.
+    is_plain = type(x) in (Tensor, nn.Parameter)
+    if is_traced or not is_plain or x.numel() < _LEAST or not _is_readable(x):
         return functional.gelu(x, approximate="tanh")
     if torch.is_grad_enabled() and x.requires_grad:
         return _TanhGelu.apply(x)  # pyright: ignore[reportReturnType]

@@ -161,6 +161,9 @@ class Pattern:
             problem = f"its {convolution_groups} groups see different {side}"
             key = self.key if self.axis == split_axis else "pattern"
             raise ConfigError(key, f"{given} for {name} ({problem})", allowed)
+        if isinstance(self.structure, Diagonals):
+            problem = f"a diagonal would cross its {convolution_groups} groups"
+            raise ConfigError("pattern", f"{given} for {name} ({problem})", allowed)
         share = [size // convolution_groups if axis == 0 else size for axis, size in enumerate(shape)]
         if self.structure != FREE:
             self.structure.check(f"each of the {convolution_groups} groups of {name}", self._oriented(share))

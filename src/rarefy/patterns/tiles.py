@@ -122,14 +122,19 @@ def _keys(order: TieOrder, tiles: Tensor, side: int) -> Tensor:
 
 
 def regular_masks(side: int, count: int) -> Tensor:
-    """All masks of a tile with `count` active connections in every row and column: bool [masks, side · side].
+    """All masks of a tile with `count` active connections in every row and column, on the CPU.
+
+    Returns:
+        Bool [masks, side · side].
 
     Example:
         >>> [len(regular_masks(4, count)) for count in (1, 2, 3)]
         [24, 90, 24]
     """
-    rows = torch.tensor([row for row in itertools.product((False, True), repeat=side) if sum(row) == count])
-    choices = torch.cartesian_prod(*[torch.arange(len(rows))] * side)
+    kinds = [row for row in itertools.product((False, True), repeat=side) if sum(row) == count]
+    # Not on the default device of whoever calls: a kernel reads them by their address.
+    rows = torch.tensor(kinds, device="cpu")
+    choices = torch.cartesian_prod(*[torch.arange(len(rows), device="cpu")] * side)
     tiles = rows[choices]
     return tiles[(tiles.sum(1) == count).all(1)].flatten(1)
 

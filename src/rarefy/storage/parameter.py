@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from rarefy.distributed import whole
+from rarefy.distributed import ranks, whole
 from rarefy.filters import Candidate
 from rarefy.nn import make_compact, make_dense
 from rarefy.patterns import Pattern
@@ -349,9 +349,9 @@ class SparseParameter:
             self.dense_gradient.close()
 
     def _factor_since(self, grad: Tensor) -> float:
-        """By what the gradient was multiplied since it was accumulated; 1 where it was changed in another way."""
+        """By what the gradient was multiplied since; 1 if it was changed in another way, as by averaging it."""
         collected = self.dense_gradient.value
-        if not isinstance(collected, Tensor):
+        if not isinstance(collected, Tensor) or (ranks() > 1 and not self.is_sharded):
             return 1.0
         storage = self.storage
         factor = common_factor(storage.collect(grad.detach()), storage.collect(collected))

@@ -143,8 +143,10 @@ def _check_can_be_cut(given: Ingredients, precision: PrecisionConfig, sparsity: 
         ConfigError: an optimizer of the whole model, a dynamic loss scale, or compact storage.
     """
     applied = [] if sparsity is None else sparsity.algorithms
-    weights = [one for algorithm in applied for one in algorithm.parameters.values()]
-    compact = next((one.name for one in weights if one.storage.kind == "compact"), None)
+    # Asked for counts as well as stored so: a weight that waits for its first mask is stored as a dense one.
+    weights = [(one, algorithm) for algorithm in applied for one in algorithm.parameters.values()]
+    kinds = {one.name: {one.storage.kind, algorithm.compute} for one, algorithm in weights}
+    compact = next((name for name, found in kinds.items() if "compact" in found), None)
     if compact is not None:
         problem = f"compact for {compact} beside parallel.strategy: fsdp2, which cuts dense weights,"
         raise ConfigError("sparsity.compute", problem, "auto or masked, or strategy: ddp", "compute: auto")

@@ -258,6 +258,8 @@ class Attachment:
     def _release(self, parameter: SparseParameter) -> None:
         """Forgets a parameter of a model that is finalized; its optimizers may go on with the dense weight."""
         self._averaging.release(parameter)
+        if parameter.is_in_place:
+            self._forms.settle(parameter)
         # First, since what is left behind is a plain dense parameter.
         parameter.become("masked", self._following.optimizers)
         if parameter.is_in_place:
@@ -358,8 +360,8 @@ class Attachment:
             gradient = parameter.storage.collect(unscaled.detach())
             state = parameter.state.entries_on(weight.device)
             policy.observe(StepView(parameter.name, weight, gradient, state, self.step + 1))
-        if not self.is_frozen(parameter):
-            self._forms.enter(parameter)
+        if parameter.has_learned:
+            self._forms.enter(parameter, self.is_frozen(parameter))
 
     def _step_is_over(self) -> None:
         """Called when every sparse weight has taken one more step."""

@@ -83,14 +83,15 @@ class StepWatch:
             )
 
 
-def _put_first(handle: RemovableHandle) -> None:
-    """Has a hook called before those that were registered earlier.
+def _put_first(handle: RemovableHandle) -> bool:
+    """Has a hook called before those that were registered earlier; returns whether there are any.
 
     An average of weights that somebody takes after each step is one of the weights as they are when the step is over.
     """
     hooks = handle.hooks_dict_ref()
     assert hooks is not None
     hooks.move_to_end(handle.id, last=False)
+    return len(hooks) > 1
 
 
 class Following:
@@ -132,7 +133,8 @@ class Following:
         inner = [one for one in with_inner([optimizer])[1:] if own <= set(trained_parameters(one))]
         if inner:
             # SAM, Lookahead and their kin: the innermost takes the steps, and the wrapper may write afterwards.
-            _put_first(optimizer.register_step_post_hook(lambda *_: self._prune_all(inner[-1])))
+            if _put_first(optimizer.register_step_post_hook(lambda *_: self._prune_all(inner[-1]))):
+                optimizer.register_step_post_hook(self._restore_zeros)
             return self.follow(inner[-1])
         for name, parameter in self._parameters.items():
             parameter.require_parameter()
@@ -140,7 +142,9 @@ class Following:
                 self._trained[name] = parameter.weight
         self.optimizers.append(optimizer)
         optimizer.register_step_pre_hook(self._before_step)
-        _put_first(optimizer.register_step_post_hook(self._after_step))
+        # Hooks of before may write weights, by noise or a projection for example.
+        if _put_first(optimizer.register_step_post_hook(self._after_step)):
+            optimizer.register_step_post_hook(self._restore_zeros)
         optimizer.register_state_dict_post_hook(partial(save_entries, self._parameters))
         optimizer.register_load_state_dict_pre_hook(partial(load_entries, self._parameters))
         optimizer.register_load_state_dict_post_hook(self._prune_all)
@@ -165,6 +169,12 @@ class Following:
         # One that learned in this step and was frozen since, as a discriminator while its generator learns, is not.
         is_wanted = weight.requires_grad or parameter.has_learned
         return not is_wanted or bool(self.optimizers and not any(rates))
+
+    @outside_of_graphs
+    def _restore_zeros(self, *_: Any) -> None:
+        for parameter in self._parameters.values():
+            if parameter.is_in_place:
+                parameter.storage.restore_zeros(self.optimizers)
 
     def _prune_all(self, optimizer: Optimizer) -> None:
         for parameter in self._parameters.values():

@@ -116,7 +116,8 @@ class Keeper:
                 self.outside_of_graphs()
             return
         self.on_forward()
-        if module.training:
+        # A pass without gradients trains nothing: one that counts operations, for example.
+        if module.training and torch.is_grad_enabled():
             x = next(iter(inputs or keywords.values()), None)
             if isinstance(x, Tensor):
                 self.observe(x)

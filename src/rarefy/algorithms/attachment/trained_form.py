@@ -54,6 +54,8 @@ class TrainedForms:
         self._form = form
         # By name: the gradient by the weight, and the one that the optimizer is given.
         self._gradients: dict[str, tuple[Tensor, Tensor]] = {}
+        # By name: entries that stay as they are in this step, to the last bit.
+        self._kept: dict[str, Tensor] = {}
         self._uses: dict[str, ForwardUse] = {}
 
     def watch(self, use: Keeper, parameter: SparseParameter) -> None:
@@ -94,8 +96,13 @@ class TrainedForms:
         )
 
     @torch.no_grad()
-    def enter(self, parameter: SparseParameter) -> None:
-        """Puts the trained form of a weight and its gradient in place; the weight has a gradient."""
+    def enter(self, parameter: SparseParameter, is_frozen: bool = False) -> None:
+        """Puts the trained form of a weight and its gradient in place; the weight has a gradient.
+
+        Args:
+            parameter: the weight.
+            is_frozen: whether the step does not change it, though the optimizer's states go on (a learning rate of 0).
+        """
         if not self._form.reparametrizes:
             return
         self.leave(parameter)
@@ -104,6 +111,8 @@ class TrainedForms:
         gradient = weight.grad
         assert gradient is not None
         entries = storage.entries.data
+        if is_frozen:
+            self._kept[parameter.name] = entries.clone()
         entries.copy_(self._form.trained_form(entries))
         # A tensor of its own, as the gradient by the weight comes back after the step.
         trained = gradient.clone()
@@ -118,10 +127,16 @@ class TrainedForms:
             return
         gradient, trained = self._gradients.pop(parameter.name)
         entries = parameter.storage.entries.data
-        entries.copy_(self._form.weight_of(entries))
+        kept = self._kept.pop(parameter.name, None)
+        entries.copy_(self._form.weight_of(entries) if kept is None else kept)
         # Where the optimizer has thrown the gradient away, it stays away.
         if parameter.weight.grad is trained:
             parameter.weight.grad = gradient
+
+    def settle(self, parameter: SparseParameter) -> None:
+        """Takes out of a weight what the optimizer trains, which a step that raised an error may have left there."""
+        self.leave(parameter)
+        parameter.hide()
 
     # ---- what forward passes use ----
 

@@ -94,7 +94,11 @@ class SparseStorageWriter(StorageWriter):
         self.step = int(named[1])
 
     def set_up_storage_writer(self, is_coordinator: bool, *_: Any, **__: Any) -> None:
-        """Nothing to do: the first process makes the folder when all have come with their plans."""
+        """Lets go of what a save that failed has left, so that the writer may try again.
+
+        The first process makes the folder when all have come with their plans.
+        """
+        self.close()
 
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
         """The plan as it is."""
@@ -275,5 +279,7 @@ def _nested(leaves: Mapping[tuple[str | int, ...], Any]) -> Any:
     for path, leaf in leaves.items():
         groups.setdefault(path[0], {})[path[1:]] = leaf
     built = {key: _nested(below) for key, below in groups.items()}
-    is_list = bool(built) and all(isinstance(key, int) for key in built)
-    return [built[key] for key in sorted(built, key=int)] if is_list else built
+    if not built or not all(isinstance(key, int) for key in built):
+        return built
+    # torch names no leaf of an empty dict; without its place, all that come after it would have another.
+    return [built.get(index, {}) for index in range(1 + max(map(int, built)))]
