@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.checkpoint import CheckpointException, DefaultSavePlanner, load, save
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 from ranks import in_processes
@@ -117,6 +118,18 @@ def written(folder: Path, rows: Any, square: Any) -> None:
     writer.wait()
 
 
+class Tied(nn.Module):
+    """An embedding and a head of one weight, of which the last process has no row."""
+
+    def __init__(self, mesh: Any) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(5, 4)
+        self.head = nn.Linear(4, 5, bias=False)
+        self.head.weight = self.embedding.weight
+        nn.init.ones_(self.head.weight)
+        fully_shard(self, mesh=mesh)
+
+
 def work(folder: Path, rank: int) -> dict[str, Any]:
     """What a process found, and what it was told."""
     rows = init_device_mesh("cpu", (RANKS,))
@@ -142,6 +155,7 @@ def work(folder: Path, rank: int) -> dict[str, Any]:
     found["by rarefy"] = is_same({name: parts.model[name] for name in columns}, columns)
     found["by rarefy, whole"] = torch.equal(parts.model["step"], whole()["step"])
     found["tied"] = parts.model["fc.weight"] is parts.model["tied"]
+    directory.save(folder / "tied", 1, CheckpointParts(Tied(rows).state_dict()))
     squares = {"model": {"w": cut(torch.ones(4, 4), square, Shard(0), Shard(1))}}
     found["refused"] = told(
         lambda: save(squares, storage_writer=SparseStorageWriter(folder / "checkpoint_9"))
@@ -165,6 +179,15 @@ def test_each_process_reads_its_pieces_of_what_others_wrote(results: list[dict[s
         refused = found.pop("refused")
         assert "w is not cut along one dimension, piece after piece; give planner=" in refused
         assert len(found) == 18 and all(found.values()), found
+
+
+def test_tied_weights_are_one_where_a_process_has_no_piece(
+    results: list[dict[str, Any]], folder: Path
+) -> None:
+    assert results
+    model = directory.load(folder / "tied" / "checkpoint_1").model
+    assert model["head.weight"] is model["embedding.weight"]
+    assert torch.equal(model["head.weight"], torch.ones(5, 4))
 
 
 @pytest.mark.parametrize("name", [BY_USER, IN_TWO, BY_RAREFY])

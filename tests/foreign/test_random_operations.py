@@ -22,7 +22,7 @@ from torch import Tensor, nn, optim
 
 import rarefy
 from contract_rows import options_of
-from foreign.more_operations import LOUD_TOO, QUIET_TOO, load_an_unpickled_copy
+from foreign.more_operations import LOUD_TOO, QUIET_TOO, load_an_unpickled_copy, put_zeros
 from foreign.operations import (
     LOUD,
     QUIET,
@@ -234,6 +234,12 @@ def test_each_operation_that_keeps_zeros(storage, operation):
 def test_each_operation_that_writes_everywhere(storage, operation):
     sparse, dense = sides("set", storage, 0)
     train(sparse, dense, [(None, None), (None, operation), (None, None), (None, operation), (None, None)])
+
+
+@pytest.mark.parametrize("storage", ["masked", "compact"])
+def test_a_dense_gradient_that_somebody_put_there_is_what_an_update_takes(storage):
+    sparse, dense = sides("mest", storage, 0)
+    train(sparse, dense, [(None, None), (None, put_zeros), (None, None), (None, put_zeros), (None, None)])
 
 
 def test_a_weight_that_is_not_held_is_noticed():

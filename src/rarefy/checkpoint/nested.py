@@ -99,9 +99,15 @@ class _TensorNames:
 def _storage_key(tensor: Tensor, place: str) -> StorageKey:
     """Equal for two tensors only when both are the same view of the same memory."""
     # A tensor that is cut over processes has no address itself.
+    cut = tensor
     tensor = local_part(tensor)
+    is_strided = tensor.layout is torch.strided
+    # An empty piece lies in memory as long as the others', and two weights that are tied are so in each process.
+    if tensor is not cut and is_strided and tensor.numel() == 0:
+        address = tensor.untyped_storage().data_ptr()
+        return (place, "alone") if address == 0 else (cut.shape, cut.dtype, address)
     # Empty tensors all have the address 0, and sparse ones have none.
-    if tensor.numel() == 0 or tensor.layout is not torch.strided:
+    if tensor.numel() == 0 or not is_strided:
         return (place, "alone")
     # A lazily conjugated or negated tensor shares memory and strides with the plain one, but not its values.
     view = (tensor.shape, tensor.stride(), tensor.dtype, tensor.is_conj(), tensor.is_neg())

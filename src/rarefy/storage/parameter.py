@@ -369,7 +369,7 @@ class SparseParameter:
         self.dense_gradient.load(saved, self.weight.device)
 
     def take_active_gradient(self, in_pieces: bool = False) -> Tensor | None:
-        """The gradient of active connections in the shape of the dense weight, zeros elsewhere; None without one.
+        """The gradient of active connections, dense with zeros elsewhere, whoever put it there; None without one.
 
         Args:
             in_pieces: as the DTensor that it is in a sharded weight.
@@ -378,7 +378,7 @@ class SparseParameter:
         self.active_gradient = None
         if entries is None:
             return None
-        return entries.detach() if in_pieces else self.storage.spread(entries.detach())
+        return entries.detach() if in_pieces else self.storage.spread(self.storage.collect(entries.detach()))
 
     def gradient_entries(self) -> Tensor:
         """The gradient of active connections, one entry each; zeros without a gradient.
