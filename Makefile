@@ -33,11 +33,11 @@ bench: $(READY)
 
 # Every table; each goes on where it was cut short. QUALITY="methods --task mnist1d_mlp" does one table, or one task of it.
 results: $(VENV)/.results
-	PYTHONPATH=benchmarks OMP_NUM_THREADS=1 $(BIN)/python -m quality $(QUALITY)
+	PYTHONPATH=benchmarks OMP_NUM_THREADS=1 $(BIN)/python -m quality --jobs 2 $(QUALITY)
 	$(BIN)/python docs/scripts/results_page.py
 
 results-quick: $(VENV)/.results
-	PYTHONPATH=benchmarks OMP_NUM_THREADS=1 $(BIN)/python -m quality --quick $(QUALITY)
+	PYTHONPATH=benchmarks OMP_NUM_THREADS=1 $(BIN)/python -m quality --quick --jobs 2 $(QUALITY)
 
 $(VENV)/.results: $(READY)
 	$(BIN)/pip install -q -c $(CONSTRAINTS) -e '.[results]'

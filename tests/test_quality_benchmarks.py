@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -46,6 +47,30 @@ def test_a_table_that_was_cut_short_goes_on(tmp_path: Path) -> None:
     assert ran == [0, 1, 2]
     assert [row["score"] for row in rows] == [0.0, 0.333333, 0.666667]
     assert records.read(path) == rows
+
+
+@pytest.mark.parametrize("has_head", [False, True])
+def test_processes_share_the_runs_of_a_table(has_head: bool, tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+
+    def measure(cell: records.Row) -> records.Row:
+        return {"score": 2.0 * cell["seed"], "process": os.getpid()}
+
+    if has_head:
+        records.complete(path, counted([3]), measure)
+    rows = records.complete(path, counted(list(range(7))), measure, jobs=2)
+    assert [row["score"] for row in rows] == [2.0 * seed for seed in range(7)]
+    assert len({row["process"] for row in rows} - {os.getpid()}) == 2
+    assert len(path.read_text().splitlines()) == 8
+
+
+def test_a_process_that_fails_ends_the_table(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    def measure(cell: records.Row) -> records.Row:
+        return {"score": 1 / (cell["seed"] - 2)}
+
+    with pytest.raises(RuntimeError, match="1 of 2 processes failed"):
+        records.complete(tmp_path / "table.csv", counted([0, 1, 2, 3]), measure, jobs=2)
+    assert "ZeroDivisionError" in capfd.readouterr().err
 
 
 def test_means_and_standard_errors() -> None:

@@ -1,4 +1,4 @@
-"""Rebuilds tables of the results: `python -m quality [--quick] [--task TASK]... TABLE...`."""
+"""Rebuilds tables of the results: `python -m quality [--quick] [--task TASK]... [--jobs N] TABLE...`."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ def main() -> None:
     parser.add_argument("tables", nargs="*", metavar="TABLE", help="all by default")
     parser.add_argument("--quick", action="store_true", help="a few minutes; written to build/quality")
     parser.add_argument("--task", action="append", default=[], help="only this task of the tables")
+    parser.add_argument("--jobs", type=int, default=1, help="processes that share the runs of a table")
     options = parser.parse_args()
-    scale = Scale(options.quick, tuple(options.task))
+    scale = Scale(options.quick, tuple(options.task), max(options.jobs, 1))
     # A layer that is timed inside a run would count as training, and another storage rounds otherwise.
     os.environ.setdefault("RAREFY_CALIBRATE", "0")
     warnings.filterwarnings("ignore", message="fewer than 4 connections")

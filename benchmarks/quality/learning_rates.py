@@ -43,7 +43,7 @@ def tuned(task: Task, variants: list[str], scale: Scale, sparsity: float = 0.9) 
         )
         return {"score": outcome.score}
 
-    rows = summarised(complete(scale.folder / "learning_rates.csv", cells, measure), ["score"])
+    rows = summarised(complete(scale.folder / "learning_rates.csv", cells, measure, scale.jobs), ["score"])
     sign = 1 if task.metric == "accuracy" else -1
     best: dict[str, Row] = {}
     for row in rows:

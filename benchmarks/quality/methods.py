@@ -55,7 +55,7 @@ def run(scale: Scale) -> None:
             )
             return {"weights": outcome.weights, "score": outcome.score, "seconds": outcome.seconds}
 
-        complete(scale.folder / "methods.csv", cells_of(task, scale), measure)
+        complete(scale.folder / "methods.csv", cells_of(task, scale), measure, scale.jobs)
 
 
 TABLE = Table("methods", run, ("weights", "score", "seconds"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import multiprocessing
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -48,26 +49,49 @@ def rounded(row: Row) -> Row:
     return {key: float(f"{value:.6g}") if isinstance(value, float) else value for key, value in row.items()}
 
 
-def complete(path: Path, cells: Iterable[Row], measure: Measure) -> list[Row]:
+def complete(path: Path, cells: Iterable[Row], measure: Measure, jobs: int = 1) -> list[Row]:
     """Measures the cells that a file does not have yet; all rows of the cells, in their order.
 
     Args:
         path: the CSV file.
         cells: what tells one run from another.
         measure: runs a cell; what it returns is put beside it.
+        jobs: how many processes share the runs.
+
+    Raises:
+        RuntimeError: a process ended before its share was done.
     """
     cells = list(cells)
     names = list(cells[0])
-    done = {key_of(row, names): row for row in read(path)}
+    done = {key_of(row, names) for row in read(path)}
+    missing = [cell for cell in cells if key_of(cell, names) not in done]
+    # The first row of a new file writes its head, which two processes would write twice.
+    alone = len(missing) if jobs == 1 else int(not path.exists())
+    run_cells(path, missing[:alone], measure)
+    run_at_once(path, missing[alone:], measure, jobs)
+    rows = {key_of(row, names): row for row in read(path)}
+    return [rows[key_of(cell, names)] for cell in cells]
+
+
+def run_cells(path: Path, cells: Sequence[Row], measure: Measure) -> None:
     for number, cell in enumerate(cells):
-        key = key_of(cell, names)
-        if key in done:
-            continue
         row = rounded({**cell, **measure(cell)})
         append(path, row)
-        done[key] = row
         print(f"{path.stem} {number + 1}/{len(cells)}", *row.values(), flush=True)
-    return [done[key_of(cell, names)] for cell in cells]
+
+
+def run_at_once(path: Path, cells: Sequence[Row], measure: Measure, jobs: int) -> None:
+    """Each process takes every `jobs`-th cell. Forked, since a measurement is a closure over its task."""
+    fork = multiprocessing.get_context("fork")
+    shares = [share for share in (cells[first::jobs] for first in range(jobs)) if share]
+    workers = [fork.Process(target=run_cells, args=(path, share, measure)) for share in shares]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    failed = [worker.exitcode for worker in workers if worker.exitcode]
+    if failed:
+        raise RuntimeError(f"{path.stem}: {len(failed)} of {len(workers)} processes failed, see above")
 
 
 def key_of(row: Mapping[str, Any], names: Sequence[str]) -> tuple[str, ...]:

@@ -26,10 +26,12 @@ class Scale:
     Args:
         quick: whether it is the form of a few minutes, which is written to `build/quality` and never to the docs.
         only: names of the tasks to run; empty for all of the table.
+        jobs: how many processes share the runs of a table whose runs are not timed against each other.
     """
 
     quick: bool = False
     only: tuple[str, ...] = ()
+    jobs: int = 1
 
     @property
     def folder(self) -> Path:
@@ -48,7 +50,7 @@ class Scale:
 
     def steps(self, task: Task) -> int:
         """The budget of every run on a task."""
-        return task.steps // 10 if self.quick else task.steps
+        return max(task.steps // 40, 10) if self.quick else task.steps
 
     def tasks(self, names: Sequence[str]) -> list[Task]:
         """Those of a table that are asked for."""

@@ -54,7 +54,7 @@ def run(scale: Scale) -> None:
             fit(task, model, optimizer, cell["steps"], cell["seed"])
             return {"score": task.score(model.eval(), False)}
 
-        complete(scale.folder / "transfer.csv", cells_of(task, scale), measure)
+        complete(scale.folder / "transfer.csv", cells_of(task, scale), measure, scale.jobs)
 
 
 TABLE = Table("transfer", run, ("score",))

@@ -81,7 +81,7 @@ def run(scale: Scale) -> None:
             )
             return {"score": outcome.score}
 
-        complete(scale.folder / "updates.csv", cells_of(task, scale), measure)
+        complete(scale.folder / "updates.csv", cells_of(task, scale), measure, scale.jobs)
 
 
 TABLE = Table("updates", run, ("score",))
