@@ -1,183 +1,192 @@
 // Products of the block kernels with the matrix unit: 32 tokens and 32 outputs at a time, two tiles each way.
+//
+// A tile is 16 rows of tokens, and its rows may be any distance apart: inputs are read where they lie. Outputs are written 32
+// at a time, whole lines of the cache, also where the two strips of 16 belong to different blocks.
 #pragma once
 #include "blocks_pairs.h"
 #include "blocks_tiles.h"
 
 namespace rarefy::RAREFY_ISA {
 
-// Rows [0, tokens) of sums [16][kTiles * 16], as bfloat16.
-template <int kTiles>
-void write_sums(const float* sums, int tokens, Bfloat16* out, int64_t stride) {
-  for (int t = 0; t < tokens; t++)
-    RAREFY_UNROLL for (int i = 0; i < kTiles; i++)
-      store(out + t * stride + i * kLanes, load(sums + (t * kTiles + i) * kLanes));
+constexpr int kTokenStep = 32;
+constexpr int kStrip = 16;  // outputs of a tile
+
+// Rows of activations. Where the last step is short of tokens, it is read from a copy with rows of zeros below.
+struct TokenRows {
+  const Bfloat16* first;
+  int64_t stride;
+  int tokens;
+  const Bfloat16* last_step;  // [32, stride]; null where the steps are whole
+
+  const Bfloat16* step(int token) const {
+    return token + kTokenStep <= tokens ? first + token * stride : last_step;
+  }
+};
+
+// Copies the last step of `rows`, if it is short, to `copy` [32, stride].
+static inline TokenRows with_whole_steps(const Bfloat16* rows, int64_t stride, int tokens, Bfloat16* copy) {
+  const int whole = tokens / kTokenStep * kTokenStep;
+  const size_t short_by = static_cast<size_t>((kTokenStep - (tokens - whole)) * stride);
+  const size_t present = static_cast<size_t>((tokens - whole) * stride);
+  if (present) {
+    memcpy(copy, rows + whole * stride, present * sizeof(Bfloat16));
+    memset(copy + present, 0, short_by * sizeof(Bfloat16));
+  }
+  return {.first = rows, .stride = stride, .tokens = tokens, .last_step = present ? copy : nullptr};
 }
 
-// 32 tokens from `token` on, of which those before `end` are written, and 32 outputs.
-template <int kUnit>
-void multiply_tiles(const LineProduct& p, int token, int end, int output, Bfloat16* out, int64_t stride) {
-  if (p.bias) {  // 16 times the same row
-    RAREFY_TILE_LOAD(0, p.bias + output, 0);
-    RAREFY_TILE_LOAD(1, p.bias + output + 16, 0);
-    RAREFY_TILE_LOAD(2, p.bias + output, 0);
-    RAREFY_TILE_LOAD(3, p.bias + output + 16, 0);
-  } else {
-    RAREFY_TILE_ZERO(0);
-    RAREFY_TILE_ZERO(1);
-    RAREFY_TILE_ZERO(2);
-    RAREFY_TILE_ZERO(3);
+// The blocks that give 16 outputs.
+struct Strip {
+  const int32_t* indices;  // [blocks] inputs from indices[q] * depth on
+  int blocks;
+  const float* cells;  // of the first block, from these outputs on
+
+  bool is_above(const Strip& other) const { return indices == other.indices && cells + kStrip == other.cells; }
+};
+
+// W or its transpose as blocks of cells [depth / 2][width], line after line.
+struct CellBlocks {
+  BlockLines lines;
+  int depth;  // inputs
+  int width;  // outputs
+  const float* cells;
+
+  int strips() const { return width / kStrip; }  // of a line
+  Strip strip(int number) const {
+    const int line = number / strips();
+    const int32_t begin = lines.starts[line];
+    return {
+        .indices = lines.indices + begin,
+        .blocks = lines.starts[line + 1] - begin,
+        .cells = cells + begin * (static_cast<int64_t>(depth / 2) * width) + number % strips() * kStrip,
+    };
   }
-  const int depth = p.depth;  // in registers: loads of tiles are barriers
-  const int64_t width = p.width;
-  const size_t panel = static_cast<size_t>(p.room) * kUnit;
-  for (int q = 0; q < p.blocks; q++) {
-    const float* w = p.weight(q) + output;
-    const float* x = p.panels + static_cast<size_t>(p.indices[q]) * depth * p.room + static_cast<size_t>(token) * kUnit;
-    for (int unit = 0; unit < depth; unit += kUnit) {
-      RAREFY_TILE_LOAD(6, w, width * 4);
-      RAREFY_TILE_LOAD(4, x, kUnit * 4);
-      RAREFY_TILE_LOAD(7, w + 16, width * 4);
-      RAREFY_TILE_LOAD(5, x + 16 * kUnit, kUnit * 4);
+};
+
+// sums of tiles 0 and 2 (left), or 1 and 3, += 32 rows from `rows` on · the blocks of a strip. Tiles of inputs have kUnit cells.
+template <bool kLeft, int kUnit>
+void add_strip(const Strip& strip, const Bfloat16* rows, int64_t stride, int depth, int64_t width) {
+  const Bfloat16* lower = rows + 16 * stride;
+  const float* cells = strip.cells;
+  for (int q = 0; q < strip.blocks; q++) {
+    const int64_t column = static_cast<int64_t>(strip.indices[q]) * depth;
+    for (int k = 0; k < depth; k += 2 * kUnit, cells += kUnit * width) {
+      RAREFY_TILE_LOAD(6, cells, width * 4);
+      RAREFY_TILE_LOAD(4, rows + column + k, stride * 2);
+      RAREFY_TILE_LOAD(5, lower + column + k, stride * 2);
+      if constexpr (kLeft) {
+        RAREFY_TILE_MULTIPLY(0, 4, 6);
+        RAREFY_TILE_MULTIPLY(2, 5, 6);
+      } else {
+        RAREFY_TILE_MULTIPLY(1, 4, 6);
+        RAREFY_TILE_MULTIPLY(3, 5, 6);
+      }
+    }
+  }
+}
+
+// The same for two strips of one line, which share their inputs.
+template <int kUnit>
+void add_both_strips(const Strip& strip, const Bfloat16* rows, int64_t stride, int depth, int64_t width) {
+  const Bfloat16* lower = rows + 16 * stride;
+  const float* cells = strip.cells;
+  for (int q = 0; q < strip.blocks; q++) {
+    const int64_t column = static_cast<int64_t>(strip.indices[q]) * depth;
+    for (int k = 0; k < depth; k += 2 * kUnit, cells += kUnit * width) {
+      RAREFY_TILE_LOAD(6, cells, width * 4);
+      RAREFY_TILE_LOAD(4, rows + column + k, stride * 2);
+      RAREFY_TILE_LOAD(7, cells + kStrip, width * 4);
+      RAREFY_TILE_LOAD(5, lower + column + k, stride * 2);
       RAREFY_TILE_MULTIPLY(0, 4, 6);
       RAREFY_TILE_MULTIPLY(1, 4, 7);
       RAREFY_TILE_MULTIPLY(2, 5, 6);
       RAREFY_TILE_MULTIPLY(3, 5, 7);
-      w += kUnit * width;
-      x += panel;
     }
   }
-  alignas(64) float sums[16 * 32];
-  RAREFY_TILE_STORE(0, sums, 128);
-  RAREFY_TILE_STORE(1, sums + 16, 128);
-  write_sums<2>(sums, min_of(16, end - token), out + token * stride + output, stride);
-  if (token + 16 >= end) return;
-  RAREFY_TILE_STORE(2, sums, 128);
-  RAREFY_TILE_STORE(3, sums + 16, 128);
-  write_sums<2>(sums, min_of(16, end - token - 16), out + (token + 16) * stride + output, stride);
 }
 
-// The same for 16 outputs, where 32 do not divide the block.
-template <int kUnit>
-void multiply_narrow_tiles(const LineProduct& p, int token, int end, int output, Bfloat16* out, int64_t stride) {
-  if (p.bias) {
-    RAREFY_TILE_LOAD(0, p.bias + output, 0);
-    RAREFY_TILE_LOAD(2, p.bias + output, 0);
-  } else {
-    RAREFY_TILE_ZERO(0);
-    RAREFY_TILE_ZERO(2);
-  }
-  const int depth = p.depth;  // in registers: loads of tiles are barriers
-  const int64_t width = p.width;
-  const size_t panel = static_cast<size_t>(p.room) * kUnit;
-  for (int q = 0; q < p.blocks; q++) {
-    const float* w = p.weight(q) + output;
-    const float* x = p.panels + static_cast<size_t>(p.indices[q]) * depth * p.room + static_cast<size_t>(token) * kUnit;
-    for (int unit = 0; unit < depth; unit += kUnit) {
-      RAREFY_TILE_LOAD(6, w, width * 4);
-      RAREFY_TILE_LOAD(4, x, kUnit * 4);
-      RAREFY_TILE_LOAD(5, x + 16 * kUnit, kUnit * 4);
-      RAREFY_TILE_MULTIPLY(0, 4, 6);
-      RAREFY_TILE_MULTIPLY(2, 5, 6);
-      w += kUnit * width;
-      x += panel;
-    }
-  }
-  alignas(64) float sums[16 * 16];
-  RAREFY_TILE_STORE(0, sums, 64);
-  write_sums<1>(sums, min_of(16, end - token), out + token * stride + output, stride);
-  if (token + 16 >= end) return;
-  RAREFY_TILE_STORE(2, sums, 64);
-  write_sums<1>(sums, min_of(16, end - token - 16), out + (token + 16) * stride + output, stride);
-}
-
-// Sums [kDown * 16][kAcross * 16] of dL/dW from (row, column) of the block on.
-template <int kDown, int kAcross>
-void gradient_tiles(const BlockGradient& g, int row, int column) {
-  const int64_t bytes = static_cast<int64_t>(g.width) * 4;
-  const size_t panel = static_cast<size_t>(g.steps) * 16;
-  const float* grad = g.grad + row / 16 * panel;
-  const float* x = g.x + column / 16 * panel;
-  float* sums = g.sums + static_cast<size_t>(row) * g.width + column;
-  float* lower = sums + static_cast<size_t>(16) * g.width;
-  if (g.first) {
+// Tiles 0 to 3 begin as the bias of two strips: 16 times the same row.
+RAREFY_INLINE void begin_sums(const float* left, const float* right) {
+  if (!left) {
     RAREFY_TILE_ZERO(0);
     RAREFY_TILE_ZERO(1);
     RAREFY_TILE_ZERO(2);
     RAREFY_TILE_ZERO(3);
-  } else {
-    RAREFY_TILE_LOAD(0, sums, bytes);
-    if (kAcross == 2) RAREFY_TILE_LOAD(1, sums + 16, bytes);
-    if (kDown == 2) RAREFY_TILE_LOAD(2, lower, bytes);
-    if (kDown == 2 && kAcross == 2) RAREFY_TILE_LOAD(3, lower + 16, bytes);
+    return;
   }
-  for (int step = 0; step < g.steps; step += 16) {
-    const size_t at = static_cast<size_t>(step) * 16;
-    RAREFY_TILE_LOAD(6, x + at, 64);
-    RAREFY_TILE_LOAD(4, grad + at, 64);
-    if (kAcross == 2) RAREFY_TILE_LOAD(7, x + panel + at, 64);
-    if (kDown == 2) RAREFY_TILE_LOAD(5, grad + panel + at, 64);
-    RAREFY_TILE_MULTIPLY(0, 4, 6);
-    if (kAcross == 2) RAREFY_TILE_MULTIPLY(1, 4, 7);
-    if (kDown == 2) RAREFY_TILE_MULTIPLY(2, 5, 6);
-    if (kDown == 2 && kAcross == 2) RAREFY_TILE_MULTIPLY(3, 5, 7);
-  }
-  RAREFY_TILE_STORE(0, sums, bytes);
-  if (kAcross == 2) RAREFY_TILE_STORE(1, sums + 16, bytes);
-  if (kDown == 2) RAREFY_TILE_STORE(2, lower, bytes);
-  if (kDown == 2 && kAcross == 2) RAREFY_TILE_STORE(3, lower + 16, bytes);
+  RAREFY_TILE_LOAD(0, left, 0);
+  RAREFY_TILE_LOAD(1, right, 0);
+  RAREFY_TILE_LOAD(2, left, 0);
+  RAREFY_TILE_LOAD(3, right, 0);
 }
 
-// kUnit cells of inputs in a panel.
-template <int kUnit>
-struct PairEngine {
-  using Element = Bfloat16;
-  static constexpr int kCell = 2;
-  static constexpr int kRoom = 32;
-  static constexpr int kRun = 64;
-  static constexpr bool kConverts = true;
-  static constexpr bool kSharesGrad = false;
+// sums [2][16][16], of two neighbouring strips -> rows of `out`; of the second one nothing where that `is_alone`.
+RAREFY_INLINE void write_rows(const float* sums, int tokens, bool is_alone, Bfloat16* out, int64_t stride) {
+  if (tokens == 16 && !is_alone) {
+    RAREFY_UNROLL for (int t = 0; t < 16; t++)
+      *reinterpret_cast<UnalignedWords*>(out + t * stride) = narrowed(load(sums + t * 16), load(sums + 256 + t * 16));
+    return;
+  }
+  const __mmask32 wanted = is_alone ? 0xffffu : 0xffffffffu;
+  for (int t = 0; t < tokens; t++) {
+    const WordVec both = narrowed(load(sums + t * 16), load(sums + 256 + t * 16));
+    _mm512_mask_storeu_epi16(out + t * stride, wanted, reinterpret_cast<__m512i>(both));
+  }
+}
 
-  static void begin_products() { configure_tiles(kUnit); }
-  static void begin_gradients() { configure_tiles(16); }
-  static void end() { RAREFY_TILE_RELEASE(); }
+// out[token, output] = bias[output] + rows[token] · the blocks of this output.
+struct RowProduct {
+  CellBlocks weights;
+  TokenRows rows;
+  const float* bias;  // or null
+  Bfloat16* out;
+  int64_t stride;
 
-  static void forward_weights(const float* block, const BlockShape& s, float* target) {
-    pair_columns(block, s.height, s.width, target);
+  void write_sums(int token, int strip, bool is_alone, float* sums) const {
+    Bfloat16* target = out + token * stride + static_cast<int64_t>(strip) * kStrip;
+    RAREFY_TILE_STORE(0, sums, 64);
+    RAREFY_TILE_STORE(1, sums + 256, 64);
+    write_rows(sums, min_of(16, rows.tokens - token), is_alone, target, stride);
+    if (token + 16 >= rows.tokens) return;
+    RAREFY_TILE_STORE(2, sums, 64);
+    RAREFY_TILE_STORE(3, sums + 256, 64);
+    write_rows(sums, min_of(16, rows.tokens - token - 16), is_alone, target + 16 * stride, stride);
   }
-  static void backward_weights(const float* block, const BlockShape& s, float* target) {
-    pair_rows(block, s.height, s.width, target);
-  }
-  static void pack_inputs(const Bfloat16* source, int64_t stride, int tokens, int room, int columns, float* panels,
-                          float* sums) {
-    pack_features<kUnit>(source, stride, tokens, room, columns, panels, sums);
-  }
-  static void multiply(const LineProduct& p, int token, int end, Bfloat16* out, int64_t stride) {
-    int output = 0;
-    for (; output + 32 <= p.width; output += 32)
-      for (int t = token; t < end; t += 32) multiply_tiles<kUnit>(p, t, end, output, out, stride);
-    if (output < p.width)
-      for (int t = token; t < end; t += 32) multiply_narrow_tiles<kUnit>(p, t, end, output, out, stride);
-  }
-  static void pack_grad(const Bfloat16* source, int64_t stride, int tokens, int room, int columns, float* panels) {
-    pack_tokens<true>(source, stride, tokens, room, columns, panels);
-  }
-  static void pack_x(const Bfloat16* source, int64_t stride, int tokens, int room, int columns, float* panels) {
-    pack_tokens<false>(source, stride, tokens, room, columns, panels);
-  }
-  static void gradient(const BlockGradient& g) {
-    for (int row = 0; row < g.height; row += 32)
-      for (int column = 0; column < g.width; column += 32) {
-        const bool tall = row + 32 <= g.height, wide = column + 32 <= g.width;
-        if (tall && wide)
-          gradient_tiles<2, 2>(g, row, column);
-        else if (tall)
-          gradient_tiles<2, 1>(g, row, column);
-        else if (wide)
-          gradient_tiles<1, 2>(g, row, column);
-        else
-          gradient_tiles<1, 1>(g, row, column);
+
+  // Strip `number` and the next one, or that strip alone, for the tokens [begin, end).
+  template <int kUnit>
+  void run_strips(int number, bool is_alone, int begin, int end) const {
+    const Strip left = weights.strip(number);
+    const Strip right = is_alone ? left : weights.strip(number + 1);
+    const bool is_one_line = left.is_above(right);
+    const float* left_bias = bias ? bias + static_cast<int64_t>(number) * kStrip : nullptr;
+    const float* right_bias = is_alone || !bias ? left_bias : left_bias + kStrip;
+    alignas(64) float sums[2 * 256];
+    for (int token = begin; token < end; token += kTokenStep) {
+      begin_sums(left_bias, right_bias);
+      if (is_one_line) {
+        add_both_strips<kUnit>(left, rows.step(token), rows.stride, weights.depth, weights.width);
+      } else {
+        add_strip<true, kUnit>(left, rows.step(token), rows.stride, weights.depth, weights.width);
+        if (!is_alone) add_strip<false, kUnit>(right, rows.step(token), rows.stride, weights.depth, weights.width);
       }
+      write_sums(token, number, is_alone, sums);
+    }
+  }
+
+  // The outputs of `lines`, for the tokens [begin, end), where begin is a multiple of 32. Tiles are configured for kUnit.
+  template <int kUnit>
+  void run(Range lines, int begin, int end) const {
+    const int last = lines.end * weights.strips();
+    for (int number = lines.begin * weights.strips(); number < last; number += 2)
+      run_strips<kUnit>(number, number + 1 == last, begin, end);
   }
 };
+
+// Tokens that take their turn together: more where weights outgrow the second-level cache, so that they are read less often.
+RAREFY_INLINE int tokens_of_a_turn(int64_t weights) {
+  constexpr int64_t most_kept = int64_t{600} << 10;
+  return weights <= most_kept ? kTokenStep : 2 * kTokenStep;
+}
 
 }  // namespace rarefy::RAREFY_ISA

@@ -1,5 +1,6 @@
-// y = x · Wᵀ + bias for a W of blocks, with pairs of bfloat16: compiled for avx512_bf16, and for the matrix unit.
+// y = x · Wᵀ + bias for a W of blocks, with the instructions of avx512_bf16.
 #include "blocks_forward.h"
+#include "blocks_dot.h"
 #include "blocks_pairs_operations.h"
 
 namespace rarefy::RAREFY_ISA {
