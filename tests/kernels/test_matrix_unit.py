@@ -122,7 +122,7 @@ def test_tiles_are_released(tokens: int, monkeypatch: pytest.MonkeyPatch) -> Non
     assert not read() & tile_registers
 
 
-# Strips of 16 outputs are written in pairs that may belong to two blocks, and gradients are added up to four strips at once.
+# Strips of 16 outputs are written in pairs, maybe of two blocks, and gradients added up to four strips at once.
 @pytest.mark.parametrize("block", [(16, 16), (16, 32), (32, 16), (48, 16), (16, 48), (48, 48), (80, 32)])
 @pytest.mark.parametrize("down", [1, 2, 3, 5])
 @pytest.mark.parametrize("tokens", [9, 64, 301])
