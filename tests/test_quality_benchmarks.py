@@ -97,6 +97,18 @@ def test_a_table_writes_its_averages(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert '"score": 0.5' in path.read_text()
 
 
+def test_a_table_names_every_processor_that_measured_a_part_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(table, "BUILD", tmp_path)
+    monkeypatch.setattr(torch, "set_num_threads", int)
+    empty = Table("one", lambda scale: None, ("score",))
+    for name in ("Zen 3", "Xeon with AMX", "Zen 3"):
+        monkeypatch.setattr(table, "processor", lambda name=name: name)
+        write(empty, Scale(quick=True))
+    assert table.load("one", tmp_path)["processor"] == "Zen 3 and Xeon with AMX"
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_variant_trains_and_ends_at_its_sparsity(variant: str) -> None:
     task = tiny()

@@ -83,7 +83,7 @@ def write(table: Table, scale: Scale) -> Path:
     path = scale.folder / f"{table.name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = ",\n".join("    " + json.dumps(row) for row in table.rows(scale.folder))
-    head = json.dumps({"table": table.name, **machine()}, indent=2)[:-2]
+    head = json.dumps({"table": table.name, **machine(path)}, indent=2)[:-2]
     path.write_text(f'{head},\n  "rows": [\n{lines}\n  ]\n}}\n')
     return path
 
@@ -93,9 +93,12 @@ def load(name: str, folder: Path = records.HERE) -> dict[str, Any]:
     return json.loads((folder / f"{name}.json").read_text())
 
 
-def machine() -> dict[str, str]:
-    """What the figures depend on."""
-    return {"processor": processor(), "torch": torch.__version__, "python": platform.python_version()}
+def machine(path: Path) -> dict[str, str]:
+    """What the figures depend on; processors that measured a part of an earlier file are named too."""
+    known = json.loads(path.read_text())["processor"].split(" and ") if path.exists() else []
+    processors = dict.fromkeys([*known, processor()])
+    versions = {"torch": torch.__version__, "python": platform.python_version()}
+    return {"processor": " and ".join(processors), **versions}
 
 
 def processor() -> str:
@@ -108,7 +111,11 @@ def processor() -> str:
     }
     if not found:
         return platform.processor() or "unknown"
-    # Zen 3 and 4 are one family; Zen 4 has AVX-512.
-    third = "Zen 4" if "avx512f" in found.get("flags", "") else "Zen 3"
-    zen = {"23": "Zen 2", "25": third, "26": "Zen 5"}.get(found.get("cpu family", ""), "")
-    return " ".join(part for part in (found.get("model name", "unknown"), zen) if part)
+    flags = found.get("flags", "").split()
+    if "amx_bf16" in flags:
+        generation = "with AMX"
+    else:
+        # Zen 3 and 4 are one family; Zen 4 has AVX-512.
+        third = "Zen 4" if "avx512f" in flags else "Zen 3"
+        generation = {"23": "Zen 2", "25": third, "26": "Zen 5"}.get(found.get("cpu family", ""), "")
+    return " ".join(part for part in (found.get("model name", "unknown"), generation) if part)
