@@ -122,6 +122,17 @@ def held(folder, rank, **parallel):
     return gathered.whole[0], gathered.rows[0]
 
 
+def copies(folder, rank, parallel):
+    """Each process has the whole model; none may take itself for the only one that saves it."""
+
+    def alone(*_):
+        raise AssertionError("written by one process for itself")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(directory, "_write", alone)
+        return train(folder, rank, RANKS, 30, parallel=parallel)
+
+
 def carried(folder, rank):
     """The optimizer's state that another phase takes over, and the parts of the checkpoint that were read whole."""
     read = directory.read_pieces
@@ -239,7 +250,7 @@ def work(rank, address, folder):
             "kept": held(Path(folder, "2"), rank, reshard_after_forward=False),
             "one copy each": held(Path(folder, "3"), rank, shard_size=1),
         },
-        "copies": train(Path(folder, "copies"), rank, RANKS, 30, parallel={**parallel, "shard_size": 1}),
+        "copies": copies(Path(folder, "copies"), rank, {**parallel, "shard_size": 1}),
         "refused": refused(Path(folder, "none"), rank),
         "failing": failing(Path(folder, "failing"), rank),
     }
@@ -337,6 +348,15 @@ def test_a_copy_of_the_model_in_each_so_many_processes(results, tmp_path):
     for result in results:
         torch.testing.assert_close(result["copies"]["steps"], expected["steps"], rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(result["copies"]["state"], expected["state"], rtol=1e-4, atol=1e-5)
+
+
+def test_the_first_of_the_processes_that_hold_the_same_writes_it(results, folder):
+    path = folder / "copies" / "checkpoint_30"
+    assert not list(path.glob("*.00001.safetensors"))
+    saved = load(path)
+    expected = results[0]["copies"]["state"]
+    assert all(torch.equal(saved.model[name], tensor) for name, tensor in expected.items())
+    assert all(state["exp_avg"].count_nonzero() for state in saved.optimizer["state"].values())
 
 
 def test_another_phase_takes_over_the_rows_that_a_process_holds(results, folder):

@@ -100,7 +100,7 @@ def save(root: Path, step: int, parts: CheckpointParts, *, keep_last: int | None
         ('checkpoint_3', [1.0, 1.0])
     """
     frozen = Frozen.of(root, step, parts)
-    return _together(frozen, keep_last) if frozen.is_cut else _write(root, frozen, keep_last)
+    return _together(frozen, keep_last) if frozen.is_shared else _write(root, frozen, keep_last)
 
 
 def load(
@@ -203,7 +203,7 @@ class CheckpointWriter:
         self.wait()
         frozen = Frozen.of(self.root, step, parts)
         write = partial(_write, self.root, frozen, self.keep_last)
-        if frozen.is_cut:
+        if frozen.is_shared:
             # In the other group training goes on meanwhile.
             self._group = self._group or dist.new_group(backend="gloo")
             write = partial(_together, frozen, self.keep_last, self._group)

@@ -17,7 +17,7 @@ from rarefy.checkpoint.nested import Json, split
 from rarefy.checkpoint.packed import pack
 from rarefy.checkpoint.tensor_file import encode_tensors, read_tensors, snapshot
 from rarefy.disk import flush
-from rarefy.distributed import Cut, is_cut, local_part
+from rarefy.distributed import Cut, is_cut, local_part, place
 
 PART_NAMES = ("model", "optimizer", "state", "rng")
 STATE_NAME = "state.json"
@@ -57,6 +57,7 @@ class Frozen:
         skeletons: by part, what is no tensor.
         params: the text of the configuration.
         cuts: by part and name, how a tensor is cut of which this process has a piece.
+        is_shared: whether other processes hold pieces of it, or copies of what is one piece.
     """
 
     path: Path
@@ -65,6 +66,7 @@ class Frozen:
     skeletons: Mapping[str, Json]
     params: bytes
     cuts: Mapping[str, Mapping[str, Cut]]
+    is_shared: bool
 
     @classmethod
     def of(cls, root: Path, step: int, parts: CheckpointParts) -> Frozen:
@@ -77,6 +79,7 @@ class Frozen:
         skeletons: dict[str, Json] = {}
         tensors: dict[str, dict[str, Tensor]] = {}
         cuts: dict[str, dict[str, Cut]] = {}
+        is_shared = False
         for part in PART_NAMES:
             try:
                 skeletons[part], named = split(getattr(parts, part))
@@ -84,12 +87,8 @@ class Frozen:
             except TypeError as error:
                 raise unstorable(path, part, error) from error
             cuts[part] = {name: Cut.of(one) for name, one in named.items() if is_in_pieces(one)}
-        return cls(path, step, tensors, skeletons, params_text(path, parts.params), cuts)
-
-    @property
-    def is_cut(self) -> bool:
-        """Whether other processes hold pieces of it."""
-        return any(self.cuts.values())
+            is_shared |= place()[1] > 1 and any(map(is_cut, named.values()))
+        return cls(path, step, tensors, skeletons, params_text(path, parts.params), cuts, is_shared)
 
     def write(self, folder: Path) -> dict[str, FileRecord]:
         """Writes the files of a checkpoint that this process writes alone, through to the disk."""
