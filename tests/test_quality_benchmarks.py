@@ -10,7 +10,7 @@ from types import ModuleType
 
 import pytest
 import torch
-from quality import fine_tuning, records, structure, table, training, transfer
+from quality import fine_tuning, records, structure, structure_times, table, training, transfer
 from quality.table import Scale, Table, write
 from quality.tasks import TASKS, ByteText, Classification, Examples, wide_mlp
 from quality.variants import VARIANTS
@@ -71,6 +71,13 @@ def test_a_process_that_fails_ends_the_table(tmp_path: Path, capfd: pytest.Captu
     with pytest.raises(RuntimeError, match="1 of 2 processes failed"):
         records.complete(tmp_path / "table.csv", counted([0, 1, 2, 3]), measure, jobs=2)
     assert "ZeroDivisionError" in capfd.readouterr().err
+
+
+def test_a_setting_of_many_digits_is_not_run_again(tmp_path: Path) -> None:
+    cells = [{"lr": 2.0**-11, "seed": 0}]
+    for score in (1.0, 2.0):
+        rows = records.complete(tmp_path / "table.csv", cells, lambda cell, score=score: {"score": score})
+    assert [row["score"] for row in rows] == [1.0]
 
 
 def test_means_and_standard_errors() -> None:
@@ -137,7 +144,9 @@ def tiny_text() -> ByteText:
     return ByteText(width=32, steps=80, batch_size=2, length=16, layers=1, judged=32)
 
 
-@pytest.mark.parametrize("module", [structure, fine_tuning, transfer], ids=lambda module: module.TABLE.name)
+@pytest.mark.parametrize(
+    "module", [structure, structure_times, fine_tuning, transfer], ids=lambda module: module.TABLE.name
+)
 def test_a_table_runs_in_its_quick_form(
     module: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -147,7 +156,7 @@ def test_a_table_runs_in_its_quick_form(
     monkeypatch.setattr(Scale, "seeds", range(1))
     module.TABLE.run(Scale(quick=True))
     rows = module.TABLE.rows(tmp_path)
-    assert all(math.isfinite(row["score"]) for row in rows)
+    assert all(math.isfinite(row[name]) for row in rows for name in module.TABLE.values)
     assert len(rows) == len(records.read(tmp_path / f"{module.TABLE.name}.csv"))
 
 

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from interleave import medians
-from torch import nn
 
 from .records import Row, complete, read, summarised
 from .table import Scale, Table
 from .tasks import Task
-from .training import adamw, sparsify, train
+from .training import steps_of, train
 from .variants import STOP, Block, moving
 
 UPDATE_EVERY = 25
@@ -61,27 +58,6 @@ MODELS = {
 BUDGETS = {"stdlib_gpt": (2.0, 4.0, 8.0), "mnist1d_mlp": (1.0, 2.0, 4.0)}
 
 
-def step_of(task: Task, model: Model) -> Callable[[], object]:
-    """Steps of a fresh model, topology updates included, on batches as in training."""
-    torch.manual_seed(0)
-    network = task.model(model.width)
-    block = model.block(1000)
-    sparsity = None if block is None else sparsify(network, block, 0, "auto")
-    optimizer = adamw(network, 1e-3, sparsity)
-    batches = task.batches(0, False)
-
-    def steps() -> None:
-        # As many as lie between two topology updates.
-        for _ in range(UPDATE_EVERY):
-            optimizer.zero_grad()
-            task.loss(network, next(batches)).backward()
-            if task.clip < math.inf:
-                nn.utils.clip_grad_norm_(network.parameters(), task.clip)
-            optimizer.step()
-
-    return steps
-
-
 def step_times(task: Task, scale: Scale) -> dict[str, float]:
     """Seconds of a step of each model: interleaved medians of CPU time, measured once and written down."""
     path = scale.folder / "step_times.csv"
@@ -89,7 +65,11 @@ def step_times(task: Task, scale: Scale) -> dict[str, float]:
     known = {row["model"]: row["seconds"] for row in read(path) if row["task"] == task.name}
     if set(known) >= set(names):
         return known
-    candidates = {model.label: step_of(task, model) for model in MODELS[task.name]}
+    # As many steps as lie between two topology updates.
+    candidates = {
+        model.label: steps_of(task, model.block(1000), UPDATE_EVERY, width=model.width)
+        for model in MODELS[task.name]
+    }
     measured = medians(candidates, 2 if scale.quick else 9, warmup=1, clock=time.process_time)
     cells = [{"task": task.name, "model": name} for name in names]
     rows = complete(path, cells, lambda cell: {"seconds": measured[cell["model"]] / UPDATE_EVERY})

@@ -6,7 +6,7 @@ import csv
 import math
 import multiprocessing
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,8 +94,10 @@ def run_at_once(path: Path, cells: Sequence[Row], measure: Measure, jobs: int) -
         raise RuntimeError(f"{path.stem}: {len(failed)} of {len(workers)} processes failed, see above")
 
 
-def key_of(row: Mapping[str, Any], names: Sequence[str]) -> tuple[str, ...]:
-    return tuple(str(row[name]) for name in names)
+def key_of(row: Row, names: Sequence[str]) -> tuple[str, ...]:
+    # As the file has it: a cell that was rounded there would be run again and again.
+    written = rounded({name: row[name] for name in names})
+    return tuple(map(str, written.values()))
 
 
 def summarised(rows: Sequence[Row], values: Sequence[str]) -> list[Row]:

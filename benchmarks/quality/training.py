@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -145,13 +146,44 @@ def fit(
     model.train()
     start = time.process_time()
     for _ in range(steps):
-        optimizer.zero_grad()
-        task.loss(model, next(batches)).backward()
-        if task.clip < math.inf:
-            nn.utils.clip_grad_norm_(model.parameters(), task.clip)
-        optimizer.step()
+        step(task, model, optimizer, next(batches), torch.float32)
         schedule.step()
     return time.process_time() - start
+
+
+def step(
+    task: Task, model: nn.Module, optimizer: torch.optim.Optimizer, batch: Any, dtype: torch.dtype
+) -> None:
+    """One step as `fit` takes it; under autocast where the format is not float32."""
+    optimizer.zero_grad()
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        loss = task.loss(model, batch)
+    loss.backward()
+    if task.clip < math.inf:
+        nn.utils.clip_grad_norm_(model.parameters(), task.clip)
+    optimizer.step()
+
+
+def steps_of(
+    task: Task,
+    block: dict[str, Any] | None,
+    count: int,
+    *,
+    width: int | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Callable[[], None]:
+    """So many steps of a fresh model, topology updates included, on batches as in training; to be timed."""
+    torch.manual_seed(0)
+    model = task.model(width or task.width)
+    sparsity = None if block is None else sparsify(model, block, 0, "auto")
+    optimizer = adamw(model, 1e-3, sparsity)
+    batches = task.batches(0, False)
+
+    def steps() -> None:
+        for _ in range(count):
+            step(task, model, optimizer, next(batches), dtype)
+
+    return steps
 
 
 def run_variant(

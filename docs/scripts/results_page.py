@@ -140,6 +140,31 @@ def structure(task: str) -> str:
     return table_of(head, lines)
 
 
+def structure_times(task: str) -> str:
+    """Patterns down; the time of a step over dense, for each processor, format and sparsity."""
+    rows = matching("structure_times", task=task)
+    sparsities = sorted(sparsity for sparsity in distinct(rows, "sparsity") if sparsity)
+    own = {(row["processor"], row["dtype"]): {} for row in rows}
+    for row in rows:
+        own[row["processor"], row["dtype"]][row["pattern"], row["sparsity"]] = row
+    # The processor is said once where there is one.
+    is_one = len(distinct(rows, "processor")) == 1
+    names = [dtype if is_one else f"{processor}, {dtype}" for processor, dtype in own]
+    lines = [
+        [
+            pattern,
+            *(
+                ratio(group[pattern, one], group["dense", 0.0], "seconds")
+                for group in own.values()
+                for one in sparsities
+            ),
+        ]
+        for pattern in distinct(rows, "pattern")
+        if pattern != "dense"
+    ]
+    return table_of(["", *(f"{name}, {percent(one)}" for name in names for one in sparsities)], lines)
+
+
 def equal_time(task: str) -> str:
     """Models down, budgets across."""
     rows = matching("equal_time", task=task)
@@ -283,6 +308,7 @@ FIGURES: dict[str, Callable[..., str]] = {
         rates,
         methods,
         structure,
+        structure_times,
         equal_time,
         fine_tuning,
         transfer,
