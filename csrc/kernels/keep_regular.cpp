@@ -1,7 +1,9 @@
 // Square tiles with as many active connections in every row and in every column: the best of all masks where they are
-// given (keep_best.h), else the highest scores that fit, one after the other, and exchanges.
+// given (keep_best.h), else the highest scores that fit, one after the other, and exchanges: of many tiles at once up to
+// a side of 16 (keep_fitting.h), and here tile by tile.
 #include "buffer.h"
 #include "keep_best.h"
+#include "keep_fitting.h"
 #include "keys.h"
 #include "operations.h"
 #include "tiles.h"
@@ -11,11 +13,11 @@ namespace {
 
 // An item is what a place is sorted by, in one number, lowest first: 32 bits of the score, 16 of the tie key, and the
 // place itself, 8 bits each of its row and column.
-constexpr int kPlaceBits = 16;
+constexpr int kLargePlaceBits = 16;
 constexpr uint64_t kLast = ~uint64_t{0};
 
 // One tile, and the memory in which its thread works.
-struct Tile {
+struct LargeTile {
   const KeepRegularCall& call;
   int64_t first;    // of its entries
   uint64_t* items;  // [length], a power of two
@@ -34,7 +36,7 @@ RAREFY_INLINE int entry_of(uint64_t item, int side) {
   return static_cast<int>(item >> 8 & 0xff) * side + static_cast<int>(item & 0xff);
 }
 
-void fill_items(const Tile& t) {
+void fill_items(const LargeTile& t) {
   const int side = t.call.side;
   for (int r = 0; r < side; r++)
     for (int c = 0; c < side; c++) {
@@ -42,7 +44,7 @@ void fill_items(const Tile& t) {
       // The sign turned, so that keys sort the same way without one.
       const uint64_t tie = static_cast<uint64_t>(tie_key(t.call, t.first + i)) ^ uint64_t{1} << 63;
       const uint64_t score = ~key_of(t.scores[i]);
-      t.items[i] = (score & 0xffffffffu) << 32 | tie >> 48 << kPlaceBits | static_cast<uint64_t>(r << 8 | c);
+      t.items[i] = (score & 0xffffffffu) << 32 | tie >> 48 << kLargePlaceBits | static_cast<uint64_t>(r << 8 | c);
     }
   for (int i = side * side; i < t.length; i++) t.items[i] = kLast;
 }
@@ -65,7 +67,7 @@ RAREFY_INLINE void merge(const uint64_t* __restrict from, int run, uint64_t* __r
 }
 
 // The items in order; where that is.
-const uint64_t* sorted(const Tile& t) {
+const uint64_t* sorted(const LargeTile& t) {
   uint64_t *from = t.items, *to = t.spare;
   for (int run = 1; run < t.length; run *= 2) {
     for (int i = 0; i < t.length; i += 2 * run) merge(from + i, run, to + i);
@@ -76,7 +78,7 @@ const uint64_t* sorted(const Tile& t) {
   // Equal scores whose tie keys begin with the same bits are told apart by all of them.
   const int size = t.call.side * t.call.side;
   for (int i = 1; i < size; i++)
-    for (int j = i; j > 0 && from[j] >> kPlaceBits == from[j - 1] >> kPlaceBits; j--) {
+    for (int j = i; j > 0 && from[j] >> kLargePlaceBits == from[j - 1] >> kLargePlaceBits; j--) {
       const uint64_t above = from[j - 1], below = from[j];
       if (tie_key(t.call, t.first + entry_of(above, t.call.side)) <=
           tie_key(t.call, t.first + entry_of(below, t.call.side)))
@@ -88,7 +90,7 @@ const uint64_t* sorted(const Tile& t) {
 }
 
 // As long as row and column have room; how many.
-int take_highest(const Tile& t) {
+int take_highest(const LargeTile& t) {
   const int side = t.call.side, count = t.call.count;
   const uint64_t* sequence = sorted(t);
   memset(t.rows, 0, sizeof(int) * side);
@@ -107,7 +109,7 @@ int take_highest(const Tile& t) {
 }
 
 // As numbers, since differences of infinities would be NaN; the lowest is what was NaN.
-void fill_finite(const Tile& t) {
+void fill_finite(const LargeTile& t) {
   for (int i = 0; i < t.call.side * t.call.side; i++) {
     const float score = t.scores[i];
     const double bounded = score > 3.5e38 ? 1e100 : score < -3.5e38 ? -1e100 : static_cast<double>(score);
@@ -122,7 +124,7 @@ int first_with_room(const int* counts, int count) {
 }
 
 // The best of row x to give way, where `base` has what (row, y) brings and -∞ where it is active; how good it is.
-RAREFY_INLINE double best_gain(const Tile& t, int x, double brought, const double* __restrict base,
+RAREFY_INLINE double best_gain(const LargeTile& t, int x, double brought, const double* __restrict base,
                                double* __restrict gains) {
   const int side = t.call.side;
   const double none = -__builtin_inf();
@@ -136,7 +138,7 @@ RAREFY_INLINE double best_gain(const Tile& t, int x, double brought, const doubl
 }
 
 // One active (x, y) gives way to (row, y) and (x, column): the one that costs least, of equal ones the first.
-void exchange(const Tile& t) {
+void exchange(const LargeTile& t) {
   const int side = t.call.side;
   const int row = first_with_room(t.rows, t.call.count), column = first_with_room(t.columns, t.call.count);
   for (int y = 0; y < side; y++)
@@ -159,7 +161,7 @@ void exchange(const Tile& t) {
   t.columns[column]++;
 }
 
-void keep_tile(const Tile& t) {
+void keep_tile(const LargeTile& t) {
   fill_items(t);
   const int missing = t.call.side * t.call.count - take_highest(t);
   if (missing) fill_finite(t);
@@ -181,7 +183,7 @@ void keep_tiles(const KeepRegularCall& c, int64_t begin, int64_t end, int length
   int* rows = reinterpret_cast<int*>(scores + size);
   uint8_t* mask = reinterpret_cast<uint8_t*>(rows + 2 * c.side);
   for (int64_t i = begin; i < end; i++) {
-    load_tile(c, i, scores);
+    load_tile(c, i, c.side, c.side, scores);
     keep_tile({
         .call = c,
         .first = i * size,
@@ -196,7 +198,7 @@ void keep_tiles(const KeepRegularCall& c, int64_t begin, int64_t end, int length
         .columns = rows + c.side,
         .mask = mask,
     });
-    store_tile(c, i, mask);
+    store_tile(c, i, c.side, mask);
   }
 }
 
@@ -216,6 +218,14 @@ bool keep_greedy(const KeepRegularCall& c) {
 
 }  // namespace
 
-bool keep_regular(const KeepRegularCall& c) { return c.options ? keep_best(c) : keep_greedy(c); }
+bool keep_regular(const KeepRegularCall& c) {
+  if (!c.options && c.side > kMostFitting) return keep_greedy(c);
+  if (c.options) keep_best(c);
+  else if (c.side == 8) keep_fitting<8, true>(c);
+  else if (c.side < 8) keep_fitting<8, false>(c);
+  else if (c.side == 16) keep_fitting<16, true>(c);
+  else keep_fitting<16, false>(c);
+  return true;
+}
 
 }  // namespace rarefy::RAREFY_ISA

@@ -11,31 +11,41 @@ RAREFY_INLINE int64_t tile_begin(const KeepRegularCall& c, int64_t tile) {
   return (tile / width * c.columns + tile % width) * c.side;
 }
 
-RAREFY_INLINE void load_tile(const KeepRegularCall& c, int64_t tile, float* __restrict scores) {
+// The scores of a tile, its rows `stride` apart. `side` is that of the call, and known to the compiler where it can be.
+RAREFY_INLINE void load_tile(const KeepRegularCall& c, int64_t tile, int side, int stride, float* __restrict scores) {
   const int64_t begin = tile_begin(c, tile);
-  for (int r = 0; r < c.side; r++)
-    for (int i = 0; i < c.side; i++) scores[r * c.side + i] = c.scores[begin + r * c.columns + i];
+  for (int r = 0; r < side; r++) memcpy(scores + r * stride, c.scores + begin + r * c.columns, sizeof(float) * side);
   if (!c.marked) return;
-  for (int r = 0; r < c.side; r++)
-    for (int i = 0; i < c.side; i++) {
-      float& score = scores[r * c.side + i];
-      score = c.marked[begin + r * c.columns + i] ? c.fill : score;
+  uint32_t fill;
+  memcpy(&fill, &c.fill, 4);
+  for (int r = 0; r < side; r++)
+    for (int i = 0; i < side; i++) {
+      uint32_t score;
+      memcpy(&score, scores + r * stride + i, 4);
+      // All bits of what is marked: no branch, as branches on masks are mispredicted.
+      const uint32_t marked = -static_cast<uint32_t>(c.marked[begin + r * c.columns + i]);
+      score = (score & ~marked) | (fill & marked);
+      memcpy(scores + r * stride + i, &score, 4);
     }
 }
 
-RAREFY_INLINE void store_tile(const KeepRegularCall& c, int64_t tile, const uint8_t* __restrict kept) {
+RAREFY_INLINE void store_tile(const KeepRegularCall& c, int64_t tile, int side, const uint8_t* __restrict kept) {
   uint8_t* mask = c.mask + tile_begin(c, tile);
-  for (int r = 0; r < c.side; r++)
-    for (int i = 0; i < c.side; i++) mask[r * c.columns + i] = kept[r * c.side + i];
+  for (int r = 0; r < side; r++) memcpy(mask + r * c.columns, kept + r * side, static_cast<size_t>(side));
 }
 
-// The key of an entry by the order that rarefy/ties.py defines (SplitMix64's finalizer): the lowest wins.
-RAREFY_INLINE int64_t tie_key(const KeepRegularCall& c, int64_t entry) {
-  const int64_t place = c.places ? c.places[entry] : entry;
-  uint64_t x = static_cast<uint64_t>(place) + static_cast<uint64_t>(c.start);
+// SplitMix64's finalizer, of a number or of a vector of them.
+template <class Word>
+RAREFY_INLINE Word mixed(Word x) {
   x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9u;
   x = (x ^ (x >> 27)) * 0x94D049BB133111EBu;
-  return static_cast<int64_t>(x ^ (x >> 31));
+  return x ^ (x >> 31);
+}
+
+// The key of an entry by the order that rarefy/ties.py defines: the lowest wins.
+RAREFY_INLINE int64_t tie_key(const KeepRegularCall& c, int64_t entry) {
+  const int64_t place = c.places ? c.places[entry] : entry;
+  return static_cast<int64_t>(mixed(static_cast<uint64_t>(place) + static_cast<uint64_t>(c.start)));
 }
 
 }  // namespace rarefy::RAREFY_ISA

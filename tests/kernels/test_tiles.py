@@ -12,7 +12,21 @@ from rarefy.patterns import tiles
 from rarefy.ties import TieOrder
 
 FUZZ = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-COUNTS = [(2, 1), (3, 1), (3, 2), (4, 1), (4, 2), (4, 3), (5, 2), (6, 5), (8, 4), (8, 1), (9, 3)]
+COUNTS = [
+    (2, 1),
+    (3, 1),
+    (3, 2),
+    (4, 1),
+    (4, 2),
+    (4, 3),
+    (5, 2),
+    (6, 5),
+    (8, 4),
+    (8, 1),
+    (9, 3),
+    (16, 15),
+    (17, 5),
+]
 INF, NAN = float("inf"), float("nan")
 SPECIAL = [0.0, -0.0, 1.0, 1.0, 0.5, -1.0, 3e38, -3e38, INF, INF, -INF, NAN]
 KINDS = ["normal", "rough", "constant", "special", "half -inf", "some +inf", "nan", "far apart"]
@@ -77,10 +91,22 @@ def test_compiled_tiles_are_those_of_plain_torch(
 @pytest.mark.parametrize("case", [(4, 2), (8, 4), (16, 8), (33, 20)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_many_and_large_tiles(isa: str, case: tuple[int, int], kind: str) -> None:
-    """Of hundreds of tiles of equal scores, some have keys that begin with the same 16 bits."""
+    """Of the largest tiles of equal scores, some have keys that begin with the same 16 bits."""
     scores = scores_of(kind, (case[0], 20_000 // case[0] ** 2 * case[0]), 1)
     order = TieOrder(7)
     assert torch.equal(tiles.keep_regular_in(scores, *case, order), plainly(scores, case, order))
+
+
+@pytest.mark.parametrize(("side", "seed"), [(8, 39), (12, 10), (16, 10)])
+def test_equal_scores_whose_keys_begin_alike(isa: str, side: int, seed: int) -> None:
+    """An item has room for 24 bits of the key that decides between equal scores."""
+    order = TieOrder(seed)
+    number = 80_000 // side**2
+    first_bits = (order.keys(torch.arange(number * side**2)).view(number, -1) >> 40).sort(1).values
+    assert (first_bits.diff() == 0).any()
+    scores = torch.ones(side, number * side)
+    found = tiles.keep_regular_in(scores, side, side // 2, order)
+    assert torch.equal(found, plainly(scores, (side, side // 2), order))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
