@@ -322,4 +322,5 @@ NB_MODULE(_C, m) {
         "threads"_a);
   m.def("panels_gather", &rarefy::gather, release, named, "panels"_a, "matrix"_a, "values"_a, "threads"_a);
   rarefy::bind_blocks(m);
+  rarefy::bind_attention(m);
 }

@@ -31,5 +31,6 @@ inline Element element_of(int number) {
 const KernelTable& table(int index);
 
 void bind_blocks(nb::module_& m);
+void bind_attention(nb::module_& m);
 
 }  // namespace rarefy

@@ -31,8 +31,9 @@ def error(found: Tensor, wanted: Tensor) -> float:
 
 @pytest.fixture
 def fast(monkeypatch):
-    """A processor that has the instructions, whether it has or not."""
+    """A processor that has the instructions and no matrix unit, whatever it has."""
     monkeypatch.setattr(bfloat16_attention, "is_fast", lambda: True)
+    monkeypatch.setattr(attention, "takes_attention", lambda *_: False)
 
 
 @pytest.fixture

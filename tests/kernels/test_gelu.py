@@ -14,7 +14,8 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from rarefy.kernels import gelu, native, tanh_gelu
+from rarefy.kernels import native, tanh_gelu
+from rarefy.kernels.dense import gelu
 from rarefy.kernels.instruction_sets import instruction_set
 
 COMPILED = pytest.mark.skipif(instruction_set() == "reference", reason="needs the compiled kernels")

@@ -24,6 +24,17 @@ def is_fast() -> bool:
     return may_use and bool(has.get("avx512_bf16")) and not has.get("amx_bf16")
 
 
+def is_torchs(query: Tensor) -> bool:
+    """Whether torch attends to all of these queries in less time than to blocks of them: bfloat16 with a matrix unit.
+
+    Example:
+        >>> is_torchs(torch.ones(1))
+        False
+    """
+    has = getattr(torch.cpu, "get_capabilities", dict)()
+    return query.dtype == torch.bfloat16 and bool(has.get("amx_bf16"))
+
+
 def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """softmax(Q·Kᵀ/√d)·V, where the queries are the last positions of the keys and see no later ones.
 

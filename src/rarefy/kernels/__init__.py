@@ -3,7 +3,7 @@
 from rarefy.kernels.block_index import BlockIndex, index_of, sources_between, takes_blocks
 from rarefy.kernels.block_ops import block_linear
 from rarefy.kernels.blocks import BlockTopology, whole_blocks
-from rarefy.kernels.gelu import tanh_gelu
+from rarefy.kernels.dense import matrix_attention, takes_attention, tanh_gelu
 from rarefy.kernels.instruction_sets import available, instruction_set
 from rarefy.kernels.linear_gradients import check_activations, dense_gradient
 from rarefy.kernels.moving import move_entries
@@ -40,9 +40,11 @@ __all__ = [
     "keep_regular",
     "keep_top",
     "keep_top_and_tie",
+    "matrix_attention",
     "move_entries",
     "sources_between",
     "sparse_linear",
+    "takes_attention",
     "takes_blocks",
     "takes_tiles",
     "tanh_gelu",
