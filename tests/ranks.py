@@ -8,10 +8,14 @@ from multiprocessing import set_forkserver_preload
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+NEEDS_FULLY_SHARD = pytest.mark.skipif(
+    not hasattr(torch.cpu.Stream, "record_event"), reason="fully_shard of this torch does not run on the CPU"
+)
 # Far above what a busy machine takes; a process that another waits for in vain fails the test then.
 _PATIENCE = timedelta(minutes=5)
 

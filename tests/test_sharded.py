@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 
 import rarefy
+from ranks import NEEDS_FULLY_SHARD
 from rarefy.checkpoint.directory import CheckpointParts, load, save
 from rarefy.distributed import Cut
 from rarefy.errors import RarefyError
@@ -23,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from sharded_runs import CASES, RIGL, Case, Run, build, cut
 
 # (ranks, case, order): every case in two processes; in four those that place counts most for, and a mesh of copies.
+pytestmark = NEEDS_FULLY_SHARD
 IN_FOUR = {
     "gmp tied": "before",
     "set": "after",

@@ -193,7 +193,7 @@ def test_tied_weights_are_one_where_a_process_has_no_piece(
 @pytest.mark.parametrize("name", [BY_USER, IN_TWO, BY_RAREFY])
 def test_one_process_reads_what_several_wrote(results: list[dict[str, Any]], folder: Path, name: str) -> None:
     weight = whole()["fc.weight"]
-    assert reads_back(folder / name, state_of(whole(), weight), no_dist=True)
+    assert reads_back(folder / name, state_of(whole(), weight))
     parts = directory.load(folder / name)
     assert parts.optimizer["param_groups"][0]["betas"] == (0.9, 0.99)
     assert is_same({key: parts.model[key] for key in whole()}, whole())
@@ -218,14 +218,14 @@ def test_what_is_written_in_the_background_is_there(results: list[dict[str, Any]
 
 
 def save_alone(path: Path, state: dict[str, Any], **options: Any) -> None:
-    save(state, storage_writer=SparseStorageWriter(path, **options), no_dist=True)
+    save(state, storage_writer=SparseStorageWriter(path, **options))
 
 
 def test_one_process_writes_the_format_of_one(tmp_path: Path) -> None:
     save_alone(tmp_path / "checkpoint_1", state_of(whole(), torch.ones(2)))
     state = json.loads((tmp_path / "checkpoint_1" / "state.json").read_text())
     assert state["format_version"] == 2 and state["step"] == 1 and "cuts" not in state
-    assert reads_back(tmp_path / "checkpoint_1", state_of(whole(), torch.ones(2)), no_dist=True)
+    assert reads_back(tmp_path / "checkpoint_1", state_of(whole(), torch.ones(2)))
 
 
 def test_a_checkpoint_takes_the_place_of_another(tmp_path: Path) -> None:
@@ -244,8 +244,8 @@ def test_empty_values_keep_the_places_of_those_after_them(tmp_path: Path) -> Non
 
 def test_a_writer_may_try_again_after_a_failure(tmp_path: Path) -> None:
     writer = SparseStorageWriter(tmp_path / "checkpoint_1")
-    told(lambda: save({"state": {"a": Unknown()}}, storage_writer=writer, no_dist=True))
-    save({"model": {"w": torch.ones(1)}}, storage_writer=writer, no_dist=True)
+    told(lambda: save({"state": {"a": Unknown()}}, storage_writer=writer))
+    save({"model": {"w": torch.ones(1)}}, storage_writer=writer)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint_1"]
 
 
@@ -270,7 +270,7 @@ class Unknown:
 def test_what_cannot_be_stored_is_refused(tmp_path: Path, state: dict[str, Any], problem: str) -> None:
     save_alone(tmp_path / "checkpoint_1", {"model": {"w": torch.ones(1)}})
     writer = SparseStorageWriter(tmp_path / "checkpoint_2")
-    assert problem in told(lambda: save(state, storage_writer=writer, no_dist=True))
+    assert problem in told(lambda: save(state, storage_writer=writer))
     writer.close()
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint_1"]
 
@@ -294,13 +294,12 @@ def test_the_path_may_be_given_to_torch(tmp_path: Path) -> None:
         {"model": {"w": torch.ones(1)}},
         storage_writer=writer,
         checkpoint_id=tmp_path / "checkpoint_7",
-        no_dist=True,
     )
     assert SparseStorageReader.validate_checkpoint_id(tmp_path / "checkpoint_7")
     assert not SparseStorageReader.validate_checkpoint_id(tmp_path / "checkpoint_1")
     found = {"model": {"w": torch.zeros(1)}}
     reader = SparseStorageReader(tmp_path / "checkpoint_1")
-    load(found, storage_reader=reader, checkpoint_id=tmp_path / "checkpoint_7", no_dist=True)
+    load(found, storage_reader=reader, checkpoint_id=tmp_path / "checkpoint_7")
     assert found["model"]["w"].item() == 1.0
 
 
@@ -332,6 +331,4 @@ def test_what_does_not_fit_is_told(tmp_path: Path, change: Any, problem: str) ->
 def test_other_shapes_are_refused(tmp_path: Path) -> None:
     path = directory.save(tmp_path, 1, CheckpointParts({"w": torch.ones(3)}))
     found = {"model": {"w": torch.zeros(4)}}
-    assert "Size mismatch" in told(
-        lambda: load(found, storage_reader=SparseStorageReader(path), no_dist=True)
-    )
+    assert "Size mismatch" in told(lambda: load(found, storage_reader=SparseStorageReader(path)))

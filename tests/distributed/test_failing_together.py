@@ -14,12 +14,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 import rarefy
-from ranks import in_processes
+from ranks import NEEDS_FULLY_SHARD, in_processes
 from rarefy.checkpoint.directory import load
 from rarefy.checkpoint.writing import frozen
 from rarefy.distributed import failing_together
 from rarefy.errors import RarefyError
 
+pytestmark = NEEDS_FULLY_SHARD
 STEPS = 6
 CASES = [
     ("ddp", "snip"),

@@ -11,13 +11,14 @@ import pytest
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ranks import in_processes
+from ranks import NEEDS_FULLY_SHARD, in_processes
 from rarefy.callbacks import Callback
 from rarefy.models import build_model
 from rarefy.run.builder import Builder
 from rarefy.run.schema import parse
 
 STEPS, WORLDS, STRATEGIES = 60, (2, 4), ("ddp", "fsdp2")
+pytestmark = NEEDS_FULLY_SHARD
 UPDATE = {"freq": 12, "stop": 50}
 DYNAMIC = {"sparsity": 0.7, "update": UPDATE}
 GROWING = {"type": "linear", "init": 0.2, "slope": 0.01}

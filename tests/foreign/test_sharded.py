@@ -17,9 +17,10 @@ from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 
 import rarefy
 from foreign.networks import RIGL, STATIC, loss_of, network
+from ranks import NEEDS_FULLY_SHARD
 from rarefy.errors import ConfigError, RarefyError
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.filterwarnings("ignore"), NEEDS_FULLY_SHARD]
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -17,7 +17,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler
 
-from ranks import in_processes
+from ranks import NEEDS_FULLY_SHARD, in_processes
 from two_ranks import (
     BATCH,
     EVERY_STATE,
@@ -315,6 +315,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Found]]:
 
 
 @pytest.mark.slow
+@NEEDS_FULLY_SHARD
 @pytest.mark.parametrize("case", CASES)
 def test_it_learns_what_one_process_learns(case: str, results: list[dict[str, Found]]) -> None:
     for rank in results:

@@ -14,7 +14,10 @@ from safetensors.torch import load_file
 
 import tiny_run
 from process_runs import STEPS, made, run, samples
+from ranks import NEEDS_FULLY_SHARD
 from rarefy.checkpoint.directory import load
+
+pytestmark = NEEDS_FULLY_SHARD
 
 
 def taken(folder: Path, *arguments: str) -> list[str]:

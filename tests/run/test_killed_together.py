@@ -15,8 +15,10 @@ import pytest
 import torch
 
 from process_runs import STEPS, made, run
+from ranks import NEEDS_FULLY_SHARD
 from rarefy.checkpoint.directory import CheckpointParts, load
 
+pytestmark = NEEDS_FULLY_SHARD
 RANKS = 2
 
 

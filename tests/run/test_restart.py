@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import rarefy
+from ranks import NEEDS_FULLY_SHARD
 from rarefy.checkpoint.directory import load
 
 CODE = """
@@ -84,7 +85,7 @@ def train(folder: Path, kill_at: int, strategy: str) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp2", marks=NEEDS_FULLY_SHARD)])
 def test_a_killed_process_changes_nothing(tmp_path: Path, strategy: str) -> None:
     killed = train(tmp_path / "killed", 5, strategy)
     assert "begins at step 3" in (tmp_path / "killed" / "md" / "ranks" / "rank_1.log").read_text()

@@ -14,6 +14,7 @@ import torch.multiprocessing as mp
 from torch import nn
 from torch.distributed import fsdp
 
+from ranks import NEEDS_FULLY_SHARD
 from rarefy.callbacks.events import Callback
 from rarefy.checkpoint import directory
 from rarefy.checkpoint.dcp import storage_writer
@@ -26,6 +27,7 @@ from rarefy.trainer.state import restore
 from rarefy.trainer.trainer import Trainer
 from rarefy.validation.block import read_block
 
+pytestmark = NEEDS_FULLY_SHARD
 RANKS = 2
 STEPS = 60
 SPARSITY = {"algorithm": "rigl", "sparsity": 0.5, "drop_fraction": 0.5, "update": {"freq": 12}}
@@ -180,6 +182,15 @@ def without_a_cpu_group():
         return told(lambda: cut.cut(nn.Linear(2, 2), torch.device("cpu")))
 
 
+def with_an_old_torch():
+    """What torch 2.6 would be told, whose streams of the CPU cannot do what `fully_shard` asks of them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cpu, "Stream", object)
+        patch.setattr(torch, "__version__", "2.6.0")
+        cut = Parallel(read_block(ParallelConfig, {"strategy": "fsdp2"}, "parallel"))
+        return told(lambda: cut.cut(nn.Linear(2, 2), torch.device("cpu")))
+
+
 def told(action):
     try:
         action()
@@ -195,6 +206,7 @@ def refused(folder, rank):
     half = {"fp16_type": "float16", "loss_scaling_factor": "dynamic"}
     return {
         "cpu_offload": without_a_cpu_group(),
+        "device": with_an_old_torch(),
         "compact": told(
             lambda: train(folder, rank, RANKS, parallel=cut, sparsity={**SPARSITY, "compute": "compact"})
         ),
@@ -425,6 +437,10 @@ def test_what_does_not_go_with_it_is_refused(results):
             "parallel.cpu_offload: true in a process group of gloo alone is not allowed; give false, or join the "
             "processes by a group that sends from the CPU too (example: "
             'torch.distributed.init_process_group("cpu:gloo,cuda:nccl"))'
+        ),
+        "device": (
+            "parallel.strategy: fsdp2 on the CPU with torch 2.6.0 is not allowed; give ddp, or install a newer torch "
+            "(example: strategy: ddp)"
         ),
         "optimizer": (
             "optimizer: a SGD is not allowed; give a function of the model that returns the optimizer, as fsdp2 makes "

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import rarefy
 import tiny_run
+from ranks import NEEDS_FULLY_SHARD
 from rarefy.callbacks.events import Callback
 from rarefy.errors import RarefyError
 from rarefy.first_masks.kinds import Snip
@@ -331,7 +332,10 @@ if ranks > 1:
 """
 
 
-@pytest.mark.parametrize(("compute", "strategy"), [("masked", "ddp"), ("compact", "ddp"), ("auto", "fsdp2")])
+@pytest.mark.parametrize(
+    ("compute", "strategy"),
+    [("masked", "ddp"), ("compact", "ddp"), pytest.param("auto", "fsdp2", marks=NEEDS_FULLY_SHARD)],
+)
 def test_two_processes_find_the_masks_of_one(tmp_path, compute, strategy):
     (tmp_path / "script.py").write_text(SCRIPT)
     command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path)]

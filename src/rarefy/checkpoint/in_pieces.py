@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,24 +27,21 @@ def read_cut(path: Path, part: str, wanted: Wanted) -> dict[str, Tensor]:
         CheckpointError, KeyError, ValueError: a file lacks what it should have.
     """
     # Here, as importing torch's takes long, and only processes that hold pieces need it.
-    from torch.distributed.checkpoint import CheckpointException, DefaultLoadPlanner, load
+    from torch.distributed.checkpoint import DefaultLoadPlanner
 
     from rarefy.checkpoint.dcp.part_reader import PartReader
 
     reader = PartReader(path, part)
-    described: dict[str, Any] = dict(reader.read_metadata().state_dict_metadata)
+    metadata = reader.read_metadata()
+    described: dict[str, Any] = dict(metadata.state_dict_metadata)
     found = {
         name: _place(one, wanted(name, one.size) if one.size else None) for name, one in described.items()
     }
     planner = DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
-    with warnings.catch_warnings():
-        # It says that it exchanges nothing, as it is told to: no process needs to know what others read.
-        warnings.simplefilter("ignore", UserWarning)
-        try:
-            load(found, storage_reader=reader, planner=planner, no_dist=True)
-        except CheckpointException as failed:
-            # No `Exception` in torch, so that nothing would catch it.
-            raise failed.failures[0][0] from None
+    # Not by torch's `load`, which in older versions exchanges plans: no process needs to know what others read.
+    planner.set_up_planner(found, metadata, is_coordinator=True)
+    plans = planner.create_global_plan([planner.create_local_plan()])
+    reader.read_data(planner.finish_plan(plans[0]), planner).wait()
     return found
 
 

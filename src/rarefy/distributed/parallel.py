@@ -86,10 +86,11 @@ class Parallel:
             device: of this process.
 
         Raises:
-            ConfigError: a `shard_size` that does not divide the number of processes, or `cpu_offload` where the process
-                group sends nothing from the CPU.
+            ConfigError: a `shard_size` that does not divide the number of processes, `cpu_offload` where the process
+                group sends nothing from the CPU, or a torch that cuts no model on the CPU.
         """
         if self.cuts:
+            self._check_device(device)
             self._check_offload()
             # Here, as the module behind it takes long to import and few runs cut their model.
             from rarefy.distributed.fully_shard import cut_model
@@ -98,6 +99,12 @@ class Parallel:
             dtype = torch.bfloat16 if config.mixed_precision == "bfloat16" else None
             later = config.reshard_after_forward
             cut_model(model, device, config.shard_size, dtype, later, config.cpu_offload)
+
+    def _check_device(self, device: torch.device) -> None:
+        """Refuses what fails in torch 2.6, in the first forward pass."""
+        if device.type == "cpu" and not hasattr(torch.cpu.Stream, "record_event"):
+            given = f"fsdp2 on the CPU with torch {torch.__version__}"
+            raise ConfigError("parallel.strategy", given, "ddp, or install a newer torch", "strategy: ddp")
 
     def _check_offload(self) -> None:
         """Refuses what torch would, in the first gradient norm."""

@@ -59,7 +59,7 @@ class SparseStorageReader(StorageReader):
         >>> from rarefy.checkpoint.directory import CheckpointParts, save
         >>> path = save(Path(tempfile.mkdtemp()), 3, CheckpointParts({"fc.weight": torch.eye(2)}))
         >>> state = {"model": {"fc.weight": torch.empty(2, 2)}}
-        >>> torch.distributed.checkpoint.load(state, storage_reader=SparseStorageReader(path), no_dist=True)
+        >>> torch.distributed.checkpoint.load(state, storage_reader=SparseStorageReader(path))
         >>> state["model"]["fc.weight"].tolist()
         [[1.0, 0.0], [0.0, 1.0]]
     """

@@ -66,7 +66,7 @@ class SparseStorageWriter(StorageWriter):
         >>> import tempfile, torch
         >>> path = Path(tempfile.mkdtemp()) / "checkpoint_3"
         >>> state = {"model": {"fc.weight": torch.eye(2)}, "optimizer": {"lr": 0.1}}
-        >>> _ = torch.distributed.checkpoint.save(state, storage_writer=SparseStorageWriter(path), no_dist=True)
+        >>> _ = torch.distributed.checkpoint.save(state, storage_writer=SparseStorageWriter(path))
         >>> sorted(file.name for file in path.iterdir())[:3]
         ['MANIFEST.json', 'model.safetensors', 'optimizer.safetensors']
     """
