@@ -8,13 +8,14 @@ namespace rarefy::RAREFY_ISA {
 constexpr int kMostPlaces = 16;
 constexpr int kMostOptions = 90;  // two of four
 
-// The places that each option keeps, and how many of the first are those of the option before it: their sum is known.
+// The places that each option keeps. Neighbours in the list may have the first half of them in common, whose sum is then
+// known.
 struct Options {
   int number;
   int kept;  // of each
   uint8_t places[kMostOptions][kMostPlaces];
-  uint8_t shared[kMostOptions];
-  int64_t refused[kMostOptions];  // bits: the places that it lacks, and 16 above them those that it keeps
+  bool begins_alike[kMostOptions];  // as the one before it
+  int64_t refused[kMostOptions];    // bits: the places that it lacks, and 16 above them those that it keeps
 };
 
 // Scores of as many tiles as a vector holds. Infinite ones outrank every sum, so they are counted apart: one +∞
@@ -36,7 +37,7 @@ struct Choice {
 
 RAREFY_INLINE Options options_of(const KeepRegularCall& c) {
   const int size = c.side * c.side;
-  Options made{.number = c.option_count, .kept = c.side * c.count, .places = {}, .shared = {}, .refused = {}};
+  Options made{.number = c.option_count, .kept = c.side * c.count, .places = {}, .begins_alike = {}, .refused = {}};
   for (int o = 0; o < c.option_count; o++) {
     int kept = 0;
     for (int i = 0; i < size; i++) {
@@ -44,9 +45,8 @@ RAREFY_INLINE Options options_of(const KeepRegularCall& c) {
       if (keeps) made.places[o][kept++] = static_cast<uint8_t>(i);
       made.refused[o] |= int64_t{1} << (keeps ? i + 16 : i);
     }
-    int shared = 0;
-    while (o > 0 && shared < kept && made.places[o][shared] == made.places[o - 1][shared]) shared++;
-    made.shared[o] = static_cast<uint8_t>(shared);
+    const size_t half = static_cast<size_t>(kept / 2);
+    made.begins_alike[o] = o > 0 && memcmp(made.places[o], made.places[o - 1], half) == 0;
   }
   return made;
 }
@@ -86,31 +86,31 @@ RAREFY_INLINE void fill_ranks(Batch& batch, int size) {
     for (int i = 0; i < size; i++) batch.ranks[i][t] = rank_of(batch.scores[t][i], size);
 }
 
+RAREFY_INLINE Doubles sum_of(const Doubles* numbers, const uint8_t* places, int kept) {
+  Doubles sum = numbers[places[0]];
+  for (int k = 1; k < kept; k++) sum += numbers[places[k]];
+  return sum;
+}
+
 // The option with the highest sum among those that keep every +∞, and nothing else that is not finite; where there is
 // none, its sum is -∞.
-template <bool kHasInfinities>
+template <int kKept, bool kHasInfinities>
 RAREFY_INLINE Choice choose(const Options& options, const Batch& batch) {
-  const Doubles zero = {};
-  const Doubles none = zero - __builtin_inf();
-  Doubles sums[kMostPlaces], highest = none, second = none;
+  constexpr int kHalf = kKept / 2;
+  const Doubles none = Doubles{} - __builtin_inf();
+  Doubles first_half = none, highest = none, second = none;
   Longs option = {};
   for (int o = 0; o < options.number; o++) {
     const uint8_t* places = options.places[o];
-    for (int k = options.shared[o]; k < options.kept; k++)
-      sums[k] = k ? sums[k - 1] + batch.finite[places[k]] : batch.finite[places[0]];
-    Doubles total = sums[options.kept - 1];
+    if (!options.begins_alike[o]) first_half = sum_of(batch.finite, places, kHalf);
+    Doubles total = first_half;
+    RAREFY_UNROLL for (int k = kHalf; k < kKept; k++) total += batch.finite[places[k]];
     if constexpr (kHasInfinities) total = where((batch.outranking & options.refused[o]) == 0, total, none);
     option = where(total > highest, Longs{} + o, option);
     second = larger(second, smaller(highest, total));
     highest = larger(highest, total);
   }
-  return {.by_rank = false, .rank = zero, .total = highest, .option = option, .tied = second == highest};
-}
-
-RAREFY_INLINE Doubles sum_of(const Doubles* numbers, const uint8_t* places, int kept) {
-  Doubles sum = numbers[places[0]];
-  for (int k = 1; k < kept; k++) sum += numbers[places[k]];
-  return sum;
+  return {.by_rank = false, .rank = Doubles{}, .total = highest, .option = option, .tied = second == highest};
 }
 
 // The same among all options, by the infinities that they keep first.
@@ -155,10 +155,11 @@ RAREFY_INLINE int settled(const KeepRegularCall& c, const Options& options, cons
   return option;
 }
 
+template <int kKept>
 RAREFY_INLINE Choice chosen(const Options& options, Batch& batch, int size) {
   set_infinities_apart(batch, size);
-  if (!batch.has_infinities) return choose<false>(options, batch);
-  const Choice best = choose<true>(options, batch);
+  if (!batch.has_infinities) return choose<kKept, false>(options, batch);
+  const Choice best = choose<kKept, true>(options, batch);
   int64_t found = -1;
   const Longs has_option = best.total > Doubles{} - __builtin_inf();
   for (int t = 0; t < kTiles; t++) found &= has_option[t];
@@ -167,10 +168,10 @@ RAREFY_INLINE Choice chosen(const Options& options, Batch& batch, int size) {
   return choose_by_rank(options, batch);
 }
 
-template <int kSide>
+template <int kSide, int kCount>
 void keep_best_of(const KeepRegularCall& c, const Options& options, Batch& batch, int64_t first, int wanted) {
   load_batch<kSide>(c, first, wanted, batch);
-  const Choice best = chosen(options, batch, kSide * kSide);
+  const Choice best = chosen<kSide * kCount>(options, batch, kSide * kSide);
   for (int t = 0; t < wanted; t++) {
     const int option =
         best.tied[t] ? settled(c, options, batch, best, t, first + t) : static_cast<int>(best.option[t]);
@@ -178,7 +179,7 @@ void keep_best_of(const KeepRegularCall& c, const Options& options, Batch& batch
   }
 }
 
-template <int kSide>
+template <int kSide, int kCount>
 void keep_best_in(const KeepRegularCall& c) {
   const Options options = options_of(c);
   const int64_t tiles = c.rows / c.side * (c.columns / c.side);
@@ -188,14 +189,16 @@ void keep_best_in(const KeepRegularCall& c) {
     Batch batch{};
 #pragma omp for schedule(static)
     for (int64_t b = 0; b < batches; b++)
-      keep_best_of<kSide>(c, options, batch, b * kTiles, static_cast<int>(min_of(int64_t{kTiles}, tiles - b * kTiles)));
+      keep_best_of<kSide, kCount>(c, options, batch, b * kTiles, static_cast<int>(min_of(int64_t{kTiles}, tiles - b * kTiles)));
   }
 }
 
 RAREFY_INLINE void keep_best(const KeepRegularCall& c) {
-  if (c.side == 2) keep_best_in<2>(c);
-  if (c.side == 3) keep_best_in<3>(c);
-  if (c.side == 4) keep_best_in<4>(c);
+  if (c.side == 2) keep_best_in<2, 1>(c);
+  if (c.side == 3) c.count == 1 ? keep_best_in<3, 1>(c) : keep_best_in<3, 2>(c);
+  if (c.side == 4 && c.count == 1) keep_best_in<4, 1>(c);
+  if (c.side == 4 && c.count == 2) keep_best_in<4, 2>(c);
+  if (c.side == 4 && c.count == 3) keep_best_in<4, 3>(c);
 }
 
 }  // namespace rarefy::RAREFY_ISA

@@ -194,7 +194,7 @@ void panels_sources(const SourcesCall&);
 
 // moved[i] = entries[sources[i]], and 0 where a source is -1.
 struct MoveCall {
-  const uint32_t* entries;
+  const uint32_t* entries;  // one at least
   const int64_t* sources;
   uint32_t* moved;
   int64_t size;  // of sources and moved

@@ -172,8 +172,12 @@ void panels_sources(const SourcesCall& c) {
 }
 
 void panels_move(const MoveCall& c) {
+  // Without a branch, which would be mispredicted: where there is no source, the first entry is read and its bits go.
 #pragma omp parallel for schedule(static) num_threads(c.threads)
-  for (int64_t i = 0; i < c.size; i++) c.moved[i] = c.sources[i] < 0 ? 0 : c.entries[c.sources[i]];
+  for (int64_t i = 0; i < c.size; i++) {
+    const int64_t has_source = ~(c.sources[i] >> 63);
+    c.moved[i] = c.entries[c.sources[i] & has_source] & static_cast<uint32_t>(has_source);
+  }
 }
 
 void panels_scatter(const ScatterCall& c) {

@@ -197,11 +197,18 @@ def drop_and_grow_in_pieces(
         fraction: share that is dropped, in [0, 1].
         order: as for `drop_and_grow`.
     """
+    kept, stay = drop_in_pieces(mask, drop_scores, count, fraction, order)
+    return kept | _top(grow_scores, ~kept, count - stay, order.other())
+
+
+def drop_in_pieces(
+    mask: Tensor, scores: Tensor, count: int, fraction: float, order: TieOrder
+) -> tuple[Tensor, int]:
+    """The first half of `drop_and_grow_in_pieces`: what stays, and how many connections that is."""
     active = active_count(mask)
     # Half to even, as `drop_in_rows` rounds, so that pieces give the mask of the whole.
     stay = count if active == mask.numel() else min(active - round(fraction * active), count)
-    kept = _top(drop_scores, mask, stay, order)
-    return kept | _top(grow_scores, ~kept, count - stay, order.other())
+    return _top(scores, mask, stay, order), stay
 
 
 def shares_of_top(scores: Sequence[Tensor], count: int, order: TieOrder = DEFAULT_ORDER) -> list[int]:

@@ -138,6 +138,8 @@ def test_surviving_connections_keep_value_and_state(pair: tuple[nn.Linear, Spars
 def test_entries_of_any_dtype_are_moved(dtype: torch.dtype) -> None:
     moved = move_entries(torch.tensor([0, 1]).to(dtype), torch.tensor([1, -1, 0, 1]))
     assert moved.dtype == dtype and moved.float().tolist() == [1, 0, 0, 1]
+    none = move_entries(moved[4:], torch.tensor([-1, -1]))
+    assert none.dtype == dtype and none.float().tolist() == [0, 0]
 
 
 def test_training_goes_on_after_a_change_while_the_old_graph_lives(

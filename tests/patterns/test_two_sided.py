@@ -91,7 +91,7 @@ def test_infinite_scores_come_before_sums(seed, counts):
     assert torch.equal(keep_regular(worst, 4, many, TieOrder()), outer)
 
 
-@pytest.mark.parametrize("side", [1, 2, 4, 255, 256])
+@pytest.mark.parametrize("side", [1, 2, 4, 8, 255, 256])
 @pytest.mark.parametrize("share", [0.5, 1.0])
 def test_connections_of_tiles_are_counted(side, share):
     mask = torch.rand(2 * side, side, generator=torch.Generator().manual_seed(side)) < share

@@ -135,6 +135,8 @@ def sources(panels: Layout, previous: Layout) -> Tensor:
 
 def move(entries: Tensor, sources: Tensor) -> Tensor:
     """Contiguous entries of 4 bytes at their new places; zero where `sources`, int64, is −1."""
+    if not entries.numel():
+        return entries.new_zeros(sources.numel())
     moved = entries.new_empty(sources.numel())
     _module().panels_move(
         entries=entries.data_ptr(),

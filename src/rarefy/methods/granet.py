@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from rarefy.algorithms.drop_and_grow import DropAndGrow
 from rarefy.algorithms.options import FractionSchedule, Sparsity, refuse_constant
 from rarefy.algorithms.view import Needs, WeightView, also_by_parts
+from rarefy.ties import TieOrder
 
 
 class GraNet(DropAndGrow):
@@ -57,6 +57,8 @@ class GraNet(DropAndGrow):
     def update_mask(self, view: WeightView) -> Tensor:
         """Prunes, then drops and grows; see the class."""
         size = self.favoured(view, view.mask, self.drop_score(view.weight, view.gradient))
-        # An active connection of zero weight goes before an inactive one, whose weight is zero too.
-        pruned = view.mask & self.keep_top(size.masked_fill(~view.mask, -torch.inf), view.sparsity)
+        # Among active ones alone: one of zero weight goes before an inactive one, whose weight is zero too.
+        structure = self.pattern.structure
+        reached = structure.within_reach(size.shape, view.sparsity)
+        pruned = structure.dropped(view.mask, size, reached, 0.0, TieOrder.of(self.generator))
         return self.exchanged(view, pruned, size)

@@ -184,6 +184,15 @@ class Free(Structure):
             return masks.drop_and_grow_in_pieces(mask, *scores, count, fraction, order)
         return super().drop_and_grow(mask, *scores, sparsity, fraction, order)
 
+    def dropped(
+        self, mask: Tensor, scores: Tensor, sparsity: float, fraction: float, order: TieOrder = DEFAULT_ORDER
+    ) -> Tensor:
+        """What `drop_and_grow` leaves before it grows."""
+        if is_cut(mask):
+            count = masks.kept_count(mask.numel(), sparsity)
+            return masks.drop_in_pieces(mask, scores, count, fraction, order)[0]
+        return super().dropped(mask, scores, sparsity, fraction, order)
+
     def layout(self, shape: Sequence[int]) -> tuple[int, int]:
         """One row of connections."""
         return 1, math.prod(shape)

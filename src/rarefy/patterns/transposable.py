@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rarefy import masks
 from rarefy.patterns.structures import NOfM, from_matrix, refuse_indivisible, to_matrix
-from rarefy.patterns.tiles import active_in_tiles, from_tiles, keep_regular_in, to_tiles
+from rarefy.patterns.tiles import active_in_rows, active_in_tiles, from_tiles, keep_regular_in, to_tiles
 from rarefy.ties import DEFAULT_ORDER, TieOrder
 
 
@@ -66,7 +66,8 @@ class Transposable(NOfM):
     def holds(self, mask: Tensor, sparsity: float) -> bool:
         """Whether no row and no column of a tile has more active connections than it may."""
         most = masks.kept_count(self.m, sparsity)
-        return not any(bool((counts > most).any()) for counts in active_in_tiles(to_matrix(mask), self.m))
+        counted = active_in_tiles(to_matrix(mask), self.m)
+        return not any(counts.numel() and int(counts.amax()) > most for counts in counted)
 
     def keep_top(self, scores: Tensor, sparsity: float, order: TieOrder = DEFAULT_ORDER) -> Tensor:
         """The mask of the highest sums of scores of a piece; see `Structure.keep_top`."""
@@ -92,12 +93,19 @@ class Transposable(NOfM):
             >>> Transposable(1, 2).drop_and_grow(mask, scores, scores, 0.5, fraction=1.0).int().tolist()
             [[0, 1], [1, 0]]
         """
+        kept = to_matrix(self.dropped(mask, drop_scores, sparsity, fraction, order))
         count = masks.kept_count(self.m, sparsity)
+        grow = to_matrix(grow_scores)
+        return from_matrix(keep_regular_in(grow, self.m, count, order.other(), kept, math.inf), mask.shape)
+
+    def dropped(
+        self, mask: Tensor, scores: Tensor, sparsity: float, fraction: float, order: TieOrder = DEFAULT_ORDER
+    ) -> Tensor:
+        """What `drop_and_grow` leaves before it grows."""
         active = to_matrix(mask)
         # The fullest row says how many a row has: masks that were made elsewhere may have rows with fewer.
-        before = int(active_in_tiles(active, self.m)[0].amax()) if active.numel() else 0
+        before = int(active_in_rows(active, self.m).amax()) if active.numel() else 0
+        count = masks.kept_count(self.m, sparsity)
         stay = count if before == self.m else min(before - round(fraction * before), count)
-        drop = to_matrix(drop_scores)
-        grow = to_matrix(grow_scores)
-        kept = active & keep_regular_in(drop, self.m, stay, order, ~active, -math.inf)
-        return from_matrix(keep_regular_in(grow, self.m, count, order.other(), kept, math.inf), mask.shape)
+        kept = active & keep_regular_in(to_matrix(scores), self.m, stay, order, ~active, -math.inf)
+        return from_matrix(kept, mask.shape)
