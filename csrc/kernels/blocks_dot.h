@@ -75,10 +75,10 @@ struct PairEngine {
   static void end() {}
 
   static void forward_weights(const float* block, const BlockShape& s, float* target) {
-    pair_columns(block, s.height, s.width, target);
+    pair_columns(block, s.height, s.width, PairAfterPair{s.height}, target);
   }
   static void backward_weights(const float* block, const BlockShape& s, float* target) {
-    pair_rows(block, s.height, s.width, target);
+    pair_rows(block, s.height, s.width, PairAfterPair{s.width}, target);
   }
   static void pack_inputs(const Bfloat16* source, int64_t stride, int tokens, int room, int columns, float* panels,
                           float* sums) {

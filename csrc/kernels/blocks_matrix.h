@@ -26,25 +26,34 @@ struct TokenRows {
 // Copies the last step of `rows`, if it is short, to `copy` [32, stride].
 static inline TokenRows with_whole_steps(const Bfloat16* rows, int64_t stride, int tokens, Bfloat16* copy) {
   const int whole = tokens / kTokenStep * kTokenStep;
-  const size_t short_by = static_cast<size_t>((kTokenStep - (tokens - whole)) * stride);
   const size_t present = static_cast<size_t>((tokens - whole) * stride);
   if (present) {
     memcpy(copy, rows + whole * stride, present * sizeof(Bfloat16));
-    memset(copy + present, 0, short_by * sizeof(Bfloat16));
+    memset(copy + present, 0, static_cast<size_t>(kTokenStep * stride) * sizeof(Bfloat16) - present * sizeof(Bfloat16));
   }
   return {.first = rows, .stride = stride, .tokens = tokens, .last_step = present ? copy : nullptr};
 }
+
+// Cells of weights tile after tile: kUnit pairs of inputs for 16 outputs, then the same pairs for the next outputs.
+template <int kUnit>
+struct TileAfterTile {
+  int outputs;
+
+  size_t at(int pair, int output) const {
+    const int tile = pair / kUnit * (outputs / kStrip) + output / kStrip;
+    return (static_cast<size_t>(tile) * kUnit + pair % kUnit) * kStrip + output % kStrip;
+  }
+};
 
 // The blocks that give 16 outputs.
 struct Strip {
   const int32_t* indices;  // [blocks] inputs from indices[q] * depth on
   int blocks;
-  const float* cells;  // of the first block, from these outputs on
-
-  bool is_above(const Strip& other) const { return indices == other.indices && cells + kStrip == other.cells; }
+  const float* cells;  // of the first block, from the tile of these outputs on
+  int line;
 };
 
-// W or its transpose as blocks of cells [depth / 2][width], line after line.
+// W or its transpose as blocks of cells, line after line.
 struct CellBlocks {
   BlockLines lines;
   int depth;  // inputs
@@ -52,18 +61,20 @@ struct CellBlocks {
   const float* cells;
 
   int strips() const { return width / kStrip; }  // of a line
+  template <int kUnit>
   Strip strip(int number) const {
     const int line = number / strips();
     const int32_t begin = lines.starts[line];
     return {
         .indices = lines.indices + begin,
         .blocks = lines.starts[line + 1] - begin,
-        .cells = cells + begin * (static_cast<int64_t>(depth / 2) * width) + number % strips() * kStrip,
+        .cells = cells + begin * (static_cast<int64_t>(depth / 2) * width) + number % strips() * (kUnit * kStrip),
+        .line = line,
     };
   }
 };
 
-// sums of tiles 0 and 2 (left), or 1 and 3, += 32 rows from `rows` on · the blocks of a strip. Tiles of inputs have kUnit cells.
+// sums of tiles 0 and 2 (left), or 1 and 3, += inputs of 32 tokens · the blocks of a strip. Tiles of inputs have kUnit cells.
 template <bool kLeft, int kUnit>
 void add_strip(const Strip& strip, const Bfloat16* rows, int64_t stride, int depth, int64_t width) {
   const Bfloat16* lower = rows + 16 * stride;
@@ -71,7 +82,7 @@ void add_strip(const Strip& strip, const Bfloat16* rows, int64_t stride, int dep
   for (int q = 0; q < strip.blocks; q++) {
     const int64_t column = static_cast<int64_t>(strip.indices[q]) * depth;
     for (int k = 0; k < depth; k += 2 * kUnit, cells += kUnit * width) {
-      RAREFY_TILE_LOAD(6, cells, width * 4);
+      RAREFY_TILE_LOAD(6, cells, 64);
       RAREFY_TILE_LOAD(4, rows + column + k, stride * 2);
       RAREFY_TILE_LOAD(5, lower + column + k, stride * 2);
       if constexpr (kLeft) {
@@ -93,9 +104,9 @@ void add_both_strips(const Strip& strip, const Bfloat16* rows, int64_t stride, i
   for (int q = 0; q < strip.blocks; q++) {
     const int64_t column = static_cast<int64_t>(strip.indices[q]) * depth;
     for (int k = 0; k < depth; k += 2 * kUnit, cells += kUnit * width) {
-      RAREFY_TILE_LOAD(6, cells, width * 4);
+      RAREFY_TILE_LOAD(6, cells, 64);
       RAREFY_TILE_LOAD(4, rows + column + k, stride * 2);
-      RAREFY_TILE_LOAD(7, cells + kStrip, width * 4);
+      RAREFY_TILE_LOAD(7, cells + kUnit * kStrip, 64);
       RAREFY_TILE_LOAD(5, lower + column + k, stride * 2);
       RAREFY_TILE_MULTIPLY(0, 4, 6);
       RAREFY_TILE_MULTIPLY(1, 4, 7);
@@ -156,37 +167,51 @@ struct RowProduct {
   // Strip `number` and the next one, or that strip alone, for the tokens [begin, end).
   template <int kUnit>
   void run_strips(int number, bool is_alone, int begin, int end) const {
-    const Strip left = weights.strip(number);
-    const Strip right = is_alone ? left : weights.strip(number + 1);
-    const bool is_one_line = left.is_above(right);
+    const Strip left = weights.template strip<kUnit>(number);
+    const Strip right = is_alone ? left : weights.template strip<kUnit>(number + 1);
+    const bool is_one_line = !is_alone && left.line == right.line;
     const float* left_bias = bias ? bias + static_cast<int64_t>(number) * kStrip : nullptr;
     const float* right_bias = is_alone || !bias ? left_bias : left_bias + kStrip;
     alignas(64) float sums[2 * 256];
     for (int token = begin; token < end; token += kTokenStep) {
+      const Bfloat16* inputs = rows.step(token);
       begin_sums(left_bias, right_bias);
       if (is_one_line) {
-        add_both_strips<kUnit>(left, rows.step(token), rows.stride, weights.depth, weights.width);
+        add_both_strips<kUnit>(left, inputs, rows.stride, weights.depth, weights.width);
       } else {
-        add_strip<true, kUnit>(left, rows.step(token), rows.stride, weights.depth, weights.width);
-        if (!is_alone) add_strip<false, kUnit>(right, rows.step(token), rows.stride, weights.depth, weights.width);
+        add_strip<true, kUnit>(left, inputs, rows.stride, weights.depth, weights.width);
+        if (!is_alone) add_strip<false, kUnit>(right, inputs, rows.stride, weights.depth, weights.width);
       }
       write_sums(token, number, is_alone, sums);
     }
+  }
+
+  // Fetches the lines that a strip and the next one will be written to. Where a row is longer than a page, the processor does not
+  // guess that they come next.
+  void fetch_rows(int strip, int begin, int end) const {
+    constexpr int64_t page = 4096 / sizeof(Bfloat16);
+    if (stride <= page) return;
+    const Bfloat16* target = out + static_cast<int64_t>(strip) * kStrip;
+    for (int token = begin; token < end; token++) __builtin_prefetch(target + token * stride, 0, 2);
   }
 
   // The outputs of `lines`, for the tokens [begin, end), where begin is a multiple of 32. Tiles are configured for kUnit.
   template <int kUnit>
   void run(Range lines, int begin, int end) const {
     const int last = lines.end * weights.strips();
-    for (int number = lines.begin * weights.strips(); number < last; number += 2)
+    for (int number = lines.begin * weights.strips(); number < last; number += 2) {
+      if (number + 2 < last) fetch_rows(number + 2, begin, end);
       run_strips<kUnit>(number, number + 1 == last, begin, end);
+    }
   }
 };
 
-// Tokens that take their turn together: more where weights outgrow the second-level cache, so that they are read less often.
+// Tokens that take their turn together: more where weights outgrow the second-level cache, so that they are read less often, and
+// as few as possible otherwise, so that rows of inputs and outputs stay near.
 RAREFY_INLINE int tokens_of_a_turn(int64_t weights) {
-  constexpr int64_t most_kept = int64_t{600} << 10;
-  return weights <= most_kept ? kTokenStep : 2 * kTokenStep;
+  constexpr int64_t near = int64_t{600} << 10, far = int64_t{4} << 20;
+  if (weights <= near) return kTokenStep;
+  return weights <= far ? 2 * kTokenStep : 4 * kTokenStep;
 }
 
 }  // namespace rarefy::RAREFY_ISA

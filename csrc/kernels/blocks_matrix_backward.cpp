@@ -6,11 +6,16 @@
 namespace rarefy::RAREFY_ISA {
 namespace {
 
-// Tokens of a chunk. More need fewer additions to sums of dL/dW in memory, fewer stay in the second-level cache.
-constexpr int kMostTokens = 256;
-
 // Bytes of dL/dy that are multiplied with all of x before the rest: they are read for every block column.
-constexpr int64_t kGroupBytes = int64_t{512} << 10;
+constexpr int64_t kGroupBytes = int64_t{1} << 20;
+
+// Tokens of a chunk: the more weights, the longer it takes to read and write the sums of dL/dW for every chunk; the fewer, the more
+// it matters that panels of dL/dy and x stay in the second-level cache.
+int most_tokens(const BlocksBackwardCall& c) {
+  const int64_t values_a_feature = c.blocks() * c.shape.size() / (c.shape.rows + c.shape.columns);
+  if (values_a_feature <= 64) return 3 * kTokenStep;
+  return values_a_feature <= 128 ? 4 * kTokenStep : 8 * kTokenStep;
+}
 
 // What one thread works on: block columns [lines.begin, lines.end) and tokens [token, end).
 struct MatrixShare {
@@ -134,6 +139,7 @@ struct MatrixBackward {
     const PairPanels grad{share.grad, chunk.room}, x{share.x, chunk.room};
     const bool is_wide = column + 2 * kStrip <= s.width;
     const int per_block = s.height / kStrip, strips = (end - begin) * per_block, at_once = is_wide ? 2 : 4;
+    const int64_t below = static_cast<int64_t>(kStrip) * s.width;
     StripGradients g{};
     g.x = x.square(((line - share.lines.begin) * s.width + column) / kStrip, 0);
     g.panel = x.panel();
@@ -141,11 +147,12 @@ struct MatrixBackward {
     g.first = chunk.first;
     for (int strip = 0; strip < strips; strip += at_once) {
       const int count = min_of(at_once, strips - strip);
-      for (int i = 0; i < count; i++) {
-        const int32_t q = begin + (strip + i) / per_block;
-        const int within = (strip + i) % per_block;
-        g.grad[i] = grad.square(call.by_column.indices[q] * per_block + within, 0);
-        g.sums[i] = share.values + call.order[q] * s.size() + static_cast<int64_t>(within) * kStrip * s.width + column;
+      for (int i = 0; i < at_once; i++) {
+        const int now = min_of(strip + i, strips - 1), next = min_of(strip + at_once + i, strips - 1);
+        const int32_t q = begin + now / per_block, next_q = begin + next / per_block;
+        g.grad[i] = grad.square(call.by_column.indices[q] * per_block + now % per_block, 0);
+        g.sums[i] = share.values + call.order[q] * s.size() + now % per_block * below + column;
+        g.next[i] = share.values + call.order[next_q] * s.size() + next % per_block * below + column;
       }
       add_gradients(g, count, is_wide);
     }
@@ -186,7 +193,7 @@ struct MatrixBackward {
 template <int kUnit>
 bool backward_with(const BlocksBackwardCall& c) {
   const BackwardGrid grid = backward_grid(c, kTokenStep);
-  const int chunk = chunk_tokens(c.tokens, kMostTokens, kTokenStep, grid.token_groups);
+  const int chunk = chunk_tokens(c.tokens, most_tokens(c), kTokenStep, grid.token_groups);
   const MatrixWorkspace w(c, grid, chunk);
   if (!w.ok()) return false;
   const int64_t size = c.shape.size();
@@ -197,7 +204,7 @@ bool backward_with(const BlocksBackwardCall& c) {
     if (c.grad_x) {
 #pragma omp for schedule(static)
       for (int64_t b = 0; b < c.blocks(); b++)
-        pair_rows(c.values + c.order[b] * size, c.shape.height, c.shape.width, weights + b * (size / 2));
+        pair_rows(c.values + c.order[b] * size, c.shape.height, c.shape.width, TileAfterTile<kUnit>{c.shape.width}, weights + b * (size / 2));
     }
 #pragma omp for schedule(static, 1)
     for (int id = 0; id < grid.token_groups * grid.line_groups; id++)

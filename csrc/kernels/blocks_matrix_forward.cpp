@@ -27,15 +27,15 @@ bool forward_with(const BlocksForwardCall& c) {
   const BlockShape& s = c.shape;
   const int64_t blocks = c.by_row.starts[c.by_row.lines], cells = s.size() / 2;
   const ForwardPlan plan(c, blocks * s.size());
-  const size_t copied = static_cast<size_t>(kTokenStep) * s.columns;
-  const Buffer weights(blocks * cells * sizeof(float)), copies(copied * c.threads * sizeof(Bfloat16));
-  if (!weights.ok() || !copies.ok()) return false;
+  const size_t step = static_cast<size_t>(kTokenStep) * s.columns;
+  const Buffer weights(blocks * cells * sizeof(float)), last_steps(step * c.threads * sizeof(Bfloat16));
+  if (!weights.ok() || !last_steps.ok()) return false;
 #pragma omp parallel num_threads(c.threads)
   {
 #pragma omp for schedule(static)
     for (int64_t b = 0; b < blocks; b++)
-      pair_columns(c.values + b * s.size(), s.height, s.width, weights.as<float>() + b * cells);
-    Bfloat16* copy = copies.as<Bfloat16>() + copied * omp_get_thread_num();
+      pair_columns(c.values + b * s.size(), s.height, s.width, TileAfterTile<kUnit>{s.height}, weights.as<float>() + b * cells);
+    Bfloat16* copy = last_steps.as<Bfloat16>() + step * omp_get_thread_num();
     configure_tiles(kUnit);
 #pragma omp for schedule(dynamic, 1)
     for (int64_t task = 0; task < plan.tasks; task++) {

@@ -77,11 +77,20 @@ void pack_pairs(const Bfloat16* source, int64_t stride, int tokens, int columns,
 struct StripGradients {
   const float* grad[4];  // panels of dL/dy
   float* sums[4];
+  const float* next[4];  // sums that come next
   const float* x;  // panels of 16 or 32 columns
   size_t panel;    // cells
   int64_t bytes;   // of a row of sums
   bool first;      // sums start from zero
 };
+
+// Two rows of the sums that come next: those of another block, whose place the processor does not guess.
+template <int kRows, int kColumns>
+RAREFY_INLINE void fetch_sums(const StripGradients& g, int row) {
+  for (int r = row & 15; r < (row & 15) + 2; r++)
+    RAREFY_UNROLL for (int i = 0; i < kRows * kColumns; i++)
+      __builtin_prefetch(reinterpret_cast<const char*>(g.next[i / kColumns]) + r * g.bytes + i % kColumns * 64, 1);
+}
 
 #define RAREFY_WHERE(condition, ...) \
   do {                               \
@@ -105,7 +114,9 @@ void add_wide_gradients(const StripGradients& g) {
     RAREFY_WHERE(kRows == 2, RAREFY_TILE_LOAD(3, below + kStrip, bytes));
   }
   const size_t panel = g.panel;
-  for (size_t at = 0; at < panel; at += 256) {
+  int row = 0;
+  for (size_t at = 0; at < panel; at += 256, row += 2) {
+    fetch_sums<kRows, 2>(g, row);
     RAREFY_TILE_LOAD(6, left + at, 64);
     RAREFY_TILE_LOAD(4, upper + at, 64);
     RAREFY_TILE_LOAD(7, right + at, 64);
@@ -135,7 +146,9 @@ void add_narrow_gradients(const StripGradients& g) {
     RAREFY_WHERE(kRows > 3, RAREFY_TILE_LOAD(3, g.sums[3], bytes));
   }
   const size_t panel = g.panel;
-  for (size_t at = 0; at < panel; at += 256) {
+  int row = 0;
+  for (size_t at = 0; at < panel; at += 256, row += 2) {
+    fetch_sums<kRows, 1>(g, row);
     RAREFY_TILE_LOAD(6, x + at, 64);
     RAREFY_TILE_LOAD(4, a + at, 64);
     RAREFY_TILE_MULTIPLY(0, 4, 6);
