@@ -13,7 +13,7 @@ from torch import nn
 
 import rarefy
 from rarefy.errors import RarefyError
-from rarefy.export import to_onnx
+from rarefy.export import onnx_file, to_onnx
 from rarefy.tensors import SparseWeight
 
 
@@ -48,3 +48,27 @@ def test_without_the_exporter_it_says_what_to_install(
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(RarefyError, match=r"pip install 'rarefy\[onnx\]'"):
         to_onnx(net("masked"), {"x": torch.randn(2, 8)}, tmp_path / "model.onnx")
+
+
+def test_a_file_that_cannot_be_written_leaves_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnx_file, "_require_exporter", lambda: None)
+    monkeypatch.setattr(onnx_file, "_to_onnx", lambda interface: b"a model")
+    path, inputs = tmp_path / "model.onnx", {"x": torch.randn(2, 8)}
+    to_onnx(net("masked"), inputs, path)
+    assert path.read_bytes() == b"a model"
+
+    def fail(path: Path, parts: Any) -> None:
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(onnx_file, "write_file", fail)
+    with pytest.raises(
+        RarefyError, match=r"model\.onnx: cannot be written: No space left on device; free space"
+    ):
+        to_onnx(net("masked"), inputs, path)
+    assert path.read_bytes() == b"a model" and list(tmp_path.iterdir()) == [path]
+    with pytest.raises(RarefyError, match="a file is to be written, but this is a folder; give another path"):
+        to_onnx(net("masked"), inputs, tmp_path)
+    assert list(tmp_path.iterdir()) == [path]

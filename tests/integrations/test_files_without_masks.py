@@ -31,9 +31,16 @@ def test_without_the_callback(tmp_path: Path) -> None:
         assert any(name.endswith("weight_mask") for name in one.state_dict())
 
 
-def test_finalize_leaves_nothing_that_keeps_masks_out() -> None:
+@pytest.mark.parametrize("own", [None, set(), ["lm_head.bias"]])
+def test_finalize_leaves_nothing_that_keeps_masks_out(own: Any) -> None:
     model = gpt2()
-    rarefy.Static(0.5).apply(model)
+    vars(model).pop("_keys_to_ignore_on_save", None)
+    if own is not None:
+        model._keys_to_ignore_on_save = own
+    # Twice, as each member of a group does.
+    for name in ("c_fc", "c_attn"):
+        rarefy.Static(0.5, param_filter=f"*.{name}.weight").apply(model)
     assert any("mask" in name for name in model._keys_to_ignore_on_save)
     rarefy.finalize(model)
-    assert not any("mask" in name for name in model._keys_to_ignore_on_save)
+    assert vars(model).get("_keys_to_ignore_on_save") is own
+    assert ("_keys_to_ignore_on_save" in vars(model)) == (own is not None)

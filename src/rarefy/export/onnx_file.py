@@ -18,6 +18,7 @@ from rarefy.algorithms.attachment.keeper import finalize
 from rarefy.checkpoint.manifest import write_file
 from rarefy.errors import RarefyError
 from rarefy.export.job import Fill, Job
+from rarefy.export.output import check_free, write
 from rarefy.models.call import ModelCall
 from rarefy.models.gpt import GPTModel
 from rarefy.models.hugging_face import HuggingFaceCausalModel
@@ -56,15 +57,19 @@ def to_onnx(
         outputs: names of what it gives.
 
     Raises:
-        RarefyError: the extra `onnx` is not installed, or torch cannot export the model.
+        RarefyError: the extra `onnx` is not installed, torch cannot export the model, or the file cannot be written;
+            what was there before stays.
 
     Example:
         >>> to_onnx(nn.Linear(2, 2), {"x": torch.ones(3, 2)}, "model.onnx")  # doctest: +SKIP
     """
     _require_exporter()
+    path = Path(out)
+    check_free(path, is_folder=False, force=True)
     network = finalize(copy.deepcopy(model))
     free = [{0: torch.export.Dim.AUTO} if tensor.ndim else {} for tensor in inputs.values()]
-    Path(out).write_bytes(_to_onnx(Interface(network, inputs, list(outputs), free)))
+    content = _to_onnx(Interface(network, inputs, list(outputs), free))
+    write(path, lambda made: write_file(made, [content]))
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Container, Mapping
+from collections.abc import Collection, Container, Iterable, Mapping
 from typing import Any
 
 from torch import nn
@@ -68,6 +68,19 @@ def check_state(state: Any, name: str, parameters: Container[str]) -> None:
         raise RarefyError(f"this sparsity state has gradients of {min(unknown)}, which is not sparse here")
 
 
+class Ignored(set[str]):
+    """Names that a model does not save, masks among them, and what it had in their place before.
+
+    Args:
+        names: all of them.
+        before: the model's own, of any form; None where only its class had some.
+    """
+
+    def __init__(self, names: Iterable[str] = (), before: Collection[str] | None = None) -> None:
+        super().__init__(names)
+        self.before = before
+
+
 def keep_masks_out(model: nn.Module, masks: Collection[str]) -> None:
     """Keeps masks out of what `save_pretrained` of Transformers writes: a dense model with zeros, that loads anywhere.
 
@@ -77,16 +90,27 @@ def keep_masks_out(model: nn.Module, masks: Collection[str]) -> None:
     """
     for path, module in model.named_modules():
         if hasattr(module, _IGNORED):
-            prefix = f"{path}." if path else ""
-            inside = {name.removeprefix(prefix) for name in masks if name.startswith(prefix)}
+            known = getattr(module, _IGNORED)
+            before = known.before if isinstance(known, Ignored) else vars(module).get(_IGNORED)
             # On the module itself: the class is that of other models too.
-            setattr(module, _IGNORED, {*(getattr(module, _IGNORED) or ()), *inside})
+            setattr(module, _IGNORED, Ignored({*(known or ()), *_inside(masks, path)}, before))
 
 
 def forget_masks(model: nn.Module, masks: Collection[str]) -> None:
     """The reverse of `keep_masks_out`, once the masks are gone: another buffer may have the name later."""
     for path, module in model.named_modules():
-        prefix = f"{path}." if path else ""
-        if _IGNORED in vars(module):
-            inside = {name.removeprefix(prefix) for name in masks if name.startswith(prefix)}
-            setattr(module, _IGNORED, {*(getattr(module, _IGNORED) or ())} - inside)
+        known = vars(module).get(_IGNORED)
+        if not isinstance(known, Ignored):
+            continue
+        left = known - _inside(masks, path)
+        delattr(module, _IGNORED)
+        if left != {*(known.before or getattr(module, _IGNORED, None) or ())}:
+            setattr(module, _IGNORED, Ignored(left, known.before))
+        elif known.before is not None:
+            setattr(module, _IGNORED, known.before)
+
+
+def _inside(masks: Iterable[str], path: str) -> set[str]:
+    """The masks that a module at a path has, as it calls them."""
+    prefix = f"{path}." if path else ""
+    return {name.removeprefix(prefix) for name in masks if name.startswith(prefix)}
