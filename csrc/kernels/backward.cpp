@@ -177,11 +177,11 @@ struct Workspace {
   }
 };
 
-template <class Element>
+template <int Most, class Element>
 void run_tile(const BackwardCall& c, int64_t token, const Share& share, const Tiles& tiles) {
-  constexpr int T = kBackwardVectors * kLanes;
+  constexpr int T = Most * kLanes;
   const int tokens = static_cast<int>(min_of(static_cast<int64_t>(T), c.tokens - token));
-  with_vectors<kBackwardVectors>(tokens, [&](auto nv) {
+  with_vectors<Most>(tokens, [&](auto nv) {
     constexpr int NV = decltype(nv)::value;
     if (c.grad_x && c.grad_values)
       backward_tile<NV, true, true, Element>(c, token, tokens, share, tiles);
@@ -195,9 +195,9 @@ void run_tile(const BackwardCall& c, int64_t token, const Share& share, const Ti
 }
 
 // Share `id` of the grid: zero its sums, then go through its tiles of tokens in order.
-template <class Element>
+template <int Most, class Element>
 void run_share(const BackwardCall& c, const Workspace& w, int id, const Tiles& tiles) {
-  constexpr int T = kBackwardVectors * kLanes;
+  constexpr int T = Most * kLanes;
   const int group = id / w.grid.row_groups, row_group = id % w.grid.row_groups;
   const Layout& t = c.transposed;
   Share share{part(t, w.grid.row_groups, row_group), w.values.as<float>(), nullptr, nullptr};
@@ -218,7 +218,7 @@ void run_share(const BackwardCall& c, const Workspace& w, int id, const Tiles& t
   const int64_t tiles_total = (c.tokens + T - 1) / T;
   const int64_t end = share_begin(tiles_total, w.grid.token_groups, group + 1);
   for (int64_t tile = share_begin(tiles_total, w.grid.token_groups, group); tile < end; tile++)
-    run_tile<Element>(c, tile * T, share, tiles);
+    run_tile<Most, Element>(c, tile * T, share, tiles);
 }
 
 // target[index(i)] = sums[i] over the token groups, added in order.
@@ -231,9 +231,9 @@ void reduce(const float* sums, int64_t size, int groups, const int32_t* index, f
   }
 }
 
-template <class Element>
-bool backward_of(const BackwardCall& c) {
-  constexpr int T = kBackwardVectors * kLanes;
+template <int Most, class Element>
+bool backward_tiles(const BackwardCall& c) {
+  constexpr int T = Most * kLanes;
   const Layout& t = c.transposed;
   const Grid grid = make_grid(c, (c.tokens + T - 1) / T, t.nonzeros());
   const int packed = one_block(t.rows, T, 2) ? min_of(t.width, t.columns) : t.columns;
@@ -249,11 +249,21 @@ bool backward_of(const BackwardCall& c) {
     const Tiles tiles = w.tiles_of(omp_get_thread_num());
     const int shares = grid.token_groups * grid.row_groups;
 #pragma omp for schedule(static, 1)
-    for (int id = 0; id < shares; id++) run_share<Element>(c, w, id, tiles);
+    for (int id = 0; id < shares; id++) run_share<Most, Element>(c, w, id, tiles);
     if (c.grad_values) reduce(w.value_sums.as<float>(), w.nonzeros, grid.token_groups, c.order, c.grad_values);
     if (c.grad_bias) reduce(w.bias_sums.as<float>(), w.columns, grid.token_groups, nullptr, c.grad_bias);
   }
   return true;
+}
+
+template <class Element>
+bool backward_of(const BackwardCall& c) {
+  const Layout& t = c.transposed;
+  // Below a twelfth the panels are so wide that longer tiles outgrow the cache.
+  const bool has_many = t.nonzeros() * 12 > static_cast<int64_t>(t.rows) * t.columns;
+  const bool has_tiles = c.tokens >= int64_t{2} * kLongBackwardVectors * kLanes * c.threads;
+  return has_many && has_tiles && on_intel() ? backward_tiles<kLongBackwardVectors, Element>(c)
+                                             : backward_tiles<kBackwardVectors, Element>(c);
 }
 
 }  // namespace

@@ -36,7 +36,23 @@ cases = st.builds(
     rows=st.sampled_from([0, 1, 3, 15, 16, 33, 70]),
     columns=st.sampled_from([0, 1, 5, 16, 31, 64, 97]),
     batch=st.sampled_from(
-        [(0,), (1,), (2,), (3,), (7,), (9,), (17,), (33,), (50,), (67,), (130,), (), (2, 0), (2, 3, 5)]
+        [
+            (0,),
+            (1,),
+            (2,),
+            (3,),
+            (7,),
+            (9,),
+            (17,),
+            (33,),
+            (50,),
+            (67,),
+            (130,),
+            (270,),
+            (),
+            (2, 0),
+            (2, 3, 5),
+        ]
     ),
     density=st.sampled_from([0.0, 0.05, 0.4, 1.0]),
     bias=st.booleans(),
@@ -49,6 +65,8 @@ LARGE = [
     Case(800, 1100, (70,), 0.3, threads=3),  # several panels each way
     Case(3300, 300, (130,), 0.02, threads=2),  # several blocks of rows in the forward pass
     Case(300, 1900, (67,), 0.05, threads=5, dtype=torch.bfloat16),  # ... and in the backward pass
+    Case(300, 500, (330,), 0.2, threads=1),  # longer tiles in the backward pass too, and the end of one
+    Case(200, 1900, (600,), 0.1, threads=2, dtype=torch.bfloat16),  # ... in several blocks of rows
     Case(1700, 1700, (5,), 0.01),
     Case(700, 900, (1,), 0.1),
     Case(64, 70000, (3,), 0.001),  # columns that do not fit 16 bits
