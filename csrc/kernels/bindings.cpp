@@ -192,16 +192,6 @@ void block_sums(int isa, Address scores, int64_t rows, int64_t columns, int bloc
   });
 }
 
-void tanh_gelu(int isa, Address x, Address grad, Address result, int64_t size, int threads) {
-  table(isa).tanh_gelu({
-      .x = at<const float>(x),
-      .grad = at<const float>(grad),
-      .result = at<float>(result),
-      .size = size,
-      .threads = threads,
-  });
-}
-
 // The layout of a mask in two passes over it: how many connections each row has in each panel, then where they are.
 void from_mask(Address mask, int rows, int columns, int width, Address starts, Address offsets, int64_t connections,
                int threads) {
@@ -310,7 +300,6 @@ NB_MODULE(_C, m) {
         "columns"_a, "side"_a, "count"_a, "options"_a, "option_count"_a, "start"_a, "places"_a, "mask"_a, "threads"_a);
   m.def("block_sums", &rarefy::block_sums, release, named, "isa"_a, "scores"_a, "rows"_a, "columns"_a, "block_rows"_a,
         "block_columns"_a, "sums"_a, "threads"_a);
-  m.def("tanh_gelu", &rarefy::tanh_gelu, release, named, "isa"_a, "x"_a, "grad"_a, "result"_a, "size"_a, "threads"_a);
   m.def("panels_from_mask", &rarefy::from_mask, release, named, "mask"_a, "rows"_a, "columns"_a, "width"_a, "starts"_a,
         "offsets"_a, "connections"_a, "threads"_a);
   m.def("panels_transpose", &rarefy::transpose, release, named, "panels"_a, "width"_a, "starts"_a, "offsets"_a,
@@ -323,4 +312,5 @@ NB_MODULE(_C, m) {
   m.def("panels_gather", &rarefy::gather, release, named, "panels"_a, "matrix"_a, "values"_a, "threads"_a);
   rarefy::bind_blocks(m);
   rarefy::bind_attention(m);
+  rarefy::bind_dense(m);
 }

@@ -121,11 +121,46 @@ struct BlockSumsCall {
   int threads;
 };
 
-// result = gelu(x) with the tangent, or grad * its derivative at x.
+// result = gelu(x), or grad * its derivative at x.
 struct GeluCall {
+  const void* x;
+  const void* grad;  // null: forward
+  void* result;      // apart from the others
+  int64_t size;
+  Element element;
+  int threads;
+};
+
+// y = (x - mean) / sqrt(variance + epsilon) * weight + bias of each row, in bfloat16.
+struct NormCall {
+  const float* x;       // [rows, columns]
+  const float* weight;  // [columns] or null
+  const float* bias;    // [columns] or null
+  void* y;              // [rows, columns]
+  float* statistics;    // [rows, 2] written: the mean, and 1 / sqrt(variance + epsilon)
+  int64_t rows;
+  int columns;
+  float epsilon;
+  int threads;
+};
+struct NormBackwardCall {
   const float* x;
-  const float* grad;  // null: forward
-  float* result;      // apart from the others
+  const float* weight;
+  const float* statistics;
+  const void* grad;    // [rows, columns], bfloat16
+  float* grad_x;       // [rows, columns]
+  float* grad_weight;  // [columns] or null
+  float* grad_bias;    // [columns] or null
+  int64_t rows;
+  int columns;
+  int threads;
+};
+
+// sum = stream + part, where part is bfloat16.
+struct AddPartCall {
+  const float* stream;
+  const void* part;
+  float* sum;
   int64_t size;
   int threads;
 };
@@ -144,6 +179,10 @@ struct KernelTable {
   bool (*keep_regular)(const KeepRegularCall&);
   void (*block_sums)(const BlockSumsCall&);
   void (*tanh_gelu)(const GeluCall&);
+  void (*exact_gelu)(const GeluCall&);
+  void (*norm_forward)(const NormCall&);
+  bool (*norm_backward)(const NormBackwardCall&);
+  void (*add_part)(const AddPartCall&);
   bool (*blocks_forward)(const BlocksForwardCall&);
   bool (*blocks_backward)(const BlocksBackwardCall&);
 };

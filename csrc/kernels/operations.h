@@ -14,6 +14,10 @@ bool keep_in_groups(const KeepInGroupsCall&);
 bool keep_regular(const KeepRegularCall&);
 void block_sums(const BlockSumsCall&);
 void tanh_gelu(const GeluCall&);
+void exact_gelu(const GeluCall&);
+void norm_forward(const NormCall&);
+bool norm_backward(const NormBackwardCall&);
+void add_part(const AddPartCall&);
 bool blocks_forward(const BlocksForwardCall&);
 bool blocks_backward(const BlocksBackwardCall&);
 

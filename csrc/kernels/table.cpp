@@ -13,6 +13,10 @@ const KernelTable kernels{
     .keep_regular = keep_regular,
     .block_sums = block_sums,
     .tanh_gelu = tanh_gelu,
+    .exact_gelu = exact_gelu,
+    .norm_forward = norm_forward,
+    .norm_backward = norm_backward,
+    .add_part = add_part,
     .blocks_forward = blocks_forward,
     .blocks_backward = blocks_backward,
 };

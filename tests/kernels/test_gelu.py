@@ -14,9 +14,10 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from rarefy.kernels import native, tanh_gelu
+from rarefy.kernels import exact_gelu, native, tanh_gelu
+from rarefy.kernels.dense import calls as kernels
 from rarefy.kernels.dense import gelu
-from rarefy.kernels.instruction_sets import instruction_set
+from rarefy.kernels.instruction_sets import instruction_set, matrix_units
 
 COMPILED = pytest.mark.skipif(instruction_set() == "reference", reason="needs the compiled kernels")
 SIZES = (1, 3, 4, 7, 8, 9, 15, 16, 17, 31, 100, 4096, 100_003)
@@ -40,13 +41,13 @@ def any_size(monkeypatch: pytest.MonkeyPatch) -> None:
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What the kernel was called for."""
     made: list[str] = []
-    original = native.tanh_gelu
+    original = kernels.gelu
 
-    def counted(x: Tensor, grad: Tensor | None) -> Tensor:
+    def counted(name: str, x: Tensor, grad: Tensor | None) -> Tensor:
         made.append("forward" if grad is None else "backward")
-        return original(x, grad)
+        return original(name, x, grad)
 
-    monkeypatch.setattr(native, "tanh_gelu", counted)
+    monkeypatch.setattr(kernels, "gelu", counted)
     return made
 
 
@@ -92,11 +93,11 @@ def test_the_bits_depend_neither_on_threads_nor_on_the_place(isa: str, any_size:
     found = []
     for threads in (1, 2, 5):
         torch.set_num_threads(threads)
-        found.append((native.tanh_gelu(x, None), native.tanh_gelu(x, grad)))
+        found.append((kernels.gelu("gelu_tanh", x, None), kernels.gelu("gelu_tanh", x, grad)))
     assert all(torch.equal(one, found[0][0]) and torch.equal(other, found[0][1]) for one, other in found)
     shifted = x[1:1000].clone()
-    assert torch.equal(native.tanh_gelu(shifted, None), found[0][0][1:1000])
-    assert torch.equal(native.tanh_gelu(x[:3].clone(), None), found[0][0][:3])
+    assert torch.equal(kernels.gelu("gelu_tanh", shifted, None), found[0][0][1:1000])
+    assert torch.equal(kernels.gelu("gelu_tanh", x[:3].clone(), None), found[0][0][:3])
 
 
 @COMPILED
@@ -145,7 +146,7 @@ def traced(x: Tensor) -> Tensor:
 OTHERS: dict[str, tuple[Tensor, Callable[[Tensor], Tensor]]] = {
     "few entries": (large(100), tanh_gelu),
     "other strides": (large().t(), tanh_gelu),
-    "bfloat16": (large().bfloat16(), tanh_gelu),
+    "float16": (large().half(), tanh_gelu),
     "float64": (large().double(), tanh_gelu),
     "a subclass": (large().as_subclass(Named), tanh_gelu),
     "a transform": (large(), torch.func.vmap(tanh_gelu)),
@@ -160,7 +161,7 @@ OTHERS: dict[str, tuple[Tensor, Callable[[Tensor], Tensor]]] = {
 @pytest.mark.parametrize("name", OTHERS)
 def test_torch_computes_what_the_kernel_cannot(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     x, function = OTHERS[name]
-    monkeypatch.setattr(native, "tanh_gelu", lambda *_: pytest.fail("the kernel was called"))
+    monkeypatch.setattr(kernels, "gelu", lambda *_: pytest.fail("the kernel was called"))
     y = function(x)
     assert y.shape == x.shape and y.dtype == x.dtype
     assert y.is_meta or torch.equal(y, of_torch(x))
@@ -168,7 +169,7 @@ def test_torch_computes_what_the_kernel_cannot(monkeypatch: pytest.MonkeyPatch, 
 
 @COMPILED
 def test_an_extension_of_before_has_no_such_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "has", lambda operation: operation != "tanh_gelu")
+    monkeypatch.setattr(native, "has", lambda operation: operation != "gelu_tanh")
     assert torch.equal(tanh_gelu(large()), of_torch(large()))
 
 
@@ -209,7 +210,8 @@ def test_under_autocast_the_dtype_stays() -> None:
     layer, x = nn.Linear(100, 300), large(200, 100)
     with torch.autocast("cpu", torch.bfloat16):
         hidden = layer(x)
-        assert torch.equal(tanh_gelu(hidden), of_torch(hidden))
+        assert tanh_gelu(hidden).dtype == torch.bfloat16
+        torch.testing.assert_close(tanh_gelu(hidden), of_torch(hidden), rtol=2**-7, atol=1e-5)
         assert tanh_gelu(x).dtype == torch.float32
 
 
@@ -222,3 +224,60 @@ def test_a_symbolic_trace_has_torchs_function() -> None:
     graph = torch.fx.symbolic_trace(tanh_gelu)
     x = torch.linspace(-3, 3, 7)
     assert torch.equal(graph(x), tanh_gelu(x))
+
+
+FUNCTIONS = {
+    "gelu_tanh": (tanh_gelu, exact),
+    "gelu_exact": (exact_gelu, lambda x: x / 2 * torch.erfc(-x / 2**0.5)),
+}
+NUMBERS = torch.arange(1 << 16, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("size", [5, 1 << 16, (1 << 19) + 37])
+def test_every_number_of_bfloat16(isa: str, name: str, size: int) -> None:
+    if isa == "reference":
+        pytest.skip("torch's")
+    x = NUMBERS.repeat(-(-size // (1 << 16)))[-size:]
+    finite = x.abs() < 1e18
+    wide = x[finite].double().requires_grad_()
+    wanted = FUNCTIONS[name][1](wide)
+    [slope] = torch.autograd.grad(wanted.sum(), wide)
+    y = kernels.gelu(name, x, None)
+    limit = 2**-8 * wanted.abs() + 3e-7 * wide.abs().clamp(max=20) + 1e-38
+    assert ((y[finite].double() - wanted).abs() <= limit).all()
+    assert y[x.isnan()].isnan().all()
+    found = kernels.gelu(name, x, torch.full_like(x, 3.0))[finite].double()
+    assert ((found - 3 * slope).abs() <= 2**-8 * (3 * slope).abs() + 2e-6).all()
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_table_has_the_bits_of_the_function(isa: str, name: str) -> None:
+    if isa == "reference":
+        pytest.skip("torch's")
+    x = large(1 << 19).bfloat16()
+    grad = large(1 << 19).roll(7).bfloat16()
+    for given in (None, grad):
+        whole = kernels.gelu(name, x, given)
+        parts = [slice(begin, begin + 4096) for begin in range(0, x.numel(), 4096)]
+        few = [kernels.gelu(name, x[part], None if given is None else given[part]) for part in parts]
+        assert torch.equal(whole, torch.cat(few))
+
+
+@pytest.mark.skipif("v4_amx" not in matrix_units(), reason="this machine does not have v4_amx")
+def test_exact_in_bfloat16_with_a_matrix_unit(calls: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAREFY_KERNELS", "v4_amx")
+    x = large().bfloat16().requires_grad_()
+    grad = large().roll(3).bfloat16()
+    [found] = torch.autograd.grad(exact_gelu(x), x, grad)
+    assert calls == ["forward", "backward"]
+    [wanted] = torch.autograd.grad(functional.gelu(x), x, grad)
+    torch.testing.assert_close(found, wanted, rtol=2**-7, atol=1e-5)
+    [found] = torch.autograd.grad(exact_gelu(x), x, grad.float().to(torch.bfloat16), create_graph=True)
+    assert found.requires_grad
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_exact_elsewhere_is_torchs(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    monkeypatch.setattr(gelu, "matrix_unit", lambda: "")
+    assert torch.equal(exact_gelu(large().to(dtype)), functional.gelu(large().to(dtype)))

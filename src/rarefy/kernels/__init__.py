@@ -3,7 +3,14 @@
 from rarefy.kernels.block_index import BlockIndex, index_of, sources_between, takes_blocks
 from rarefy.kernels.block_ops import block_linear
 from rarefy.kernels.blocks import BlockTopology, whole_blocks
-from rarefy.kernels.dense import matrix_attention, takes_attention, tanh_gelu
+from rarefy.kernels.dense import (
+    exact_gelu,
+    matrix_attention,
+    norm_for_products,
+    plus,
+    takes_attention,
+    tanh_gelu,
+)
 from rarefy.kernels.instruction_sets import available, instruction_set
 from rarefy.kernels.linear_gradients import check_activations, dense_gradient
 from rarefy.kernels.moving import move_entries
@@ -32,6 +39,7 @@ __all__ = [
     "check_activations",
     "check_blocks",
     "dense_gradient",
+    "exact_gelu",
     "holds_zeros",
     "index_of",
     "infer",
@@ -42,6 +50,8 @@ __all__ = [
     "keep_top_and_tie",
     "matrix_attention",
     "move_entries",
+    "norm_for_products",
+    "plus",
     "sources_between",
     "sparse_linear",
     "takes_attention",

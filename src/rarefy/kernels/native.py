@@ -275,21 +275,6 @@ def block_sums(scores: Tensor, block_rows: int, block_columns: int) -> Tensor:
     return sums
 
 
-def tanh_gelu(x: Tensor, grad: Tensor | None) -> Tensor:
-    """GELU with the tangent of contiguous float32, or its gradient where `grad`, of the same size, is given."""
-    result = torch.empty_like(x)
-    _module().tanh_gelu(
-        isa=_index(),
-        x=x.data_ptr(),
-        # The address 0 says that there is none.
-        grad=0 if grad is None else grad.data_ptr(),
-        result=result.data_ptr(),
-        size=x.numel(),
-        threads=torch.get_num_threads(),
-    )
-    return result
-
-
 def zero_inactive_(tensor: Tensor, mask: Tensor) -> None:
     """Zeroes what the mask excludes, in place; both contiguous, elements of 2, 4 or 8 bytes."""
     _module().select(

@@ -15,7 +15,7 @@ from rarefy.decoder.embedding import EmbeddingLayer
 from rarefy.decoder.experts import Routing, balance_loss
 from rarefy.decoder.feed_forward import GATES
 from rarefy.decoder.initialization import initialize
-from rarefy.decoder.layers import TransformerDecoder, norm
+from rarefy.decoder.layers import TransformerDecoder, norm, norm_of_inputs
 from rarefy.decoder.rotary import Rotary
 from rarefy.models.language_modeling import (
     SHARE_OF_SAMPLES,
@@ -217,7 +217,7 @@ class GPTDecoder(nn.Module):
         if config.embedding_layer_norm:
             self.embedding_ln_f = norm(config)
         self.transformer_decoder = TransformerDecoder(config)
-        self.ln_f = norm(config)
+        self.ln_f = norm_of_inputs(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=config.use_bias_in_output)
         # Before weights are drawn, so that the shared one is drawn once.
         if config.share_embedding_weights:
