@@ -8,8 +8,13 @@
 
 namespace rarefy::RAREFY_ISA {
 
-// Runs of tokens in a chunk. More need fewer additions to sums of dL/dW in memory, fewer stay in the second-level cache.
-constexpr int kBackwardRuns = 3;
+// Runs of tokens in a chunk. More need fewer additions to sums of dL/dW in memory, which counts where there are many weights;
+// fewer stay in the second-level cache.
+RAREFY_INLINE int backward_runs(const BlocksBackwardCall& c) {
+  const int64_t weight = values_a_feature(c);
+  if (weight <= 40) return 1;
+  return weight <= 80 ? 2 : 3;
+}
 
 // Block columns of x that are copied to panels together.
 RAREFY_INLINE int lines_at_once(const BlockShape& s) { return max_of(1, 256 / s.width); }
@@ -178,7 +183,7 @@ struct BlocksBackward {
 
   bool run() const {
     const BackwardGrid grid = backward_grid(call, Engine::kRun);
-    const int chunk = chunk_tokens(call.tokens, kBackwardRuns * Engine::kRun, Engine::kRun, grid.token_groups);
+    const int chunk = chunk_tokens(call.tokens, backward_runs(call) * Engine::kRun, Engine::kRun, grid.token_groups);
     const BackwardWorkspace<Engine> w(call, grid, chunk);
     if (!w.ok()) return false;
     const int64_t size = call.shape.size();
@@ -187,7 +192,8 @@ struct BlocksBackward {
       if (Engine::kConverts && call.grad_x) {
 #pragma omp for schedule(static)
         for (int64_t b = 0; b < call.blocks(); b++)
-          Engine::backward_weights(call.values + b * size, call.shape, w.weights.template as<float>() + b * (size / Engine::kCell));
+          Engine::backward_weights(call.values + b * size, call.shape,
+                                   w.weights.template as<float>() + b * (size / Engine::kCell));
       }
 #pragma omp for schedule(static, 1)
       for (int id = 0; id < grid.token_groups * grid.line_groups; id++)

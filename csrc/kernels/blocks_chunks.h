@@ -20,6 +20,11 @@ RAREFY_INLINE int chunk_tokens(int64_t tokens, int64_t most, int step, int parts
   return round_up_to(static_cast<int>(wanted), step);
 }
 
+// Weights for each feature of x and y: how much the products weigh against passes over activations.
+RAREFY_INLINE int64_t values_a_feature(const BlocksBackwardCall& c) {
+  return c.blocks() * c.shape.size() / max_of(1, c.shape.rows + c.shape.columns);
+}
+
 // First line of part k of `parts` parts with about equal numbers of blocks; an empty line counts as one block.
 RAREFY_INLINE int line_begin(const BlockLines& b, int parts, int k) {
   if (k <= 0) return 0;

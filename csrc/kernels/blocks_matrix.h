@@ -186,8 +186,8 @@ struct RowProduct {
     }
   }
 
-  // Fetches the lines that a strip and the next one will be written to. Where a row is longer than a page, the processor does not
-  // guess that they come next.
+  // Fetches the lines that a strip and the next one will be written to. Where a row is longer than a page, the processor does
+  // not guess that they come next.
   void fetch_rows(int strip, int begin, int end) const {
     constexpr int64_t page = 4096 / sizeof(Bfloat16);
     if (stride <= page) return;
@@ -206,7 +206,7 @@ struct RowProduct {
   }
 };
 
-// Tokens that take their turn together: more where weights outgrow the second-level cache, so that they are read less often, and
+// Tokens that take their turn together: more where weights outgrow the second-level cache, so that they are read less often;
 // as few as possible otherwise, so that rows of inputs and outputs stay near.
 RAREFY_INLINE int tokens_of_a_turn(int64_t weights) {
   constexpr int64_t near = int64_t{600} << 10, far = int64_t{4} << 20;

@@ -9,12 +9,12 @@ namespace {
 // Bytes of dL/dy that are multiplied with all of x before the rest: they are read for every block column.
 constexpr int64_t kGroupBytes = int64_t{1} << 20;
 
-// Tokens of a chunk: the more weights, the longer it takes to read and write the sums of dL/dW for every chunk; the fewer, the more
+// Tokens of a chunk: the more weights, the longer it takes to read and write the sums of dL/dW every time; the fewer, the more
 // it matters that panels of dL/dy and x stay in the second-level cache.
 int most_tokens(const BlocksBackwardCall& c) {
-  const int64_t values_a_feature = c.blocks() * c.shape.size() / (c.shape.rows + c.shape.columns);
-  if (values_a_feature <= 64) return 3 * kTokenStep;
-  return values_a_feature <= 128 ? 4 * kTokenStep : 8 * kTokenStep;
+  const int64_t weight = values_a_feature(c);
+  if (weight <= 64) return 3 * kTokenStep;
+  return weight <= 128 ? 4 * kTokenStep : 8 * kTokenStep;
 }
 
 // What one thread works on: block columns [lines.begin, lines.end) and tokens [token, end).
@@ -204,7 +204,8 @@ bool backward_with(const BlocksBackwardCall& c) {
     if (c.grad_x) {
 #pragma omp for schedule(static)
       for (int64_t b = 0; b < c.blocks(); b++)
-        pair_rows(c.values + c.order[b] * size, c.shape.height, c.shape.width, TileAfterTile<kUnit>{c.shape.width}, weights + b * (size / 2));
+        pair_rows(c.values + c.order[b] * size, c.shape.height, c.shape.width, TileAfterTile<kUnit>{c.shape.width},
+                  weights + b * (size / 2));
     }
 #pragma omp for schedule(static, 1)
     for (int id = 0; id < grid.token_groups * grid.line_groups; id++)

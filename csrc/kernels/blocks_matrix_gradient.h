@@ -58,18 +58,18 @@ template <bool kTransposed>
 void pack_pairs(const Bfloat16* source, int64_t stride, int tokens, int columns, const PairPanels& panels, int token,
                 float* sums) {
   for (int c = 0; c < columns; c += 2 * kLanes) {
-    float* left = panels.square(c / kStrip, token);
-    float* left_sums = sums ? sums + c : nullptr;
+    float *left = panels.square(c / kStrip, token), *right = left + panels.panel();
+    float *left_sums = sums ? sums + c : nullptr, *right_sums = sums ? sums + c + kLanes : nullptr;
     if (tokens >= kTokenStep && c + 2 * kLanes <= columns) {
       pack_square<kTransposed, true, 0>(source + c, stride, tokens, 0, left, left_sums);
-      pack_square<kTransposed, true, 1>(source + c, stride, tokens, 0, left + panels.panel(), sums ? left_sums + kLanes : nullptr);
+      pack_square<kTransposed, true, 1>(source + c, stride, tokens, 0, right, right_sums);
       continue;
     }
     const bool is_half = c + kLanes == columns;
     const __mmask32 present = is_half ? 0xffffu : 0xffffffffu;
     pack_square<kTransposed, false, 0>(source + c, stride, tokens, present, left, left_sums);
     if (is_half) break;
-    pack_square<kTransposed, false, 1>(source + c, stride, tokens, present, left + panels.panel(), sums ? left_sums + kLanes : nullptr);
+    pack_square<kTransposed, false, 1>(source + c, stride, tokens, present, right, right_sums);
   }
 }
 

@@ -108,6 +108,10 @@ def test_matrix_units_and_every_ragged_end(unit: str, tokens: int) -> None:
     check(Case(2, 2, (32, 16), (tokens,), 0.7, threads=1, dtype=torch.bfloat16))
 
 
+def test_matrix_units_take_a_matrix_without_rows_and_columns(unit: str) -> None:
+    check(Case(0, 0, (32, 32), (40,), 1.0, dtype=torch.bfloat16))
+
+
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_matrix_units_repeat_bit_for_bit(unit: str, threads: int) -> None:
     torch.set_num_threads(threads)
@@ -148,6 +152,10 @@ def test_what_a_matrix_unit_does_not_take_goes_to_the_instruction_set(
 @pytest.mark.parametrize("tokens", range(1, 50))
 def test_every_ragged_end(isa: str, tokens: int) -> None:
     check(Case(2, 2, (32, 16), (tokens,), 0.7, threads=1))
+
+
+def test_a_matrix_without_rows_and_columns(isa: str) -> None:
+    check(Case(0, 0, (32, 32), (40,), 1.0))
 
 
 def layer(dtype: torch.dtype = torch.float32) -> tuple[BlockTopology, Tensor, Tensor]:
