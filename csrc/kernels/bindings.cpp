@@ -254,11 +254,13 @@ void scatter(const Layout& panels, Address values, Address matrix, int element_b
   });
 }
 
-void gather(const Layout& panels, Address matrix, Address values, int threads) {
+void gather(const Layout& panels, Address matrix, Address values, int element_bytes, int threads) {
+  require(element_bytes == 1 || element_bytes == 4, "element_bytes: give 1 or 4");
   panels_gather({
       .panels = panels,
-      .matrix = at<const uint32_t>(matrix),
-      .values = at<uint32_t>(values),
+      .matrix = at<const void>(matrix),
+      .values = at<void>(values),
+      .element_bytes = element_bytes,
       .threads = threads,
   });
 }
@@ -309,7 +311,8 @@ NB_MODULE(_C, m) {
   m.def("panels_move", &rarefy::move, release, named, "entries"_a, "sources"_a, "moved"_a, "size"_a, "threads"_a);
   m.def("panels_scatter", &rarefy::scatter, release, named, "panels"_a, "values"_a, "matrix"_a, "element_bytes"_a,
         "threads"_a);
-  m.def("panels_gather", &rarefy::gather, release, named, "panels"_a, "matrix"_a, "values"_a, "threads"_a);
+  m.def("panels_gather", &rarefy::gather, release, named, "panels"_a, "matrix"_a, "values"_a, "element_bytes"_a,
+        "threads"_a);
   rarefy::bind_blocks(m);
   rarefy::bind_attention(m);
   rarefy::bind_dense(m);

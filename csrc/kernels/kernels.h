@@ -251,11 +251,12 @@ struct ScatterCall {
 };
 void panels_scatter(const ScatterCall&);
 
-// The values of a matrix, whose elements have 4 bytes.
+// The values of a matrix, whose elements have 1 or 4 bytes.
 struct GatherCall {
   Layout panels;
-  const uint32_t* matrix;  // [rows, columns]
-  uint32_t* values;        // [nonzeros]
+  const void* matrix;  // [rows, columns]
+  void* values;        // [nonzeros]
+  int element_bytes;
   int threads;
 };
 void panels_gather(const GatherCall&);

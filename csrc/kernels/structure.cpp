@@ -93,6 +93,15 @@ void scatter(const Layout& m, const Bits* values, Bits* matrix, int threads) {
   }
 }
 
+template <class Bits>
+void gather(const Layout& m, const Bits* matrix, Bits* values, int threads) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (int row = 0; row < m.rows; row++) {
+    const Bits* line = matrix + static_cast<int64_t>(row) * m.columns;
+    for_each_in_row(m, row, [&](int column, int32_t q) { values[q] = line[column]; });
+  }
+}
+
 }  // namespace
 
 void panels_count(const MaskCall& c) {
@@ -188,12 +197,10 @@ void panels_scatter(const ScatterCall& c) {
 }
 
 void panels_gather(const GatherCall& c) {
-  const Layout& m = c.panels;
-#pragma omp parallel for schedule(static) num_threads(c.threads)
-  for (int row = 0; row < m.rows; row++) {
-    const uint32_t* line = c.matrix + static_cast<int64_t>(row) * m.columns;
-    for_each_in_row(m, row, [&](int column, int32_t q) { c.values[q] = line[column]; });
-  }
+  if (c.element_bytes == 1)
+    gather(c.panels, static_cast<const uint8_t*>(c.matrix), static_cast<uint8_t*>(c.values), c.threads);
+  if (c.element_bytes == 4)
+    gather(c.panels, static_cast<const uint32_t*>(c.matrix), static_cast<uint32_t*>(c.values), c.threads);
 }
 
 }  // namespace rarefy

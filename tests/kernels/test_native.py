@@ -37,6 +37,7 @@ def gather_arguments(matrix: Tensor, values: Tensor) -> dict[str, Any]:
         "panels": module.Layout(**layout_arguments()),
         "matrix": matrix.data_ptr(),
         "values": values.data_ptr(),
+        "element_bytes": 4,
         "threads": 1,
     }
 
@@ -106,6 +107,7 @@ def test_room_for_another_number_of_connections_is_refused():
         ("forward", {"element": 2}, "give 0 (float32) or 1 (bfloat16)"),
         ("keep_top", {"isa": 99}, "no such instruction set"),
         ("panels_scatter", {"element_bytes": 2}, "give 1 or 4"),
+        ("panels_gather", {"element_bytes": 8}, "give 1 or 4"),
         ("panels_from_mask", {"width": 0}, "from 1 to 65536"),
         ("panels_from_mask", {"starts": 0}, "starts: a null address"),
         ("panels_transpose", {"width": 0}, "from 1 to 65536"),
@@ -128,6 +130,7 @@ EMPTY = {
     "forward": _empty("isa", "tokens", "values", "x", "bias", "y", "element", weight=_LAYOUT),
     "keep_top": _empty("isa", "scores", "candidates", "size", "count", "mask"),
     "panels_scatter": _empty("values", "matrix", "element_bytes", panels=_LAYOUT),
+    "panels_gather": _empty("values", "matrix", "element_bytes", panels=_LAYOUT),
     "panels_from_mask": _empty("mask", "rows", "columns", "offsets", "connections", starts=1, width=1),
     "panels_transpose": _empty("starts", "offsets", "order", panels=_LAYOUT, width=1),
 }

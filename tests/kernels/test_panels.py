@@ -60,6 +60,17 @@ def test_sources_follow_connections(isa: str) -> None:
     assert torch.equal(new.dense(moved), numbers * old.mask() * new.mask())
 
 
+@pytest.mark.parametrize(
+    "dtype", [torch.bool, torch.int8, torch.float32, torch.int32, torch.float64, torch.bfloat16]
+)
+def test_entries_of_any_size_are_gathered_and_put_back(isa: str, dtype: torch.dtype) -> None:
+    mask = random_mask(90, 700, 0.3, 1)
+    panels = Panels.from_mask(mask)
+    matrix = torch.randint(0, 2, mask.shape, generator=torch.Generator().manual_seed(3)).to(dtype)
+    values = panels.gather(matrix)
+    assert values.dtype == dtype and torch.equal(panels.dense(values), matrix * mask)
+
+
 def test_dense_is_differentiable(isa: str) -> None:
     panels = Panels.from_mask(random_mask(20, 30, 0.3, 0))
     values, factors = torch.randn(panels.nonzeros, requires_grad=True), torch.randn(20, 30)

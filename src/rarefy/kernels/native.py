@@ -163,13 +163,14 @@ def scatter(panels: Layout, values: Tensor) -> Tensor:
 
 
 def gather(panels: Layout, matrix: Tensor) -> Tensor:
-    """The values of a contiguous matrix with elements of 4 bytes."""
+    """The values of a contiguous matrix with elements of 1 or 4 bytes."""
     values = matrix.new_empty(panels.offsets.numel())
     module = _module()
     module.panels_gather(
         panels=_native(module, panels),
         matrix=matrix.data_ptr(),
         values=values.data_ptr(),
+        element_bytes=matrix.element_size(),
         threads=torch.get_num_threads(),
     )
     return values

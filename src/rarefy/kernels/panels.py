@@ -141,7 +141,7 @@ class Panels:
             >>> panels.gather(torch.tensor([[1.0, 9.0], [2.0, 3.0]]))
             tensor([1., 2., 3.])
         """
-        if matrix.element_size() == 4 and _compiled(self.offsets, matrix):
+        if matrix.element_size() in (1, 4) and _compiled(self.offsets, matrix):
             return native.gather(self.layout, matrix.contiguous())
         return matrix.reshape(-1)[self.positions()]
 

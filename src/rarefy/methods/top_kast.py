@@ -14,6 +14,7 @@ from rarefy.errors import ConfigError
 from rarefy.initializers import random_scores
 from rarefy.patterns import NOfM
 from rarefy.schedules import Constant
+from rarefy.ties import TieOrder
 
 
 class TopKAST(DynamicSparsityAlgorithm):
@@ -61,10 +62,13 @@ class TopKAST(DynamicSparsityAlgorithm):
         """The forward set, and candidates drawn anew."""
         scores = random_scores(view.weight, view.generator)
         # Infinite, so that the forward set is trained whatever was drawn.
-        return self.keep_top(scores.masked_fill(self.forward_mask(view), torch.inf), view.sparsity)
+        return self.keep_top(scores.masked_fill_(self.forward_mask(view), torch.inf), view.sparsity)
 
     def forward_mask(self, view: WeightView) -> Tensor:
         """The largest of the connections that are trained."""
-        size = view.weight.abs().masked_fill(~view.mask, -torch.inf)
-        # A pattern that is chosen by approximation may take connections that are not trained.
-        return view.mask & self.keep_top(size, max(self.current(self.forward_sparsity), view.sparsity))
+        structure = self.pattern.structure
+        wanted = max(self.current(self.forward_sparsity), view.sparsity)
+        reached = structure.within_reach(view.mask.shape, wanted)
+        return structure.dropped(
+            view.mask, view.weight.abs(), reached, fraction=0.0, order=TieOrder.of(view.generator)
+        )

@@ -17,6 +17,7 @@ from torch import Tensor
 from rarefy import kernels, masks
 from rarefy.distributed import is_cut
 from rarefy.errors import ConfigError, RarefyError
+from rarefy.patterns.tiles import active_in_rows
 from rarefy.ties import DEFAULT_ORDER, TieOrder
 
 # Half of the third digit, in which 1 − n/m may be written: 0.667 for 1 of 3.
@@ -273,7 +274,8 @@ class NOfM(Structure):
     def holds(self, mask: Tensor, sparsity: float) -> bool:
         """Whether no group has more active connections than it may."""
         most = masks.kept_count(self.m, sparsity)
-        return not (self.fold_mask(mask).sum(1, dtype=torch.int32) > most).any()
+        counts = active_in_rows(self.fold_mask(mask), self.m)
+        return not counts.numel() or int(counts.amax()) <= most
 
 
 def _norms(matrix: Tensor, block: tuple[int, int]) -> Tensor:
