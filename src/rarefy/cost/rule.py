@@ -46,8 +46,16 @@ _WITHOUT_MATRIX_UNIT = {
     ("v4 blocks of 16", torch.bfloat16): BreakEven(0.5, 8, _OVERHEAD),
 }
 
-# Dense bfloat16 on a matrix unit is four to seven times as fast as float32: single connections pay above 96% only.
-_WITH_MATRIX_UNIT = {**_OTHER_VENDORS, ("v4", torch.bfloat16): BreakEven(0.035, 16, _OVERHEAD)}
+# Dense bfloat16 on a matrix unit is four to seven times as fast as float32: single connections pay above 94% only,
+# blocks of 16 from 69% on. Measured with one thread on an Intel Xeon with AMX.
+_WITH_MATRIX_UNIT = {
+    ("v4", torch.float32): BreakEven(0.42, 10, 8e6),
+    ("v4", torch.bfloat16): BreakEven(0.065, 4, 6e7),
+    ("v4 blocks of 16", torch.float32): BreakEven(0.5, 4, 7e6),
+    ("v4 blocks of 8", torch.float32): BreakEven(0.32, 4, 7e6),
+    ("v4_amx blocks of 16", torch.bfloat16): BreakEven(0.34, 4, 3e7),
+    ("v4 blocks of 8", torch.bfloat16): BreakEven(0.07, 4, 6e7),
+}
 
 
 def _table() -> dict[tuple[str, torch.dtype], BreakEven]:
