@@ -45,6 +45,25 @@ struct TileAfterTile {
   }
 };
 
+// Rows that the next turn reads, fetched share by share meanwhile: tiles take their lines in an order that the processor does
+// not guess. Long rows would push out what this turn needs.
+struct RowsAhead {
+  const Bfloat16* first;
+  int64_t size;
+
+  static RowsAhead of(const void* rows, int64_t columns, int64_t token, int64_t end, int64_t turn) {
+    constexpr int64_t most = int64_t{48} << 10;
+    const int64_t size = max_of(int64_t{0}, min_of(turn, end - token)) * columns;
+    return {static_cast<const Bfloat16*>(rows) + token * columns, size > most ? 0 : size};
+  }
+  // The lines of strips `strip` and the next one, of `strips`.
+  void fetch(int strip, int strips) const {
+    constexpr int64_t line = 64 / sizeof(Bfloat16);
+    const int64_t end = size * min_of(strip + 2, strips) / strips;
+    for (int64_t i = size * strip / strips / line * line; i < end; i += line) __builtin_prefetch(first + i, 0, 2);
+  }
+};
+
 // The blocks that give 16 outputs.
 struct Strip {
   const int32_t* indices;  // [blocks] inputs from indices[q] * depth on
@@ -152,6 +171,7 @@ struct RowProduct {
   const float* bias;  // or null
   Bfloat16* out;
   int64_t stride;
+  RowsAhead ahead;
 
   void write_sums(int token, int strip, bool is_alone, float* sums) const {
     Bfloat16* target = out + token * stride + static_cast<int64_t>(strip) * kStrip;
@@ -186,11 +206,8 @@ struct RowProduct {
     }
   }
 
-  // Fetches the lines that a strip and the next one will be written to. Where a row is longer than a page, the processor does
-  // not guess that they come next.
-  void fetch_rows(int strip, int begin, int end) const {
-    constexpr int64_t page = 4096 / sizeof(Bfloat16);
-    if (stride <= page) return;
+  // Fetches the lines that a strip and the next one will be written to.
+  void fetch_outputs(int strip, int begin, int end) const {
     const Bfloat16* target = out + static_cast<int64_t>(strip) * kStrip;
     for (int token = begin; token < end; token++) __builtin_prefetch(target + token * stride, 0, 2);
   }
@@ -198,9 +215,10 @@ struct RowProduct {
   // The outputs of `lines`, for the tokens [begin, end), where begin is a multiple of 32. Tiles are configured for kUnit.
   template <int kUnit>
   void run(Range lines, int begin, int end) const {
-    const int last = lines.end * weights.strips();
-    for (int number = lines.begin * weights.strips(); number < last; number += 2) {
-      if (number + 2 < last) fetch_rows(number + 2, begin, end);
+    const int first = lines.begin * weights.strips(), last = lines.end * weights.strips();
+    for (int number = first; number < last; number += 2) {
+      ahead.fetch(number - first, last - first);
+      if (number + 2 < last) fetch_outputs(number + 2, begin, end);
       run_strips<kUnit>(number, number + 1 == last, begin, end);
     }
   }

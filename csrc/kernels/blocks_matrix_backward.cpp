@@ -110,12 +110,13 @@ struct MatrixBackward {
     const int column = share.lines.begin * s.width, columns = (share.lines.end - share.lines.begin) * s.width;
     const Bfloat16* grad = static_cast<const Bfloat16*>(call.grad) + chunk.token * s.rows;
     const Bfloat16* x = static_cast<const Bfloat16*>(call.x) + chunk.token * s.columns + column;
-    const RowProduct product{
+    RowProduct product{
         .weights = {.lines = call.by_column, .depth = s.height, .width = s.width, .cells = weights},
         .rows = with_whole_steps(grad, s.rows, chunk.tokens, share.copy),
         .bias = nullptr,
         .out = static_cast<Bfloat16*>(call.grad_x) + chunk.token * s.columns,
         .stride = s.columns,
+        .ahead = {},
     };
     configure_tiles(kUnit);
     const int turn = tokens_of_a_turn(call.blocks() * s.size());
@@ -125,6 +126,7 @@ struct MatrixBackward {
         for (int t = begin; t < end; t += kTokenStep)
           pack_pairs<true>(grad + static_cast<int64_t>(t) * s.rows, s.rows, chunk.tokens - t, s.rows, {share.grad, chunk.room},
                            t, share.bias);
+      product.ahead = RowsAhead::of(call.grad, s.rows, chunk.token + end, share.end, turn);
       if (call.grad_x) product.run<kUnit>(share.lines, begin, end);
       if (call.grad_values)
         for (int t = begin; t < end; t += kTokenStep)

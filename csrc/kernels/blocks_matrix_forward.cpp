@@ -47,6 +47,7 @@ bool forward_with(const BlocksForwardCall& c) {
           .bias = c.bias,
           .out = static_cast<Bfloat16*>(c.y) + token * s.rows,
           .stride = s.rows,
+          .ahead = RowsAhead::of(c.x, s.columns, token + plan.chunk * c.threads, c.tokens, plan.chunk),
       };
       product.run<kUnit>(line_range(c.by_row, plan.line_parts, static_cast<int>(task % plan.line_parts)), 0, tokens);
     }
