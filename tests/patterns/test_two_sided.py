@@ -100,6 +100,15 @@ def test_connections_of_tiles_are_counted(side, share):
     assert rows.tolist() == whole.tolist() and columns.flatten().tolist() == mask.sum(1).tolist()
 
 
+@pytest.mark.parametrize("side", [4, 8])
+def test_connections_are_counted_wherever_a_mask_begins(side):
+    memory = torch.rand(2 * side * side + 1, generator=torch.Generator().manual_seed(side)) < 0.5
+    mask = memory[1:].view(2 * side, side)
+    rows, columns = active_in_tiles(mask, side)
+    assert rows.tolist() == mask.sum(1).tolist()
+    assert columns.tolist() == mask.view(2, side, side).sum(1).tolist()
+
+
 def test_equal_scores_are_told_apart_by_the_order():
     scores = torch.ones(64, 16)
     first, second = (keep_regular(scores, 4, 2, TieOrder(seed)) for seed in (1, 2))

@@ -55,8 +55,10 @@ def active_in_rows(mask: Tensor, side: int) -> Tensor:
     """
     word = {4: torch.int32, 8: torch.int64}.get(side)
     if word is not None:
+        flat = mask.reshape(-1)
+        # torch reads no words from between two of them.
+        words = (flat.clone() if flat.storage_offset() % side else flat).view(word)
         # The product adds the bytes of a word up in its highest one.
-        words = mask.reshape(-1).view(word)
         ones = 0x0101010101010101 & ((1 << 8 * side) - 1)
         return (words * ones) >> (8 * side - 8)
     # Slice by slice, in bytes where those suffice: torch's sums over a short dimension take a multiple of the time.
@@ -99,7 +101,9 @@ def keep_regular_in(
         >>> keep_regular_in(scores, 2, 1, TieOrder(), scores > 8, -1.0).int().tolist()
         [[0, 1], [1, 0]]
     """
-    if 0 < count < side and matrix.numel() and kernels.takes_tiles(matrix, side):
+    if not matrix.numel():
+        return torch.zeros_like(matrix, dtype=torch.bool)
+    if 0 < count < side and kernels.takes_tiles(matrix, side):
         options = regular_masks(side, count) if side <= MOST_TRIED else None
         tiles = kernels.Tiles(side, count, options, order.start, order.places)
         return kernels.keep_regular(matrix, tiles, marked, fill)
