@@ -101,7 +101,7 @@ struct Backward {
     RAREFY_UNROLL for (int i = 0; i < 2; i++) {
       const int at = row * kSide + i * kLanes, column = query + i * kLanes;
       const __m512 logs = _mm512_load_ps(m.b.logs + column), dots = _mm512_load_ps(m.b.dots + column);
-      const __m512 scores = _mm512_fmsub_ps(_mm512_load_ps(m.b.scores + at), _mm512_set1_ps(m.factor()), logs);
+      const __m512 scores = exponent(_mm512_load_ps(m.b.scores + at), _mm512_set1_ps(m.factor()), logs);
       const auto seen = static_cast<__mmask16>(mask >> 16 * i);
       weights[i] = _mm512_maskz_mov_ps(seen, power_of_two(scores));
       const __m512 change = _mm512_sub_ps(_mm512_load_ps(m.b.slope_sums + at), dots);

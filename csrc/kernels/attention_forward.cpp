@@ -83,8 +83,8 @@ struct Forward {
     const __m512 by = _mm512_set1_ps(factor()), offset = _mm512_set1_ps(most);
     __m512 low_sum = _mm512_setzero_ps(), high_sum = _mm512_setzero_ps();
     for (int key = 0; key < keys; key += kSide, weights += 2 * kTile) {
-      __m512 low = power_of_two(_mm512_fmsub_ps(_mm512_load_ps(scores + key), by, offset));
-      __m512 high = power_of_two(_mm512_fmsub_ps(_mm512_load_ps(scores + key + 16), by, offset));
+      __m512 low = power_of_two(exponent(_mm512_load_ps(scores + key), by, offset));
+      __m512 high = power_of_two(exponent(_mm512_load_ps(scores + key + 16), by, offset));
       if (key + kSide > seen) {  // the last of them are later positions
         const uint32_t mask = seen - key >= kSide ? ~0u : (1u << (seen - key)) - 1;
         low = _mm512_maskz_mov_ps(static_cast<__mmask16>(mask), low);

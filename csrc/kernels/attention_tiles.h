@@ -137,6 +137,14 @@ RAREFY_INLINE __m512 power_of_two(__m512 x) {
   return _mm512_scalef_ps(sum, whole);
 }
 
+// score · factor - offset, with a product that is rounded as `factor` times the largest score was: where they are the same, the
+// difference is 0, however large they are. Of an ordinary product and the difference the compiler would make one instruction,
+// which does not round between them.
+RAREFY_INLINE __m512 exponent(__m512 score, __m512 factor, __m512 offset) {
+  const __m512 product = _mm512_mul_round_ps(score, factor, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  return _mm512_sub_ps(product, offset);
+}
+
 // 32 neighbours as bfloat16.
 RAREFY_INLINE __m512i narrow(__m512 low, __m512 high) { return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low)); }
 
