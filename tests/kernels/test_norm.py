@@ -186,3 +186,20 @@ def test_the_module_is_a_layer_norm() -> None:
     assert isinstance(module, nn.LayerNorm)
     x = torch.randn(3, 8)
     assert torch.equal(module(x), nn.LayerNorm(8)(x))
+
+
+@pytest.mark.parametrize("is_affine", [True, False])
+def test_another_width_is_refused(is_affine: bool) -> None:
+    layer = LayerNorm(8, elementwise_affine=is_affine)
+    with torch.autocast(**AUTOCAST), pytest.raises(RuntimeError, match="normalized_shape"):
+        layer(torch.randn(4, 16))
+    with torch.autocast(**AUTOCAST), pytest.raises(RuntimeError, match="weight"):
+        norm_for_products(torch.randn(4, 16), torch.ones(8), None, 1e-5)
+
+
+def test_second_derivatives_of_one_row() -> None:
+    given = inputs(5)
+    with torch.autocast(**AUTOCAST):
+        y = norm_for_products(*given, 1e-5)
+    found = torch.autograd.grad(y, given, torch.ones_like(y), create_graph=True)
+    assert [part.shape for part in found] == 3 * [(5,)]

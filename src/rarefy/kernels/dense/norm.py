@@ -63,7 +63,10 @@ def _is_bfloat16() -> bool:
 
 
 def _takes_norm(x: Tensor, given: list[Tensor]) -> bool:
-    fits = all(tensor.dtype == torch.float32 for tensor in given) and x.dim() > 0 and x.numel() > 0
+    if any(tensor.dtype != torch.float32 for tensor in given) or x.dim() == 0 or x.numel() == 0:
+        return False
+    # Of other shapes the kernel would read past the end; torch says what is wrong with them.
+    fits = all(tensor.shape == x.shape[-1:] for tensor in given[1:])
     return fits and calls.takes("norm_forward", *given)
 
 
@@ -106,8 +109,8 @@ def norm_gradients(
     slopes = grad if weight is None else grad * weight
     means = slopes.mean(-1, keepdim=True), (slopes * normed).mean(-1, keepdim=True)
     of_x = (slopes - means[0] - normed * means[1]) * inverse
-    of_weight = None if weight is None else (grad * normed).flatten(0, -2).sum(0)
-    return of_x, of_weight, None if bias is None else grad.flatten(0, -2).sum(0)
+    of_weight = None if weight is None else (grad * normed).reshape(-1, x.shape[-1]).sum(0)
+    return of_x, of_weight, None if bias is None else grad.reshape(-1, x.shape[-1]).sum(0)
 
 
 class _Plus(torch.autograd.Function):
