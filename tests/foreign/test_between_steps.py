@@ -191,6 +191,43 @@ def test_a_model_that_is_finalized_after_a_failed_step_computes_as_before(name: 
 
 
 @both_storages
+@pytest.mark.parametrize("name", METHODS)
+def test_a_gradient_that_is_zeroed_after_a_failed_step_stays_zero(name: str, compute: str) -> None:
+    grads = []
+    for fails in (True, False):
+        model, optimizer, _ = prepared(name, compute)
+        step(model, optimizer)
+        if fails:
+            handle = optimizer.register_step_pre_hook(fail)
+            with pytest.raises(RuntimeError, match="in the middle"):
+                step(model, optimizer)
+            handle.remove()
+            optimizer.zero_grad(set_to_none=False)
+        else:
+            optimizer.zero_grad()
+        (model(X) - 1).square().mean().backward()
+        grads.append(model.weight.grad.to_dense())
+    torch.testing.assert_close(grads[0], grads[1])
+
+
+@both_storages
+@pytest.mark.parametrize("name", METHODS)
+def test_a_compiled_model_computes_as_before_after_a_failed_step(name: str, compute: str) -> None:
+    model, optimizer, _ = prepared(name, compute)
+    compiled = torch.compile(model, backend="eager")
+    step(compiled, optimizer)
+    expected = compiled(X).detach()
+    handle = optimizer.register_step_pre_hook(fail)
+    with pytest.raises(RuntimeError, match="in the middle"):
+        step(compiled, optimizer)
+    handle.remove()
+    for _ in range(2):
+        torch.testing.assert_close(compiled(X), expected)
+    step(compiled, optimizer)
+    torch.testing.assert_close(compiled(X), model(X))
+
+
+@both_storages
 def test_a_step_at_a_learning_rate_of_0_leaves_powerprop_as_it_is_and_fills_the_states_of_what_it_trains(
     compute: str,
 ) -> None:

@@ -58,7 +58,8 @@ class Attachment:
         self._policy = policy
         self._models: list[weakref.ref[nn.Module]] = []
         self._forms = TrainedForms(policy)
-        self._following = Following(self.parameters, self._before_step, self._forms.leave, self._step_is_over)
+        calls = self._before_step, self._forms.leave, self._step_is_over, self._forms.end
+        self._following = Following(self.parameters, *calls)
         self.optimizers = self._following.optimizers
         self._copies = Copies()
         self._averaging = Averaging(self.parameters, self.set_mask)
@@ -256,11 +257,10 @@ class Attachment:
         self.prepare()
 
     def _release(self, parameter: SparseParameter) -> None:
-        """Forgets a parameter of a model that is finalized; its optimizers may go on with the dense weight."""
+        """Forgets a parameter of a finalized model; its optimizers may go on with the dense weight."""
         self._averaging.release(parameter)
         if parameter.is_in_place:
             self._forms.settle(parameter)
-        # First, since what is left behind is a plain dense parameter.
         parameter.become("masked", self._following.optimizers)
         if parameter.is_in_place:
             parameter.storage.restore_zeros(self._following.optimizers)
@@ -274,7 +274,7 @@ class Attachment:
 
     def _before_state_dict(self, parameter: SparseParameter) -> None:
         """Restores the zeros, so that files have them."""
-        self._forms.leave(parameter)
+        self._forms.recover(parameter)
         if parameter.is_in_place and parameter.storage.restore_zeros(self._following.optimizers):
             warn_of_writes(parameter.name)
 
@@ -342,7 +342,7 @@ class Attachment:
     def _before_step(self, parameter: SparseParameter, optimizer: Optimizer | None) -> None:
         """Called when the gradient is what an optimizer is about to use; without one that of another weight."""
         self._find(parameter)
-        self._forms.check_written(parameter)
+        self._forms.begin(parameter)
         grad = parameter.weight.grad
         if optimizer is None or grad is None:
             parameter.storage.select_gradient(None)

@@ -103,6 +103,7 @@ class Following:
             the weight is one of its own, else with None.
         settle: called with each weight when the optimizer is done with it, or is about to ask for another gradient.
         after_step: called when every sparse weight has taken one more step.
+        end: called with each weight when forward passes may come again: it puts in place what they use.
 
     Attributes:
         optimizers: those that are followed.
@@ -115,6 +116,7 @@ class Following:
         before_step: Callable[[SparseParameter, Optimizer | None], None],
         settle: Callable[[SparseParameter], None],
         after_step: Callable[[], None],
+        end: Callable[[SparseParameter], None],
     ) -> None:
         self.optimizers: list[Optimizer] = []
         self.step = 0
@@ -124,6 +126,7 @@ class Following:
         self._before = before_step
         self._settle = settle
         self._after = after_step
+        self._end = end
 
     def follow(self, optimizer: Optimizer) -> bool:
         """Follows an optimizer from now on; False if it is followed already."""
@@ -200,7 +203,7 @@ class Following:
             self._settle(parameter)
             # LBFGS goes along directions of earlier steps, in which dropped connections have a part
             parameter.storage.restore_zeros(self.optimizers)
-            parameter.hide()
+            self._end(parameter)
         loss = closure()
         self._watch.saw_step()  # LBFGS asks for many gradients in one step
         self._get_ready(optimizer)
@@ -228,6 +231,7 @@ class Following:
         for parameter in self._parameters.values():
             self._settle(parameter)
         if was_told_to_skip(optimizer):
+            self._end_all()
             return
         now = trained_parameters(optimizer)
         # Weights of optimizers that have not stepped yet count as trained: they will.
@@ -242,8 +246,11 @@ class Following:
                 parameter.storage.restore_zeros(self.optimizers)
         # Before anything is hidden again: an update is shown all active connections.
         self._count(optimizer, now, ever)
+        self._end_all()
+
+    def _end_all(self) -> None:
         for parameter in self._parameters.values():
-            parameter.hide()
+            self._end(parameter)
 
     def _count(
         self, optimizer: Optimizer, now: Container[nn.Parameter], ever: Container[nn.Parameter]

@@ -41,6 +41,7 @@ class ForwardUse:
             # (`functional_call`) there is nothing to take out of them.
             if not self._parameter.forward.is_hiding and self._parameter.is_in_place:
                 self._parameter.hide()
+            use.is_in_step = False
             self.check()
 
         use.on_forward = settle

@@ -46,6 +46,7 @@ class Keeper:
     Attributes:
         on_forward: called before the trained model uses the weight, whatever for.
         is_awaited: whether a compiled forward pass has to call it too.
+        is_in_step: whether an optimizer is at work, or raised an error while it was: then it has to as well.
         true_weight: the dense weight for state dicts, where forward passes use only a part of it; else None.
     """
 
@@ -71,6 +72,7 @@ class Keeper:
         self.on_release: Callable[[], None] | None = on_release
         self.on_mask: Callable[[Tensor], None] | None = before_load
         self.is_awaited = False
+        self.is_in_step = False
         self.true_weight: Callable[[], Tensor] | None = None
 
     @property
@@ -82,7 +84,13 @@ class Keeper:
         own = {"module": self.module, "leaf": self.leaf, "mask_leaf": self.mask_leaf}
         # With the functions a copy of the model would bring copies of the algorithm and of all that it follows.
         nobody = ("on_forward", "observe", "prune", "on_load", "on_release", "on_mask", "true_weight")
-        return {**own, **dict.fromkeys(nobody), "is_awaited": False, "buffers": buffers_of(self.module)}
+        return {
+            **own,
+            **dict.fromkeys(nobody),
+            "is_awaited": False,
+            "is_in_step": False,
+            "buffers": buffers_of(self.module),
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # The copied module is not complete yet, but its buffers are.
@@ -112,7 +120,8 @@ class Keeper:
             return
         # Counting tokens is no part of what is to be compiled.
         if torch.compiler.is_compiling():
-            if self.is_awaited:
+            # A compiler looks at both again at each call.
+            if self.is_awaited or self.is_in_step:
                 self.outside_of_graphs()
             return
         self.on_forward()

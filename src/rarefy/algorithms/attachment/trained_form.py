@@ -57,20 +57,42 @@ class TrainedForms:
         # By name: entries that stay as they are in this step, to the last bit.
         self._kept: dict[str, Tensor] = {}
         self._uses: dict[str, ForwardUse] = {}
+        self._keepers: dict[str, Keeper] = {}
 
     def watch(self, use: Keeper, parameter: SparseParameter) -> None:
         """Puts a weight back before it is used: a step that raised an error may have left the trained form behind."""
+        if self._form.reparametrizes or self._form.restricts_forward:
+            self._keepers[parameter.name] = use
         if self._form.reparametrizes:
             self._leave_before(use, parameter)
         if self._form.restricts_forward:
             self._uses[parameter.name] = ForwardUse(parameter)
             self._uses[parameter.name].watch(use)
 
+    def begin(self, parameter: SparseParameter) -> None:
+        """Called before a step, from which on the weight may not be what forward passes use.
+
+        Raises:
+            RarefyError: somebody wrote to a state dict, which does not reach the model.
+        """
+        if parameter.name in self._keepers:
+            self._keepers[parameter.name].is_in_step = True
+        if parameter.name in self._uses:
+            self._uses[parameter.name].check()
+            self._uses[parameter.name].forget()
+
+    def end(self, parameter: SparseParameter) -> None:
+        """Called after a step; from now on the weight is what forward passes use."""
+        parameter.hide()
+        if parameter.name in self._keepers:
+            self._keepers[parameter.name].is_in_step = False
+
     def _leave_before(self, use: Keeper, parameter: SparseParameter) -> None:
         others = use.on_forward
 
         def settle() -> None:
-            self.leave(parameter)
+            self.recover(parameter)
+            use.is_in_step = False
             if others is not None:
                 others()
 
@@ -105,7 +127,7 @@ class TrainedForms:
         """
         if not self._form.reparametrizes:
             return
-        self.leave(parameter)
+        self.recover(parameter)
         storage = parameter.storage
         weight = parameter.weight
         gradient = weight.grad
@@ -133,22 +155,22 @@ class TrainedForms:
         if parameter.weight.grad is trained:
             parameter.weight.grad = gradient
 
+    @torch.no_grad()
+    def recover(self, parameter: SparseParameter) -> None:
+        """Puts weight and gradient back that a step left behind which raised an error."""
+        if parameter.name in self._gradients:
+            gradient, trained = self._gradients[parameter.name]
+            # Since then `zero_grad(set_to_none=False)` may have zeroed the one that is in the place of the other.
+            if trained is parameter.weight.grad and not parameter.storage.collect(trained).any():
+                gradient.zero_()
+        self.leave(parameter)
+
     def settle(self, parameter: SparseParameter) -> None:
         """Takes out of a weight what the optimizer trains, which a step that raised an error may have left there."""
-        self.leave(parameter)
+        self.recover(parameter)
         parameter.hide()
 
     # ---- what forward passes use ----
-
-    def check_written(self, parameter: SparseParameter) -> None:
-        """Called before a step: what was written to a state dict does not reach the model.
-
-        Raises:
-            RarefyError: somebody did.
-        """
-        if parameter.name in self._uses:
-            self._uses[parameter.name].check()
-            self._uses[parameter.name].forget()
 
     def loaded(self, parameter: SparseParameter) -> None:
         """Called after a state dict was loaded, to which anything may have been written before."""
@@ -158,3 +180,4 @@ class TrainedForms:
     def release(self, parameter: SparseParameter) -> None:
         """Forgets a weight."""
         self._uses.pop(parameter.name, None)
+        self._keepers.pop(parameter.name, None)
