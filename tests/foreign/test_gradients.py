@@ -17,7 +17,9 @@ from torch.utils.checkpoint import checkpoint
 
 import rarefy
 from foreign.networks import RIGL, SET, assert_zeros, inputs, loss_of, network, sparse, step_once
+from foreign.operations import NOT_REENTRANT
 from rarefy.algorithms.drop_and_grow import DropAndGrow
+from rarefy.errors import RarefyError
 from rarefy.masks import drop_lowest, grow_highest
 
 EVERY = {**RIGL, "update": {"freq": 1}}
@@ -244,7 +246,7 @@ def test_a_clipped_gradient_is_clipped_at_every_position():
 
 
 @pytest.mark.parametrize("compute", ["masked", "compact"])
-@pytest.mark.parametrize("reentrant", [None, False, True])
+@pytest.mark.parametrize("reentrant", [None, True, *NOT_REENTRANT])
 def test_a_layer_that_is_used_several_times_and_recomputed(reentrant, compute):
     class Repeated(nn.Module):
         def __init__(self):
@@ -273,6 +275,18 @@ def test_a_layer_that_is_used_several_times_and_recomputed(reentrant, compute):
 
     found, reentrant = run(compute), None
     assert torch.equal(found, run("masked"))
+
+
+@pytest.mark.parametrize("algorithm", ["static", "rigl"])
+def test_a_gradient_that_comes_past_the_hooks_is_refused(algorithm):
+    """As in torch 2.6, where hooks on saved tensors make a sparse weight lose its own."""
+    model = nn.Linear(32, 32)
+    sparsity = rarefy.configure({"algorithm": algorithm, "sparsity": 0.9, "compute": "compact"})
+    sparsity.apply(model)
+    model(torch.ones(2, 32)).sum().backward()
+    model.weight._backward_hooks.clear()
+    with pytest.raises(RarefyError, match="weight of a Linear got a gradient past its hooks, which"):
+        model(torch.ones(2, 32)).sum().backward()
 
 
 # ---- frozen weights ----

@@ -18,7 +18,7 @@ from rarefy.storage.masked import cut_in_pieces, resized, taken_away
 from rarefy.storage.optimizer_state import begin_entries, change_state, make_unrelated_dense, sparse_states
 from rarefy.storage.protocol import checksum
 from rarefy.storage.ranking import Score, is_multiple
-from rarefy.tensors import SparseWeight, move_entries, set_topology
+from rarefy.tensors import SparseWeight, came_through_its_hook, move_entries, set_topology
 from rarefy.ties import TieOrder
 from rarefy.torch_private import is_part_of_a_flat_parameter
 
@@ -169,7 +169,18 @@ class CompactStorage:
     gradient_is_selected = True
 
     def after_accumulation(self, grad: Tensor, dense: DenseGradient | None) -> None:
-        """The dense gradient came before, through the hook of the weight."""
+        """The dense gradient came before, through the hook of the weight.
+
+        Raises:
+            RarefyError: it did not.
+        """
+        if not came_through_its_hook(self.weight):
+            kind = type(self.module).__name__.removeprefix("FSDP")
+            raise RarefyError(
+                f"{self.leaf} of a {kind} got a gradient past its hooks, which fully_shard, a cleared _backward_hooks "
+                "and, in torch 2.6, hooks on saved tensors (torch.utils.checkpoint) take away; use checkpoint(..., "
+                "use_reentrant=True), call fully_shard before sparsity.apply(model), or set compute: masked"
+            )
         if dense is not None and self.weight._cell.collect is not None:
             dense.pair()
             dense.seal(grad)

@@ -1,9 +1,20 @@
 """Sparse weights as tensors: storage, topology and kernels apart, so that each may be another."""
 
 from rarefy.kernels import move_entries
+from rarefy.tensors.gradient import came_through_its_hook
 from rarefy.tensors.stored import Cell, Role, as_array
 from rarefy.tensors.topology import Topology
 from rarefy.tensors.weight import SparseWeight, become
 from rarefy.tensors.writes import set_topology
 
-__all__ = ["Cell", "Role", "SparseWeight", "Topology", "as_array", "become", "move_entries", "set_topology"]
+__all__ = [
+    "Cell",
+    "Role",
+    "SparseWeight",
+    "Topology",
+    "as_array",
+    "become",
+    "came_through_its_hook",
+    "move_entries",
+    "set_topology",
+]

@@ -27,6 +27,27 @@ class Connection:
     def __init__(self, cell: Cell) -> None:
         self.cell = cell
         self.handle: RemovableHandle | None = None
+        self._has_arrived = False
+
+    def arrived(self) -> None:
+        """Called when a gradient comes, before it is accumulated."""
+        self._has_arrived = True
+
+    def accumulated(self) -> bool:
+        """Called when it was accumulated: whether it came through the hook."""
+        has_arrived = self._has_arrived
+        self._has_arrived = False
+        return has_arrived
+
+
+def came_through_its_hook(weight: StoredWeight) -> bool:
+    """Whether the gradient that was accumulated last was seen before; asked once for each.
+
+    torch 2.6 loses the hooks of a sparse weight that hooks on saved tensors were given, as checkpoints in the forward
+    pass give theirs; `weight._backward_hooks.clear()` does the same in any version.
+    """
+    connection = vars(weight).get("_connection")
+    return connection is None or connection.accumulated()
 
 
 def connect(weight: StoredWeight) -> StoredWeight:
@@ -44,6 +65,7 @@ def connect(weight: StoredWeight) -> StoredWeight:
 
 
 def _arrive(connection: Connection, kind: type[StoredWeight], gradient: Tensor) -> Tensor | None:
+    connection.arrived()
     # Sparse already, or watched by a transform, which looks into every operation and would not know this one.
     if isinstance(gradient, StoredWeight) or has_transform() or is_batched(gradient):
         return None
