@@ -259,3 +259,21 @@ def test_zeros_hold_against_a_hook_of_before_that_writes_to_weights() -> None:
         kept = sparsity.parameters["weight"].mask
         assert not model.weight[~kept].any()
         assert model.weight[kept].any()
+
+
+@both_storages
+def test_a_hook_before_the_step_writes_to_all_that_is_trained(compute: str) -> None:
+    model, optimizer, sparsity = prepared("top_kast", compute, torch.optim.SGD)
+    parameter = sparsity.parameters["weight"]
+    largest = parameter.true_weight().abs().max()
+    optimizer.param_groups[0]["lr"] = 1e-9
+
+    def clip(*_: Any) -> None:
+        with torch.no_grad():
+            model.weight.clamp_(-0.05, 0.05)
+
+    optimizer.register_step_pre_hook(clip)
+    step(model, optimizer)
+    assert largest > 0.1
+    hidden = parameter.true_weight().masked_select(parameter.mask & (model.weight.to_dense() == 0))
+    assert len(hidden) and 0.04 < hidden.abs().max() <= 0.0501
