@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 import rarefy
 
+# In torch 2.6 `get_default_device` fails for the rest of a process in which a default device was taken back.
+NEEDS_NO_DEFAULT_DEVICE = pytest.mark.skipif(
+    torch.__version__ < (2, 7), reason="this torch cannot take a default device back"
+)
 RIGL = {"algorithm": "rigl", "sparsity": 0.8, "update": {"freq": 2}, "drop_fraction": 0.5}
 SET = {**RIGL, "algorithm": "set"}
 STATIC = {"algorithm": "static", "sparsity": 0.8}

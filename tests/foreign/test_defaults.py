@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import rarefy
+from foreign.networks import NEEDS_NO_DEFAULT_DEVICE
 from rarefy.kernels import instruction_set
 
 IS_FAST = instruction_set() not in ("reference", "v2")
@@ -55,6 +56,7 @@ SETTINGS = {
 }
 
 
+@NEEDS_NO_DEFAULT_DEVICE
 @pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.parametrize("algorithm", ["static", "set", "rigl"])
 @pytest.mark.parametrize("compute", ["masked", "compact", "auto"])

@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 
 import rarefy
+from foreign.networks import NEEDS_NO_DEFAULT_DEVICE
 from rarefy.errors import ConfigError, RarefyError
 
 
@@ -148,6 +149,7 @@ def test_lazy_modules_and_the_meta_device_are_refused_in_one_line():
         applied(model)
 
 
+@NEEDS_NO_DEFAULT_DEVICE
 def test_a_default_device_elsewhere_changes_nothing():
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
