@@ -1,5 +1,6 @@
 """A whole training step of the 12-layer, 768-wide GPT, dense against sparse, float32 or `--bf16`.
 
+The dense model is there twice: by the same code as the sparse one, and with torch's own attention, norms and GELU.
 `--block 32` makes the sparse weights of blocks of that size. Both are trained by `rarefy.Trainer`'s step (fused AdamW,
 clipping) in the same process, in turns. `--memory` reports the peak memory of a process of its own for each, and what
 the sparse weights take of it.
@@ -12,8 +13,10 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
+from unittest.mock import patch
 
 import torch
 from block_sizes import block_size
@@ -22,6 +25,8 @@ from interleave import medians
 
 from rarefy.algorithms.summary import summary
 from rarefy.allocator import keep_freed_memory
+from rarefy.decoder import attention
+from rarefy.kernels.dense import calls
 
 SPARSITIES = (0.8, 0.9, 0.95)
 
@@ -34,16 +39,35 @@ def speed_up(
     rounds: int,
     samples: int,
     length: int,
-) -> float:
-    """How many times faster a step of the sparse model is."""
+) -> tuple[float, float]:
+    """How many times faster a step of the sparse model is than each of the dense ones."""
     batch = batch_of(0, samples, length)
     options = {"sparsity": sparsity, "pattern": "unstructured" if block is None else {"block": list(block)}}
+    dense = partial(step_of, gpt_trainer(None, bf16=bf16), batch)
     steps = {
-        "dense": partial(step_of, gpt_trainer(None, bf16=bf16), batch),
+        "dense": dense,
+        "torch": partial(by_torch_alone, dense),
         "sparse": partial(step_of, gpt_trainer(options, bf16=bf16), batch),
     }
     seconds = medians(steps, rounds, warmup=2, clock=clock)
-    return seconds["dense"] / seconds["sparse"]
+    return seconds["dense"] / seconds["sparse"], seconds["torch"] / seconds["sparse"]
+
+
+def by_torch_alone(step: Callable[[], object]) -> None:
+    """A step without kernels of rarefy's beside the linear layers."""
+    with torch_alone():
+        step()
+
+
+@contextmanager
+def torch_alone() -> Iterator[None]:
+    with (
+        patch.object(calls, "takes", lambda *_: False),
+        patch.object(attention, "takes_attention", lambda *_: False),
+        patch.object(attention, "_BLOCKS_PAY", range(0)),
+        patch.object(attention, "_BFLOAT16_PAYS", range(0)),
+    ):
+        yield
 
 
 def peak_of(sparsity: float | None, steps: int = 3) -> None:
@@ -97,13 +121,14 @@ def main() -> None:
         clock = time.process_time if arguments.cpu_time else time.perf_counter
         for sparsity in arguments.sparsities:
             sizes = arguments.rounds, arguments.samples, arguments.length
-            ratio = speed_up(sparsity, arguments.bf16, arguments.block, clock, *sizes)
+            ratio, of_torch = speed_up(sparsity, arguments.bf16, arguments.block, clock, *sizes)
             blocks = (
                 "" if arguments.block is None else f", blocks {arguments.block[0]} x {arguments.block[1]}"
             )
             kind = "bfloat16 autocast" if arguments.bf16 else "float32"
             print(
-                f"GPT step, {kind}{blocks}, sparsity {sparsity}: {ratio:.2f} times faster than dense",
+                f"GPT step, {kind}{blocks}, sparsity {sparsity}: {ratio:.2f} times faster than dense, "
+                f"{of_torch:.2f} times faster than dense with torch's attention, norms and GELU",
                 flush=True,
             )
 
