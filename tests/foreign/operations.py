@@ -19,8 +19,8 @@ from torch.nn.utils import clip_grad_norm_, parameters_to_vector, vector_to_para
 
 import rarefy
 
-# torch 2.6 loses the hooks of compact weights then, which is refused there.
-NOT_REENTRANT = (False,) if torch.__version__ >= (2, 7) else ()
+# Older versions lose the hooks of compact weights then, which is refused there.
+NOT_REENTRANT = (False,) if torch.__version__ >= (2, 10) else ()
 OPTIMIZERS: dict[str, Callable[[list[nn.Parameter]], optim.Optimizer]] = {
     "sgd": lambda parameters: optim.SGD(parameters, lr=0.05, momentum=0.9, weight_decay=0.01),
     "adam": lambda parameters: optim.Adam(parameters, lr=0.01),

@@ -178,7 +178,7 @@ class CompactStorage:
             kind = type(self.module).__name__.removeprefix("FSDP")
             raise RarefyError(
                 f"{self.leaf} of a {kind} got a gradient past its hooks, which fully_shard, a cleared _backward_hooks "
-                "and, in torch 2.6, hooks on saved tensors (torch.utils.checkpoint) take away; use checkpoint(..., "
+                "and, below torch 2.10, hooks on saved tensors (torch.utils.checkpoint) take away; use checkpoint(..., "
                 "use_reentrant=True), call fully_shard before sparsity.apply(model), or set compute: masked"
             )
         if dense is not None and self.weight._cell.collect is not None:

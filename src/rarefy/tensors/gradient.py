@@ -43,8 +43,8 @@ class Connection:
 def came_through_its_hook(weight: StoredWeight) -> bool:
     """Whether the gradient that was accumulated last was seen before; asked once for each.
 
-    torch 2.6 loses the hooks of a sparse weight that hooks on saved tensors were given, as checkpoints in the forward
-    pass give theirs; `weight._backward_hooks.clear()` does the same in any version.
+    Below 2.10 torch loses the hooks of a sparse weight that hooks on saved tensors were given, as checkpoints in the
+    forward pass give theirs; `weight._backward_hooks.clear()` does the same in any version.
     """
     connection = vars(weight).get("_connection")
     return connection is None or connection.accumulated()
