@@ -30,6 +30,7 @@ class GraNet(DropAndGrow):
         ConfigError: a constant sparsity.
 
     Example:
+        >>> import torch
         >>> layer = torch.nn.Linear(10, 10)
         >>> algorithm = GraNet([0.0, 0.5, 0.9], update={"freq": 1})
         >>> algorithm.apply(layer)
