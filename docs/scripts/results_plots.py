@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -152,7 +153,9 @@ FIGURES: dict[str, Callable[[], Figure]] = {
 def draw_all(folder: Path) -> None:
     """Draws the plot of each table that was run."""
     # Fixed names inside the file, and text as text: the same figures give the same file.
-    matplotlib.rcParams.update({"svg.hashsalt": "rarefy", "svg.fonttype": "none", "font.size": 9})
+    looks = {"svg.hashsalt": "rarefy", "svg.fonttype": "none", "font.size": 9}
+    # Each text of a file names every font of this list.
+    matplotlib.rcParams.update({**looks, "font.sans-serif": ["DejaVu Sans", "sans-serif"]})
     for name, draw in FIGURES.items():
         if not load(name):
             continue
@@ -164,6 +167,8 @@ def draw_all(folder: Path) -> None:
 def save(figure: Any, path: Path) -> None:
     """Writes a plot, the same file for the same figures."""
     figure.savefig(path, metadata={"Date": None})
-    # matplotlib leaves blanks at the ends of lines.
-    path.write_text("\n".join(line.rstrip() for line in path.read_text().splitlines()) + "\n")
+    # matplotlib leaves blanks at the ends of lines, and writes six decimals where a tenth of a point is not seen.
+    lines = (line.rstrip() for line in path.read_text().splitlines())
+    text = re.sub(r"(\d\d\.\d)\d+", r"\1", "\n".join(lines))
+    path.write_text(f"{text}\n")
     plt.close(figure)
