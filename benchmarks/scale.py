@@ -32,7 +32,7 @@ from rarefy.distributed import merged
 RANKS, WIDTH, DEPTH = 2, 512, 4
 DIGIT_BYTES = 2048 * 8
 """Counts of one digit of the scores, which an exact choice over pieces adds up (`rarefy.distributed.highest`)."""
-DIGITS, SUMS = 6, 11.25
+DIGITS, SUMS = 6, 11.5
 """For each weight that RigL updates: sums of counts (three digits of float32 to drop, three to grow; more where scores
 tie at the border), and sums of all kinds, most of a few bytes; both measured."""
 INDEX_BYTES = 8.3
