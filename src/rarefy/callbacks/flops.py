@@ -105,7 +105,7 @@ def counted_apart(model: nn.Module, batch: Any) -> ForwardFlops:
         Exception: whatever the model raises.
 
     Example:
-        >>> counted_apart(torch.compile(nn.Linear(8, 4)), torch.ones(2, 8)).by_parameter
+        >>> counted_apart(torch.compile(nn.Linear(8, 4), backend="eager"), torch.ones(2, 8)).by_parameter
         {'_orig_mod.weight': 128}
     """
     flops = ForwardFlops(model)
