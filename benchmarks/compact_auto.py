@@ -2,7 +2,8 @@
 
 By default 40 layers with sparsities from 0.5 to 0.98; with `--edge` each has the lowest sparsity at which the rule
 takes compact storage, where a rule that expects too much shows first. `--dtype bfloat16` for autocast, `--block 32x32`
-for weights of blocks, `--cpu_time` for a machine that others keep busy.
+for weights of blocks, `--cpu_time` for a machine that others keep busy. `--optimizer` adds the step of AdamW, in which
+masked storage also looks for writes to inactive connections.
 """
 
 from __future__ import annotations
@@ -57,11 +58,11 @@ def layers(at_edge: bool, dtype: torch.dtype, block: tuple[int, int] | None) -> 
         yield Layer(*shape, tokens, sparsity, dtype, block)
 
 
-def training(layer: Layer, compute: str | None) -> tuple[nn.Module, Callable[[], None]]:
-    """A model after one training step, so that `auto` knows its tokens, and its forward and backward pass."""
+def training(layer: Layer, compute: str | None, with_optimizer: bool) -> tuple[nn.Module, Callable[[], None]]:
+    """A model after one training step, so that `auto` knows its tokens, and what is timed of a step."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(layer.columns, layer.rows))
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
     if compute is not None:
         pattern = "unstructured" if layer.block is None else {"block": list(layer.block)}
         algorithm = rarefy.Static(layer.sparsity, compute=compute, pattern=pattern)
@@ -71,7 +72,15 @@ def training(layer: Layer, compute: str | None) -> tuple[nn.Module, Callable[[],
     step = forward_and_backward(model, x, torch.randn(layer.tokens, layer.rows).to(layer.dtype))
     step()
     optimizer.step()
-    return model[0], step
+    return model[0], followed_by(step, optimizer.step) if with_optimizer else step
+
+
+def followed_by(first: Callable[[], object], second: Callable[[], object]) -> Callable[[], None]:
+    def both() -> None:
+        first()
+        second()
+
+    return both
 
 
 def forward_and_backward(model: nn.Module, x: Tensor, grad: Tensor) -> Callable[[], None]:
@@ -93,10 +102,13 @@ def repeated(run: Callable[[], None], times: int) -> Callable[[], None]:
     return several
 
 
-def measure(layer: Layer, seconds: float, clock: Callable[[], float]) -> tuple[bool, float, float]:
+def measure(
+    layer: Layer, seconds: float, clock: Callable[[], float], with_optimizer: bool
+) -> tuple[bool, float, float]:
     """Whether auto is compact, and the times of masked and compact storage, dense = 1."""
-    chosen, _ = training(layer, "auto")
-    steps = {str(compute): training(layer, compute)[1] for compute in (None, "masked", "compact")}
+    chosen, _ = training(layer, "auto", with_optimizer)
+    storages = (None, "masked", "compact")
+    steps = {str(compute): training(layer, compute, with_optimizer)[1] for compute in storages}
     start = clock()
     steps["None"]()
     once = max(clock() - start, 1e-5)
@@ -113,6 +125,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--block", type=block_size, help="of whole blocks, for example 32x32")
     parser.add_argument("--cpu_time", action="store_true", help="of one thread")
+    parser.add_argument("--optimizer", action="store_true", help="time the optimizer's step as well")
     parser.add_argument("--seconds", type=float, default=2.0, help="for each layer, about")
     parser.add_argument("--largest", type=float, default=4e10, help="rows x columns x tokens")
     arguments = parser.parse_args()
@@ -124,7 +137,7 @@ def main() -> None:
     for layer in layers(arguments.edge, getattr(torch, arguments.dtype), arguments.block):
         if layer.rows * layer.columns * layer.tokens > arguments.largest:
             continue
-        is_compact, masked, compact = measure(layer, arguments.seconds, clock)
+        is_compact, masked, compact = measure(layer, arguments.seconds, clock, arguments.optimizer)
         is_missed = not is_compact and compact * LIMIT < masked
         taken, missed = taken + is_compact, missed + is_missed
         worst = max(worst, compact if is_compact else 0.0)

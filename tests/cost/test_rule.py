@@ -100,3 +100,19 @@ def test_what_was_not_measured_is_not_taken_before_it_is_calibrated(
     assert relative_time(*case) == math.inf and kernels_in_use(*case[4:]) == "v4 blocks of 8"
     calibration.save({calibration.key_of(*case[4:]): BreakEven(0.5, 8, 5e6)})
     assert pays_off(*case) and not pays_off(*LAYER, 0.3, torch.bfloat16)
+
+
+def test_a_dense_layer_of_few_tokens_is_busy_with_its_weight(on: Callable[[str, str], None]) -> None:
+    on("Intel(R) Xeon(R)", "v4_amx")
+    thresholds = [break_even_sparsity(2048, 2048, tokens, torch.bfloat16) for tokens in (8, 64, 512, 2048)]
+    assert thresholds == sorted(thresholds) and thresholds[0] < 0.8 and thresholds[-1] > 0.9
+
+
+def test_costs_of_the_dense_layer_are_divided_by() -> None:
+    plain = BreakEven(0.5, 8, 4e6)
+    both = BreakEven(0.5, 8, 4e6, dense_offset=64, dense_overhead=2e6)
+    dense = 1 + 64 / 128 + 2e6 / (512 * 256 * 128)
+    assert both.relative_time(512, 256, 128, 0.1) == pytest.approx(
+        plain.relative_time(512, 256, 128, 0.1) / dense
+    )
+    assert both.with_threads(2) == BreakEven(0.5, 8, 8e6, dense_offset=64, dense_overhead=4e6)

@@ -32,12 +32,16 @@ VARIABLE = "RAREFY_CACHE"
 class BreakEven:
     """A sparse layer's forward and backward pass, dense = 1, of one instruction set and dtype.
 
-    density / limit · (1 + tokens_offset / tokens) + overhead / (rows · columns · tokens)
+    (density / limit · (1 + tokens_offset / tokens) + overhead / (rows · columns · tokens))
+    / (1 + dense_offset / tokens + dense_overhead / (rows · columns · tokens))
 
     Args:
         limit: density at which sparse and dense take equally long with many tokens.
         tokens_offset: tokens that a call costs on top of those it is given.
         overhead: fixed cost of a forward and backward call, in multiply-adds of one dense matrix product.
+        dense_offset: the same as `tokens_offset` for the dense layer, which reads its weight and writes a gradient
+            however few its tokens are. 0 where that was not measured, so that the rule is careful.
+        dense_overhead: the same as `overhead` for the dense layer.
 
     Example:
         >>> round(BreakEven(0.5, 8, 4e6).relative_time(768, 768, 2048, 0.1), 3)
@@ -47,11 +51,19 @@ class BreakEven:
     limit: float
     tokens_offset: float
     overhead: float
+    dense_offset: float = 0.0
+    dense_overhead: float = 0.0
 
     def relative_time(self, rows: int, columns: int, tokens: int, density: float) -> float:
         """The expected time of a layer; see the class and `rarefy.cost.rule.relative_time`."""
-        of_connections = density / self.limit * (1 + self.tokens_offset / tokens)
-        return of_connections + self.overhead / (rows * columns * tokens)
+        work = rows * columns * tokens
+        sparse = density / self.limit * (1 + self.tokens_offset / tokens) + self.overhead / work
+        return sparse / (1 + self.dense_offset / tokens + self.dense_overhead / work)
+
+    def with_threads(self, threads: int) -> BreakEven:
+        """The rule for several threads, whose products do more in the time that a call takes."""
+        overheads = {"overhead": self.overhead * threads, "dense_overhead": self.dense_overhead * threads}
+        return dataclasses.replace(self, **overheads)
 
 
 @dataclass(frozen=True)
@@ -220,7 +232,9 @@ def _parsed(content: Any) -> dict[Key, BreakEven]:
 
 
 def _checked(rule: BreakEven) -> BreakEven:
-    if not (1e-6 <= rule.limit <= 1 and 0 <= rule.tokens_offset <= 1e9 and 0 <= rule.overhead <= 1e15):
+    are_offsets = all(0 <= one <= 1e9 for one in (rule.tokens_offset, rule.dense_offset))
+    are_overheads = all(0 <= one <= 1e15 for one in (rule.overhead, rule.dense_overhead))
+    if not (1e-6 <= rule.limit <= 1 and are_offsets and are_overheads):
         raise ValueError(f"a rule that cannot be: {rule}")
     return rule
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 
 import torch
@@ -46,15 +45,16 @@ _WITHOUT_MATRIX_UNIT = {
     ("v4 blocks of 16", torch.bfloat16): BreakEven(0.5, 8, _OVERHEAD),
 }
 
-# Dense bfloat16 on a matrix unit is four to seven times as fast as float32: single connections pay above 94% only,
-# blocks of 16 from 69% on. Measured with one thread on an Intel Xeon with AMX.
+# Dense bfloat16 on a matrix unit is four to seven times as fast as float32: single connections pay above 91% only,
+# blocks of 16 from 65% on, if there are many tokens. With few, the dense layer is busy with its weight, and both pay
+# earlier. Measured with one thread on an Intel Xeon with AMX.
 _WITH_MATRIX_UNIT = {
-    ("v4", torch.float32): BreakEven(0.42, 10, 8e6),
-    ("v4", torch.bfloat16): BreakEven(0.065, 4, 6e7),
-    ("v4 blocks of 16", torch.float32): BreakEven(0.5, 4, 7e6),
-    ("v4 blocks of 8", torch.float32): BreakEven(0.32, 4, 7e6),
-    ("v4_amx blocks of 16", torch.bfloat16): BreakEven(0.34, 4, 3e7),
-    ("v4 blocks of 8", torch.bfloat16): BreakEven(0.07, 4, 6e7),
+    ("v4", torch.float32): BreakEven(0.46, 115, 1.7e7, 32, 3.7e6),
+    ("v4", torch.bfloat16): BreakEven(0.092, 82, 1.2e8, 260, 4.7e7),
+    ("v4 blocks of 16", torch.float32): BreakEven(0.5, 29, 1.4e7, 29, 3.8e6),
+    ("v4 blocks of 8", torch.float32): BreakEven(0.32, 36, 1.4e7, 29, 3.8e6),
+    ("v4_amx blocks of 16", torch.bfloat16): BreakEven(0.36, 108, 1.1e8, 280, 5e7),
+    ("v4 blocks of 8", torch.bfloat16): BreakEven(0.063, 33, 1.05e8, 285, 4.7e7),
 }
 
 
@@ -87,7 +87,7 @@ def rule(dtype: torch.dtype, block: tuple[int, int] | None = None) -> BreakEven 
     ours = _table().get((kernels_in_use(dtype, block), dtype))
     if found is not None or ours is None:
         return found
-    return dataclasses.replace(ours, overhead=ours.overhead * torch.get_num_threads())
+    return ours.with_threads(torch.get_num_threads())
 
 
 def relative_time(
@@ -100,7 +100,8 @@ def relative_time(
 ) -> float:
     """Expected time of a sparse layer's forward and backward pass, dense = 1; infinite where it is not known.
 
-    density / limit · (1 + tokens_offset / tokens) + overhead / (rows · columns · tokens)
+    (density / limit · (1 + tokens_offset / tokens) + overhead / (rows · columns · tokens))
+    / (1 + dense_offset / tokens + dense_overhead / (rows · columns · tokens))
 
     Args:
         rows: rows of the weight (output features).

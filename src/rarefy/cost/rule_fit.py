@@ -36,8 +36,9 @@ def fit(measurements: Sequence[Measurement]) -> BreakEven:
     Example:
         >>> truth = BreakEven(0.5, 8, 4e6)
         >>> layers = [(n, n, t, d) for n in (256, 1024) for t in (16, 512) for d in (0.1, 0.5)]
-        >>> fit([Measurement(*layer, 1.0, truth.relative_time(*layer)) for layer in layers])
-        BreakEven(limit=0.463, tokens_offset=8.0, overhead=4320000.0)
+        >>> found = fit([Measurement(*layer, 1.0, truth.relative_time(*layer)) for layer in layers])
+        >>> found.limit, found.tokens_offset, found.overhead
+        (0.463, 8.0, 4320000.0)
     """
     cases = [[m.density, m.density / m.tokens, _UNIT / (m.rows * m.columns * m.tokens)] for m in measurements]
     terms = torch.tensor(cases, dtype=torch.float64).reshape(-1, 3)
