@@ -18,7 +18,7 @@ from rarefy.distributed import is_cut
 from rarefy.distributions import GLOBAL, share_out
 from rarefy.errors import ConfigError, RarefyError
 from rarefy.first_masks.competition import compete
-from rarefy.first_masks.kinds import FromData
+from rarefy.first_masks.from_data import FromData
 from rarefy.first_masks.names import competes_by_weight
 from rarefy.first_masks.task import Task, given_batches, refuse_inference
 from rarefy.initializers import Initializer, first_mask, generator_for, topk

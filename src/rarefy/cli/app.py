@@ -17,7 +17,6 @@ from rarefy.cli.look import inspect as inspection
 from rarefy.cli.overrides import Flags
 from rarefy.cli.run import Request, run, run_with
 from rarefy.run.launch import Mode
-from rarefy.run.old_form import convert_file
 from rarefy.run.schema import json_schema
 
 app = typer.Typer(
@@ -137,6 +136,8 @@ def _convert(
     force: Annotated[bool, typer.Option("--force", help="Replace a file that exists.")] = False,
 ) -> None:
     """Write a file of the older form (train_input, model, optimizer, runconfig) in the new one (trainer)."""
+    # The other commands do not need it.
+    from rarefy.run.old_form import convert_file
 
     def write() -> None:
         text = convert_file(params, output, force)

@@ -24,7 +24,8 @@ from rarefy.export.job import Fill, Job
 from rarefy.models.gpt import GPTModel
 from rarefy.models.hugging_face_folder import files_with, load_folder, model_block
 from rarefy.models.registry import build_model
-from rarefy.pruning.one_shot import Progress, Pruned, prune
+from rarefy.pruning.by_layer import Progress
+from rarefy.pruning.one_shot import Pruned, prune
 from rarefy.trainer.session_builder import resolve_device
 
 _TOKENIZER = "tokenizer.json"

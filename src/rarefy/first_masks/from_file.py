@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rarefy.checkpoint.saved_model import SavedModel, open_saved
 from rarefy.errors import RarefyError
-from rarefy.first_masks.kinds import FromData, Scope
+from rarefy.first_masks.from_data import FromData, Scope
 from rarefy.first_masks.task import Task
 from rarefy.validation import worded
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import KW_ONLY
 from typing import Annotated, Any, ClassVar, Literal
@@ -15,10 +14,10 @@ from torch import Tensor
 
 from rarefy.distributed import failing_together
 from rarefy.errors import RarefyError
-from rarefy.first_masks.competition import compete
+from rarefy.first_masks.by_output import keep_by_output
+from rarefy.first_masks.from_data import FromData, Scope
 from rarefy.first_masks.task import Task
 from rarefy.initializers import random_scores
-from rarefy.masks import keep_top_in_rows, kept_count
 from rarefy.patterns.structures import FREE, Structure
 from rarefy.saliency.grasp import grasp_scores
 from rarefy.saliency.inputs import SquareSums, check_watchable, watched
@@ -39,43 +38,8 @@ BatchesOf = Annotated[
     Any, Field(description="how many batches of the training data; in Python also the batches", examples=[4])
 ]
 LossOf = Annotated[Any, Field(description="a function loss(model, batch) that returns a scalar")]
-Scope = Annotated[Literal["global", "layer"] | None, Field(description="global or layer", examples=["layer"])]
 Rows = Annotated[Literal["output", "layer"], Field(description="output or layer", examples=["output"])]
 Output = Annotated[str | None, Field(description="the name of a module", examples=["lm_head"])]
-
-
-class FromData(ABC):
-    """A way to make first masks that looks at batches.
-
-    Attributes:
-        name: as it is written in YAML.
-        batches: a number of them, or the batches themselves.
-        loss: of (model, batch), or None for what the model returns.
-        looks_at_data: whether it wants batches at all.
-    """
-
-    name: ClassVar[str]
-    looks_at_data: ClassVar[bool] = True
-    batches: Any
-    loss: Any
-
-    @abstractmethod
-    def masks(self, task: Task) -> dict[str, Tensor]:
-        """The masks of all weights of a task, bool, by name.
-
-        Raises:
-            RarefyError: a weight that the method cannot measure, or would leave without a connection.
-        """
-
-    def chosen(self, task: Task, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The masks of the highest scores, among all weights or within each."""
-        is_global = getattr(self, "scope", None) == "global" or (
-            getattr(self, "scope", None) is None and not task.is_by_weight
-        )
-        shares: Mapping[str, float] = task.targets
-        if is_global:
-            shares = compete(scores, task.patterns, task.sparsity, task.seed, f"init_method {self.name}")
-        return {name: task.keep_top(name, score, shares[name]) for name, score in scores.items()}
 
 
 @worded
@@ -254,24 +218,10 @@ class Wanda(FromData):
                     objective.run({}, part, task.loss)
             for name in task.weights:
                 sums.require(name)
-        return {
-            name: self.mask(task, name, wanda_scores(weight, sums.of(name)))
-            for name, weight in task.weights.items()
-        }
-
-    def mask(self, task: Task, name: str, scores: Tensor) -> Tensor:
-        """The mask of one weight from its scores."""
-        pattern = task.patterns[name]
-        sparsity = task.targets[name]
-        if self.scope == "layer" or pattern.structure != FREE:
-            return task.keep_top(name, scores, sparsity)
-        # Without groups a pattern leaves a weight [in, out] as it is.
-        is_turned = pattern.axes.transposed and pattern.axis is None
-        whole = scores.transpose(0, 1) if is_turned else scores
-        kept = pattern.merge(
-            [_by_output(piece, sparsity, task.order(name)) for piece in pattern.split(whole)]
-        )
-        return kept.transpose(0, 1).contiguous() if is_turned else kept
+        scores = {name: wanda_scores(weight, sums.of(name)) for name, weight in task.weights.items()}
+        if self.scope == "output":
+            return {name: keep_by_output(task, name, score) for name, score in scores.items()}
+        return {name: task.keep_top(name, score, task.targets[name]) for name, score in scores.items()}
 
 
 @worded
@@ -306,18 +256,7 @@ def _at(task: Task, targets: Mapping[str, float], sparsity: float) -> Task:
     return Task(**{**vars(task), "targets": targets, "sparsity": sparsity})
 
 
-def _by_output(scores: Tensor, sparsity: float, order: TieOrder) -> Tensor:
-    """The mask of the highest scores in each row [out, …]; at least one of each."""
-    rows = scores.flatten(1)
-    count = kept_count(rows.shape[1], sparsity)
-    at_least = 1 if sparsity < 1.0 else 0
-    return keep_top_in_rows(rows, max(count, at_least), order).view(scores.shape)
-
-
 def _glance(objective: Objective, task: Task) -> Any:
     """One forward pass, to see what is called."""
     with torch.no_grad():
         return objective.run({}, task.batches[0][0], task.loss)
-
-
-FROM_DATA: Mapping[str, type[FromData]] = {kind.name: kind for kind in (Snip, Grasp, SynFlow, Wanda)}

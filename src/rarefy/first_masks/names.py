@@ -3,26 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
+from types import MappingProxyType
 from typing import Any
 
 from pydantic import TypeAdapter
 
 from rarefy.distributions import GLOBAL
 from rarefy.errors import ConfigError, did_you_mean
-from rarefy.first_masks.from_file import TopKOf
-from rarefy.first_masks.kinds import FROM_DATA, FromData, MagnitudeMixed
+from rarefy.first_masks.from_data import FromData
 from rarefy.initializers import INITIALIZERS, Initializer, parse_initializer
 from rarefy.patterns.structures import NOfM, Structure
 from rarefy.schedule_schema import Json
 from rarefy.validation import build, shorten
 
-KINDS: Mapping[str, Any] = {
-    **FROM_DATA,
-    MagnitudeMixed.name: MagnitudeMixed,
-    TopKOf.name: TopKOf,
-}
 _CHANGES_WEIGHTS = "sparsegpt"
-NAMES = (*INITIALIZERS, *KINDS)
+
+
+@cache
+def kinds() -> Mapping[str, Any]:
+    """The classes of the methods that have keys, by name.
+
+    Example:
+        >>> list(kinds())
+        ['snip', 'grasp', 'synflow', 'wanda', 'magnitude_mixed', 'topk_of']
+    """
+    # Imported once one is named: most runs draw their first masks, and need none of what measures them.
+    from rarefy.first_masks.from_file import TopKOf
+    from rarefy.first_masks.kinds import Grasp, MagnitudeMixed, Snip, SynFlow, Wanda
+
+    return MappingProxyType({one.name: one for one in (Snip, Grasp, SynFlow, Wanda, MagnitudeMixed, TopKOf)})
 
 
 def parse_first_masks(value: Any) -> Initializer | FromData:
@@ -40,27 +50,27 @@ def parse_first_masks(value: Any) -> Initializer | FromData:
     """
     if isinstance(value, FromData):
         return value
-    if isinstance(value, str) and value.lower() in KINDS:
-        value = {"name": value}
-    if not isinstance(value, Mapping):
-        if callable(value) or (isinstance(value, str) and value.lower() in INITIALIZERS):
-            return parse_initializer(value)
-        raise _unknown("init_method", value)
-    return _from_mapping(value)
+    if isinstance(value, Mapping):
+        return _from_mapping(value)
+    if callable(value) or (isinstance(value, str) and value.lower() in INITIALIZERS):
+        return parse_initializer(value)
+    if isinstance(value, str) and value.lower() in kinds():
+        return _from_mapping({"name": value})
+    raise _unknown("init_method", value)
 
 
 def _from_mapping(value: Mapping[str, Any]) -> Initializer | FromData:
     options = {key: one for key, one in value.items() if key != "name"}
     name = value.get("name")
-    if not isinstance(name, str) or name.lower() not in NAMES:
-        raise _unknown("init_method.name", name)
-    if name.lower() in INITIALIZERS:
+    if isinstance(name, str) and name.lower() in INITIALIZERS:
         if options:
             raise ConfigError(
                 "init_method", f"the key {next(iter(options))!r} with {name}", f"the name alone: {name}"
             )
         return INITIALIZERS[name.lower()]
-    return build(KINDS[name.lower()], options, path="init_method")
+    if not isinstance(name, str) or name.lower() not in kinds():
+        raise _unknown("init_method.name", name)
+    return build(kinds()[name.lower()], options, path="init_method")
 
 
 def _unknown(path: str, value: Any) -> ConfigError:
@@ -70,7 +80,7 @@ def _unknown(path: str, value: Any) -> ConfigError:
             "sparsegpt` first (in Python rarefy.prune), and train from its result with init_method: from_zeros"
         )
         return ConfigError(path, value, allowed, "init_method: from_zeros")
-    hint = did_you_mean(str(value), NAMES)
+    hint = did_you_mean(str(value), (*INITIALIZERS, *kinds()))
     given = "a missing value" if value is None else shorten(value)
     return ConfigError(path, given, f"a known method ({hint})", "init_method: topk")
 
@@ -119,7 +129,7 @@ def first_masks_schema() -> Json:
     """
     # Of the methods with keys those that can do without any.
     names: Json = {"enum": [*INITIALIZERS, "magnitude_mixed", "synflow"]}
-    return {"anyOf": [names, *(_form(name, kind) for name, kind in KINDS.items())]}
+    return {"anyOf": [names, *(_form(name, kind) for name, kind in kinds().items())]}
 
 
 def _form(name: str, kind: Any) -> Json:

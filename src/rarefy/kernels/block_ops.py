@@ -89,7 +89,8 @@ def _linear(
     return y.view(*x.shape[:-1], sizes[0])
 
 
-@torch.library.register_fake("rarefy::block_linear")
+# Shapes for tracing are kernels of the meta device: `register_fake` would search all loaded modules for its caller.
+@torch.library.impl("rarefy::block_linear", "Meta")
 def _forward_shape(
     x: Tensor, values: Tensor, bias: Tensor | None, probe: Tensor | None,
     starts: Tensor, indices: Tensor, back_starts: Tensor, back_indices: Tensor, order: Tensor, sizes: list[int],
@@ -135,7 +136,7 @@ def _reference_backward(
     return grad_x, blocks.gather(grad_weight.view(weight.shape), starts, indices, sizes), grad_bias
 
 
-@torch.library.register_fake("rarefy::block_linear_backward")
+@torch.library.impl("rarefy::block_linear_backward", "Meta")
 def _backward_shape(
     grad: Tensor, x: Tensor, values: Tensor,
     starts: Tensor, indices: Tensor, back_starts: Tensor, back_indices: Tensor, order: Tensor, sizes: list[int],

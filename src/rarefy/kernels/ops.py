@@ -155,7 +155,8 @@ def _linear(
     return y.view(*x.shape[:-1], rows)
 
 
-@torch.library.register_fake("rarefy::sparse_linear")
+# Shapes for tracing are kernels of the meta device: `register_fake` would search all loaded modules for its caller.
+@torch.library.impl("rarefy::sparse_linear", "Meta")
 def _forward_shape(
     x: Tensor, values: Tensor, bias: Tensor | None, probe: Tensor | None,
     starts: Tensor, offsets: Tensor, back_starts: Tensor, back_offsets: Tensor, order: Tensor, sizes: list[int],
@@ -187,7 +188,7 @@ def _backward(
     return kept[0], kept[1], kept[2]
 
 
-@torch.library.register_fake("rarefy::sparse_linear_backward")
+@torch.library.impl("rarefy::sparse_linear_backward", "Meta")
 def _backward_shape(
     grad: Tensor, x: Tensor, values: Tensor,
     starts: Tensor, offsets: Tensor, back_starts: Tensor, back_offsets: Tensor, order: Tensor, sizes: list[int],
@@ -214,7 +215,7 @@ def _zero(tensor: Tensor, mask: Tensor) -> None:
         reference.zero_inactive_(tensor, mask)
 
 
-@torch.library.register_fake("rarefy::zero_inactive_")
+@torch.library.impl("rarefy::zero_inactive_", "Meta")
 def _zero_shape(tensor: Tensor, mask: Tensor) -> None:
     return None
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from rarefy.decoder.decoder_config import LossScaling
 from rarefy.errors import ConfigError
+
+if TYPE_CHECKING:
+    # The decoder's many keys are none of another model's business.
+    from rarefy.decoder.decoder_config import LossScaling
 
 BYTE_VOCABULARY = 256
 # Entries of a part of a batch, beside those of the batch itself.

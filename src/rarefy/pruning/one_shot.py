@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,29 +12,19 @@ from torch import Tensor, nn
 from rarefy.algorithms.base import SparsityAlgorithm
 from rarefy.config import configure
 from rarefy.distributed import mean_over_ranks
-from rarefy.distributions import share_out
 from rarefy.errors import ConfigError, RarefyError, did_you_mean
-from rarefy.filters import Candidate
-from rarefy.first_masks.kinds import Wanda
-from rarefy.first_masks.task import Task, given_batches, refuse_inference
+from rarefy.first_masks.task import given_batches, refuse_inference
 from rarefy.masks import sparsity_of
 from rarefy.models.call import loss_of
-from rarefy.pruning.hessians import Hessians, check_linear
-from rarefy.pruning.stages import Walk
+from rarefy.pruning.by_layer import BY_LAYER, Progress, prune_by_layer
 from rarefy.pruning.wording import in_words_of_prune
-from rarefy.saliency.inputs import SquareSums, check_watchable
 from rarefy.saliency.objective import Loss, Objective, called, in_mode
-from rarefy.saliency.sparse_gpt import sparse_gpt
-from rarefy.saliency.wanda import wanda_scores
 
-BY_LAYER = ("wanda", "sparsegpt")
 WITH_GRADIENTS = ("snip", "grasp", "synflow")
 METHODS = ("magnitude", "random", *BY_LAYER, *WITH_GRADIENTS)
 
 # A device without float64.
 _WIDE = {"mps": torch.float32}
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -132,9 +122,8 @@ def prune(
         block["param_filter"] = param_filter
     data = _batches(batches, model, needed=method not in ("magnitude", "random"))
     before = _mean_loss(model, data, loss)
-    prune_weights = _by_layer if method in BY_LAYER else _at_once
     with in_words_of_prune(method):
-        masks = prune_weights(model, block, method, data, loss, progress or _nobody)
+        masks = _masks(model, block, method, data, loss, progress or _nobody)
     weights = [PrunedWeight(name, tuple(mask.shape), sparsity_of(mask)) for name, mask in masks.items()]
     return Pruned(weights, masks, before, _mean_loss(model, data, loss))
 
@@ -167,7 +156,7 @@ def _algorithm(block: Mapping[str, Any]) -> SparsityAlgorithm:
     return algorithm
 
 
-def _at_once(
+def _masks(
     model: nn.Module,
     block: Mapping[str, Any],
     method: str,
@@ -175,13 +164,14 @@ def _at_once(
     loss: Loss | None,
     progress: Progress,
 ) -> dict[str, Tensor]:
-    """Masks by one measurement of the dense model, in one stage; the weights get their zeros."""
-    init_method: Any = {"magnitude": "topk", "random": "random"}.get(method)
-    if init_method is None:
-        init_method = {"name": method, "batches": list(data), "loss": loss}
-    algorithm = _algorithm({**block, "init_method": init_method})
+    """The masks of all chosen weights, which have their zeros afterwards."""
+    is_by_layer = method in BY_LAYER
+    first = {} if is_by_layer else {"init_method": _init_method(method, data, loss)}
+    algorithm = _algorithm({**block, **first})
     chosen = algorithm.select(model)
     algorithm.check(chosen)
+    if is_by_layer:
+        return prune_by_layer(model, algorithm, chosen, method, data, loss, progress)
     # The masks alone: no weight of the model is given to the algorithm.
     masks = algorithm.first_of(chosen)
     with torch.no_grad():
@@ -190,101 +180,11 @@ def _at_once(
     return masks
 
 
-def _by_layer(
-    model: nn.Module,
-    block: Mapping[str, Any],
-    method: str,
-    data: Sequence[Any],
-    loss: Loss | None,
-    progress: Progress,
-) -> dict[str, Tensor]:
-    """Masks of one stage after the other, each measured behind those that are pruned."""
-    algorithm = _algorithm(block)
-    chosen = algorithm.select(model)
-    algorithm.check(chosen)
-    modules = {name: candidate.places[0].module for name, candidate in chosen.items()}
-    for name, candidate in chosen.items():
-        check_watchable(name, candidate.places[0], method)
-        if len(candidate.places) > 1:
-            raise RarefyError(
-                f"{method} cannot tell the inputs of {name}, which is tied; leave it out, or take magnitude"
-            )
-    if method == "sparsegpt":
-        check_linear(modules)
-    targets = _targets(algorithm, chosen)
-    masks: dict[str, Tensor] = {}
-    with in_mode(model, False):
-        walk = Walk(model, modules, data, loss or called)
-        for done, stage in enumerate(walk.stages):
-            progress(done, len(walk.stages))
-            candidates = {name: chosen[name] for name in stage}
-            prune_stage = _sparse_gpt if method == "sparsegpt" else _wanda
-            masks |= prune_stage(model, walk, candidates, algorithm, targets)
-        progress(len(walk.stages), len(walk.stages))
-    # In the order of the model, which the stages need not have.
-    return {name: masks[name] for name in chosen}
-
-
-def _targets(algorithm: SparsityAlgorithm, chosen: Mapping[str, Candidate]) -> dict[str, float]:
-    """The sparsity of each weight, lowered where it would be left without a connection."""
-    shapes = {name: candidate.shape for name, candidate in chosen.items()}
-    shares = share_out(algorithm.distribution, algorithm.target_at(0, 0), shapes)
-    return {
-        name: algorithm.pattern.on(candidate.axes).within_reach(candidate.shape, shares[name])
-        for name, candidate in chosen.items()
-    }
-
-
-@torch.no_grad()
-def _wanda(
-    model: nn.Module,
-    walk: Walk,
-    stage: Mapping[str, Candidate],
-    algorithm: SparsityAlgorithm,
-    targets: Mapping[str, float],
-) -> dict[str, Tensor]:
-    sums = SquareSums("wanda")
-    walk.show(list(stage), sums.see)
-    task = Task(
-        model=model,
-        weights={name: one.parameter for name, one in stage.items()},
-        places={name: one.places[0] for name, one in stage.items()},
-        patterns={name: algorithm.pattern.on(one.axes) for name, one in stage.items()},
-        targets=targets,
-        # Weights do not compete here: each has its own target.
-        sparsity=0.0,
-        seed=algorithm.seed or 0,
-    )
-    masks = {}
-    for name, candidate in stage.items():
-        scores = wanda_scores(candidate.parameter.detach(), sums.of(name))
-        masks[name] = Wanda(batches=()).mask(task, name, scores)
-        # At once, so that the layers behind it are measured with it pruned.
-        candidate.parameter.masked_fill_(~masks[name], 0)
-    return masks
-
-
-@torch.no_grad()
-def _sparse_gpt(
-    model: nn.Module,
-    walk: Walk,
-    stage: Mapping[str, Candidate],
-    algorithm: SparsityAlgorithm,
-    targets: Mapping[str, float],
-) -> dict[str, Tensor]:
-    sums = Hessians()
-    walk.show(list(stage), sums.see)
-    masks = {}
-    structure = algorithm.pattern.structure
-    for name, candidate in stage.items():
-        turned = candidate.axes.transposed
-        weight = candidate.parameter.detach()
-        # As [out, in], whichever way the module holds it.
-        new, mask = sparse_gpt(weight.t() if turned else weight, sums.take(name), targets[name], structure)
-        candidate.parameter.copy_(new.t() if turned else new)
-        # What rounds to zero in the weight's own format is active all the same.
-        masks[name] = (mask.t() if turned else mask).contiguous()
-    return masks
+def _init_method(method: str, data: Sequence[Any], loss: Loss | None) -> Any:
+    """The `init_method` that measures a dense model once, as `method` does."""
+    if method in WITH_GRADIENTS:
+        return {"name": method, "batches": list(data), "loss": loss}
+    return "topk" if method == "magnitude" else method
 
 
 def _mean_loss(model: nn.Module, data: Iterable[Any], loss: Loss | None) -> float | None:

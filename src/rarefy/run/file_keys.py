@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    WithJsonSchema,
+    model_validator,
+)
 
 from rarefy.checkpoint.directory import CheckpointConfig
 from rarefy.distributed import ParallelConfig
@@ -131,6 +139,14 @@ class BackendBlock(Block):
     ] = "auto"
 
 
+class _SparsityForms:
+    """The JSON schema of `sparsity:`, made when one is asked for: no run needs the options of all methods."""
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, _: Any, __: GetJsonSchemaHandler) -> dict[str, Any]:
+        return sparsity_schema()
+
+
 class InitBlock(Block):
     """`trainer.init`: everything that the trainer is made of.
 
@@ -183,7 +199,7 @@ class InitBlock(Block):
         default=None, description="a mapping of precision options", examples=["{enabled: true}"]
     )
     # Checked by `configure`, which knows the options of users' own classes.
-    sparsity: Annotated[Any, WithJsonSchema(sparsity_schema())] = Field(
+    sparsity: Annotated[Any, _SparsityForms] = Field(
         default=None, description="a number, a mapping or a list of mappings", examples=[0.9]
     )
     parallel: ParallelConfig | None = Field(

@@ -17,7 +17,6 @@ from rarefy.models import registry as model_registry
 from rarefy.run.file_keys import File, FitBlock, InitBlock, TrainerBlock, ValidateAllBlock, ValidateBlock
 from rarefy.run.from_hf import with_folder
 from rarefy.run.model_zoo import check_model, drop_ignored
-from rarefy.run.old_form import in_new_form
 from rarefy.validation import shorten
 from rarefy.validation.findings import as_config_error, unknown_in
 from rarefy.validation.numerals import validated
@@ -207,7 +206,12 @@ def read_file(path: Path) -> dict[str, Any]:
 
 def _in_new_form(content: dict[str, Any], name: str = "the file") -> dict[str, Any]:
     # The older form lacks this key.
-    return content if "trainer" in content else in_new_form(content, name)
+    if "trainer" in content:
+        return content
+    # Few files are of that form, and none of the others needs what translates it.
+    from rarefy.run.old_form import in_new_form
+
+    return in_new_form(content, name)
 
 
 def trainers_of(content: Mapping[str, Any]) -> list[tuple[str, Any]]:

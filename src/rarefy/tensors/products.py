@@ -105,12 +105,13 @@ def _dense_backward(
     return (grad @ matrix).to(x.dtype), of_weight.contiguous(), flat.sum(0)
 
 
-@torch.library.register_fake("rarefy::linear")
+# Shapes for tracing are kernels of the meta device: `register_fake` would search all loaded modules for its caller.
+@torch.library.impl("rarefy::linear", "Meta")
 def _shape(x: Tensor, weight: Tensor, bias: Tensor | None, is_transposed: bool) -> Tensor:
     return x.new_empty(*x.shape[:-1], weight.shape[1 if is_transposed else 0])
 
 
-@torch.library.register_fake("rarefy::linear_backward")
+@torch.library.impl("rarefy::linear_backward", "Meta")
 def _shapes(
     grad: Tensor, x: Tensor, weight: Tensor, is_transposed: bool, needs: list[bool]
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import wraps
+from functools import cache, wraps
 from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
 from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
@@ -92,9 +92,15 @@ def build(kind: type[T], options: Mapping[str, Any], *, path: str = "") -> T:
     """
     fields = _known_fields(kind, options, path)
     try:
-        return validated(TypeAdapter(kind).validate_python, options, path)
+        return validated(_adapter(kind).validate_python, options, path)
     except ValidationError as error:
         raise option_error(error, fields).under(path) from None
+
+
+# A class whose building was deferred would be built anew by each adapter.
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
 
 
 def worded(kind: type[T]) -> type[T]:

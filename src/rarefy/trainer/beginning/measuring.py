@@ -11,7 +11,7 @@ from torch import nn
 from rarefy.algorithms.base import SparsityAlgorithm
 from rarefy.distributed import failing_together, highest_of_all, whole
 from rarefy.errors import RarefyError
-from rarefy.first_masks.kinds import FromData
+from rarefy.first_masks.from_data import FromData
 from rarefy.first_masks.task import given_batches
 from rarefy.models.call import to_device
 from rarefy.trainer.micro_batches import choose_size, parts_of_step
