@@ -221,7 +221,7 @@ def foreign_attributes(path: Path) -> Iterator[str]:
             yield node.value
 
 
-def test_private_names_of_torch_stand_in_two_files():
+def test_private_names_of_torch_stand_in_three_files():
     private = names_of_torch(is_private) | {"found_inf", "grad_scale"}
     assert {"_parameters", "_version", "_step_count", "_forward_pre_hooks", "_last_lr"} <= private
     guilty = {
@@ -229,7 +229,8 @@ def test_private_names_of_torch_stand_in_two_files():
         for path in FILES
         if (found := (private & set(foreign_attributes(path))) | set(private_paths(path)))
     }
-    assert set(guilty) - {"torch_private", "torch_private.ddp"} == BORROWERS, guilty
+    homes = {"torch_private", "torch_private.ddp", "torch_private.replacing"}
+    assert set(guilty) - homes == BORROWERS, guilty
 
 
 def test_algorithm_files_are_short():

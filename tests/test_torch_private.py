@@ -41,6 +41,7 @@ from rarefy.torch_private import (
     was_told_to_skip,
 )
 from rarefy.torch_private.compiled import let_sizes_change
+from rarefy.torch_private.replacing import replace_content
 
 
 class Owner:
@@ -316,7 +317,7 @@ def test_content_is_replaced_whoever_knows_the_tensor():
     handle = weight.register_hook(lambda grad: fired.append("gradient"))
     weight.register_post_accumulate_grad_hook(lambda parameter: fired.append(parameter.shape))
     reference, loss = weakref.ref(weight), layer(torch.ones(1, 3)).sum()
-    torch_private.replace_content(weight, nn.Parameter(torch.ones(4, 3, dtype=torch.float64)))
+    replace_content(weight, nn.Parameter(torch.ones(4, 3, dtype=torch.float64)))
     assert layer.weight is weight is reference() and weight.shape == (4, 3) and weight.note == "kept"
     (weight * 2).sum().backward()
     assert fired == ["gradient", torch.Size([4, 3])] and torch.equal(weight.grad, torch.full_like(weight, 2))
@@ -329,7 +330,7 @@ def test_content_is_replaced_whoever_knows_the_tensor():
 
 def test_content_of_a_frozen_tensor_is_replaced():
     weight = nn.Parameter(torch.ones(2), requires_grad=False)
-    torch_private.replace_content(weight, nn.Parameter(torch.zeros(3), requires_grad=False))
+    replace_content(weight, nn.Parameter(torch.zeros(3), requires_grad=False))
     assert weight.shape == (3,) and not weight.requires_grad
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 import rarefy
-from rarefy.algorithms.options import parse_fraction
+from rarefy.algorithms.option_checks import parse_fraction
 from rarefy.algorithms.view import WeightView
 
 

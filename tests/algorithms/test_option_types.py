@@ -9,15 +9,8 @@ import pytest
 from pydantic.dataclasses import dataclass
 
 import rarefy
-from rarefy.algorithms.options import (
-    Fraction,
-    FractionSchedule,
-    OptionField,
-    check_factor,
-    check_fraction,
-    options_of,
-    parse_fraction,
-)
+from rarefy.algorithms.option_checks import check_factor, check_fraction, parse_fraction
+from rarefy.algorithms.options import Fraction, FractionSchedule, OptionField, options_of
 from rarefy.errors import ConfigError
 from rarefy.methods.registry import ALGORITHMS
 from rarefy.run.sparsity_schema import sparsity_schema

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rarefy.algorithms.options import (
+from rarefy.algorithms.option_checks import (
     check_compute,
     check_seed,
     parse_fraction,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from rarefy import filters
-from rarefy.algorithms import options
+from rarefy.algorithms import option_checks, options
 from rarefy.algorithms.attachment import Attached, Attachment, check_state
 from rarefy.algorithms.attachment.hooks import UserHooks
 from rarefy.algorithms.beginning import Beginning, check_competition
@@ -25,7 +25,7 @@ from rarefy.distributed import agreed_seed
 from rarefy.distributions import check_distribution
 from rarefy.errors import ConfigError, RarefyError
 from rarefy.filters import Candidate
-from rarefy.first_masks.kinds import FromData
+from rarefy.first_masks.from_data import FromData
 from rarefy.first_masks.names import competes_by_weight, parse_first_masks
 from rarefy.optim.density_scaling import DensityScaling
 from rarefy.patterns import Pattern, parse_pattern
@@ -185,19 +185,19 @@ class SparsityAlgorithm(Attached, Beginning, Reparametrizing, Sparsifier):
         parametrization: options.Parametrization = "standard",
         seed: options.Seed = None,
     ) -> None:
-        self.sparsity: Schedule = options.parse_fraction(sparsity, "sparsity", below_one=True)
+        self.sparsity: Schedule = option_checks.parse_fraction(sparsity, "sparsity", below_one=True)
         self.init_method = parse_first_masks(init_method)
         self.globs = filters.check_filter(param_filter)
         self.pattern = parse_pattern(pattern, balance_in_groups, balance_out_groups)
         self.distribution = check_distribution(distribution)
         check_competition(self.distribution, competes=self.competes, method=self.label)
-        options.check_reach(self.sparsity, self.pattern.structure, self.distribution)
+        option_checks.check_reach(self.sparsity, self.pattern.structure, self.distribution)
         structure = self.pattern.structure
         competes_by_weight(
             self.init_method, dynamic=self.dynamic, distribution=distribution, structure=structure
         )
-        self.compute = options.check_compute(compute)
-        self.seed = options.check_seed(seed)
+        self.compute = option_checks.check_compute(compute)
+        self.seed = option_checks.check_seed(seed)
         self.scaling = DensityScaling(parametrization, is_constant=isinstance(self.sparsity, Constant))
         self.scaling.check_first_masks(isinstance(self.init_method, FromData))
         # The first mask alone; algorithms that change it set their own.

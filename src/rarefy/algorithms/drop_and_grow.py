@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from rarefy.algorithms.dynamic import DynamicSparsityAlgorithm
-from rarefy.algorithms.options import Flag, FractionSchedule, Sparsity, check_flag, parse_fraction
+from rarefy.algorithms.option_checks import check_flag, parse_fraction
+from rarefy.algorithms.options import Flag, FractionSchedule, Sparsity
 from rarefy.algorithms.view import WeightView, also_by_parts, is_replaced
 from rarefy.distributed import merged, ranks
 from rarefy.errors import ConfigError, RarefyError

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from rarefy.algorithms.base import SparsityAlgorithm
-from rarefy.algorithms.options import Sparsity, Update, refuse_step_keys
+from rarefy.algorithms.option_checks import refuse_step_keys
+from rarefy.algorithms.options import Sparsity, Update
 from rarefy.algorithms.view import WeightView, arguments_of, call_update_mask, is_replaced
 from rarefy.distributed import differing, mean_over_ranks, ranks
 from rarefy.distributions import GLOBAL

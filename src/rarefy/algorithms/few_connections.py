@@ -10,7 +10,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
-from rarefy.algorithms.options import highest_number
+from rarefy.algorithms.option_checks import highest_number
 from rarefy.distributed import is_first
 from rarefy.distributions import share_out
 from rarefy.errors import RarefyError

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from rarefy.algorithms.options import Sparsity, Update, check_reach, parse_fraction, require_constant
+from rarefy.algorithms.option_checks import check_reach, parse_fraction, require_constant
+from rarefy.algorithms.options import Sparsity, Update
 from rarefy.methods.gmp import GMP
 from rarefy.methods.phases import Alternating, phases
 from rarefy.patterns import parse_pattern

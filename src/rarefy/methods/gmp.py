@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from rarefy.algorithms.dynamic import DynamicSparsityAlgorithm
-from rarefy.algorithms.options import Sparsity, refuse_constant
+from rarefy.algorithms.option_checks import refuse_constant
+from rarefy.algorithms.options import Sparsity
 from rarefy.algorithms.view import WeightView, also_by_parts
 
 

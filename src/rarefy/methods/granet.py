@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from rarefy.algorithms.drop_and_grow import DropAndGrow
-from rarefy.algorithms.options import FractionSchedule, Sparsity, refuse_constant
+from rarefy.algorithms.option_checks import refuse_constant
+from rarefy.algorithms.options import FractionSchedule, Sparsity
 from rarefy.algorithms.view import Needs, WeightView, also_by_parts
 from rarefy.ties import TieOrder
 

@@ -6,7 +6,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from rarefy.algorithms.options import Factor, Sparsity, check_factor
+from rarefy.algorithms.option_checks import check_factor
+from rarefy.algorithms.options import Factor, Sparsity
 from rarefy.algorithms.view import Needs
 from rarefy.methods.set import SET
 

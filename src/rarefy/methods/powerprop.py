@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from rarefy.algorithms.options import Factor, Sparsity, check_factor
+from rarefy.algorithms.option_checks import check_factor
+from rarefy.algorithms.options import Factor, Sparsity
 from rarefy.algorithms.view import WeightView
 from rarefy.errors import ConfigError, RarefyError
 from rarefy.methods.gmp import GMP
@@ -72,8 +73,7 @@ class Powerprop(GMP):
         """The largest of the active connections; a target sparsity that falls is an error."""
         mask = super().update_mask(view)
         if int(mask.sum()) > int(view.mask.sum()):
-            raise RarefyError(
-                f"{view.name}: its sparsity falls to {view.sparsity:g} at step {view.step}, which powerprop does not "
-                f"allow: {_WHY}; let the schedule rise, or take gmp"
-            )
+            falls = f"{view.name}: its sparsity falls to {view.sparsity:g} at step {view.step}"
+            allowed = f"{_WHY}; let the schedule rise, or take gmp"
+            raise RarefyError(f"{falls}, which powerprop does not allow: {allowed}")
         return mask

@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from rarefy import masks
-from rarefy.algorithms.options import Fraction, Sparsity, check_fraction
+from rarefy.algorithms.option_checks import check_fraction
+from rarefy.algorithms.options import Fraction, Sparsity
 from rarefy.algorithms.view import WeightView, also_by_parts
 from rarefy.errors import ConfigError
 from rarefy.methods.rigl import RigL

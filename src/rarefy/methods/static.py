@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from rarefy.algorithms.base import SparsityAlgorithm
-from rarefy.algorithms.options import Sparsity, require_constant
+from rarefy.algorithms.option_checks import require_constant
+from rarefy.algorithms.options import Sparsity
 
 
 class Static(SparsityAlgorithm):

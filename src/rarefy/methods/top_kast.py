@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from rarefy.algorithms.dynamic import DynamicSparsityAlgorithm
-from rarefy.algorithms.options import FractionSchedule, Sparsity, parse_fraction
+from rarefy.algorithms.option_checks import parse_fraction
+from rarefy.algorithms.options import FractionSchedule, Sparsity
 from rarefy.algorithms.view import WeightView
 from rarefy.errors import ConfigError
 from rarefy.initializers import random_scores

@@ -28,9 +28,9 @@ from rarefy.torch_private import (
     leaves,
     mapped,
     not_compiled,
-    replace_content,
     without_subclass_functions,
 )
+from rarefy.torch_private.replacing import replace_content
 
 _ELEMENTWISE = torch.Tag.pointwise
 _RANDOM = torch.Tag.nondeterministic_seeded

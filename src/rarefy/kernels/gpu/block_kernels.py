@@ -56,14 +56,9 @@ def multiply(
             mask=(token[:, None] < tokens) & (inside[None, :] < IN),
             other=0.0,
         )
-        part = tl.load(
-            weights
-            + block.to(tl.int64) * (OUT * IN)
-            + out[None, :] * OUT_STRIDE
-            + inside[:, None] * IN_STRIDE,
-            mask=(out[None, :] < OUT) & (inside[:, None] < IN),
-            other=0.0,
-        )
+        place = block.to(tl.int64) * (OUT * IN) + out[None, :] * OUT_STRIDE + inside[:, None] * IN_STRIDE
+        is_inside = (out[None, :] < OUT) & (inside[:, None] < IN)
+        part = tl.load(weights + place, mask=is_inside, other=0.0)
         if WIDENS:
             values = values.to(tl.float32)
             part = part.to(tl.float32)

@@ -1,4 +1,4 @@
-"""Numbers that change with the step, and the steps on which a topology may change.
+"""Numbers that change with the step: sparsities, drop fractions.
 
 A schedule is a pure function of the step k and of the number of updates before it; a plain Python float comes out.
 """
@@ -6,19 +6,17 @@ A schedule is a pure function of the step k and of the number of updates before 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import field
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
 from typing import Annotated, Any, Protocol
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from rarefy.errors import ConfigError, RarefyError, did_you_mean, join_path
-from rarefy.validation import Level, Number, Step, StepCount, StepMark, build, shorten
+from rarefy.schedules.shared import CONFIG, require_order
+from rarefy.validation import Level, Number, Step, StepCount, build, shorten
 from rarefy.validation.numerals import read_number, share_hint
-
-_CONFIG = ConfigDict(extra="forbid")
 
 
 class Schedule(Protocol):
@@ -29,7 +27,7 @@ class Schedule(Protocol):
         ...
 
 
-@dataclass(frozen=True, config=_CONFIG)
+@dataclass(frozen=True, config=CONFIG)
 class Constant:
     """The same value at every step.
 
@@ -45,7 +43,7 @@ class Constant:
         return float(self.value)
 
 
-@dataclass(frozen=True, config=_CONFIG)
+@dataclass(frozen=True, config=CONFIG)
 class Linear:
     """init + slope·step.
 
@@ -62,7 +60,7 @@ class Linear:
         return self.init + self.slope * step
 
 
-@dataclass(frozen=True, config=_CONFIG)
+@dataclass(frozen=True, config=CONFIG)
 class Exp:
     """final − (final − init)·e^(gamma·step); a negative gamma approaches `final`.
 
@@ -84,7 +82,7 @@ class Exp:
             return self.final if self.init == self.final else math.copysign(math.inf, self.init - self.final)
 
 
-@dataclass(frozen=True, config=_CONFIG)
+@dataclass(frozen=True, config=CONFIG)
 class Power:
     """init·beta^step.
 
@@ -105,7 +103,7 @@ class Power:
             return math.copysign(math.inf, self.init) if self.init else 0.0
 
 
-@dataclass(frozen=True, config=_CONFIG)
+@dataclass(frozen=True, config=CONFIG)
 class Cosine:
     """(init + minimum)/2 + (init − minimum)/2·cos(π·step/half_period); it rises again after half_period.
 
@@ -127,7 +125,7 @@ class Cosine:
         return middle + amplitude * math.cos(math.pi * step / self.half_period)
 
 
-@dataclass(frozen=True, config=_CONFIG)
+@dataclass(frozen=True, config=CONFIG)
 class Polynomial:
     """final + (init − final)·(1 − (step − start)/(stop − start))^power, constant outside [start, stop].
 
@@ -146,7 +144,7 @@ class Polynomial:
 
     @model_validator(mode="after")
     def _ordered(self) -> Polynomial:
-        _require_order(self.start, self.stop)
+        require_order(self.start, self.stop)
         return self
 
     def __call__(self, step: int, update: int = 0) -> float:
@@ -155,7 +153,7 @@ class Polynomial:
         return self.final + (self.init - self.final) * (1.0 - progress) ** self.power
 
 
-@dataclass(frozen=True, config=_CONFIG)
+@dataclass(frozen=True, config=CONFIG)
 class Cycling:
     """The next of `values` on every update step, round and round.
 
@@ -173,7 +171,7 @@ class Cycling:
         return float(self.values[update % len(self.values)])
 
 
-@dataclass(frozen=True, config=_CONFIG)
+@dataclass(frozen=True, config=CONFIG)
 class FromFunction:
     """A schedule made of any Python function step → float."""
 
@@ -260,140 +258,3 @@ def _schedule_from_mapping(value: Mapping[str, Any], path: str) -> Schedule:
             join_path(path, "type"), shorten(kind), f"a known schedule ({did_you_mean(str(kind), SCHEDULES)})"
         )
     return build(SCHEDULES[kind.lower()], options, path=path)
-
-
-def _require_order(start: int, stop: int) -> None:
-    if stop <= start:
-        raise ValueError(f"a stop after start (start is {start}, stop is {stop})")
-
-
-class UpdateSchedule(Protocol):
-    """Tells which steps are update steps."""
-
-    def __call__(self, step: int) -> bool:
-        """Whether `step` is an update step."""
-        ...
-
-
-@dataclass(frozen=True, config=_CONFIG)
-class EveryNSteps:
-    """Fires when (step − start) % freq == 0 and start ≤ step < stop.
-
-    Example:
-        >>> [step for step in range(12) if EveryNSteps(freq=3, start=2, stop=9)(step)]
-        [2, 5, 8]
-    """
-
-    freq: StepCount = 1
-    start: Step = 0
-    stop: Annotated[
-        int | None,
-        StepMark(0),
-        Field(strict=True, description="a step number after start", examples=[7500]),
-    ] = None
-
-    @model_validator(mode="after")
-    def _ordered(self) -> EveryNSteps:
-        if self.stop is not None:
-            _require_order(self.start, self.stop)
-        return self
-
-    def __call__(self, step: int) -> bool:
-        """Whether `step` is an update step."""
-        is_within = step >= self.start and (self.stop is None or step < self.stop)
-        return is_within and (step - self.start) % self.freq == 0
-
-
-@dataclass(frozen=True, config=_CONFIG)
-class AtSteps:
-    """Fires on exactly these steps.
-
-    Example:
-        >>> [step for step in range(10) if AtSteps([0, 4, 9])(step)]
-        [0, 4, 9]
-    """
-
-    steps: Annotated[
-        list[Step],
-        Field(min_length=1, description="a rising list of step numbers ≥ 0", examples=[[0, 100, 200]]),
-    ]
-    _members: frozenset[int] = field(init=False, repr=False, compare=False, default=frozenset())
-
-    @model_validator(mode="after")
-    def _rising(self) -> AtSteps:
-        if any(later <= earlier for earlier, later in zip(self.steps, self.steps[1:], strict=False)):
-            raise ValueError("a rising list of step numbers ≥ 0")
-        # A set, because it is asked at every step, and the list may be long; the class is frozen to all but this.
-        object.__setattr__(self, "_members", frozenset(self.steps))
-        return self
-
-    def __call__(self, step: int) -> bool:
-        """Whether `step` is an update step."""
-        return step in self._members
-
-
-@dataclass(frozen=True, config=_CONFIG)
-class WhenTrue:
-    """An update schedule made of any Python function step → bool."""
-
-    function: Callable[..., Any]
-
-    def __call__(self, step: int) -> bool:
-        """Whether `step` is an update step."""
-        return bool(self.function(step))
-
-
-def parse_update_schedule(value: Any, *, path: str = "update") -> UpdateSchedule:
-    """An update schedule from what a user may write for one.
-
-    Args:
-        value: None (every step), `{freq, start, stop}`, `{steps: [...]}`, or a function step → bool.
-        path: where the value stands, for messages.
-
-    Raises:
-        ConfigError: anything else.
-
-    Example:
-        >>> parse_update_schedule({"freq": 100, "stop": 7500})
-        EveryNSteps(freq=100, start=0, stop=7500)
-    """
-    if value is None:
-        return EveryNSteps()
-    if isinstance(value, Mapping):
-        kind = AtSteps if "steps" in value else EveryNSteps
-        return build(kind, value, path=path)
-    if callable(value):
-        return value if isinstance(value, EveryNSteps | AtSteps) else WhenTrue(value)
-    raise ConfigError(
-        path, shorten(value), "{freq, start, stop} or {steps: [...]}", "update: {freq: 100, stop: 7500}"
-    )
-
-
-def update_steps(schedule: UpdateSchedule, first: int, last: int) -> Iterable[int]:
-    """The update steps in [first, last], in order.
-
-    Example:
-        >>> list(update_steps(EveryNSteps(freq=100, stop=300), first=1, last=1000))
-        [100, 200]
-    """
-    if isinstance(schedule, AtSteps):
-        return [step for step in schedule.steps if first <= step <= last]
-    if isinstance(schedule, EveryNSteps):
-        # Python's remainder is never negative, so this is the first update step from `first` on.
-        begin = max(schedule.start, first + (schedule.start - first) % schedule.freq)
-        end = last + 1 if schedule.stop is None else min(schedule.stop, last + 1)
-        return range(begin, end, schedule.freq)
-    return (step for step in range(first, last + 1) if schedule(step))
-
-
-def next_update(schedule: UpdateSchedule, after: int) -> int | None:
-    """The first update step later than `after`; None if there is none within a million steps.
-
-    A function is asked about the next ten thousand steps only, as it has to be called for each of them.
-
-    Example:
-        >>> next_update(EveryNSteps(freq=100), after=100)
-        200
-    """
-    last = after + (1_000_000 if isinstance(schedule, EveryNSteps | AtSteps) else 10_000)
-    return next(iter(update_steps(schedule, after + 1, last)), None)
