@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from gloo import run_in_processes
 from interleave import medians
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
@@ -86,8 +86,6 @@ def count_all_reduce(counter: Counter) -> None:
 
 
 def work(rank: int, folder: str, rounds: int) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=RANKS)
     torch.manual_seed(0)
     model = nn.Sequential(*(nn.Linear(WIDTH, WIDTH) for _ in range(DEPTH)))
     steps = {}
@@ -100,7 +98,6 @@ def work(rank: int, folder: str, rounds: int) -> None:
     sizes = {name: count(model, block, rank, counter) for name, block in VARIANTS.items()}
     if rank == 0:
         report(seconds, sizes)
-    dist.destroy_process_group()
 
 
 def report(seconds: dict[str, float], sizes: dict[str, int]) -> None:
@@ -117,7 +114,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     rounds = parser.parse_args().rounds
     with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(work, args=(folder, rounds), nprocs=RANKS)
+        run_in_processes(RANKS, work, folder, rounds)
 
 
 if __name__ == "__main__":

@@ -20,8 +20,8 @@ from typing import Any
 import checkpoint_size
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from ddp_traffic import network_of, step_of
+from gloo import run_in_processes
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.distributed.fsdp import fully_shard
@@ -280,22 +280,18 @@ def of_memory() -> Iterator[tuple[str, float, float]]:
 
 
 def work(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=RANKS)
     # As more processes than merge their gradients.
     merged.MOST = 1
     counting = Counting()
     rows = [*of_ddp(counting, rank), *of_fsdp2(counting, rank)]
     if rank == 0:
         torch.save(rows, f"{folder}/rows.pt")
-    dist.barrier()
-    dist.destroy_process_group()
 
 
 def checked() -> list[tuple[str, float, float]]:
     """What was measured of small runs, beside what the formulas say of them."""
     with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(work, args=(folder,), nprocs=RANKS)
+        run_in_processes(RANKS, work, folder)
         rows = torch.load(Path(folder) / "rows.pt", weights_only=True)
     return [*rows, *of_memory()]
 

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-import torch.multiprocessing as mp
+from gloo import run_in_processes
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_state_dict
 from torch.distributed.device_mesh import init_device_mesh
@@ -109,9 +109,7 @@ def size(folder: Path) -> int:
 
 
 def work(rank: int, folder: str, rounds: int) -> None:
-    torch.set_num_threads(1)
     # torch's async_save needs a group that exchanges on the CPU, which gloo is.
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=RANKS)
     place = Path(folder)
     seconds = measure(Run(place, rank), rounds)
     dist.barrier()
@@ -124,7 +122,6 @@ def work(rank: int, folder: str, rounds: int) -> None:
             print(f"{name:14} {blocked:6.3f} s blocked, {safe:6.3f} s until safe; of torch's save {shares}")
         own, theirs = size(place / "rarefy"), size(place / f"torch_{rounds}")
         print(f"bytes: {own:,} of {theirs:,}, {own / theirs:.3f}")
-    dist.destroy_process_group()
 
 
 def main() -> None:
@@ -132,7 +129,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     rounds = parser.parse_args().rounds
     with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(work, args=(folder, rounds), nprocs=RANKS)
+        run_in_processes(RANKS, work, folder, rounds)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ from typing import Any
 
 from rarefy.algorithms.base import Sparsifier, SparsityAlgorithm
 from rarefy.algorithms.group import Group
-from rarefy.algorithms.options import options_of, parse_fraction
+from rarefy.algorithms.option_checks import parse_fraction
+from rarefy.algorithms.options import options_of
 from rarefy.errors import ConfigError, did_you_mean, join_path
 from rarefy.filters import check_filter
 from rarefy.imports import import_object
@@ -23,11 +24,10 @@ from rarefy.patterns.structures import NOfM
 from rarefy.schedule_schema import step_keys
 from rarefy.schedules import Constant, Cycling, update_steps
 from rarefy.validation import StepMark, shorten
-from rarefy.validation.numerals import read_number, share_hint
+from rarefy.validation.numerals import percent_in, read_number, share_hint
 
 # The Model Zoo's names.
 _ALIASES = {"type": "algorithm", "schedule": "sparsity"}
-_PERCENT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*%\s*")
 
 
 @dataclass(frozen=True)
@@ -328,7 +328,7 @@ def _resolved(value: Any, key: str, path: str, num_steps: int | None, steps: Map
 
 
 def _step(value: Any, path: str, num_steps: int | None, mark: StepMark) -> Any:
-    percent = _PERCENT.fullmatch(value) if isinstance(value, str) else None
+    percent = percent_in(value)
     if percent is None:
         return value
     if num_steps is None:
@@ -338,10 +338,10 @@ def _step(value: Any, path: str, num_steps: int | None, mark: StepMark) -> Any:
             "a whole number of steps; a percentage needs the length of the run, num_steps=1000",
             "75",
         )
-    if float(percent[1]) > 100:
+    if percent > 100:
         raise ConfigError(path, shorten(value), 'at most "100%"', '"75%"')
     # A small share of a short run rounds to 0, where a frequency has to be 1.
-    return max(round(float(percent[1]) / 100 * num_steps), mark.least)
+    return max(round(percent / 100 * num_steps), mark.least)
 
 
 def _warn_of_implied_freq(update: Any, entry: _Entry) -> None:

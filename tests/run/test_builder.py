@@ -12,9 +12,10 @@ import tiny_run
 from rarefy.callbacks import ComputeNorm, CSVLogger, LogSparsity
 from rarefy.errors import ConfigError
 from rarefy.methods.set import SET
-from rarefy.run.builder import VERBOSE, Builder
+from rarefy.run.builder import Builder
 from rarefy.run.launch import Launch, run_all
 from rarefy.run.schema import parse
+from rarefy.trainer.plan import VERBOSE
 from tiny_run import configuration
 
 

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rarefy.distributed import is_first
+from rarefy.trainer.plan import VERBOSE
+from rarefy.trainer.session_builder import set_log_level
 
-# Between DEBUG, 10, and INFO, 20; Python has no level there.
-VERBOSE = 15
 _LOGGER = logging.getLogger("rarefy")
 
 
@@ -58,7 +58,7 @@ def _warn_once(text: str, seen: set[str]) -> None:
 
 def set_level(name: str | None) -> None:
     """Shows messages from level `name` on; None is INFO."""
-    _LOGGER.setLevel(VERBOSE if name == "VERBOSE" else name or "INFO")
+    set_log_level(name or "INFO")
 
 
 def say(text: str) -> None:

@@ -31,14 +31,12 @@ from rarefy.run.from_hf import take_over
 from rarefy.run.model_zoo import is_for_cerebras
 from rarefy.run.schema import TrainerConfig
 from rarefy.trainer.feed import batches_in
-from rarefy.trainer.plan import LoopConfig, plan_run
+from rarefy.trainer.plan import VERBOSE, LoopConfig, plan_run
 from rarefy.trainer.session_builder import resolve_device
 from rarefy.trainer.trainer import Trainer
 from rarefy.validation import shorten
 
 log = logging.getLogger("rarefy")
-
-VERBOSE = 15
 
 
 def check_tokens(model: nn.Module, data: Iterable[Any], path: str) -> None:

@@ -20,6 +20,7 @@ from rarefy.run.builder import Builder
 from rarefy.run.schema import TrainerConfig, parse
 from rarefy.schedule_schema import step_keys
 from rarefy.validation import shorten
+from rarefy.validation.numerals import percent_in
 
 log = logging.getLogger("rarefy")
 
@@ -51,7 +52,6 @@ _SILENT = (
     r"fit\.ckpt_path$",
     r"validat",
 )
-_PERCENT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*%\s*")
 
 
 @dataclass(frozen=True)
@@ -226,7 +226,7 @@ def _percentages(value: Any, path: str, key: str = "") -> Iterator[tuple[str, st
     elif isinstance(value, list):
         for index, inner in enumerate(value):
             yield from _percentages(inner, f"{path}[{index}]", key)
-    elif isinstance(value, str) and key in step_keys() and _PERCENT.fullmatch(value):
+    elif isinstance(value, str) and key in step_keys() and percent_in(value) is not None:
         yield path, value
 
 

@@ -11,12 +11,12 @@ from pydantic import BaseModel
 from rarefy.errors import ConfigError, did_you_mean, join_path
 from rarefy.run.file_keys import TrainerBlock
 from rarefy.run.schema import trainers_of
+from rarefy.yaml_files.overlay import EXAMPLE
 from rarefy.yaml_files.yaml_file import parse_value
 
 log = logging.getLogger("rarefy")
 
 _MOST_SHOWN = 6
-_EXAMPLE = "--set trainer.init.optimizer.AdamW.lr=1e-3"
 
 
 def whole_assignment(content: Mapping[str, Any], assignment: str) -> str:
@@ -48,7 +48,7 @@ def whole_assignment(content: Mapping[str, Any], assignment: str) -> str:
             f"--set {short}",
             "a key that the file does not have",
             f"a key of it ({_near(short, names)})",
-            _EXAMPLE,
+            EXAMPLE,
         )
     if not found:
         return assignment

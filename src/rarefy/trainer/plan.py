@@ -112,6 +112,10 @@ class LoopConfig(BaseModel):
         return min(limits, default=None)
 
 
+# The Model Zoo's level between DEBUG, 10, and INFO, 20, where Python has none.
+VERBOSE = 15
+
+
 def _upper(level: object) -> object:
     return level.upper() if isinstance(level, str) else level
 

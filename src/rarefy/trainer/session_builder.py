@@ -25,7 +25,7 @@ from rarefy.distributed import Parallel, ParallelConfig
 from rarefy.errors import ConfigError, RarefyError, did_you_mean
 from rarefy.models.call import ModelCall
 from rarefy.storage.optimizer_traits import trained_parameters
-from rarefy.trainer.plan import LoggingConfig, LoopConfig
+from rarefy.trainer.plan import VERBOSE, LoggingConfig, LoopConfig
 from rarefy.trainer.precision import Precision, PrecisionConfig
 from rarefy.trainer.session import Progress, Session, Sparsity
 from rarefy.trainer.skipped_steps import SkippedSteps
@@ -39,8 +39,6 @@ OptimizerLike = Optimizer | Callable[[nn.Module], Optimizer]
 SchedulerLike = LRScheduler | Callable[[Optimizer], LRScheduler]
 
 _DEVICES = {"gpu": "cuda", "csx": "auto"}
-# The Model Zoo's level between DEBUG and INFO, of which Python knows nothing.
-_LEVELS = {"VERBOSE": 15}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,7 +231,7 @@ def resolve_device(device: str | torch.device) -> torch.device:
 def set_log_level(level: str | None) -> None:
     """Shows messages of rarefy from this level on; None changes nothing."""
     if level is not None:
-        log.setLevel(_LEVELS.get(level, level))
+        log.setLevel(VERBOSE if level == "VERBOSE" else level)
 
 
 def make_model(given: Model, device: torch.device) -> nn.Module:

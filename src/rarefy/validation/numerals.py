@@ -15,7 +15,7 @@ from rarefy.validation.locations import dotted, location_in, replaced
 T = TypeVar("T")
 
 _NUMERAL = re.compile(r"[-+]?(?:\.\d+|\d+(?:\.\d*)?)(?:[eE][-+]?\d+)?")
-_SHARE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*%\s*")
+_PERCENT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*%\s*")
 # Nobody writes longer ones, and of thousands of digits Python makes an error of its own.
 _LONGEST = 40
 _WANTED = ("int_type", "float_type", "int_parsing", "float_parsing")
@@ -55,6 +55,17 @@ def read_number(value: Any, path: str) -> Any:
     return number
 
 
+def percent_in(value: object) -> float | None:
+    """The number in front of a percent sign; None for anything else.
+
+    Example:
+        >>> percent_in(" 75 %"), percent_in("75"), percent_in(75)
+        (75.0, None, None)
+    """
+    written = _PERCENT.fullmatch(value) if isinstance(value, str) else None
+    return None if written is None else float(written[1])
+
+
 def share_hint(value: object) -> str:
     """What to add to "give a number" where a share was written in percent; empty otherwise.
 
@@ -62,8 +73,8 @@ def share_hint(value: object) -> str:
         >>> share_hint("90%"), share_hint("many")
         ('; did you mean 0.9?', '')
     """
-    share = _SHARE.fullmatch(value) if isinstance(value, str) else None
-    return f"; did you mean {float(share[1]) / 100:g}?" if share else ""
+    percent = percent_in(value)
+    return "" if percent is None else f"; did you mean {percent / 100:g}?"
 
 
 def validated(validate: Callable[[dict[str, Any]], T], given: Mapping[str, Any], path: str) -> T:

@@ -10,7 +10,7 @@ from typing import Any
 from rarefy.errors import ConfigError, did_you_mean, join_path
 from rarefy.yaml_files.yaml_file import parse_value
 
-_EXAMPLE = "--set trainer.init.optimizer.AdamW.lr=1e-3"
+EXAMPLE = "--set trainer.init.optimizer.AdamW.lr=1e-3"
 
 
 def overlay(
@@ -40,7 +40,7 @@ def overlay(
     for assignment in assignments:
         path, equals, value = assignment.partition("=")
         if not equals or not path.strip():
-            raise ConfigError("--set", assignment or "nothing", "key.path=value", _EXAMPLE)
+            raise ConfigError("--set", assignment or "nothing", "key.path=value", EXAMPLE)
         assign(changed, path.strip(), parse_value(value), blocks)
     return changed
 
@@ -81,7 +81,7 @@ def _first_key(here: Any, rest: str, done: str) -> tuple[Any, str]:
     # The longest, as `a.b` may be a key beside `a`.
     key = max(whole, key=len) if whole else re.split(r"[.\[]", rest, maxsplit=1)[0]
     if not key:
-        raise ConfigError(f"--set {done}".strip(), f"`{rest}`", "keys with one dot between them", _EXAMPLE)
+        raise ConfigError(f"--set {done}".strip(), f"`{rest}`", "keys with one dot between them", EXAMPLE)
     return key, rest[len(key) :].removeprefix(".")
 
 
@@ -98,6 +98,6 @@ def _create(here: dict[str, Any], key: str, done: str, blocks: Collection[str]) 
         # A key that is there but null is spelt rightly; the blocks would be no help.
         known = [str(name) for name in here] + ([] if key in here else list(blocks))
         raise ConfigError(
-            f"--set {done}".strip(), f"`{key}`", f"a key of the file ({did_you_mean(key, known)})", _EXAMPLE
+            f"--set {done}".strip(), f"`{key}`", f"a key of the file ({did_you_mean(key, known)})", EXAMPLE
         )
     here[key] = {}
