@@ -266,7 +266,8 @@ def test_no_warning_where_it_leaves_between_or_after_the_update_steps(update):
     schedule = {"type": "linear", "init": 0, "slope": 0.1}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        configure({"algorithm": "gmp", "sparsity": schedule, "update": update}, num_steps=99)
+        algorithm = configure({"algorithm": "gmp", "sparsity": schedule, "update": update}, num_steps=99)
+    assert algorithm.sparsity(11) > 1 and not algorithm.update_schedule(11)
 
 
 def test_a_drop_fraction_that_drops_nothing_of_n_warns():

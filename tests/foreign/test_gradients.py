@@ -374,8 +374,14 @@ def test_updates_by_hand_need_no_optimizer():
     sparsity = rarefy.SET(0.8, seed=0)
     sparsity.autoupdate = False
     sparsity.apply(model)
-    for _ in range(3):
-        loss_of(model).backward()
+    before = model[0].weight_mask.clone()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(3):
+            loss_of(model).backward()
+    updates = sparsity.updates
+    sparsity.update()
+    assert sparsity.updates == updates + 1 and not torch.equal(model[0].weight_mask, before)
 
 
 def test_the_many_gradients_of_one_step_of_lbfgs_are_no_lost_optimizer():
@@ -417,8 +423,10 @@ def test_an_optimizer_that_no_longer_steps_is_said_once(set_to_none, compute):
 
 @pytest.mark.parametrize("compute", ["masked", "compact"])
 def test_many_micro_batches_are_no_lost_optimizer(compute):
-    model, *_ = sparse(SET, compute=compute)
+    model, optimizer, sparsity = sparse(SET, compute=compute)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for step in range(24):
             loss_of(model, step).backward()
+        optimizer.step()
+    assert sparsity.step == 1

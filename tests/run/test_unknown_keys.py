@@ -53,19 +53,18 @@ def test_unknown_keys_come_before_wrong_values() -> None:
 
 def test_models_and_data_of_the_users_own_have_any_keys() -> None:
     data = {"data_processor": "mine:data", "anything": 1}
-    parse(
-        {
-            "trainer": {
-                "init": {"model": {"name": "mine:Model", "width": 3}},
-                "fit": {"train_dataloader": data},
-            }
-        }
-    )
+    model = {"name": "mine:Model", "width": 3}
+    [read] = parse({"trainer": {"init": {"model": model}, "fit": {"train_dataloader": data}}})
+    fit: Any = read.blocks.fit
+    assert read.init.model.model_extra == {"width": 3}
+    assert fit.train_dataloader.model_extra == {"anything": 1}
 
 
 def test_keys_of_the_model_zoo_are_known_where_they_say_nothing() -> None:
     model = {"name": "gpt2", "attention_softmax_fp32": True, "fold_rope_consts": False}
-    parse({"trainer": {"init": {"model": model}}})
+    [read] = parse({"trainer": {"init": {"model": model}}})
+    assert read.init.model.name == "gpt2"
+    assert "attention_softmax_fp33" in refused({"init": {"model": {**model, "attention_softmax_fp33": True}}})
 
 
 def test_a_hint_is_a_slip_and_no_other_meaning() -> None:
