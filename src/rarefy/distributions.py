@@ -69,7 +69,11 @@ def erk(sparsity: float, shapes: Shapes) -> list[float]:
 
 
 def by_competition(sparsity: float, shapes: Shapes) -> list[float]:
-    """What is planned of `global`: as `uniform`, until at an update the scores of all connections compete.
+    """How `global` begins: as `uniform`, until an update lets the scores of all connections compete.
+
+    Args:
+        sparsity: of all the parameters together, in [0, 1].
+        shapes: of the parameters.
 
     Example:
         >>> by_competition(0.9, [(8, 8)])

@@ -156,7 +156,11 @@ def check_filter(param_filter: Any) -> tuple[str, ...] | None:
 
 
 def decide(candidate: Candidate, globs: tuple[str, ...] | None) -> Decision:
-    """Whether a parameter becomes sparse under `globs` (None: the default filter), and why.
+    """Whether a parameter becomes sparse, and why.
+
+    Args:
+        candidate: the parameter.
+        globs: one of them has to match its name; None takes the default filter.
 
     Example:
         >>> [decide(c, ("w*",)).sparse for c in candidates(nn.Linear(2, 2))]
@@ -199,6 +203,10 @@ def _role(candidate: Candidate) -> str:
 
 def select(model: nn.Module, globs: tuple[str, ...] | None) -> dict[str, Candidate]:
     """The parameters that become sparse, by name, in the model's order.
+
+    Args:
+        model: any module.
+        globs: one of them has to match the name of a parameter; None takes the default filter.
 
     Raises:
         ConfigError: the filter, or one glob of it, matches nothing.
@@ -250,6 +258,10 @@ def other_names(model: nn.Module) -> Iterator[tuple[str, str]]:
 
 def matches(name: str, globs: Sequence[str]) -> bool:
     """Whether one of the globs matches a name.
+
+    Args:
+        name: of a parameter.
+        globs: as `param_filter` takes them; upper and lower case differ on every system.
 
     Example:
         >>> matches("0.weight", ["*.weight"])

@@ -43,6 +43,10 @@ def generator_for(seed: int, name: str, update: int) -> torch.Generator:
 def random_scores(like: Tensor, generator: torch.Generator) -> Tensor:
     """Uniform float32 scores of the shape and device of `like`, the same on every device.
 
+    Args:
+        like: a weight of any dtype, whole or a DTensor.
+        generator: on the CPU.
+
     Example:
         >>> random_scores(torch.empty(2, 3, dtype=torch.bfloat16), torch.Generator()).dtype
         torch.float32
@@ -80,6 +84,12 @@ def random(
 def topk(weight: Tensor, sparsity: float, generator: torch.Generator, structure: Structure = FREE) -> Tensor:
     """The connections of largest magnitude are active; among equal ones the generator's seed decides.
 
+    Args:
+        weight: any shape.
+        sparsity: fraction of inactive connections, in [0, 1].
+        generator: its seed decides among equal ones.
+        structure: what the mask looks like.
+
     Example:
         >>> topk(torch.tensor([1.0, -3.0, 2.0, 0.5]), 0.5, torch.Generator()).tolist()
         [False, True, True, False]
@@ -90,7 +100,16 @@ def topk(weight: Tensor, sparsity: float, generator: torch.Generator, structure:
 def from_zeros(
     weight: Tensor, sparsity: float, generator: torch.Generator, structure: Structure = FREE
 ) -> Tensor:
-    """What is exactly zero already is inactive; `sparsity` plays no part.
+    """What is exactly zero already is inactive.
+
+    Args:
+        weight: any shape.
+        sparsity: what the structure is checked at, where it fixes how many are active; the mask is the same at any.
+        generator: plays no part.
+        structure: what the mask has to look like.
+
+    Raises:
+        RarefyError: the weight is zero everywhere, or its zeros are not of the structure.
 
     Example:
         >>> from_zeros(torch.tensor([1.0, 0.0]), 0.9, torch.Generator()).tolist()
@@ -109,6 +128,12 @@ def checkerboard(
     weight: Tensor, sparsity: float, generator: torch.Generator, structure: Structure = FREE
 ) -> Tensor:
     """Active connections spread evenly: number i of n is active when ⌊(i+1)·kept/n⌋ > ⌊i·kept/n⌋.
+
+    Args:
+        weight: any shape; its values play no part.
+        sparsity: fraction of inactive connections, in [0, 1].
+        generator: plays no part.
+        structure: what the mask looks like.
 
     Example:
         >>> checkerboard(torch.ones(2, 4), 0.5, torch.Generator()).int().tolist()
@@ -205,6 +230,14 @@ def _required_arguments(function: Callable[..., Any]) -> int:
 
 def check_mask(mask: Any, weight: Tensor, source: str) -> Tensor:
     """A mask that came from a user's code, checked against its weight.
+
+    Args:
+        mask: what the code returned.
+        weight: that it belongs to.
+        source: what returned it, for the message.
+
+    Returns:
+        The mask, on the device of the weight.
 
     Raises:
         RarefyError: it is no bool tensor of the weight's shape.

@@ -158,6 +158,13 @@ def drop_in_rows(
 ) -> Tensor:
     """The first half of `drop_and_grow`: what stays of every row.
 
+    Args:
+        mask: bool [rows, columns].
+        scores: of the active connections; the lowest of each row are dropped.
+        count: active connections of a row afterwards, so that no more than these stay.
+        fraction: share of a row's active connections that is dropped, in [0, 1].
+        order: decides among equal scores.
+
     Example:
         >>> mask, weight = torch.tensor([[True, True, False, False]]), torch.tensor([[1.0, 2.0, 0.0, 0.0]])
         >>> drop_in_rows(mask, weight, 2, 0.5).int()
@@ -204,7 +211,20 @@ def drop_and_grow_in_pieces(
 def drop_in_pieces(
     mask: Tensor, scores: Tensor, count: int, fraction: float, order: TieOrder
 ) -> tuple[Tensor, int]:
-    """The first half of `drop_and_grow_in_pieces`: what stays, and how many connections that is."""
+    """The first half of `drop_and_grow_in_pieces`: what stays, and how many connections that is.
+
+    Args:
+        mask: bool, whole or a DTensor.
+        scores: like the mask; the lowest of active connections are dropped.
+        count: active connections afterwards, so that no more than these stay.
+        fraction: share that is dropped, in [0, 1].
+        order: decides among equal scores.
+
+    Example:
+        >>> mask, weight = torch.tensor([True, True, False]), torch.tensor([1.0, 2.0, 0.0])
+        >>> drop_in_pieces(mask, weight, 2, 0.5, DEFAULT_ORDER)
+        (tensor([False,  True, False]), 1)
+    """
     active = active_count(mask)
     # Half to even, as `drop_in_rows` rounds, so that pieces give the mask of the whole.
     stay = count if active == mask.numel() else min(active - round(fraction * active), count)
@@ -267,6 +287,13 @@ def zero_inactive_(tensor: Tensor, mask: Tensor) -> Tensor:
     """Replaces inactive positions by exact zeros in place; a NaN there vanishes.
 
     Selected, not multiplied: by a compiled kernel, or by the bits.
+
+    Args:
+        tensor: any dtype; changed.
+        mask: bool, of the same shape.
+
+    Returns:
+        The tensor.
 
     Example:
         >>> zero_inactive_(torch.tensor([1.5, float("nan")]), torch.tensor([True, False]))

@@ -131,6 +131,14 @@ def pays_off(
 ) -> bool:
     """Whether compact storage is expected to be at least 3% faster than dense for this layer; see `relative_time`.
 
+    Args:
+        rows: outputs of the layer.
+        columns: inputs of the layer.
+        tokens: rows of activations in one forward pass.
+        density: fraction of active connections, in [0, 1].
+        dtype: of the activations.
+        block: rows and columns of the pattern's blocks; None for single connections.
+
     Example:
         >>> pays_off(768, 768, 2048, 0.99)
         False
@@ -146,6 +154,13 @@ def break_even_sparsity(
     block: tuple[int, int] | None = None,
 ) -> float:
     """The sparsity above which compact storage pays for this layer; 1 where it never does.
+
+    Args:
+        rows: outputs of the layer.
+        columns: inputs of the layer.
+        tokens: rows of activations in one forward pass.
+        dtype: of the activations.
+        block: rows and columns of the pattern's blocks; None for single connections.
 
     Example:
         >>> break_even_sparsity(768, 768, 2048, torch.float64)

@@ -225,6 +225,10 @@ class NOfM(Structure):
     Args:
         n: active connections of a group, 1 ≤ n < m.
         m: size of a group.
+
+    Example:
+        >>> NOfM(2, 4).keep_top(torch.tensor([[1.0, 4.0, 3.0, 2.0]]), 0.5).tolist()
+        [[False, True, True, False]]
     """
 
     n: int
@@ -365,12 +369,26 @@ FREE = Free()
 
 
 def to_matrix(tensor: Tensor) -> Tensor:
-    """[out, in, …] as [… · out, in]."""
+    """[out, in, …] as [… · out, in].
+
+    Example:
+        >>> to_matrix(torch.ones(2, 3, 5)).shape
+        torch.Size([10, 3])
+    """
     return tensor if tensor.dim() == 2 else tensor.flatten(2).movedim(2, 0).flatten(0, 1)
 
 
 def from_matrix(matrix: Tensor, shape: Sequence[int]) -> Tensor:
-    """The reverse of `to_matrix`."""
+    """The reverse of `to_matrix`.
+
+    Args:
+        matrix: [… · out, in].
+        shape: of the tensor that it was, [out, in, …].
+
+    Example:
+        >>> from_matrix(torch.ones(10, 3), (2, 3, 5)).shape
+        torch.Size([2, 3, 5])
+    """
     if len(shape) == 2:
         return matrix.reshape(*shape)
     return matrix.reshape(math.prod(shape[2:]), *shape[:2]).movedim(0, 2).reshape(*shape)
