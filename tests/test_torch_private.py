@@ -62,6 +62,9 @@ class Owner:
     def after_saving(self, module: nn.Module, state: dict[str, object], *_: object) -> None:
         self.calls.append("saved")
 
+    def before_loading(self, *_: object) -> None:
+        self.calls.append("before loading")
+
     def after_loading(self, *_: object) -> None:
         self.calls.append("loading")
 
@@ -70,6 +73,7 @@ class Owner:
         module.register_forward_pre_hook(self.before_forward_with_keywords, with_kwargs=True)
         module.register_state_dict_pre_hook(self.before_saving)
         module._register_state_dict_hook(self.after_saving)  # the public one refuses methods
+        module.register_load_state_dict_pre_hook(self.before_loading)
         module.register_load_state_dict_post_hook(self.after_loading)
 
 
@@ -98,7 +102,7 @@ def test_only_the_hooks_of_their_owner_are_removed():
     remove_hooks(layer, gone)
     use(layer)
     assert gone.calls == []
-    assert stays.calls == ["forward", "keywords", "saving", "saved", "loading"]
+    assert stays.calls == ["forward", "keywords", "saving", "saved", "before loading", "loading"]
     assert len(layer._forward_pre_hooks_with_kwargs) == 1
 
 

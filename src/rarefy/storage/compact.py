@@ -13,11 +13,12 @@ from rarefy import kernels, masks
 from rarefy.distributed import cut_by, is_cut
 from rarefy.errors import RarefyError
 from rarefy.nn import WeightMask, make_compact
+from rarefy.storage.factor import is_multiple
 from rarefy.storage.gradients import DenseGradient
 from rarefy.storage.masked import cut_in_pieces, resized, taken_away
 from rarefy.storage.optimizer_state import begin_entries, change_state, make_unrelated_dense, sparse_states
 from rarefy.storage.protocol import checksum
-from rarefy.storage.ranking import Score, is_multiple
+from rarefy.storage.ranking import Score
 from rarefy.tensors import SparseWeight, came_through_its_hook, move_entries, set_topology
 from rarefy.ties import TieOrder
 from rarefy.torch_private import is_part_of_a_flat_parameter
@@ -184,6 +185,11 @@ class CompactStorage:
         if dense is not None and self.weight._cell.collect is not None:
             dense.pair()
             dense.seal(grad)
+
+    def carried_gradient(self, grad: Tensor) -> Tensor | None:
+        """All of it, dense: what arrives later is that of one micro-batch."""
+        entries = self.collect(grad.detach())
+        return self.spread(entries) if bool(entries.any()) else None
 
     def gradient_entries(self) -> Tensor:
         """Those of the gradient themselves."""

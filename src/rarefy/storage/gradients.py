@@ -115,16 +115,37 @@ class DenseGradient:
         self.shorten: Callable[[Tensor], Tensor | Shortlist] | None = None
         self._version = -1
         self._arrived: Tensor | None = None
+        self._carried: Tensor | None = None
         self._is_expected = False
         self._is_closed = False
+        self._is_in_use = False
 
-    def begin(self, grad: Tensor | None) -> None:
-        """Called before a micro-batch is added to `grad`: forgets the sum if the user discarded that gradient."""
+    def begin(
+        self,
+        grad: Tensor | None,
+        factor_since: Callable[[Tensor], float] = lambda grad: 1.0,
+        carried: Callable[[Tensor], Tensor | None] = lambda grad: None,
+    ) -> None:
+        """Called before a micro-batch is added to `grad`: does to the sum what was done to the gradient.
+
+        Args:
+            grad: what the user has left of it; None, or zeros, if he discarded it.
+            factor_since: by what it was multiplied since the last micro-batch; 0 where it was zeroed.
+            carried: of a gradient that was there before anything was collected, what `add` will not see.
+        """
+        if self._is_in_use:
+            # The optimizer that was about to use the sum raised an error.
+            self.reopen()
         if self._is_closed:
             return
         # `zero_grad(set_to_none=False)` leaves the tensor and fills it with zeros.
         if grad is None or (times_written(grad) != self._version and not grad.any()):
             self.value = None
+            self._carried = None
+        elif self.value is None:
+            self._carried = carried(grad)
+        else:
+            self.scale(factor_since(grad))
 
     def add(self, grad: Tensor, mask: Tensor) -> None:
         """Takes in `grad`, to which one more micro-batch was just added.
@@ -174,15 +195,27 @@ class DenseGradient:
     def scale(self, factor: float | Tensor) -> None:
         """Multiplies the sum; a shortlist is only ranked, and left as it is."""
         if isinstance(self.value, Tensor) and factor != 1:
-            self.value = self.value * factor
+            # Not by multiplication, which leaves NaN of what is infinite.
+            self.value = self.value * factor if factor else torch.zeros_like(self.value)
 
     def close(self) -> None:
         """Called when the optimizer is about to use the gradient: what other losses leave there later is not added."""
         self._is_closed = self.value is not None
+        self._is_in_use = True
+
+    def used(self) -> None:
+        """Called when the optimizer is done with the gradient; not after an error."""
+        self._is_in_use = False
+
+    def discard(self) -> None:
+        """Called when the optimizer is about to step without a gradient: what was collected belongs to no step."""
+        if not self._is_closed or self._is_in_use:
+            self.take()
 
     def reopen(self) -> None:
         """Called when the step of all weights is over."""
         self._is_closed = False
+        self._is_in_use = False
 
     @property
     def is_missing(self) -> bool:
@@ -198,8 +231,9 @@ class DenseGradient:
         value = self.value
         self.value = None
         self._arrived = None
+        self._carried = None
         self._is_expected = False
-        self._is_closed = False
+        self.reopen()
         return value
 
     def saved(self) -> Any:
@@ -230,7 +264,9 @@ class DenseGradient:
         return self.value
 
     def _sum_up(self, grad: Tensor) -> None:
-        total = grad if self._sum is None else self._sum.add_(grad)
+        before = self._carried if self._sum is None else self._sum
+        self._carried = None
+        total = grad if before is None else before.add_(grad)
         self.value = total if self.shorten is None else self.shorten(total)
 
 

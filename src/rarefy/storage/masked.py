@@ -197,6 +197,10 @@ class MaskedStorage:
         if dense is not None:
             dense.seal(grad)
 
+    def carried_gradient(self, grad: Tensor) -> Tensor | None:
+        """None: the gradient itself holds it."""
+        return None
+
     def gradient_entries(self) -> Tensor:
         """Gathered, in row-major order."""
         grad = self.weight.grad

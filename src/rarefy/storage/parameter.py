@@ -15,11 +15,12 @@ from rarefy.nn import make_compact, make_dense
 from rarefy.patterns import Pattern
 from rarefy.storage.compact import CompactStorage
 from rarefy.storage.connection_state import ConnectionState, ForwardSet, check_topology
+from rarefy.storage.factor import factor_since
 from rarefy.storage.gradients import DenseGradient
 from rarefy.storage.masked import MaskedStorage
 from rarefy.storage.optimizer_state import change_state, make_states_dense
 from rarefy.storage.protocol import Storage
-from rarefy.storage.ranking import Score, common_factor
+from rarefy.storage.ranking import Score
 from rarefy.storage.sharded import ShardedStorage, first_storage, followed, refuse_gathered
 from rarefy.ties import DEFAULT_ORDER, TieOrder
 
@@ -321,7 +322,7 @@ class SparseParameter:
 
     def before_accumulation(self) -> None:
         """Called before a micro-batch is added to the gradient, while the dense gradient is collected."""
-        self.dense_gradient.begin(self.weight.grad)
+        self.dense_gradient.begin(self.weight.grad, self._factor_since, self.storage.carried_gradient)
 
     def after_accumulation(self, grad: Tensor, collects: bool) -> None:
         """Called once a micro-batch was added to the gradient `grad`."""
@@ -353,9 +354,8 @@ class SparseParameter:
         collected = self.dense_gradient.value
         if not isinstance(collected, Tensor) or (ranks() > 1 and not self.is_sharded):
             return 1.0
-        storage = self.storage
-        factor = common_factor(storage.collect(grad.detach()), storage.collect(collected))
-        return storage.agreed(factor) if isinstance(storage, ShardedStorage) else factor
+        factor = factor_since(self.storage, grad, collected)
+        return self.storage.agreed(factor) if isinstance(self.storage, ShardedStorage) else factor
 
     def saved_gradient(self) -> Any:
         """The dense gradient of a step that is not over, for a state dict: whole in each process; None without one."""

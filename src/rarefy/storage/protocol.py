@@ -127,6 +127,10 @@ class Storage(Protocol):
         """Called once a micro-batch was added to `grad`; `dense` collects the dense gradient if that is wanted."""
         ...
 
+    def carried_gradient(self, grad: Tensor) -> Tensor | None:
+        """What of a gradient that was there before the dense one was collected `after_accumulation` will not see."""
+        ...
+
     def gradient_entries(self) -> Tensor:
         """The gradient of active connections; see `SparseParameter.gradient_entries`."""
         ...

@@ -14,9 +14,6 @@ Score = Callable[[Tensor], Tensor]
 _PART = 1 << 18
 _SAMPLED_FROM = 1 << 18
 _SAMPLES = 1 << 16
-_COMPARED = 64
-# More than bfloat16 rounds by, less than any clipping that matters.
-_ROUNDING = 0.02
 
 
 def ranked_in_place(grad: Tensor, score: Score) -> Tensor:
@@ -85,58 +82,3 @@ def _parts(grad: Tensor) -> Sequence[Tensor]:
     """Views that fit into a cache."""
     # Along the first dimension, of which a part has at least one entry.
     return grad.split(max(1, _PART // grad[0].numel()))
-
-
-def common_factor(tensor: Tensor, other: Tensor) -> float:
-    """The factor by which `tensor` is larger than `other`, if nearly all of the largest sampled entries have the same.
-
-    Args:
-        tensor: any shape.
-        other: the shape of `tensor`.
-
-    Returns:
-        A power of two where it is one but for rounding, as loss scales are; 1 if there is no such factor.
-
-    Example:
-        >>> common_factor(torch.tensor([2.0, 0.0]), torch.tensor([1024.0, 5.0]))
-        0.001953125
-        >>> common_factor(torch.tensor([2.0, 3.0]), torch.tensor([1.0, 6.0]))
-        1.0
-    """
-    middle = _shared_ratio(tensor, other)
-    if middle is None:
-        return 1.0
-    power = math.log2(middle)
-    return 2.0 ** round(power) if abs(power - round(power)) < _ROUNDING else middle
-
-
-def is_multiple(tensor: Tensor, other: Tensor) -> bool:
-    """Whether `tensor` is `other` times a positive number, as far as the largest sampled entries tell.
-
-    Args:
-        tensor: any shape.
-        other: the shape of `tensor`.
-
-    Example:
-        >>> is_multiple(torch.tensor([2.0, 4.0]), torch.tensor([1.0, 2.0]))
-        True
-        >>> is_multiple(torch.tensor([2.0, 3.0]), torch.tensor([1.0, 6.0]))
-        False
-    """
-    return _shared_ratio(tensor, other) is not None
-
-
-def _shared_ratio(tensor: Tensor, other: Tensor) -> float | None:
-    """By how much the largest sampled entries of `tensor` are larger; None where they do not agree."""
-    stride = max(1, tensor.numel() // _SAMPLES)
-    now = tensor.flatten()[::stride]
-    before = other.flatten()[::stride]
-    places = now.abs().topk(min(_COMPARED, now.numel())).indices
-    # In double: a ratio of float32 has rounding of its own.
-    ratios = now[places].double() / before[places].double()
-    ratios = ratios[ratios.isfinite() & (ratios != 0)]
-    if not len(ratios):
-        return None
-    middle = float(ratios.median())
-    is_common = float(((ratios / middle - 1).abs() < _ROUNDING).double().mean()) > 0.9
-    return middle if is_common and middle > 0 else None

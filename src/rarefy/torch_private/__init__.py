@@ -53,10 +53,13 @@ def remove_hooks(module: nn.Module, owner: object) -> None:
         module._forward_pre_hooks,
         module._state_dict_pre_hooks,
         module._state_dict_hooks,
+        module._load_state_dict_pre_hooks,
         module._load_state_dict_post_hooks,
     )
     for hooks in registries:
-        for key in [key for key, hook in hooks.items() if getattr(hook, "__self__", None) is owner]:
+        # torch wraps hooks that come before loading, and keeps what it wrapped.
+        own = {key: getattr(hook, "hook", hook) for key, hook in hooks.items()}
+        for key in [key for key, hook in own.items() if getattr(hook, "__self__", None) is owner]:
             del hooks[key]
             # torch looks the number up here to decide whether a hook takes keyword arguments
             module._forward_pre_hooks_with_kwargs.pop(key, None)

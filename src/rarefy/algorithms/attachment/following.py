@@ -201,6 +201,7 @@ class Following:
     def _call(self, optimizer: Optimizer, closure: Callable[[], Any]) -> Any:
         for parameter in self._parameters.values():
             self._settle(parameter)
+            parameter.dense_gradient.used()
             # LBFGS goes along directions of earlier steps, in which dropped connections have a part
             parameter.storage.restore_zeros(self.optimizers)
             self._end(parameter)
@@ -223,6 +224,8 @@ class Following:
             if is_own:
                 # The optimizer goes on from the true numbers of all active connections.
                 parameter.show()
+                if parameter.weight.grad is None:
+                    parameter.dense_gradient.discard()
             self._before(parameter, optimizer if is_own else None)
 
     # A compiled step would otherwise have the whole update traced.
@@ -230,6 +233,7 @@ class Following:
     def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
         for parameter in self._parameters.values():
             self._settle(parameter)
+            parameter.dense_gradient.used()
         if was_told_to_skip(optimizer):
             self._end_all()
             return

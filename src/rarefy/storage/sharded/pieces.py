@@ -254,6 +254,10 @@ class ShardedStorage:
         if dense is not None:
             dense.seal(own)
 
+    def carried_gradient(self, grad: Tensor) -> Tensor | None:
+        """None: the gradient itself holds it."""
+        return None
+
     def gradient_entries(self) -> Tensor:
         """Those of this piece, in row-major order; `fully_shard` has averaged them."""
         own = self.own_mask

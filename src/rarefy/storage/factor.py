@@ -1,0 +1,93 @@
+"""By what a gradient was multiplied since it was collected: a loss scale that was taken out, a clipped norm."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+from rarefy.storage.protocol import Storage
+from rarefy.storage.sharded import ShardedStorage
+
+_SAMPLES = 1 << 16
+_COMPARED = 64
+# More than bfloat16 rounds by, less than any clipping that matters.
+_ROUNDING = 0.02
+
+
+def factor_since(storage: Storage, grad: Tensor, collected: Tensor) -> float:
+    """The factor that makes what was collected the gradient that is there now.
+
+    Args:
+        storage: of the weight.
+        grad: of the weight, zero at inactive connections.
+        collected: the dense gradient, in the shape of the weight.
+
+    Returns:
+        0 where the gradient was zeroed since; 1 where it was changed in another way, as by averaging it.
+    """
+    now = storage.collect(grad.detach())
+    before = storage.collect(collected)
+    # A piece of a weight may have no gradient by itself, and others cannot be asked by one process alone.
+    may_be_zeroed = not isinstance(storage, ShardedStorage) and not now.any()
+    is_zeroed = may_be_zeroed and bool(storage.spread(before)[storage.mask].any())
+    return 0.0 if is_zeroed else common_factor(now, before)
+
+
+def common_factor(tensor: Tensor, other: Tensor) -> float:
+    """The factor by which `tensor` is larger than `other`, if nearly all of the largest sampled entries have the same.
+
+    Args:
+        tensor: any shape.
+        other: the shape of `tensor`.
+
+    Returns:
+        A power of two where it is one but for rounding, as loss scales are; 1 if there is no such factor.
+
+    Example:
+        >>> common_factor(torch.tensor([2.0, 0.0]), torch.tensor([1024.0, 5.0]))
+        0.001953125
+        >>> common_factor(torch.tensor([-3.0, 0.0]), torch.tensor([1.0, 5.0]))
+        -3.0
+        >>> common_factor(torch.tensor([2.0, 3.0]), torch.tensor([1.0, 6.0]))
+        1.0
+    """
+    middle = _shared_ratio(tensor, other)
+    if middle is None:
+        return 1.0
+    power = math.log2(abs(middle))
+    is_power = abs(power - round(power)) < _ROUNDING
+    return math.copysign(2.0 ** round(power), middle) if is_power else middle
+
+
+def is_multiple(tensor: Tensor, other: Tensor) -> bool:
+    """Whether `tensor` is `other` times a positive number, as far as the largest sampled entries tell.
+
+    Args:
+        tensor: any shape.
+        other: the shape of `tensor`.
+
+    Example:
+        >>> is_multiple(torch.tensor([2.0, 4.0]), torch.tensor([1.0, 2.0]))
+        True
+        >>> is_multiple(torch.tensor([2.0, 3.0]), torch.tensor([1.0, 6.0]))
+        False
+    """
+    ratio = _shared_ratio(tensor, other)
+    return ratio is not None and ratio > 0
+
+
+def _shared_ratio(tensor: Tensor, other: Tensor) -> float | None:
+    """By how much the largest sampled entries of `tensor` are larger; None where they do not agree."""
+    stride = max(1, tensor.numel() // _SAMPLES)
+    now = tensor.flatten()[::stride]
+    before = other.flatten()[::stride]
+    places = now.abs().topk(min(_COMPARED, now.numel())).indices
+    # In double: a ratio of float32 has rounding of its own.
+    ratios = now[places].double() / before[places].double()
+    ratios = ratios[ratios.isfinite() & (ratios != 0)]
+    if not len(ratios):
+        return None
+    middle = float(ratios.median())
+    is_common = float(((ratios / middle - 1).abs() < _ROUNDING).double().mean()) > 0.9
+    return middle if is_common else None
