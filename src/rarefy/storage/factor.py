@@ -45,6 +45,7 @@ def common_factor(tensor: Tensor, other: Tensor) -> float:
         A power of two where it is one but for rounding, as loss scales are; 1 if there is no such factor.
 
     Example:
+        >>> import torch
         >>> common_factor(torch.tensor([2.0, 0.0]), torch.tensor([1024.0, 5.0]))
         0.001953125
         >>> common_factor(torch.tensor([-3.0, 0.0]), torch.tensor([1.0, 5.0]))
@@ -68,6 +69,7 @@ def is_multiple(tensor: Tensor, other: Tensor) -> bool:
         other: the shape of `tensor`.
 
     Example:
+        >>> import torch
         >>> is_multiple(torch.tensor([2.0, 4.0]), torch.tensor([1.0, 2.0]))
         True
         >>> is_multiple(torch.tensor([2.0, 3.0]), torch.tensor([1.0, 6.0]))
