@@ -1,13 +1,11 @@
 """The optimizers that train sparse weights: steps are counted, gradients and states kept in order.
 
-Also a watch for weights that learn while no followed optimizer steps: nothing would ever update, without a word.
+Who no longer steps does not hold the count back.
 """
 
 from __future__ import annotations
 
-import warnings
-import weakref
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -17,70 +15,12 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from rarefy.errors import RarefyError
+from rarefy.optim.step_watch import Absence, StepWatch
 from rarefy.storage.optimizer_traits import preserves_zeros, trained_parameters, with_inner
 from rarefy.storage.parameter import SparseParameter
 from rarefy.storage.saved_state import load_entries, save_entries
-from rarefy.torch_private import times_written, was_told_to_skip
+from rarefy.torch_private import was_told_to_skip
 from rarefy.torch_private.ddp import outside_of_graphs
-
-# A gradient scaler may skip as many steps while it looks for its scale.
-_PATIENCE = 10
-
-
-class StepWatch:
-    """Counts gradients that come for the first weight that gets some, and says once if no optimizer uses them."""
-
-    def __init__(self) -> None:
-        self._name = ""
-        self._passes = 0
-        self._fresh = 0
-        self._version = 0
-        self._latest: weakref.ref[Tensor] | None = None
-        self._has_told = False
-
-    def saw_gradient(self, name: str, grad: Tensor, has_optimizer: bool, version: int) -> None:
-        """Called after each backward pass.
-
-        Args:
-            name: of the weight.
-            grad: of it; a tensor that was not there before begins a new step, and so does one that was written to since
-                the last backward pass, as `zero_grad(set_to_none=False)` does.
-            has_optimizer: whether any optimizer is followed.
-            version: of `grad` as the backward pass left it, before anything was selected.
-        """
-        self._name = self._name or name
-        if self._has_told or name != self._name:
-            return
-        self._passes += 1
-        is_same = self._latest is not None and self._latest() is grad
-        # Accumulation is one write; a further one since is somebody's.
-        self._fresh += not is_same or version > self._version + 1
-        self._latest = weakref.ref(grad)
-        self._version = times_written(grad)
-        if not has_optimizer and self._passes == 2:
-            self._tell(f"{name} has had two backward passes, and no optimizer is followed")
-        elif has_optimizer and self._fresh > _PATIENCE:
-            self._tell(f"{name} has had {_PATIENCE} gradients since a followed optimizer stepped last")
-
-    def saw_stranger(self, optimizer: str, name: str) -> None:
-        """Called after a step of a followed optimizer that has no sparse weight, while none of them gets a gradient."""
-        self._tell(
-            f"{optimizer} trains none of the sparse weights ({name} …), and they get no gradients: it may train a copy "
-            "of the model (deepcopy, prepare_qat without inplace=True), to which sparsity was not applied"
-        )
-
-    def saw_step(self) -> None:
-        """Called after a step of an optimizer that trains sparse weights."""
-        self._fresh = 0
-
-    def _tell(self, what: str) -> None:
-        if not self._has_told:
-            self._has_told = True
-            warnings.warn(
-                f"{what}: no step is counted and no topology changes; call sparsity.apply(optimizer) with the one that "
-                "trains the model, or sparsity.autoupdate = False for updates by hand",
-                stacklevel=2,
-            )
 
 
 def _put_first(handle: RemovableHandle) -> bool:
@@ -92,6 +32,10 @@ def _put_first(handle: RemovableHandle) -> bool:
     assert hooks is not None
     hooks.move_to_end(handle.id, last=False)
     return len(hooks) > 1
+
+
+def _is_among(optimizer: Optimizer, others: Iterable[Optimizer]) -> bool:
+    return any(optimizer is other for other in others)
 
 
 class Following:
@@ -123,6 +67,9 @@ class Following:
         self._parameters = parameters
         self._trained: dict[str, nn.Parameter] = {}  # weak references would keep torch from swapping tensors
         self._watch = StepWatch()
+        self._absence = Absence()
+        self._stepped: list[Optimizer] = []
+        self._set_aside: list[Optimizer] = []
         self._before = before_step
         self._settle = settle
         self._after = after_step
@@ -143,6 +90,8 @@ class Following:
             parameter.require_parameter()
             if parameter.weight in own:
                 self._trained[name] = parameter.weight
+        # One that comes in the middle of a training for weights of another goes on in its place, as fine-tuning does.
+        self._set_aside += [one for one in self._stepped if self._shares_weights(one, optimizer)]
         self.optimizers.append(optimizer)
         optimizer.register_step_pre_hook(self._before_step)
         # Hooks of before may write weights, by noise or a projection for example.
@@ -155,6 +104,15 @@ class Following:
         self._prune_all(optimizer)
         return True
 
+    def _shares_weights(self, one: Optimizer, other: Optimizer) -> bool:
+        shared = trained_parameters(one).keys() & trained_parameters(other).keys()
+        return any(parameter.weight in shared for parameter in self._parameters.values())
+
+    @property
+    def _in_use(self) -> list[Optimizer]:
+        """Those that step, or will for all that is known."""
+        return [one for one in self.optimizers if not _is_among(one, self._set_aside)]
+
     def saw_gradient(self, parameter: SparseParameter, grad: Tensor, version: int) -> None:
         """Called after each backward pass, to notice that nobody makes use of its gradients; see `StepWatch`."""
         self._watch.saw_gradient(parameter.name, grad, bool(self.optimizers), version)
@@ -164,14 +122,18 @@ class Following:
         weight = parameter.weight
         groups = [
             group
-            for optimizer in self.optimizers
+            for optimizer in self._in_use
             for group in optimizer.param_groups
             if any(other is weight for other in group["params"])
         ]
         rates = [float(group.get("lr", 1.0)) for group in groups]
         # One that learned in this step and was frozen since, as a discriminator while its generator learns, is not.
         is_wanted = weight.requires_grad or parameter.has_learned
-        return not is_wanted or bool(self.optimizers and not any(rates))
+        return (
+            not is_wanted
+            or bool(self.optimizers and not any(rates))
+            or self._absence.is_noted(parameter.name)
+        )
 
     @outside_of_graphs
     def _restore_zeros(self, *_: Any) -> None:
@@ -239,7 +201,8 @@ class Following:
             return
         now = trained_parameters(optimizer)
         # Weights of optimizers that have not stepped yet count as trained: they will.
-        ever = set[nn.Parameter]().union(*map(trained_parameters, self.optimizers))
+        self._goes_on(optimizer)
+        ever = set[nn.Parameter]().union(*map(trained_parameters, self._in_use))
         keeps_zeros = preserves_zeros(optimizer)
         for parameter in self._parameters.values():
             # Zero weight, gradient and state stay zero in such an optimizer;
@@ -252,6 +215,12 @@ class Following:
         self._count(optimizer, now, ever)
         self._end_all()
 
+    def _goes_on(self, optimizer: Optimizer) -> None:
+        """Notes that an optimizer steps, one that was set aside too."""
+        self._set_aside = [one for one in self._set_aside if one is not optimizer]
+        if not _is_among(optimizer, self._stepped):
+            self._stepped.append(optimizer)
+
     def _end_all(self) -> None:
         for parameter in self._parameters.values():
             self._end(parameter)
@@ -260,11 +229,14 @@ class Following:
         self, optimizer: Optimizer, now: Container[nn.Parameter], ever: Container[nn.Parameter]
     ) -> None:
         """Step k is over when every sparse parameter that is trained at all has taken its k-th step."""
-        for parameter in self._parameters.values():
+        trained = {name: p.weight in now for name, p in self._parameters.items() if p.weight in ever}
+        self._absence.saw_step(trained)
+        involved = []
+        for name, parameter in self._parameters.items():
             # Weights that nothing trains are carried along, or they would hold the count back.
-            trained = parameter.weight in ever
-            parameter.steps = parameter.steps + (parameter.weight in now) if trained else self.step + 1
-        involved = [p.steps for p in self._parameters.values() if p.weight in ever]
+            counts = name in trained and not self._absence.is_noted(name)
+            parameter.steps = parameter.steps + trained[name] if counts else self.step + 1
+            involved += [parameter.steps] if counts else []
         if any(parameter.weight in now for parameter in self._parameters.values()):
             self._watch.saw_step()
         if not involved:

@@ -1,0 +1,121 @@
+"""Trainings in phases: optimizers that come later, and optimizers that are used no longer."""
+
+# Modules and tensors are asked for attributes that their types do not tell.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportIndexIssue=false, reportCallIssue=false
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+
+import rarefy
+from foreign.networks import RIGL, network, step_once
+from rarefy.optim.step_watch import Absence
+
+STORAGES = pytest.mark.parametrize("storage", ["masked", "compact"])
+
+
+def begun(storage, *parts):
+    """A model after four steps of an optimizer for each of its parts."""
+    model = network()
+    sparsity = rarefy.configure({**RIGL, "compute": storage, "seed": 0})
+    sparsity.apply(model)
+    optimizers = [torch.optim.SGD(part(model), lr=0.1) for part in parts]
+    for optimizer in optimizers:
+        sparsity.apply(optimizer)
+    for step in range(4):
+        step_all(model, optimizers, step)
+    return model, sparsity, optimizers
+
+
+def step_all(model, optimizers, step):
+    model.zero_grad()
+    step_once(model, optimizers[0], step)
+    for optimizer in optimizers[1:]:
+        optimizer.step()
+
+
+def everything(model):
+    return model.parameters()
+
+
+def body(model):
+    return model[0].parameters()
+
+
+def head(model):
+    return model[2].parameters()
+
+
+def masks(sparsity):
+    return [parameter.mask.clone() for parameter in sparsity.parameters.values()]
+
+
+@STORAGES
+@pytest.mark.parametrize("is_frozen", [False, True])
+def test_a_head_that_is_trained_on_goes_on_alone(storage, is_frozen):
+    model, sparsity, _ = begun(storage, everything)
+    model[0].requires_grad_(not is_frozen)
+    last = torch.optim.SGD(head(model), lr=0.1)
+    sparsity.apply(last)
+    before = masks(sparsity)
+    for step in range(4):
+        step_once(model, last, step)
+    after = masks(sparsity)
+    assert sparsity.step == 8
+    assert torch.equal(before[0], after[0]), "what no optimizer in use trains keeps its topology"
+    assert not torch.equal(before[1], after[1])
+
+
+def test_the_first_optimizer_counts_again_once_it_steps():
+    model, sparsity, (first,) = begun("masked", everything)
+    second = torch.optim.SGD(head(model), lr=0.1)
+    sparsity.apply(second)
+    step_once(model, second, 0)
+    before = masks(sparsity)
+    for step in range(3):
+        step_once(model, first, step)
+    assert sparsity.step == 8
+    assert not torch.equal(before[0], masks(sparsity)[0])
+
+
+def test_a_second_optimizer_that_was_there_from_the_start_is_waited_for():
+    model, sparsity, (first, second) = begun("masked", everything, head)
+    assert sparsity.step == 4
+    for step in range(3):
+        step_once(model, second, step)
+    assert sparsity.step == 4
+    step_once(model, first, 0)
+    assert sparsity.step == 5
+
+
+@STORAGES
+def test_a_part_whose_optimizer_is_used_no_longer_is_named_and_left_out(storage):
+    model, sparsity, (first, second) = begun(storage, body, head)
+    before = masks(sparsity)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for step in range(99):
+            step_once(model, second, step)
+    assert sparsity.step == 4
+    with pytest.warns(UserWarning, match=r"0\.weight: no optimizer has trained it for 100 steps of others"):
+        step_once(model, second, 0)
+    step_once(model, second, 1)
+    assert sparsity.step == 6
+    assert torch.equal(before[0], masks(sparsity)[0])
+    assert not torch.equal(before[1], masks(sparsity)[1])
+    step_all(model, (first, second), 0)
+    step_all(model, (first, second), 1)
+    assert sparsity.step == 8
+    assert not torch.equal(before[0], masks(sparsity)[0])
+
+
+def test_weights_that_have_an_optimizer_each_are_not_absent():
+    absence = Absence()
+    names = [str(number) for number in range(150)]
+    for _ in range(3):
+        for turn in names:
+            absence.saw_step({name: name == turn for name in names})
+    assert not any(map(absence.is_noted, names))
