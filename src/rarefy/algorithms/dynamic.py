@@ -301,8 +301,9 @@ class DynamicSparsityAlgorithm(SparsityAlgorithm):
         if parameter.dense_gradient.is_missing:
             raise RarefyError(
                 f"{parameter.name} has a gradient but no dense gradient, by which {self.label} "
-                f"updates at step {self.step}: loss.backward(inputs=...) leaves it out in compact storage; call "
-                "loss.backward() without inputs, or set compute: masked"
+                f"updates at step {self.step}: in compact storage loss.backward(inputs=...) leaves it out, and so "
+                "does a penalty on weights with a backward pass of its own; call loss.backward() without inputs, add "
+                "the penalty to the loss, or set compute: masked"
             )
         value = parameter.dense_gradient.take()
         if parameter.is_sharded:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rarefy.errors import RarefyError
-from rarefy.tensors import Role, SparseWeight, as_array, become
+from rarefy.tensors import Role, SparseWeight, as_array, become, in_mode_of
 from rarefy.torch_private import make_wrapper, mapped, no_subclass_functions, without_subclass_functions
 
 _aten = torch.ops.aten
@@ -65,7 +65,8 @@ class WeightMask(Tensor):
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in (_aten.detach.default, _aten.alias.default):
-            return WeightMask(args[0].weight)
+            with in_mode_of(args[0]):
+                return WeightMask(args[0].weight)
         if func._schema.is_mutable and isinstance(args[0], WeightMask):
             return args[0]._write(func, *args[1:], **(kwargs or {}))
         return func(*mapped(_shown, args), **mapped(_shown, kwargs or {}))

@@ -2,7 +2,7 @@
 
 from rarefy.kernels import move_entries
 from rarefy.tensors.gradient import came_through_its_hook
-from rarefy.tensors.stored import Cell, Role, as_array
+from rarefy.tensors.stored import Cell, Role, as_array, in_mode_of
 from rarefy.tensors.topology import Topology
 from rarefy.tensors.weight import SparseWeight, become
 from rarefy.tensors.writes import set_topology
@@ -15,6 +15,7 @@ __all__ = [
     "as_array",
     "become",
     "came_through_its_hook",
+    "in_mode_of",
     "move_entries",
     "set_topology",
 ]

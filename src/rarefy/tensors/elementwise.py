@@ -58,8 +58,9 @@ def _new(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if any(isinstance(one, Tensor) and one.dim() > 2 for one in args) or not _zeros_stay(func, args, kwargs):
         return NotImplemented
     # On the values alone, in the order of the first one's connections.
-    result = func(*(at_connections(one, first.topology) for one in args), **kwargs)
-    return first.like(result)
+    found = first.like(func(*(at_connections(one, first.topology) for one in args), **kwargs))
+    found.pass_dense_gradients_of(*sparse)
+    return found
 
 
 def _zeros_stay(func: Any, args: Any, kwargs: dict[str, Any]) -> bool:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from rarefy.tensors.dense import computed_densely
 from rarefy.tensors.elementwise import at_connections, keeps_zeros
-from rarefy.tensors.stored import Role, StoredWeight
+from rarefy.tensors.stored import Role, StoredWeight, is_tracing
 from rarefy.tensors.writes import make_room_for, write_dense, written_arguments
 
 _PREFIXES = ("aten::_foreach_", "aten::_fused_", "aten::_amp_foreach")
@@ -32,6 +33,7 @@ def listwise(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if func._schema.name == "aten::_foreach_copy_":
         for target, source in zip(*args[:2], strict=True):
             target.copy_(source)
+            _count_write(target)
         return None
     return _in_place(func, args, kwargs) if func._schema.is_mutable else _new(func, args, kwargs)
 
@@ -115,6 +117,13 @@ class _Place:
             elif given is not tensor:
                 dense = given if self._owner is None else self._owner.topology.dense(given)
                 _take_over(tensor, dense)
+            _count_write(tensor)
+
+
+def _count_write(tensor: Any) -> None:
+    """Has autograd notice a write to a weight that a graph needs: of lists torch counts those to dense tensors."""
+    if isinstance(tensor, StoredWeight) and not is_tracing() and not tensor.is_inference():
+        torch.autograd.graph.increment_version(tensor)
 
 
 def _take_over(tensor: Tensor, dense: Tensor) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from rarefy.errors import RarefyError
-from rarefy.tensors.stored import StoredWeight
+from rarefy.tensors.stored import StoredWeight, in_mode_of
 from rarefy.tensors.writes import write_dense, write_sparse
 from rarefy.torch_private import mapped
 
@@ -22,7 +22,9 @@ _OURS = ("aten::", "prims::", "rarefy::")
 
 def alias(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """`detach`, `alias`: another tensor of the same cell."""
-    return args[0].alias()
+    weight = args[0]
+    with in_mode_of(weight):
+        return weight.alias()
 
 
 def same_shape(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:

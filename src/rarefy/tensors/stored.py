@@ -6,6 +6,7 @@ What it computes is said elsewhere.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from enum import Enum
 from typing import Any
 
@@ -201,7 +202,15 @@ class StoredWeight(Tensor):
             role: None for that of a result: a companion's is one too, everything else is free.
         """
         derived = Role.COMPANION if self._cell.role is Role.COMPANION else Role.FREE
-        return type(self)(Cell(values, self._cell.topology, role or derived))
+        result = type(self)(Cell(values, self._cell.topology, role or derived))
+        if role is None:
+            result.pass_dense_gradients_of(self)
+        return result
+
+    def pass_dense_gradients_of(self, *origins: StoredWeight) -> None:
+        """Has products with this tensor give a dense gradient, if a weight that it was made of wants to see that."""
+        if self._cell.collect is None and any(one._cell.collect is not None for one in origins):
+            self._cell.collect = _ignore
 
     def companion(self, values: Tensor) -> StoredWeight:
         """A tensor that belongs to this weight: a gradient, or an optimizer's state."""
@@ -243,7 +252,26 @@ class StoredWeight(Tensor):
 
 
 def _ignore(gradient: Tensor) -> None:
-    """Takes a dense gradient while a compiler traces; the real one goes to the real weight's cell."""
+    """Takes a dense gradient that goes on to another weight's cell: a compiler's stand-in, something computed."""
+
+
+def in_mode_of(tensor: Tensor) -> AbstractContextManager[Any]:
+    """In inference mode, the mode in which an alias of this tensor is to be made.
+
+    A view of a normal tensor is a normal one there too, and torch lets the two share the count of their writes.
+
+    Args:
+        tensor: of either kind.
+
+    Example:
+        >>> normal = torch.ones(1)
+        >>> with torch.inference_mode(), in_mode_of(normal):
+        ...     torch.is_inference_mode_enabled()
+        False
+    """
+    if not torch.is_inference_mode_enabled() or tensor.is_inference():
+        return nullcontext()
+    return torch.inference_mode(False)
 
 
 def as_array(dense: Tensor, options: Mapping[str, Any]) -> Any:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rarefy.errors import RarefyError
-from rarefy.tensors.stored import Role, StoredWeight, as_array, is_tracing
+from rarefy.tensors.stored import Role, StoredWeight, as_array, in_mode_of, is_tracing
 from rarefy.tensors.topology import Topology
 from rarefy.torch_private import make_wrapper, mapped, no_subclass_functions
 
@@ -189,7 +189,8 @@ class WeightView(Tensor):
         view = args[0] if args else None
         if isinstance(view, WeightView):
             if func is torch.ops.aten.detach.default:
-                return WeightView(view._weight, view._steps, view)
+                with in_mode_of(view):
+                    return WeightView(view._weight, view._steps, view)
             if is_view_op(func):
                 return view_of(view._weight, [*view._steps, (func, args[1:], kwargs)])
         if func._schema.is_mutable:
@@ -212,7 +213,8 @@ def view_of(base: StoredWeight, steps: list[Step]) -> Any:
     """The view, or the list of views, that these steps lead to."""
     shown = replayed(base.dense(), steps)
     if isinstance(shown, Tensor):
-        return WeightView(base, steps, shown)
+        with in_mode_of(base):
+            return WeightView(base, steps, shown)
     # One of several views is replayed by making all of them once more and taking its own.
     return [view_of(base, [*steps, (itemgetter(place), (), {})]) for place in range(len(shown))]
 

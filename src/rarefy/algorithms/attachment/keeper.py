@@ -126,7 +126,8 @@ class Keeper:
             return
         self.on_forward()
         # A pass without gradients trains nothing: one that counts operations, for example.
-        if module.training and torch.is_grad_enabled():
+        # In a trace, which torch compares with a second one, counting would be a part of the first alone.
+        if module.training and torch.is_grad_enabled() and not torch.jit.is_tracing():
             x = next(iter(inputs or keywords.values()), None)
             if isinstance(x, Tensor):
                 self.observe(x)
