@@ -28,10 +28,12 @@ def factor_since(storage: Storage, grad: Tensor, collected: Tensor) -> float:
     """
     now = storage.collect(grad.detach())
     before = storage.collect(collected)
+    ratio = _shared_ratio(now, before)
+    if ratio is not None:
+        return _without_rounding(ratio)
     # A piece of a weight may have no gradient by itself, and others cannot be asked by one process alone.
     may_be_zeroed = not isinstance(storage, ShardedStorage) and not now.any()
-    is_zeroed = may_be_zeroed and bool(storage.spread(before)[storage.mask].any())
-    return 0.0 if is_zeroed else common_factor(now, before)
+    return 0.0 if may_be_zeroed and bool(storage.spread(before)[storage.mask].any()) else 1.0
 
 
 def common_factor(tensor: Tensor, other: Tensor) -> float:
@@ -53,12 +55,8 @@ def common_factor(tensor: Tensor, other: Tensor) -> float:
         >>> common_factor(torch.tensor([2.0, 3.0]), torch.tensor([1.0, 6.0]))
         1.0
     """
-    middle = _shared_ratio(tensor, other)
-    if middle is None:
-        return 1.0
-    power = math.log2(abs(middle))
-    is_power = abs(power - round(power)) < _ROUNDING
-    return math.copysign(2.0 ** round(power), middle) if is_power else middle
+    ratio = _shared_ratio(tensor, other)
+    return 1.0 if ratio is None else _without_rounding(ratio)
 
 
 def is_multiple(tensor: Tensor, other: Tensor) -> bool:
@@ -77,6 +75,11 @@ def is_multiple(tensor: Tensor, other: Tensor) -> bool:
     """
     ratio = _shared_ratio(tensor, other)
     return ratio is not None and ratio > 0
+
+
+def _without_rounding(ratio: float) -> float:
+    power = math.log2(abs(ratio))
+    return math.copysign(2.0 ** round(power), ratio) if abs(power - round(power)) < _ROUNDING else ratio
 
 
 def _shared_ratio(tensor: Tensor, other: Tensor) -> float | None:
