@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 import copy
+import pickle
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+import rarefy
 from foreign.networks import RIGL, inputs, network, sparse, step_once
 
 BLOCKS = {"pattern": {"block": [4, 4]}, "sparsity": 0.5}
@@ -133,3 +135,12 @@ def test_a_model_that_trains_is_traced_before_its_first_forward_pass(storage):
     model, _, _ = sparse(RIGL, compute=storage)
     traced = torch.jit.trace(model, inputs())
     assert torch.equal(traced(inputs(1)), model(inputs(1)))
+
+
+@pytest.mark.parametrize("storage", ["masked", "compact"])
+def test_a_finalized_model_is_loaded_where_nobody_knows_rarefy(storage):
+    model, *_ = sparse(RIGL, compute=storage)
+    for one in (copy.deepcopy(model), model):
+        rarefy.finalize(one)
+        assert b"rarefy" not in pickle.dumps(one)
+        assert not any(module._load_state_dict_pre_hooks for module in one.modules())
