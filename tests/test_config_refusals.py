@@ -263,7 +263,8 @@ CASES = [
     ),
     (
         {**RIGL, "compute": "sparse"},
-        "sparsity.compute: 'sparse' is not allowed; give auto, masked or compact (example: compute: auto)",
+        "sparsity.compute: 'sparse' is not allowed; give auto, masked, compact or {compact: half} "
+        "(example: compute: auto)",
     ),
     (
         {**RIGL, "seed": 1.5},

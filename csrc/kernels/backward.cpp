@@ -1,6 +1,7 @@
 // The fused backward pass over the rows of Wᵀ: one load of dL/dy feeds both dL/dx and dL/dW at the nonzeros.
 #include <omp.h>
 
+#include "backward_grid.h"
 #include "buffer.h"
 #include "kernels.h"
 #include "operations.h"
@@ -144,19 +145,6 @@ void backward_tile(const BackwardCall& c, int64_t token, int tokens, const Share
   }
 }
 
-// Threads = token groups × row groups. Token groups need a copy of the value sums each, so their number is limited.
-struct Grid {
-  int token_groups, row_groups;
-};
-Grid make_grid(const BackwardCall& c, int64_t tiles, int64_t nonzeros) {
-  constexpr int64_t most_sums = int64_t{32} << 20;
-  Grid grid{1, c.threads};
-  for (int groups = 1; groups <= c.threads && groups <= tiles; groups++)
-    if (c.threads % groups == 0 && (groups <= 2 || groups * nonzeros <= most_sums)) grid = {groups, c.threads / groups};
-  if (c.transposed.rows < grid.row_groups * kLanes) grid.row_groups = 1;
-  return grid;
-}
-
 // Memory of one call.
 struct Workspace {
   int64_t nonzeros, columns;
@@ -219,16 +207,6 @@ void run_share(const BackwardCall& c, const Workspace& w, int id, const Tiles& t
   const int64_t end = share_begin(tiles_total, w.grid.token_groups, group + 1);
   for (int64_t tile = share_begin(tiles_total, w.grid.token_groups, group); tile < end; tile++)
     run_tile<Most, Element>(c, tile * T, share, tiles);
-}
-
-// target[index(i)] = sums[i] over the token groups, added in order.
-void reduce(const float* sums, int64_t size, int groups, const int32_t* index, float* target) {
-#pragma omp for schedule(static)
-  for (int64_t i = 0; i < size; i++) {
-    float sum = sums[i];
-    for (int g = 1; g < groups; g++) sum += sums[size * g + i];
-    target[index ? index[i] : i] = sum;
-  }
 }
 
 template <int Most, class Element>

@@ -316,4 +316,5 @@ NB_MODULE(_C, m) {
   rarefy::bind_blocks(m);
   rarefy::bind_attention(m);
   rarefy::bind_dense(m);
+  rarefy::bind_half(m);
 }

@@ -33,5 +33,6 @@ const KernelTable& table(int index);
 void bind_blocks(nb::module_& m);
 void bind_attention(nb::module_& m);
 void bind_dense(nb::module_& m);
+void bind_half(nb::module_& m);
 
 }  // namespace rarefy

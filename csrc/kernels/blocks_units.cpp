@@ -1,5 +1,6 @@
 // Which instructions for pairs of bfloat16 this processor has, and lets this process use.
 #include "blocks.h"
+#include "half.h"
 
 #if defined(RAREFY_X86)
 #include <cpuid.h>
@@ -17,6 +18,11 @@ extern const BlocksTable blocks_kernels;
 }
 namespace v4_amx {
 extern const BlocksTable blocks_kernels;
+}
+#endif
+#if defined(RAREFY_HALF)
+namespace v4_fp16 {
+extern const HalfTable half_table;
 }
 #endif
 
@@ -42,6 +48,11 @@ bool has_fourth() {
 }
 
 bool has_dot() { return has_fourth() && cpuid(7, 0).a >= 1 && has(cpuid(7, 1).a, 5); }
+
+#if defined(RAREFY_HALF)
+// Leaf 7 with bit 23 of edx; bfloat16 is stored with avx512_bf16, which all processors with the one have.
+bool has_half() { return has_dot() && has(cpuid(7, 0).d, 23); }
+#endif
 
 #if defined(RAREFY_EMULATE_TILES)
 bool has_matrix() { return has_dot(); }
@@ -87,6 +98,23 @@ MatrixUnits detect() { return {.dot = {"v4_bf16", nullptr, false, false}, .matri
 const MatrixUnits& matrix_units() {
   static const MatrixUnits units = detect();
   return units;
+}
+
+const HalfTable* half_kernels() {
+#if defined(RAREFY_HALF)
+  static const HalfTable* found = has_half() ? &v4_fp16::half_table : nullptr;
+  return found;
+#else
+  return nullptr;
+#endif
+}
+
+const char* half_obstacle() {
+#if defined(RAREFY_HALF)
+  return half_kernels() ? "" : "this processor has no avx512_fp16";
+#else
+  return "this build of rarefy has none: its compiler does not know avx512_fp16";
+#endif
 }
 
 }  // namespace rarefy

@@ -22,7 +22,7 @@ struct Layout {
   int64_t nonzeros() const { return starts[static_cast<int64_t>(count()) * rows]; }
 };
 
-enum class Element : int { kFloat32 = 0, kBfloat16 = 1 };
+enum class Element : int { kFloat32 = 0, kBfloat16 = 1, kFloat16 = 2 };  // the last in half.h's kernels only
 
 // y[token, row] = bias[row] + sum over the nonzeros of the row: values * x[token, column]
 struct ForwardCall {

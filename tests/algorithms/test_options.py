@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rarefy.algorithms.compute_option import check_compute
 from rarefy.algorithms.option_checks import (
-    check_compute,
     check_seed,
     parse_fraction,
     refuse_constant,
@@ -82,7 +82,8 @@ def test_compute_values(value):
     [("fast", "'fast'"), (3, "3"), (None, "null")],
 )
 def test_other_compute_values(value, shown):
-    expected = f"compute: {shown} is not allowed; give auto, masked or compact (example: compute: auto)"
+    allowed = "auto, masked, compact or {compact: half}"
+    expected = f"compute: {shown} is not allowed; give {allowed} (example: compute: auto)"
     assert message_of(check_compute, value) == expected
 
 

@@ -17,6 +17,7 @@ from rarefy.algorithms import option_checks, options
 from rarefy.algorithms.attachment import Attached, Attachment, check_state
 from rarefy.algorithms.attachment.hooks import UserHooks
 from rarefy.algorithms.beginning import Beginning, check_competition
+from rarefy.algorithms.compute_option import check_compute
 from rarefy.algorithms.few_connections import few_connections, refuse_empty, warn_of_few
 from rarefy.algorithms.reparametrization import Reparametrizing
 from rarefy.algorithms.summary import Shown
@@ -30,7 +31,7 @@ from rarefy.first_masks.names import competes_by_weight, parse_first_masks
 from rarefy.optim.density_scaling import DensityScaling
 from rarefy.patterns import Pattern, parse_pattern
 from rarefy.schedules import AtSteps, Constant, Schedule, UpdateSchedule
-from rarefy.storage.choice import check_compact
+from rarefy.storage.choice import COMPACT, HALF, check_compact
 from rarefy.storage.growth import GrowthRequest
 from rarefy.storage.parameter import SparseParameter
 
@@ -137,7 +138,7 @@ class SparsityAlgorithm(Attached, Beginning, Reparametrizing, Sparsifier):
         distribution: `uniform`, `er`, `erk` or `global`; how the sparsity is shared out among the parameters.
         pattern: `unstructured`, `fan_in`, `fan_out`, `diagonal`, `{n: 2, m: 4}`, `{n: 2, m: 4, transposable: true}` or
             `{block: [8, 8], score: sum}`; what masks look like.
-        compute: `auto`, `masked` or `compact`; how the weights are stored.
+        compute: `auto`, `masked`, `compact` or `{compact: half}`; how the weights are stored.
         parametrization: `standard`, or `supar`, which scales first weights and learning rates by density.
         seed: for everything random; None takes torch's seed when the algorithm is applied.
 
@@ -196,7 +197,7 @@ class SparsityAlgorithm(Attached, Beginning, Reparametrizing, Sparsifier):
         competes_by_weight(
             self.init_method, dynamic=self.dynamic, distribution=distribution, structure=structure
         )
-        self.compute = option_checks.check_compute(compute)
+        self.compute = check_compute(compute)
         self.seed = option_checks.check_seed(seed)
         self.scaling = DensityScaling(parametrization, is_constant=isinstance(self.sparsity, Constant))
         self.scaling.check_first_masks(isinstance(self.init_method, FromData))
@@ -274,8 +275,8 @@ class SparsityAlgorithm(Attached, Beginning, Reparametrizing, Sparsifier):
                 pattern = self.pattern.on(candidate.axes)
                 pattern.check(name, candidate.shape)
                 self.scaling.check_weight(name, [place.module for place in candidate.places])
-                if self.compute == "compact":
-                    check_compact(candidate, pattern.block)
+                if self.compute in COMPACT:
+                    check_compact(candidate, pattern.block, half=self.compute == HALF)
             self._attachment.refuse_taken(name, candidate)
 
     @contextmanager

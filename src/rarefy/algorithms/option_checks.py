@@ -15,8 +15,6 @@ from rarefy.schedules import Constant, Cycling, Schedule, parse_schedule
 from rarefy.validation import LevelMark, marked_fields, shorten
 from rarefy.validation.numerals import read_number
 
-COMPUTE = ("auto", "masked", "compact")
-
 
 def parse_fraction(value: Any, path: str, *, below_one: bool = False) -> Schedule:
     """A schedule of fractions, every written number of which lies in [0, 1].
@@ -95,21 +93,6 @@ def check_reach(sparsity: Schedule, structure: Structure, distribution: str) -> 
         if (is_goal and not structure.reached_at(number)) or number > structure.highest_sparsity + TOLERANCE:
             what = f"{'' if is_goal else 'at most '}{structure.highest_sparsity:.6g}, which is 1 − n/m for {structure}"
             raise ConfigError(join_path("sparsity", name), f"{number:g}", what)
-
-
-def check_compute(value: Any) -> str:
-    """The `compute` option, checked.
-
-    Raises:
-        ConfigError: an unknown value.
-
-    Example:
-        >>> check_compute("masked")
-        'masked'
-    """
-    if value not in COMPUTE:
-        raise ConfigError("compute", shorten(value), "auto, masked or compact", "compute: auto")
-    return value
 
 
 def check_seed(value: Any) -> int | None:

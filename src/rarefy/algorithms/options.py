@@ -15,7 +15,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, get_type_hints
 
-from rarefy.algorithms.option_checks import COMPUTE, check_factor, check_flag, check_fraction, parse_fraction
+from rarefy.algorithms.compute_option import compute_schema
+from rarefy.algorithms.option_checks import check_factor, check_flag, check_fraction, parse_fraction
 from rarefy.distributions import DISTRIBUTIONS
 from rarefy.first_masks.names import first_masks_schema
 from rarefy.optim.density_scaling import PARAMETRIZATIONS
@@ -95,8 +96,8 @@ Distribution = Annotated[str, OptionType(lambda: {"enum": list(DISTRIBUTIONS)})]
 """How the sparsity is shared out among the parameters."""
 PatternForm = Annotated[Any, OptionType(_pattern_schema)]
 """`unstructured`, `fan_in`, `fan_out`, `diagonal`, `{n, m, transposable}` or `{block: [outputs, inputs], score}`."""
-Compute = Annotated[str, OptionType(lambda: {"enum": list(COMPUTE)})]
-"""How the weights are stored."""
+Compute = Annotated[Any, OptionType(compute_schema)]
+"""`auto`, `masked`, `compact` or `{compact: half}`: how the weights are stored."""
 Parametrization = Annotated[str, OptionType(lambda: {"enum": list(PARAMETRIZATIONS)})]
 """Whether first weights and learning rates follow the density."""
 Seed = Annotated[int | None, OptionType(lambda: {"type": "integer", "minimum": 0})]

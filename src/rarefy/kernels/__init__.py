@@ -11,7 +11,7 @@ from rarefy.kernels.dense import (
     takes_attention,
     tanh_gelu,
 )
-from rarefy.kernels.instruction_sets import available, instruction_set
+from rarefy.kernels.instruction_sets import available, half_obstacle, instruction_set
 from rarefy.kernels.linear_gradients import check_activations, dense_gradient
 from rarefy.kernels.moving import move_entries
 from rarefy.kernels.native import Layout
@@ -40,6 +40,7 @@ __all__ = [
     "check_blocks",
     "dense_gradient",
     "exact_gelu",
+    "half_obstacle",
     "holds_zeros",
     "index_of",
     "infer",

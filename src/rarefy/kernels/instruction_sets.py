@@ -120,6 +120,37 @@ def matrix_unit() -> str:
     return _chosen(os.environ.get(VARIABLE)).unit
 
 
+def half_obstacle() -> str:
+    """Why the kernels in use have no tiles in float16; empty where they have.
+
+    Raises:
+        RarefyError: RAREFY_KERNELS names something that this machine does not have.
+
+    Example:
+        >>> (half_obstacle() == "") == takes_half()
+        True
+    """
+    wanted = os.environ.get(VARIABLE)
+    module = extension()
+    if takes_half():
+        return ""
+    if module is None:
+        return f"the compiled kernels are not installed; {remedy(sys.platform)}"
+    if not hasattr(module, "half_obstacle"):
+        return "the compiled kernels are older than rarefy; install it again"
+    return module.half_obstacle() or f"{VARIABLE}={wanted} takes others"
+
+
+def takes_half() -> bool:
+    """Whether the kernels in use have tiles in float16: with avx512_fp16, unless RAREFY_KERNELS forces others.
+
+    Example:
+        >>> takes_half() in (True, False)
+        True
+    """
+    return _chosen(os.environ.get(VARIABLE)).has_half
+
+
 def takes_triton(is_on_gpu: bool) -> bool:
     """Whether layers of blocks take Triton's kernels where those run.
 
@@ -155,6 +186,7 @@ class _Choice(NamedTuple):
     name: str
     number: int | None
     unit: str
+    has_half: bool = False
 
 
 # By its value, since the variable may be set or changed after the import.
@@ -175,7 +207,14 @@ def _chosen(wanted: str | None) -> _Choice:
     name = names[-1]
     if name == REFERENCE:
         return _Choice(REFERENCE, None, "")
-    return _Choice(name, _compiled().index(name), _best_unit() if wanted is None else wanted)
+    unit = _best_unit() if wanted is None else wanted
+    return _Choice(name, _compiled().index(name), unit, _has_half())
+
+
+def _has_half() -> bool:
+    """Whether processor and build have tiles in float16."""
+    obstacle = getattr(extension(), "half_obstacle", None)
+    return obstacle is not None and not obstacle()
 
 
 def _best_unit() -> str:

@@ -101,7 +101,7 @@ def build(
     # Here and below: `torch.set_default_device` would put it elsewhere, and the kernel writes to its address.
     order = torch.empty(active, dtype=torch.int32, device="cpu")
     module.panels_transpose(
-        panels=_native(module, panels),
+        panels=described(module, panels),
         width=transposed_width,
         starts=transpose.starts.data_ptr(),
         offsets=transpose.offsets.data_ptr(),
@@ -116,7 +116,7 @@ def positions(panels: Layout) -> Tensor:
     found = torch.empty(panels.offsets.numel(), dtype=torch.int64, device="cpu")
     threads = torch.get_num_threads()
     module = _module()
-    module.panels_positions(panels=_native(module, panels), positions=found.data_ptr(), threads=threads)
+    module.panels_positions(panels=described(module, panels), positions=found.data_ptr(), threads=threads)
     return found
 
 
@@ -125,8 +125,8 @@ def sources(panels: Layout, previous: Layout) -> Tensor:
     found = torch.empty(panels.offsets.numel(), dtype=torch.int64, device="cpu")
     module = _module()
     module.panels_sources(
-        panels=_native(module, panels),
-        previous=_native(module, previous),
+        panels=described(module, panels),
+        previous=described(module, previous),
         sources=found.data_ptr(),
         threads=torch.get_num_threads(),
     )
@@ -153,7 +153,7 @@ def scatter(panels: Layout, values: Tensor) -> Tensor:
     matrix = values.new_empty(panels.rows, panels.columns)
     module = _module()
     module.panels_scatter(
-        panels=_native(module, panels),
+        panels=described(module, panels),
         values=values.data_ptr(),
         matrix=matrix.data_ptr(),
         element_bytes=values.element_size(),
@@ -167,7 +167,7 @@ def gather(panels: Layout, matrix: Tensor) -> Tensor:
     values = matrix.new_empty(panels.offsets.numel())
     module = _module()
     module.panels_gather(
-        panels=_native(module, panels),
+        panels=described(module, panels),
         matrix=matrix.data_ptr(),
         values=values.data_ptr(),
         element_bytes=matrix.element_size(),
@@ -184,7 +184,7 @@ def forward(index: int, x: Tensor, values: Tensor, bias: Tensor | None, weight: 
     module.forward(
         isa=index,
         tokens=tokens.numel(),
-        weight=_native(module, weight),
+        weight=described(module, weight),
         values=values.data_ptr(),
         x=x.data_ptr(),
         # The address 0 says that there is none.
@@ -208,7 +208,7 @@ def backward(
     module.backward(
         isa=_index(),
         tokens=x.shape[0],
-        transposed=_native(module, transposed),
+        transposed=described(module, transposed),
         order=order.data_ptr(),
         values=values.data_ptr(),
         x=x.data_ptr(),
@@ -317,7 +317,7 @@ def _module() -> ModuleType:
     return module
 
 
-def _native(module: ModuleType, layout: Layout) -> Any:
+def described(module: ModuleType, layout: Layout) -> Any:
     """The layout as the extension takes it. It holds addresses, so it must not outlive the call that it is made for."""
     return module.Layout(
         rows=layout.rows,

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from rarefy.errors import RarefyError
-from rarefy.kernels import native, reference
+from rarefy.kernels import half_native, native, reference
 from rarefy.kernels.linear_gradients import LinearOperations, check_activations, gradient_shapes, tokens_of
 from rarefy.kernels.native import Layout
 from rarefy.kernels.panels import Panels
@@ -55,10 +55,12 @@ def sparse_linear(
     # other hand, knows the operation by its schema and not the autograd function.
     differentiates = torch.is_grad_enabled() and not torch.compiler.is_compiling()
     apply = _OPERATIONS.apply if differentiates else torch.ops.rarefy.sparse_linear.default
-    return apply(x, values, bias, probe, *panels.tensors, panels.sizes)
+    return apply(x, values, bias, probe, *panels.tensors, panels.arguments)
 
 
-def infer(x: Tensor, values: Tensor, bias: Tensor | None, layout: Layout) -> Tensor | None:
+def infer(
+    x: Tensor, values: Tensor, bias: Tensor | None, layout: Layout, half: bool = False
+) -> Tensor | None:
     """What `sparse_linear` returns, by the shortest way, where neither gradients nor anything else has to see it.
 
     Args:
@@ -66,6 +68,7 @@ def infer(x: Tensor, values: Tensor, bias: Tensor | None, layout: Layout) -> Ten
         values: as `sparse_linear` takes them.
         bias: as `sparse_linear` takes it.
         layout: that of the `Panels`, whose making takes as long as a lone token.
+        half: whether tiles are float16 where they can be, as `Panels` has it.
 
     Returns:
         [..., rows]; None where `sparse_linear` must be called.
@@ -82,6 +85,9 @@ def infer(x: Tensor, values: Tensor, bias: Tensor | None, layout: Layout) -> Ten
         return None
     if bias is not None and not (_is_full(bias, layout.rows) and bias.is_cpu):
         return None
+    y = half_native.forward(x.contiguous(), values, bias, layout) if half else None
+    if y is not None:
+        return y
     index = native.index_for(x, values)
     if index is None:
         return None
@@ -142,14 +148,18 @@ def _linear(
     x: Tensor, values: Tensor, bias: Tensor | None, probe: Tensor | None,
     starts: Tensor, offsets: Tensor, back_starts: Tensor, back_offsets: Tensor, order: Tensor, sizes: list[int],
 ) -> Tensor:  # fmt: skip
-    rows, columns, width, _ = sizes
+    rows, columns, width, _, *half = sizes
+    layout = Layout(rows, columns, width, starts, offsets)
     index = native.index_for(x, values)
-    if index is not None:
+    if any(half) or index is not None:
         # The kernels read float32, whatever the activations are.
         full_bias = None if bias is None else bias.float().contiguous()
-        layout = Layout(rows, columns, width, starts, offsets)
-        return native.forward(index, x.contiguous(), values.float().contiguous(), full_bias, layout)
-    positions = reference.positions(rows, columns, width, starts, offsets)
+        y = half_native.forward(x.contiguous(), values.contiguous(), full_bias, layout) if any(half) else None
+        if y is None and index is not None:
+            y = native.forward(index, x.contiguous(), values.float().contiguous(), full_bias, layout)
+        if y is not None:
+            return y
+    positions = reference.positions(*layout)
     flat = x.reshape(tokens_of(x), columns)
     y = reference.forward(flat, reference.dense(rows, columns, positions, values), bias)
     return y.view(*x.shape[:-1], rows)
@@ -170,22 +180,39 @@ def _backward(
     starts: Tensor, offsets: Tensor, back_starts: Tensor, back_offsets: Tensor, order: Tensor, sizes: list[int],
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    rows, columns, width, transposed_width = sizes
+    rows, columns, width, transposed_width, *half = sizes
     tokens = tokens_of(x)
     flat_x, flat_grad = (t.to(x.dtype).reshape(tokens, size) for t, size in ((x, columns), (grad, rows)))
-    if native.serves(x, values) and columns:
-        transposed = Layout(columns, rows, transposed_width, back_starts, back_offsets)
-        full = values.float().contiguous()
-        grads = native.backward(flat_grad.contiguous(), flat_x.contiguous(), full, transposed, order, needs)
-    else:
-        positions = reference.positions(rows, columns, width, starts, offsets)
-        weight = reference.dense(rows, columns, positions, values)
-        grads = reference.backward(flat_grad, flat_x, weight, positions)
+    weight = Layout(rows, columns, width, starts, offsets)
+    transposed = Layout(columns, rows, transposed_width, back_starts, back_offsets)
+    found = None
+    if any(half):
+        parts = (flat_grad.contiguous(), flat_x.contiguous(), values.contiguous())
+        found = half_native.backward(*parts, transposed, order, needs)
+    grads = found or _in_float32(flat_grad, flat_x, values, weight, transposed, order, needs)
     shaped = (grads[0].view(x.shape) if needs[0] else x, grads[1].to(values.dtype), grads[2].to(values.dtype))
     # An operation returns tensors always: what nobody needs is an empty one.
     empty = (x.new_empty(0), values.new_empty(0), values.new_empty(0))
     kept = [g if needed else e for g, e, needed in zip(shaped, empty, needs, strict=True)]
     return kept[0], kept[1], kept[2]
+
+
+def _in_float32(
+    grad: Tensor,
+    x: Tensor,
+    values: Tensor,
+    weight: Layout,
+    transposed: Layout,
+    order: Tensor,
+    needs: list[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients by the kernels with tiles in float32, or by plain torch in the dtype of x."""
+    if native.serves(x, values) and weight.columns:
+        full = values.float().contiguous()
+        return native.backward(grad.contiguous(), x.contiguous(), full, transposed, order, needs)
+    positions = reference.positions(*weight)
+    dense = reference.dense(weight.rows, weight.columns, positions, values)
+    return reference.backward(grad, x, dense, positions)
 
 
 @torch.library.impl("rarefy::sparse_linear_backward", "Meta")

@@ -31,6 +31,8 @@ class Panels:
         offsets: int16 [connections], the bits of an unsigned column number within its panel.
         transposed_starts, transposed_offsets: the same for the transpose.
         order: int32 [connections], place among the values of each connection of the transpose.
+        half: whether products of activations in bfloat16 or float16 are computed with tiles in float16, where the
+            processor has instructions for it.
     """
 
     rows: int
@@ -42,6 +44,7 @@ class Panels:
     transposed_starts: Tensor
     transposed_offsets: Tensor
     order: Tensor
+    half: bool = False
 
     @classmethod
     def from_mask(cls, mask: Tensor) -> Panels:
@@ -93,6 +96,11 @@ class Panels:
     def sizes(self) -> list[int]:
         """The four whole numbers, in the order in which the operations take them."""
         return [self.rows, self.columns, self.width, self.transposed_width]
+
+    @property
+    def arguments(self) -> list[int]:
+        """The whole numbers that the operations take: `sizes`, and 1 for `half`."""
+        return [*self.sizes, 1] if self.half else self.sizes
 
     @property
     def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -161,14 +169,14 @@ class Panels:
 
     def linear(self, x: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
         """X · Wᵀ + bias as an operation; sizes and dtypes fit together already."""
-        return torch.ops.rarefy.sparse_linear(x, values, bias, None, *self.tensors, self.sizes)
+        return torch.ops.rarefy.sparse_linear(x, values, bias, None, *self.tensors, self.arguments)
 
     def gradients(
         self, grad: Tensor, x: Tensor, values: Tensor, needs: list[bool]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The gradients of x, values and bias; those that are not needed are of any content."""
         operation = torch.ops.rarefy.sparse_linear_backward
-        return operation(grad, x, values, *self.tensors, self.sizes, needs)
+        return operation(grad, x, values, *self.tensors, self.arguments, needs)
 
 
 def _compiled(*tensors: Tensor) -> bool:

@@ -14,11 +14,14 @@ from rarefy.cost.timed import Layer, time_layers, timed
 from rarefy.distributed import is_cut, is_first, of_first
 from rarefy.errors import ConfigError
 from rarefy.filters import Candidate, Place
-from rarefy.kernels import gpu, instruction_set, takes_blocks
+from rarefy.kernels import gpu, half_obstacle, instruction_set, takes_blocks
 from rarefy.nn import SparseLinear, is_conv1d
+from rarefy.storage.compact import CompactStorage
 from rarefy.storage.optimizer_traits import is_element_wise, trained_parameters
 from rarefy.storage.parameter import Kind, SparseParameter
 
+HALF = "half"  # the option `compute: {compact: half}`, checked
+COMPACT = frozenset({"compact", HALF})
 _KINDS: tuple[Kind, ...] = ("masked", "compact")
 # Of a modest batch; after the first step the number is known, and `auto` decides again.
 ASSUMED_TOKENS = 512
@@ -62,22 +65,37 @@ def _obstacle_on(device: torch.device, block: tuple[int, int] | None) -> str:
     return f"it is on {device}, and {found}" if found else ""
 
 
-def check_compact(candidate: Candidate, block: tuple[int, int] | None = None) -> None:
+def check_compact(candidate: Candidate, block: tuple[int, int] | None = None, *, half: bool = False) -> None:
     """Refuses `compute: compact` for a weight that cannot have it.
 
     Args:
         candidate: the weight.
         block: outputs and inputs of the blocks in which its masks come; None for single connections.
+        half: whether it is `{compact: half}`.
 
     Raises:
-        ConfigError: the weight is not that of a plain linear layer on the CPU, or of blocks on a GPU.
+        ConfigError: the weight is not that of a plain linear layer on the CPU, or of blocks on a GPU, or there is
+            nothing to multiply it with in half precision.
     """
+    if half:
+        _check_half(candidate, block)
     found = obstacle(candidate.places, block)
     if found:
         problem = f"compact for {candidate.name} ({found})"
         raise ConfigError(
             "compute", problem, "auto, which takes compact storage where it can", "compute: auto"
         )
+
+
+def _check_half(candidate: Candidate, block: tuple[int, int] | None) -> None:
+    found = half_obstacle()
+    if not found and block is not None and takes_blocks(block):
+        found = f"its blocks of {block[0]} × {block[1]} are multiplied in bfloat16 under autocast already"
+    if not found and candidate.parameter.dtype != torch.float32:
+        found = f"it is {candidate.parameter.dtype}; under autocast weights are float32"
+    if found:
+        problem = f"half for {candidate.name} ({found})"
+        raise ConfigError("compute.compact", problem, "compute: compact or auto", "compute: compact")
 
 
 def wanted_storage(parameter: SparseParameter, compute: str, optimizers: Sequence[Optimizer]) -> Kind:
@@ -88,7 +106,7 @@ def wanted_storage(parameter: SparseParameter, compute: str, optimizers: Sequenc
 
     Args:
         parameter: the weight, with its present mask.
-        compute: `auto`, `masked` or `compact`.
+        compute: `auto`, `masked`, `compact` or `half`.
         optimizers: those that the algorithm follows.
 
     Example:
@@ -99,7 +117,7 @@ def wanted_storage(parameter: SparseParameter, compute: str, optimizers: Sequenc
         'masked'
     """
     if compute != "auto":
-        return "compact" if compute == "compact" else "masked"
+        return "compact" if compute in COMPACT else "masked"
     if not _may_choose(parameter, optimizers):
         return "masked"
     layer = _layer(parameter)
@@ -157,7 +175,7 @@ def choose_storage(
 
     Args:
         parameters: the weights.
-        compute: `auto`, `masked` or `compact`.
+        compute: `auto`, `masked`, `compact` or `half`.
         optimizers: those that the algorithm follows.
         step: the number of the step that is just over; what the rule is not sure of is then timed.
     """
@@ -171,6 +189,8 @@ def choose_storage(
         kinds = [_KINDS[place] for place in places]
     for parameter, kind in zip(parameters.values(), kinds, strict=True):
         parameter.become(kind, optimizers)
+        if compute == HALF and isinstance(parameter.storage, CompactStorage):
+            parameter.storage.take_half()
 
 
 def storage_state(parameters: Mapping[str, SparseParameter]) -> dict[str, Any]:

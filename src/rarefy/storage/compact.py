@@ -43,11 +43,21 @@ class CompactStorage:
         self.leaf = leaf
         self.mask_leaf = mask_leaf
         self.block = block
+        self._has_half = False
 
     @property
     def form(self) -> str:
-        """`block` where whole blocks are stored and multiplied, else `compact`."""
+        """`block` where whole blocks are stored and multiplied, `half` where tiles are float16, else `compact`."""
+        if self._has_half:
+            return "half"
         return "block" if self.weight.topology.has_blocks else "compact"
+
+    def take_half(self) -> None:
+        """Multiplies in float16 under autocast from now on, whatever the connections will be."""
+        self._has_half = True
+        cell = self.weight._cell
+        if not cell.topology.half:
+            cell.topology = cell.topology.in_half()
 
     @property
     def weight(self) -> Any:
@@ -242,6 +252,8 @@ class CompactStorage:
         self._check_that_it_can_be_followed(weight, shown)
         mask = shown.dense() if isinstance(shown, WeightMask) else shown
         make_compact(self.module, self.leaf, mask.to(weight.device), self.mask_leaf, self.block)
+        if self._has_half:
+            self.take_half()
 
     def _check_that_it_can_be_followed(self, weight: Any, shown: Any) -> None:
         cut = cut_by(weight, self.module)

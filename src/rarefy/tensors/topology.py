@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -32,12 +32,14 @@ class Facts(NamedTuple):
         has_blocks: whether it is a `BlockIndex`.
         is_transposed: as of `Topology`.
         block: as of `Topology`.
+        half: as of `Panels`.
     """
 
     sizes: tuple[int, ...]
     has_blocks: bool
     is_transposed: bool
     block: tuple[int, int] | None
+    half: bool = False
 
 
 # By identity or `equals`: compared field by field, index tensors would give a tensor where a bool is wanted.
@@ -89,7 +91,7 @@ class Topology:
         sizes = [*facts.sizes, *label.shape[2:]]
         first, second, third, fourth = sizes
         given = (first, second, third, fourth, starts, indices, back_starts, back_indices, order)
-        index = BlockIndex(BlockTopology(*given)) if facts.has_blocks else Panels(*given)
+        index = BlockIndex(BlockTopology(*given)) if facts.has_blocks else Panels(*given, half=facts.half)
         topology = cls(index, facts.is_transposed, facts.block)
         # Made anew it would read an address, and a compiler's tensors have none.
         vars(topology)["label"] = label
@@ -104,13 +106,26 @@ class Topology:
 
     def with_mask(self, mask: Tensor) -> Topology:
         """The topology of another mask, of the same kind of weight."""
-        return Topology.from_mask(mask, self.is_transposed, self.block)
+        topology = Topology.from_mask(mask, self.is_transposed, self.block)
+        return topology.in_half() if self.half else topology
+
+    @property
+    def half(self) -> bool:
+        """Whether products are computed with tiles in float16, where they can be; see `Panels`."""
+        return isinstance(self.index, Panels) and self.index.half
+
+    def in_half(self) -> Topology:
+        """The same connections, with `half`; blocks, which have matrix units, as they are."""
+        if not isinstance(self.index, Panels):
+            return self
+        return Topology(replace(self.index, half=True), self.is_transposed, self.block)
 
     @property
     def facts(self) -> Facts:
         """What there is beside the parts."""
         sizes = tuple(self.index.sizes)
-        return Facts(sizes if self.has_blocks else sizes[:2], self.has_blocks, self.is_transposed, self.block)
+        sizes = sizes if self.has_blocks else sizes[:2]
+        return Facts(sizes, self.has_blocks, self.is_transposed, self.block, self.half)
 
     @cached_property
     def label(self) -> Tensor:
@@ -197,7 +212,8 @@ class Topology:
         """Whether these are the same index tensors; what a compiler makes of the answer it asks for at each call."""
         if self is other:
             return True
-        if self.facts != other.facts:
+        # In which precision they are multiplied changes nothing about the connections.
+        if self.facts != other.facts._replace(half=self.half):
             return False
         # two of one kind and size, built apart, count as different: what follows is slower, and right
         if self.is_real and other.is_real:
@@ -212,7 +228,7 @@ class Topology:
         """The product by the shortest way, where neither gradients nor anything else has to see it; else None."""
         if isinstance(self.index, BlockIndex):
             return self.index.infer(x, values, bias)
-        return None if self.layout is None else infer(x, values, bias, self.layout)
+        return None if self.layout is None else infer(x, values, bias, self.layout, self.half)
 
     def in_row_major_order(self, values: Tensor) -> Tensor:
         """Values by row and column of the weight, an order that does not depend on the machine."""

@@ -24,6 +24,7 @@ from rarefy.config import configure
 from rarefy.distributed import Parallel, ParallelConfig
 from rarefy.errors import ConfigError, RarefyError, did_you_mean
 from rarefy.models.call import ModelCall
+from rarefy.storage.choice import COMPACT
 from rarefy.storage.optimizer_traits import trained_parameters
 from rarefy.trainer.plan import VERBOSE, LoggingConfig, LoopConfig
 from rarefy.trainer.precision import Precision, PrecisionConfig
@@ -144,7 +145,7 @@ def _check_can_be_cut(given: Ingredients, precision: PrecisionConfig, sparsity: 
     # Asked for counts as well as stored so: a weight that waits for its first mask is stored as a dense one.
     weights = [(one, algorithm) for algorithm in applied for one in algorithm.parameters.values()]
     kinds = {one.name: {one.storage.kind, algorithm.compute} for one, algorithm in weights}
-    compact = next((name for name, found in kinds.items() if "compact" in found), None)
+    compact = next((name for name, found in kinds.items() if found & COMPACT), None)
     if compact is not None:
         problem = f"compact for {compact} beside parallel.strategy: fsdp2, which cuts dense weights,"
         raise ConfigError("sparsity.compute", problem, "auto or masked, or strategy: ddp", "compute: auto")
