@@ -1,8 +1,8 @@
 """`compute: {compact: half}`: single connections with tiles in float16 under bfloat16 autocast, speed and learning.
 
-Layers: forward + dX + dW with tiles in float16 and in float32, each against torch's dense products in bfloat16, in turns;
-with one thread the clock counts CPU time. `--errors` prints relative errors against float64 instead. `--gpt` trains the
-GPT, static at 90%, with both tiles and with dense products of masked weights, and compares the losses of each step.
+Layers: forward + dX + dW with tiles in float16 and in float32, each against torch's dense products in bfloat16, in
+turns; with one thread the clock counts CPU time. `--errors` prints relative errors against float64 instead. `--gpt`
+trains the GPT, static at 90%, with both tiles and with dense products of masked weights, and compares all losses.
 """
 
 from __future__ import annotations
@@ -37,9 +37,11 @@ class Layer:
     grad: Tensor
 
     def dense(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Y, dX and dW by torch."""
         return self.x @ self.weight.t(), self.grad @ self.weight, self.grad.t() @ self.x
 
     def sparse(self, half: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """The same by the kernels, dW at the connections."""
         panels = replace(self.panels, half=half)
         y = panels.linear(self.x, self.values, None)
         return y, *panels.gradients(self.grad, self.x, self.values, [True, True, False])[:2]
