@@ -109,7 +109,7 @@ cases = st.builds(
     Case,
     rows=st.sampled_from([1, 3, 15, 16, 33, 64, 70, 200]),
     columns=st.sampled_from([1, 5, 16, 31, 32, 64, 97, 300]),
-    tokens=st.sampled_from([32, 33, 47, 64, 65, 96, 127, 130, 161, 200, 256, 270, 520]),
+    tokens=st.sampled_from([64, 65, 79, 96, 97, 127, 130, 161, 200, 256, 270, 520]),
     density=st.sampled_from([0.02, 0.05, 0.4, 1.0]),
     dtype=st.sampled_from(BOTH),
     needs=st.sampled_from(
@@ -131,7 +131,7 @@ LARGE = [
     Case(300, 500, 1100, 0.2, threads=1),  # longer tiles in both passes, and the end of one
     Case(40, 1500, 100, 1.0),  # rows that are longer than a sum inside one panel
     Case(1500, 40, 100, 1.0),
-    Case(4, 70000, 40, 0.003),  # columns that do not fit 16 bits
+    Case(4, 70000, 70, 0.003),  # columns that do not fit 16 bits
 ]
 
 
@@ -146,8 +146,10 @@ def check(case: Case) -> None:
             assert not got.numel()
             continue
         assert got.shape == exact.shape
-        # The result is rounded once, and each sum of at most 128 products in float16.
-        allowed = digits * exact.abs() + 2.0**-9 * size
+        # The result is rounded once, the smallest ones of float16 to a multiple of 2^-24, and each sum of at most 128
+        # products in float16.
+        least = 2.0**-25 if got.dtype is torch.float16 else 0.0
+        allowed = digits * exact.abs() + least + 2.0**-9 * size
         assert bool(((got.double() - exact).abs() <= allowed).all())
 
 
@@ -272,7 +274,7 @@ def test_the_smallest_numbers_of_bfloat16():
 
 
 @needs_half
-@pytest.mark.parametrize("tokens", [1, 8, 31])
+@pytest.mark.parametrize("tokens", [1, 8, 63])
 def test_few_tokens_are_left_to_the_float32_kernels(counted, tokens):
     one = layer(Case(37, 45, tokens, 0.3))
     found = one.results()

@@ -14,14 +14,14 @@ from rarefy.kernels.native import Layout
 
 # As the extension numbers them; its 0 is float32, which has tiles of its own.
 _NUMBERS = {torch.bfloat16: 1, torch.float16: 2}
-_LEAST_TOKENS = 32  # a vector holds as many
+_LEAST_TOKENS = 64  # of fewer, weights with many connections take longer to convert than is gained
 
 
 def serves(x: Tensor, values: Tensor) -> bool:
     """Whether tiles in float16 are in use and take this call: activations that autocast made, float32 values.
 
     Args:
-        x: [..., columns], at least 32 tokens.
+        x: [..., columns], at least 64 tokens.
         values: of the weight.
 
     Example:
