@@ -1,4 +1,4 @@
-// The interface of the attention kernels, which multiply with the matrix unit. Plain data only.
+// The interface of the attention kernels, bfloat16 with the matrix unit and float32 with vectors. Plain data only.
 //
 // Causal attention of each head: mixed = softmax(scale · Q · Kᵀ) · V, where a position sees itself and what came before.
 #pragma once
@@ -14,7 +14,7 @@ struct AttentionShape {
   float scale;
 };
 
-// bfloat16 [samples, length, heads, size] with any distances between samples, positions and heads, counted in elements.
+// [samples, length, heads, size] with any distances between samples, positions and heads, counted in elements.
 struct Heads {
   const void* data;
   int64_t sample;
@@ -28,7 +28,10 @@ struct AttentionForwardCall {
   Heads key;
   Heads value;
   void* mixed;  // [samples, length, heads, size], contiguous
-  float* logs;  // [samples, heads, length]: the logarithm of each position's sum of exponentials, to the base 2
+  // Of each position what the backward pass takes. bfloat16: [samples, heads, length], the logarithm of the sum of
+  // exponentials, to the base 2. float32: [samples, heads, length, 2], the largest score, and 1 / the sum of
+  // e^(score - largest).
+  float* softmax;
   int threads;
 };
 
@@ -38,9 +41,9 @@ struct AttentionBackwardCall {
   Heads key;
   Heads value;
   Heads mixed;
-  Heads grad;         // dL/dmixed
-  const float* logs;  // as the forward pass wrote them
-  void* grad_query;   // these three as `mixed` of the forward pass
+  Heads grad;            // dL/dmixed
+  const float* softmax;  // as the forward pass wrote it
+  void* grad_query;      // these three as `mixed` of the forward pass
   void* grad_key;
   void* grad_value;
   int threads;

@@ -65,7 +65,7 @@ struct Backward {
     copy_rows(head_of(call.grad, sample, head), call.grad.position, s, b.rows);
     pair_features(b.rows, s, b.grad);
     pair_positions<false>(b.rows, s, b.grad_pairs);
-    const float* logs = call.logs + (sample * call.shape.heads + head) * s.length;
+    const float* logs = call.softmax + (sample * call.shape.heads + head) * s.length;
     memcpy(b.logs, logs, s.length * sizeof(float));
     memset(b.logs + s.length, 0, (s.room - s.length) * sizeof(float));
     dot(sample, head);

@@ -1,4 +1,4 @@
-// Python bindings of the attention kernels, which need the matrix unit.
+// Python bindings of the attention kernels: number -1 for an instruction set means the matrix unit.
 #include "attention.h"
 
 #include "bindings.h"
@@ -35,9 +35,14 @@ Heads heads_at(Address data, int64_t sample, int64_t position, int64_t head) {
   return {.data = at<const void>(data), .sample = sample, .position = position, .head = head};
 }
 
-void forward(const AttentionShape& shape, const Heads& query, const Heads& key, const Heads& value, Address mixed,
-             Address logs, int threads) {
-  const AttentionTable& chosen = kernels();
+AttentionTable kernels_of(int isa) {
+  if (isa < 0) return kernels();
+  return {.forward = table(isa).attention_forward, .backward = table(isa).attention_backward};
+}
+
+void forward(int isa, const AttentionShape& shape, const Heads& query, const Heads& key, const Heads& value, Address mixed,
+             Address softmax, int threads) {
+  const AttentionTable chosen = kernels_of(isa);
   const nb::gil_scoped_release release;
   finish(chosen.forward({
       .shape = shape,
@@ -45,14 +50,15 @@ void forward(const AttentionShape& shape, const Heads& query, const Heads& key, 
       .key = key,
       .value = value,
       .mixed = at<void>(mixed),
-      .logs = at<float>(logs),
+      .softmax = at<float>(softmax),
       .threads = threads,
   }));
 }
 
-void backward(const AttentionShape& shape, const Heads& query, const Heads& key, const Heads& value, const Heads& mixed,
-              const Heads& grad, Address logs, Address grad_query, Address grad_key, Address grad_value, int threads) {
-  const AttentionTable& chosen = kernels();
+void backward(int isa, const AttentionShape& shape, const Heads& query, const Heads& key, const Heads& value,
+              const Heads& mixed, const Heads& grad, Address softmax, Address grad_query, Address grad_key,
+              Address grad_value, int threads) {
+  const AttentionTable chosen = kernels_of(isa);
   const nb::gil_scoped_release release;
   finish(chosen.backward({
       .shape = shape,
@@ -61,12 +67,21 @@ void backward(const AttentionShape& shape, const Heads& query, const Heads& key,
       .value = value,
       .mixed = mixed,
       .grad = grad,
-      .logs = at<const float>(logs),
+      .softmax = at<const float>(softmax),
       .grad_query = at<void>(grad_query),
       .grad_key = at<void>(grad_key),
       .grad_value = at<void>(grad_value),
       .threads = threads,
   }));
+}
+
+// Where the kernels of float32 were measured against torch's.
+bool is_intel() {
+#if defined(RAREFY_X86)
+  return __builtin_cpu_is("intel");
+#else
+  return false;
+#endif
 }
 
 }  // namespace
@@ -78,9 +93,11 @@ void bind_attention(nb::module_& m) {
       .def(nb::new_(&attention_shape), named, "samples"_a, "heads"_a, "length"_a, "size"_a, "scale"_a);
   nb::class_<Heads>(m, "Heads")
       .def(nb::new_(&heads_at), named, "data"_a, "sample"_a, "position"_a, "head"_a);
-  m.def("attention_forward", &forward, named, "shape"_a, "query"_a, "key"_a, "value"_a, "mixed"_a, "logs"_a, "threads"_a);
-  m.def("attention_backward", &backward, named, "shape"_a, "query"_a, "key"_a, "value"_a, "mixed"_a, "grad"_a, "logs"_a,
-        "grad_query"_a, "grad_key"_a, "grad_value"_a, "threads"_a);
+  m.def("is_intel", &is_intel);
+  m.def("attention_forward", &forward, named, "isa"_a, "shape"_a, "query"_a, "key"_a, "value"_a, "mixed"_a,
+        "softmax"_a, "threads"_a);
+  m.def("attention_backward", &backward, named, "isa"_a, "shape"_a, "query"_a, "key"_a, "value"_a, "mixed"_a, "grad"_a,
+        "softmax"_a, "grad_query"_a, "grad_key"_a, "grad_value"_a, "threads"_a);
 }
 
 }  // namespace rarefy

@@ -124,7 +124,7 @@ struct Forward {
 
   void run(int64_t sample, int head) const {
     pack(sample, head);
-    float* logs = call.logs + (sample * call.shape.heads + head) * s.length;
+    float* logs = call.softmax + (sample * call.shape.heads + head) * s.length;
     for (int query = 0; query < s.length; query += kSide) {
       float sums[kSide], log[kSide];
       score(query);

@@ -2,6 +2,7 @@
 // which is x / 2 * (1 + tanh(...)); torch computes it with a tangent that takes several times as long as reading x. The
 // exact one is for bfloat16.
 #include "buffer.h"
+#include "exponential.h"
 #include "kernels.h"
 #include "operations.h"
 #include "partition.h"
@@ -13,28 +14,6 @@ constexpr float kLinear = 1.5957691216057308f;  // 2 * sqrt(2 / pi)
 constexpr float kCubic = 0.07135481627159f;     // the same * 0.044715
 // Here the sigmoid is 1 or 1e-38: beyond, it is taken for 1 or 0.
 constexpr float kBound = 10;
-
-RAREFY_INLINE Vec all(float x) { return Vec{} + x; }
-RAREFY_INLINE Vec choose(IntVec condition, Vec yes, Vec no) {
-  return reinterpret_cast<Vec>((condition & reinterpret_cast<IntVec>(yes)) | (~condition & reinterpret_cast<IntVec>(no)));
-}
-
-// For |x| < 88: 2^n * e^r with |r| <= log(2) / 2, e^r by its series. NaN stays NaN.
-RAREFY_INLINE Vec exponential(Vec x) {
-  constexpr float to_whole = 12582912;  // 1.5 * 2^23: adding it leaves whole numbers in the last bits
-  const Vec shifted = x * 1.4426950408889634f + to_whole;
-  const Vec whole = shifted - to_whole;
-  const Vec rest = (x - whole * 0.693145751953125f) - whole * 1.4286068203094172e-06f;
-  Vec sum = rest * (1 / 5040.f) + 1 / 720.f;
-  sum = sum * rest + 1 / 120.f;
-  sum = sum * rest + 1 / 24.f;
-  sum = sum * rest + 1 / 6.f;
-  sum = sum * rest + 0.5f;
-  sum = sum * rest + 1.f;
-  sum = sum * rest + 1.f;
-  const UintVec power = (reinterpret_cast<UintVec>(shifted) + 127u) << 23;
-  return sum * reinterpret_cast<Vec>(power);
-}
 
 struct Sigmoid {
   Vec x, square, e, value;  // x within the bounds, its square, exp(-u), 1 / (1 + exp(-u))

@@ -165,6 +165,8 @@ struct AddPartCall {
   int threads;
 };
 
+struct AttentionForwardCall;  // these two: attention.h
+struct AttentionBackwardCall;
 struct BlocksForwardCall;  // these two: blocks.h
 struct BlocksBackwardCall;
 
@@ -183,6 +185,8 @@ struct KernelTable {
   void (*norm_forward)(const NormCall&);
   bool (*norm_backward)(const NormBackwardCall&);
   void (*add_part)(const AddPartCall&);
+  bool (*attention_forward)(const AttentionForwardCall&);
+  bool (*attention_backward)(const AttentionBackwardCall&);
   bool (*blocks_forward)(const BlocksForwardCall&);
   bool (*blocks_backward)(const BlocksBackwardCall&);
 };

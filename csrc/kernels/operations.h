@@ -1,5 +1,6 @@
 // The kernels of this instruction set; table.cpp puts them in a KernelTable.
 #pragma once
+#include "attention.h"
 #include "kernels.h"
 #include "simd.h"
 
@@ -18,6 +19,8 @@ void exact_gelu(const GeluCall&);
 void norm_forward(const NormCall&);
 bool norm_backward(const NormBackwardCall&);
 void add_part(const AddPartCall&);
+bool attention_forward(const AttentionForwardCall&);
+bool attention_backward(const AttentionBackwardCall&);
 bool blocks_forward(const BlocksForwardCall&);
 bool blocks_backward(const BlocksBackwardCall&);
 

@@ -17,6 +17,8 @@ const KernelTable kernels{
     .norm_forward = norm_forward,
     .norm_backward = norm_backward,
     .add_part = add_part,
+    .attention_forward = attention_forward,
+    .attention_backward = attention_backward,
     .blocks_forward = blocks_forward,
     .blocks_backward = blocks_backward,
 };

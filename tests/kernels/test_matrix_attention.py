@@ -8,14 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
 from rarefy.decoder import attention
 from rarefy.decoder.attention import causal_attention
-from rarefy.kernels import matrix_attention, takes_attention
-from rarefy.kernels.dense.matrix_attention import gradients
+from rarefy.kernels import native_attention, takes_attention
+from rarefy.kernels.dense.attention_kernels import gradients
 from rarefy.kernels.instruction_sets import matrix_units
 
 
@@ -34,9 +35,9 @@ def calls(unit: None, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
 
     def counted(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         found.append((*query.shape,))
-        return matrix_attention(query, key, value)
+        return native_attention(query, key, value)
 
-    monkeypatch.setattr(attention, "matrix_attention", counted)
+    monkeypatch.setattr(attention, "native_attention", counted)
     return found
 
 
@@ -94,7 +95,7 @@ def test_values_and_gradients_are_as_exact_as_torchs(
     heads = heads_of(*shape, deviation=deviation)
     grad = grad_of(heads)
     assert takes_attention(*heads)
-    found = parts(matrix_attention(*heads), heads, grad)
+    found = parts(native_attention(*heads), heads, grad)
     for part, torchs, wanted in zip(found, of_torch(heads, grad), exact(heads, grad), strict=True):
         assert part.dtype == torch.bfloat16
         assert part.shape == wanted.shape
@@ -105,7 +106,7 @@ def test_values_and_gradients_are_as_exact_as_torchs(
 def test_every_ragged_end(unit: None, length: int) -> None:
     heads = heads_of(1, 2, length, 40)
     grad = grad_of(heads)
-    found = parts(matrix_attention(*heads), heads, grad)
+    found = parts(native_attention(*heads), heads, grad)
     for part, wanted in zip(found, exact(heads, grad), strict=True):
         assert error(part, wanted) < 1e-2
 
@@ -114,7 +115,7 @@ def test_every_ragged_end(unit: None, length: int) -> None:
 def test_large_scores_stay_finite(unit: None, deviation: float) -> None:
     heads = heads_of(1, 1, 100, 64, deviation=deviation)
     grad = grad_of(heads)
-    found = parts(matrix_attention(*heads), heads, grad)
+    found = parts(native_attention(*heads), heads, grad)
     assert all(part.isfinite().all() for part in found)
     wanted = exact(heads, grad)
     # Gradients of queries and keys are differences of what is equal: all that rounding leaves of them.
@@ -124,7 +125,7 @@ def test_large_scores_stay_finite(unit: None, deviation: float) -> None:
 
 def test_the_first_position_sees_itself_alone(unit: None) -> None:
     heads = heads_of(2, 2, 70, 24)
-    assert torch.equal(matrix_attention(*heads)[:, 0], heads[2][:, :, 0])
+    assert torch.equal(native_attention(*heads)[:, 0], heads[2][:, :, 0])
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
@@ -132,7 +133,7 @@ def test_a_position_does_not_see_later_keys_whatever_they_are(unit: None, value:
     heads = heads_of(1, 2, 140, 32)
     with torch.no_grad():
         heads[1][:, :, 100] = value
-    mixed = matrix_attention(*heads)
+    mixed = native_attention(*heads)
     assert mixed[:, :100].isfinite().all()
     assert not mixed[:, 100].isfinite().any()
 
@@ -142,22 +143,22 @@ def test_any_number_of_threads_has_the_same_bits(unit: None, threads: int) -> No
     heads = heads_of(3, 5, 200, 64)
     grad = grad_of(heads)
     torch.set_num_threads(1)
-    wanted = parts(matrix_attention(*heads), heads, grad)
+    wanted = parts(native_attention(*heads), heads, grad)
     torch.set_num_threads(threads)
     for _ in range(2):
-        found = parts(matrix_attention(*heads), heads, grad)
+        found = parts(native_attention(*heads), heads, grad)
         assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
 
 
 def test_any_strides(unit: None) -> None:
     heads = heads_of(2, 3, 50, 32)
     grad = grad_of(heads)
-    wanted = parts(matrix_attention(*heads), heads, grad)
+    wanted = parts(native_attention(*heads), heads, grad)
     others = [tensor.detach().mT.contiguous().mT.requires_grad_() for tensor in heads]
-    found = parts(matrix_attention(*others), others, grad.mT.contiguous().mT)
+    found = parts(native_attention(*others), others, grad.mT.contiguous().mT)
     assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
-    [expanded] = torch.autograd.grad(matrix_attention(*heads).sum(), heads[2])
-    [ones] = torch.autograd.grad(matrix_attention(*heads), heads[2], torch.ones_like(grad))
+    [expanded] = torch.autograd.grad(native_attention(*heads).sum(), heads[2])
+    [ones] = torch.autograd.grad(native_attention(*heads), heads[2], torch.ones_like(grad))
     assert torch.equal(expanded, ones)
 
 
@@ -171,7 +172,7 @@ def test_gradients_in_operations_of_torch() -> None:
 
 def test_second_derivatives(unit: None) -> None:
     heads = heads_of(1, 2, 40, 16)
-    mixed = matrix_attention(*heads)
+    mixed = native_attention(*heads)
     first = torch.autograd.grad(mixed.float().square().sum(), heads, create_graph=True)
     found = torch.autograd.grad(sum(part.float().square().sum() for part in first), heads)
     wide = [tensor.detach().double().requires_grad_() for tensor in heads]
@@ -185,7 +186,7 @@ def test_second_derivatives(unit: None) -> None:
 
 def test_many_gradients_at_once(unit: None) -> None:
     heads = heads_of(1, 1, 34, 8)
-    mixed = matrix_attention(*heads)
+    mixed = native_attention(*heads)
     grads = torch.stack([torch.ones_like(mixed), 2 * torch.ones_like(mixed)])
     [found] = torch.autograd.grad(mixed, heads[2], grads, is_grads_batched=True, retain_graph=True)
     [wanted] = torch.autograd.grad(mixed, heads[2], grads[0])
@@ -194,10 +195,20 @@ def test_many_gradients_at_once(unit: None) -> None:
 
 def test_checkpointing_changes_nothing(unit: None) -> None:
     heads = heads_of(1, 2, 60, 16)
-    again: Any = checkpoint(matrix_attention, *heads, use_reentrant=False)
+    again: Any = checkpoint(native_attention, *heads, use_reentrant=False)
     grad = grad_of(heads)
-    pairs = zip(parts(again, heads, grad), parts(matrix_attention(*heads), heads, grad), strict=True)
+    pairs = zip(parts(again, heads, grad), parts(native_attention(*heads), heads, grad), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_what_was_saved_comes_back_as_float32(unit: None) -> None:
+    heads = heads_of(1, 2, 60, 16)
+    grad = grad_of(heads)
+    wanted = parts(native_attention(*heads), heads, grad)
+    with saved_tensors_hooks(lambda saved: saved, Tensor.float):
+        mixed = native_attention(*heads)
+    found = parts(mixed, heads, grad)
+    assert all(error(a, b.double()) < 2e-2 for a, b in zip(found, wanted, strict=True))
 
 
 def test_what_the_decoder_sends_here(calls: list[tuple[int, ...]]) -> None:
@@ -214,7 +225,7 @@ def test_what_the_decoder_sends_here(calls: list[tuple[int, ...]]) -> None:
 def test_what_torch_computes_instead(calls: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch) -> None:
     heads = heads_of(1, 2, 40, 16)
     causal_attention(*heads, dropout_rate=0.5)
-    causal_attention(*(tensor.float() for tensor in heads))
+    causal_attention(*(tensor.double() for tensor in heads))
     causal_attention(*heads_of(1, 2, 31, 16))
     causal_attention(*heads_of(0, 2, 40, 16))
     with torch.autocast("cpu", torch.float16):

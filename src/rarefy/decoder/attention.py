@@ -15,7 +15,7 @@ from torch.nn import functional
 from rarefy.decoder import bfloat16_attention
 from rarefy.decoder.decoder_config import GPTConfig
 from rarefy.decoder.rotary import Rotation, rotate
-from rarefy.kernels import matrix_attention, takes_attention
+from rarefy.kernels import native_attention, takes_attention
 from rarefy.torch_private import has_transform
 
 _QUERY_BLOCK = 128
@@ -78,10 +78,10 @@ def mask_of(
 def causal_attention(query: Tensor, key: Tensor, value: Tensor, dropout_rate: float = 0.0) -> Tensor:
     """Attention in which each position sees itself and what came before.
 
-    bfloat16 without dropout goes to a kernel where the processor has a matrix unit. Otherwise the queries of middling
-    sequences go in blocks on the CPU, each with the keys that it may see: torch's kernel computes the scores of all
-    keys there, twice what is needed. Training in bfloat16 without dropout has a path of its own where
-    `bfloat16_attention.is_fast()`.
+    Without dropout, bfloat16 goes to a kernel where the processor has a matrix unit, and float32 where it is one of
+    Intel's with AVX-512. Otherwise the queries of middling sequences go in blocks on the CPU, each with the keys that
+    it may see: torch's kernel computes the scores of all keys there, twice what is needed. Training in bfloat16 without
+    dropout has a path of its own where `bfloat16_attention.is_fast()`.
 
     Args:
         query: [batch, heads, sequence, head size].
@@ -101,9 +101,9 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, dropout_rate: fl
     # A graph keeps the branch that it was made with, and must do for other lengths.
     is_traced = isinstance(length, torch.SymInt) or torch.compiler.is_compiling() or torch.jit.is_tracing()
     is_on_cpu = not is_traced and query.device.type == "cpu"
-    if is_on_cpu and not dropout_rate and _stays_bfloat16():
+    if is_on_cpu and not dropout_rate and _stays(query.dtype):
         if takes_attention(query, key, value):
-            return matrix_attention(query, key, value)
+            return native_attention(query, key, value)
         if length in _BFLOAT16_PAYS and _trains_in_bfloat16(query, key, value):
             return _few_samples_at_a_time(query, key, value)
     if is_on_cpu and length in _BLOCKS_PAY and not bfloat16_attention.is_torchs(query):
@@ -122,9 +122,9 @@ def _trains_in_bfloat16(*heads: Tensor) -> bool:
     return is_plain and fits and has_gradient and bfloat16_attention.is_fast()
 
 
-def _stays_bfloat16() -> bool:
-    """Whether bfloat16 remains what it is: autocast to another dtype would convert it."""
-    return not torch.is_autocast_enabled("cpu") or torch.get_autocast_dtype("cpu") == torch.bfloat16
+def _stays(dtype: torch.dtype) -> bool:
+    """Whether these remain what they are: autocast to another dtype would convert them."""
+    return not torch.is_autocast_enabled("cpu") or torch.get_autocast_dtype("cpu") == dtype
 
 
 def _few_samples_at_a_time(*heads: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from rarefy.kernels.block_ops import block_linear
 from rarefy.kernels.blocks import BlockTopology, whole_blocks
 from rarefy.kernels.dense import (
     exact_gelu,
-    matrix_attention,
+    native_attention,
     norm_for_products,
     plus,
     takes_attention,
@@ -49,8 +49,8 @@ __all__ = [
     "keep_regular",
     "keep_top",
     "keep_top_and_tie",
-    "matrix_attention",
     "move_entries",
+    "native_attention",
     "norm_for_products",
     "plus",
     "sources_between",
