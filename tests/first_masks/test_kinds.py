@@ -338,7 +338,7 @@ def test_in_inference_mode(method):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Snip(), "batches: a missing value is not allowed; give how many batches"),
+        (lambda: Snip(), "batches: a missing value is not allowed; give a whole number"),
         (lambda: Snip([], scope="row"), "scope: 'row' is not allowed; give global or layer"),
         (lambda: Grasp([], temperature=-1), "temperature: -1 is not allowed; give a number > 0"),
         (lambda: SynFlow(rounds=0), "rounds: 0 is not allowed; give a whole number ≥ 1"),
@@ -416,8 +416,16 @@ REFUSALS = [
         r"init_method.batches: a tensor of shape \[2, 8\] is not",
     ),
     ({"name": "snip", "batches": {"x": 1}}, {}, r"init_method.batches: {'x': 1} is not allowed; give a list"),
-    ({"name": "snip", "batches": 2.5}, {}, "init_method.batches: 2.5 is not allowed; give a list of batches"),
-    ({"name": "snip"}, {}, "init_method.batches: a missing value is not allowed; give how many batches"),
+    (
+        {"name": "snip", "batches": 2.5},
+        {},
+        "init_method.batches: 2.5 is not allowed; give a whole number ≥ 1",
+    ),
+    ({"name": "snip", "batches": 0}, {}, "init_method.batches: 0 is not allowed; give a whole number ≥ 1"),
+    ({"name": "wanda", "batches": -1}, {}, "init_method.batches: -1 is not allowed; give a whole number ≥ 1"),
+    ({"name": "grasp", "batches": True}, {}, "init_method.batches: true is not allowed; give a whole number"),
+    ({"name": "synflow", "batches": "4"}, {}, "init_method.batches: '4' is not allowed; give a whole number"),
+    ({"name": "snip"}, {}, "init_method.batches: a missing value is not allowed; give a whole number"),
     ("snip", {}, "init_method.batches: a missing value"),
     (
         {"name": "snip", "batch": 1},

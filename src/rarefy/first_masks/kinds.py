@@ -8,7 +8,7 @@ from dataclasses import KW_ONLY
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import ConfigDict, Field
+from pydantic import AfterValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
@@ -34,8 +34,22 @@ _NOISE = 1e-11
 _WIDER = "take bfloat16 or float32"
 _CONFIG = ConfigDict(extra="forbid")
 
+
+def _some_batches(value: Any) -> Any:
+    """Refuses a number that is no count, and what is no batch either."""
+    is_count = isinstance(value, int) and not isinstance(value, bool)
+    if (isinstance(value, int | float | str | None) and not is_count) or (is_count and value < 1):
+        raise ValueError
+    return value
+
+
 BatchesOf = Annotated[
-    Any, Field(description="how many batches of the training data; in Python also the batches", examples=[4])
+    Any,
+    AfterValidator(_some_batches),
+    Field(
+        description="a whole number ≥ 1, how many batches of the training data; in Python also the batches",
+        examples=[4],
+    ),
 ]
 LossOf = Annotated[Any, Field(description="a function loss(model, batch) that returns a scalar")]
 Rows = Annotated[Literal["output", "layer"], Field(description="output or layer", examples=["output"])]
