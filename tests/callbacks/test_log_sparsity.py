@@ -1,5 +1,7 @@
 """Target and actual sparsity, grown and explored connections."""
 
+import copy
+
 import pytest
 import torch
 
@@ -192,3 +194,24 @@ def test_grown_share_of_an_empty_mask():
 )
 def test_common_prefix(names, prefix):
     assert common_prefix(names) == prefix
+
+
+@pytest.mark.parametrize("stop", [3, 4, 5])
+def test_a_resumed_run_logs_what_the_one_before_would_have_logged(make_trainer, stop):
+    """Also of an update between the last log step and the checkpoint; and no start of a run that began long ago."""
+    trainer = make_trainer(RigL(0.5, drop_fraction=0.5, update={"freq": 4}, seed=0), 3)
+    callback = started(trainer)
+    run(trainer, callback, stop)
+    state = {}
+    callback.on_save_checkpoint(trainer, state)
+    resumed = LogSparsity()
+    resumed.setup(trainer)
+    resumed.on_load_checkpoint(trainer, copy.deepcopy(state))
+    resumed.on_train_start(trainer)
+    run(trainer, callback, 6 - stop)
+    resumed.on_train_batch_end(trainer, {})
+    expected, found = (metrics for _, metrics in trainer.logged[-2:])
+    own = [name for name in expected if not name.startswith("flops/")]
+    assert ("sparsity/0.weight/hamming" in expected) and ("memory/states/sparse" in expected)
+    assert {name: expected[name] for name in own} == {name: found.get(name) for name in own}
+    assert not {*found} - {*expected}

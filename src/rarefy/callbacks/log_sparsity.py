@@ -96,6 +96,8 @@ class LogSparsity(Callback):
         self._explored_share = 0.0
         self._news: dict[str, float] = {}
         self._is_updated = False
+        # News of a checkpoint that training goes on from, and whether there are more to come.
+        self._loaded: tuple[dict[str, float], bool] | None = None
         self._flops = TrainingFlops()
         self._handles: list[RemovableHandle] = []
 
@@ -112,13 +114,19 @@ class LogSparsity(Callback):
     def on_train_start(self, trainer: TrainerView) -> None:
         """Counts the connections that are active at the start, when first masks from data are there, too."""
         self._flops.begin(trainer)
-        self._is_updated = True
+        goes_on = self._loaded is not None
+        # Of an update that came after the last log step: a run that goes on logs what the one before would have.
+        self._news, self._is_updated = self._loaded or ({}, True)
+        self._loaded = None
+        if goes_on:
+            self._explored_share = self._explored()
         for name, parameter in parameters_of(trainer).items():
             mask = parameter.mask
             ever_active = self._ever_active.get(name, mask)
             # `|` makes a tensor of its own, to which updates are added in place.
             self._ever_active[name] = ever_active.to(mask.device) | mask
-            self._news |= _dead_metrics(name, mask, parameter)
+            if not goes_on:
+                self._news |= _dead_metrics(name, mask, parameter)
 
     def on_before_forward(self, trainer: TrainerView, batch: Any) -> None:
         """Counts operations, of a sparse run alone."""
@@ -153,13 +161,20 @@ class LogSparsity(Callback):
 
     def on_save_checkpoint(self, trainer: TrainerView, state: dict[str, Any]) -> None:
         """Keeps which positions were ever active, and the operations so far."""
-        state[STATE_KEY] = {"ever_active": dict(self._ever_active), "flops": self._flops.saved()}
+        state[STATE_KEY] = {
+            "ever_active": dict(self._ever_active),
+            "flops": self._flops.saved(),
+            "news": dict(self._news),
+            "is_updated": self._is_updated,
+        }
 
     def on_load_checkpoint(self, trainer: TrainerView, state: dict[str, Any]) -> None:
         """Takes back which positions were ever active, and the operations so far."""
         saved = state.get(STATE_KEY, {})
         if saved:
             self._ever_active = dict(saved["ever_active"])
+        # A checkpoint without news logs everything once more.
+        self._loaded = (dict(saved["news"]), bool(saved["is_updated"])) if "news" in saved else None
         self._flops.load(saved.get("flops"))
 
     def _follow(self, algorithm: SparsityAlgorithm, name: str, old_mask: Tensor, new_mask: Tensor) -> None:
