@@ -232,3 +232,22 @@ def test_every_pattern_goes_with_it(name, pattern):
             assert parameter.pattern.structure.holds(parameter.mask, sparsity.target_sparsity)
             # Several empty outputs may want the same input, which has room for one.
             assert pattern == "fan_out" or parameter.mask.any(1).all()
+
+
+@pytest.mark.parametrize("compute", ["masked", "compact"])
+def test_equal_weights_of_an_output_are_told_apart_by_the_seed(compute: str) -> None:
+    """With as many connections as outputs each keeps one, which is not the first for all of them."""
+    chosen = []
+    for seed in (1, 2):
+        layer = nn.Linear(32, 32, bias=False)
+        nn.init.ones_(layer.weight)
+        block = {"algorithm": "set", "sparsity": 31 / 32, "update": {"steps": [1]}, "keep_rows": True}
+        sparsity = rarefy.configure({**block, "compute": compute, "seed": seed})
+        sparsity.apply(layer)
+        sparsity.update()
+        mask = layer.weight_mask.to_dense()
+        assert mask.sum(1).tolist() == [1] * 32
+        chosen.append(mask.int().argmax(1))
+        # Of 32 drawn at random about 20 are different.
+        assert len(chosen[-1].unique()) > 12
+    assert not torch.equal(*chosen)

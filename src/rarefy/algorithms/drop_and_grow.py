@@ -22,7 +22,7 @@ from rarefy.storage.gradients import Shortlist
 from rarefy.storage.growth import GrowthRequest
 from rarefy.storage.parameter import SparseParameter
 from rarefy.storage.ranking import ranked_in_place
-from rarefy.ties import TieOrder
+from rarefy.ties import TieOrder, settle_rows
 
 
 class DropAndGrow(DynamicSparsityAlgorithm):
@@ -141,6 +141,8 @@ class DropAndGrow(DynamicSparsityAlgorithm):
         candidates = torch.where(active | grows, rows, -torch.inf).nan_to_num(nan=-torch.inf)
         is_meant = active.any(1) != grows
         best = torch.zeros_like(active).scatter_(1, candidates.argmax(1, keepdim=True), is_meant[:, None])
+        contested = is_meant & ((candidates == candidates.amax(1, keepdim=True)).sum(1) > 1)
+        best = settle_rows(best, candidates, None, contested, TieOrder.of(self.generator))
         return rows.masked_fill(best, torch.inf).view(turned.shape).transpose(0, pattern.outputs)
 
     def _takes_pieces(self, parameter: SparseParameter) -> bool:
