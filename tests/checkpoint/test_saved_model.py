@@ -102,3 +102,14 @@ def test_connections_without_a_mask_are_the_nonzeros() -> None:
     saved = SavedModel(Path("x"), {"w": torch.tensor([0.0, 2.0]), "b": torch.tensor([True, False])})
     assert saved.active("w").tolist() == [False, True]
     assert saved.active("b").tolist() == [True, False]
+
+
+@pytest.mark.parametrize("in_group", [False, True])
+def test_a_weight_of_which_forward_passes_use_a_part_is_that_part(tmp_path: Path, in_group: bool) -> None:
+    kept = {"fc.weight": {"forward": torch.tensor([False, True]), "aside": torch.tensor([3.0, 0.0])}}
+    algorithm = {"algorithm": "top_kast", "connections": kept}
+    state = {"sparsity": [{"algorithm": "static"}, algorithm] if in_group else algorithm}
+    path = save(tmp_path, 7, CheckpointParts(sparse_state(), state=state))
+    saved = open_saved(path)
+    assert saved.masks["fc.weight"].tolist() == [[False, False], [False, True]]
+    assert saved.dense["fc.weight"].tolist() == [[0.0, 0.0], [0.0, 1.0]]

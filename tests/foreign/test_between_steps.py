@@ -44,7 +44,8 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
 
 
 def by_torch(weight: torch.Tensor) -> None:
-    weight.mul_(2.0)
+    with torch.no_grad():
+        weight.mul_(2.0)
 
 
 def past_torch(weight: torch.Tensor) -> None:
@@ -53,48 +54,98 @@ def past_torch(weight: torch.Tensor) -> None:
 
 @both_storages
 @pytest.mark.parametrize("write", [by_torch, past_torch])
-@pytest.mark.parametrize("then", ["forward", "step"])
-def test_writing_to_a_state_dict_is_refused(compute, write, then):
+def test_writing_to_a_state_dict_writes_to_the_model(compute, write):
     model, optimizer, _ = prepared("top_kast", compute)
     step(model, optimizer)
-    loss = (model(X) - 1).square().mean()
-    loss.backward()
-    write(model.state_dict()["weight"])
-    with pytest.raises(
-        RarefyError, match=r"^weight of a state dict was written to, .* load_state_dict, or write"
-    ):
-        model(X) if then == "forward" else optimizer.step()
-    # Said once; the model has gone on as it was.
-    step(model, optimizer)
+    states = [model.state_dict() for _ in range(2)]
+    before = model(X).detach() - model.bias.detach()
+    # That of the first too, whoever has asked for others since.
+    write(states[0]["weight"])
+    torch.testing.assert_close(model(X).detach() - model.bias.detach(), 2 * before)
 
 
 @both_storages
-def test_a_state_dict_that_is_written_and_loaded_is_taken(compute):
+def test_a_state_dict_is_of_the_model_that_computes(compute):
+    model, optimizer, _ = prepared("top_kast", compute)
+    for _ in range(4):
+        step(model, optimizer)
+    plain = nn.Linear(8, 16)
+    state = {name: value for name, value in model.state_dict().items() if not name.endswith("_mask")}
+    plain.load_state_dict({name: value.to_dense() for name, value in state.items()})
+    torch.testing.assert_close(plain(X), model(X))
+    assert int((plain.weight != 0).sum()) == 32
+
+
+def in_the_step(model: nn.Module, found: list[dict[str, Any]]) -> Any:
+    return lambda *_: found.append(copy.deepcopy(dict(model.state_dict())))
+
+
+@both_storages
+def test_a_state_dict_from_within_a_step_is_of_the_model_that_computes(compute):
     model, optimizer, sparsity = prepared("top_kast", compute)
     step(model, optimizer)
-    state = model.state_dict()
-    with torch.no_grad():
-        state["weight"].mul_(2.0)
-    expected = state["weight"].clone()
-    model.load_state_dict(state)
-    model(X)
-    assert torch.equal(sparsity.parameters["weight"].true_weight(), expected)
+    expected = model.weight.detach().to_dense().clone()
+    true = sparsity.parameters["weight"].true_weight()
+    found: list[dict[str, Any]] = []
+    optimizer.register_step_pre_hook(in_the_step(model, found))
+    optimizer.param_groups[0]["lr"] = 0.0
+    step(model, optimizer)
+    assert torch.equal(found[0]["weight"].to_dense(), expected)
+    assert torch.equal(sparsity.parameters["weight"].true_weight(), true)
 
 
 @both_storages
-def test_reading_a_state_dict_and_writing_to_the_weight_are_not_refused(compute):
-    model, optimizer, _ = prepared("top_kast", compute)
-    state = model.state_dict()
-    kept = copy.deepcopy(state)
-    with torch.no_grad():
-        model.weight.mul_(2.0)
-    for _ in range(3):
-        model(X)
+@pytest.mark.parametrize("loads_sparsity", [False, True])
+def test_a_state_dict_of_before_brings_the_outputs_of_before(compute, loads_sparsity):
+    model, optimizer, sparsity = prepared("top_kast", compute)
+    for _ in range(2):
         step(model, optimizer)
-    assert torch.equal(state["weight"], kept["weight"])
-    # Of an earlier step: nobody takes it for the model any longer.
-    state["weight"].zero_()
+    saved = copy.deepcopy((dict(model.state_dict()), sparsity.state_dict()))
+    true = sparsity.parameters["weight"].true_weight()
+    expected = model(X).detach()
+    # Up to the update, which gives another topology; once more in the topology that was loaded.
+    for _ in range(2):
+        for _ in range(2):
+            step(model, optimizer)
+        model.load_state_dict(saved[0])
+        if loads_sparsity:
+            sparsity.load_state_dict(saved[1])
+            assert torch.equal(sparsity.parameters["weight"].true_weight(), true)
+        torch.testing.assert_close(model(X), expected, rtol=0, atol=0)
     step(model, optimizer)
+
+
+@both_storages
+def test_a_model_that_goes_on_elsewhere_takes_the_same_steps(compute):
+    model, optimizer, sparsity = prepared("top_kast", compute)
+    for _ in range(4):
+        step(model, optimizer)
+    saved = copy.deepcopy((dict(model.state_dict()), optimizer.state_dict(), sparsity.state_dict()))
+    other, other_optimizer, other_sparsity = prepared("top_kast", compute)
+    for one, state in zip((other, other_optimizer, other_sparsity), saved, strict=True):
+        one.load_state_dict(state)
+    for _ in range(5):
+        step(model, optimizer)
+        step(other, other_optimizer)
+        assert torch.equal(other.weight.detach().to_dense(), model.weight.detach().to_dense())
+    assert torch.equal(
+        other_sparsity.parameters["weight"].true_weight(), sparsity.parameters["weight"].true_weight()
+    )
+
+
+def test_a_state_of_before_values_were_kept_beside_it_is_taken():
+    model, optimizer, sparsity = prepared("top_kast")
+    step(model, optimizer)
+    expected = model(X).detach()
+    true = sparsity.parameters["weight"].true_weight()
+    # The weight held them then.
+    weights = {**copy.deepcopy(dict(model.state_dict())), "weight": true}
+    state = copy.deepcopy(sparsity.state_dict())
+    del state["connections"]["weight"]["aside"]
+    model.load_state_dict(weights)
+    sparsity.load_state_dict(state)
+    assert torch.equal(sparsity.parameters["weight"].true_weight(), true)
+    torch.testing.assert_close(model(X), expected, rtol=0, atol=0)
 
 
 # ---- steps that fail, optimizers that write between steps, hooks of others ----

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -15,7 +17,7 @@ from rarefy.methods.registry import ALGORITHMS
 UPDATES = 50
 
 
-def build(name: str, compute: str) -> tuple[nn.Sequential, torch.optim.Optimizer]:
+def build(name: str, compute: str) -> tuple[nn.Sequential, torch.optim.Optimizer, Any]:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(*SIZES[:2]), nn.Tanh(), nn.Linear(*SIZES[1:])).double()
     method = name.split()[0]
@@ -26,7 +28,7 @@ def build(name: str, compute: str) -> tuple[nn.Sequential, torch.optim.Optimizer
     optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
     sparsity.apply(model)
     sparsity.apply(optimizer)
-    return model, optimizer
+    return model, optimizer, sparsity.algorithms[0].parameters
 
 
 def train(model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
@@ -36,12 +38,14 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None
     optimizer.step()
 
 
-def assert_equal(model: nn.Sequential, naive: Network, step: int) -> None:
+def assert_equal(model: nn.Sequential, parameters: Any, naive: Network, step: int) -> None:
     states = model.state_dict()
     for index, name in enumerate(NAMES):
         assert np.array_equal(states[f"{name}_mask"].numpy(), naive.masks[index]), f"step {step}: {name}"
         used = np.where(naive.used[index], naive.weights[index], 0)
-        for found, expected in ((states[name], naive.weights[index]), (model.get_parameter(name), used)):
+        trained = parameters[name].true_weight()
+        facts = (trained, naive.weights[index]), (states[name], used), (model.get_parameter(name), used)
+        for found, expected in facts:
             dense = found.detach().to_dense() if found.layout is not torch.strided else found.detach()
             np.testing.assert_allclose((dense + 0.0).numpy(), expected, rtol=1e-8, atol=1e-12)
 
@@ -49,12 +53,13 @@ def assert_equal(model: nn.Sequential, naive: Network, step: int) -> None:
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("compute", ["masked", "compact"])
 def test_every_update_agrees_with_the_naive_version(name, compute):
-    model, optimizer = build(name, compute)
-    naive = Network(model.state_dict(), CASES[name])
+    model, optimizer, parameters = build(name, compute)
+    trained = {weight: parameter.true_weight() for weight, parameter in parameters.items()}
+    naive = Network({**model.state_dict(), **trained}, CASES[name])
     for step in range(1, UPDATES * FREQ + 1):
         train(model, optimizer, step)
         naive.train(step)
-        assert_equal(model, naive, step)
+        assert_equal(model, parameters, naive, step)
     assert (naive.moved > 100) == ROWS[name.split()[0]].moves
 
 

@@ -196,7 +196,7 @@ def test_active_places_are_those_of_the_mask_whoever_wrote_to_it():
 
 
 @pytest.mark.parametrize("kind", ["masked", "compact"])
-def test_what_forward_passes_leave_out_stays_where_it_is_when_another_mask_is_loaded(kind):
+def test_forward_passes_use_what_is_not_zero_when_another_mask_is_loaded(kind):
     layer = nn.Linear(4, 1, bias=False)
     parameter = sparse(layer)
     parameter.set_mask(torch.tensor([[True, True, True, False]]), [])
@@ -204,7 +204,12 @@ def test_what_forward_passes_leave_out_stays_where_it_is_when_another_mask_is_lo
     parameter.set_forward_mask(torch.tensor([[True, False, True, False]]))
     loaded = torch.tensor([[False, True, True, True]])
     parameter.before_load(loaded, [])
-    layer.load_state_dict({"weight": torch.tensor([[0.0, 2.0, 3.0, 4.0]]), "weight_mask": loaded})
+    layer.load_state_dict({"weight": torch.tensor([[0.0, 2.0, 0.0, 4.0]]), "weight_mask": loaded})
     parameter.after_load([])
-    assert parameter.true_weight().tolist() == [[0.0, 2.0, 3.0, 4.0]]
-    assert parameter.dense_weight().tolist() == [[0.0, 0.0, 3.0, 4.0]]
+    assert parameter.true_weight().tolist() == [[0.0, 2.0, 0.0, 4.0]]
+    assert parameter.dense_weight().tolist() == [[0.0, 2.0, 0.0, 4.0]]
+    parameter.show()
+    parameter.storage.entries.data.fill_(1.0)
+    parameter.prune([])
+    parameter.hide()
+    assert parameter.dense_weight().tolist() == [[0.0, 1.0, 0.0, 1.0]]

@@ -182,3 +182,36 @@ class Weighted(torch.nn.Module):
 
     def forward(self, batch: torch.Tensor) -> torch.Tensor:
         return (batch * self.weight).mean()
+
+
+class Guess(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(16, 4)
+
+    def forward(self, batch: Any) -> torch.Tensor:
+        return (self.fc(batch[0]) - batch[1]).square().mean()
+
+
+def test_a_checkpoint_of_top_kast_is_validated_as_the_model_that_was_trained(tmp_path):
+    """By its run, by one that only validates, and by a dense one that reads its weights."""
+    torch.manual_seed(0)
+    data = [(x, x[:, :4].sin()) for x in torch.randn(12, 8, 16)]
+
+    def trainer(sparsity: Any, **checkpoint: Any) -> Trainer:
+        return Trainer(
+            model_dir=tmp_path,
+            model=Guess,
+            optimizer=lambda model: torch.optim.AdamW(model.parameters(), lr=0.1),
+            sparsity=sparsity,
+            loop={"num_steps": 10, "eval_frequency": 10},
+            checkpoint=checkpoint,
+            seed=0,
+        )
+
+    block = {"algorithm": "top_kast", "sparsity": 0.4, "forward_sparsity": 0.8, "update": {"freq": 4}}
+    run = trainer(block)
+    run.fit(data, data)
+    expected = run.last_metrics["eval/loss"]
+    for other in (trainer(block), trainer(None, disable_strict_checkpoint_loading=True)):
+        assert other.validate(data) == {"eval/loss": pytest.approx(expected, rel=1e-6)}

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rarefy.checkpoint.mask_names import mask_names
+from rarefy.distributed import whole
 
 SHOWN = 3
 LOOSE_LOADING = "--disable_strict_checkpoint_loading or --load_checkpoint_states model"
@@ -161,3 +162,20 @@ def first_names(names: tuple[str, ...]) -> str:
     more = len(names) - SHOWN
     shown = ", ".join(names[:SHOWN])
     return f"{shown} and {more} more" if more > 0 else shown
+
+
+def in_weight(mask: Tensor, saved: Tensor) -> Tensor:
+    """What was saved for active connections, in the shape of the weight; zero elsewhere.
+
+    Args:
+        mask: bool, the active connections.
+        saved: one entry for each in row-major order, or in the shape of the weight; of any number of processes.
+
+    Example:
+        >>> in_weight(torch.tensor([[True, False, True]]), torch.tensor([False, True])).tolist()
+        [[False, False, True]]
+    """
+    given = whole(saved).to(mask.device)
+    placed = torch.zeros(mask.shape, dtype=given.dtype, device=mask.device)
+    placed[mask] = given[mask] if given.shape == mask.shape else given
+    return placed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +17,7 @@ from rarefy.checkpoint.directory import load
 from rarefy.checkpoint.error import CheckpointError
 from rarefy.checkpoint.foreign import load_foreign
 from rarefy.checkpoint.mask_names import mask_names
-from rarefy.checkpoint.matching import dense_state
+from rarefy.checkpoint.matching import dense_state, in_weight
 from rarefy.checkpoint.tensor_file import read_tensors
 from rarefy.checkpoint.writing.folders import DIRECTORY_NAME
 
@@ -96,9 +97,20 @@ def open_saved(path: Path) -> SavedModel:
 
 
 def _open_checkpoint(path: Path) -> SavedModel:
-    parts = load(path, only=("model",))
+    parts = load(path, only=("model", "state"))
     named = DIRECTORY_NAME.fullmatch(path.resolve().name)
-    return SavedModel(path, parts.model, parts.params or {}, int(named[1]) if named else None)
+    state = {**parts.model, **dict(_used_masks(parts.model, parts.state))}
+    return SavedModel(path, state, parts.params or {}, int(named[1]) if named else None)
+
+
+def _used_masks(model: Mapping[str, Tensor], state: Any) -> Iterator[tuple[str, Tensor]]:
+    """The masks of weights of which forward passes use a part, as they use it: what is trained beside is no model."""
+    names = mask_names(model)
+    sparsity = state.get("sparsity") if isinstance(state, Mapping) else None
+    for algorithm in sparsity if isinstance(sparsity, list) else [sparsity or {}]:
+        for weight, kept in algorithm.get("connections", {}).items():
+            if "forward" in kept and weight in names:
+                yield names[weight], in_weight(model[names[weight]].bool(), kept["forward"])
 
 
 def _open_file(path: Path) -> SavedModel:

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rarefy.distributed import local_part, whole
+from rarefy.checkpoint.matching import in_weight
+from rarefy.distributed import local_part
 from rarefy.errors import RarefyError
 from rarefy.storage.protocol import Storage
 from rarefy.storage.sharded import ShardedStorage
@@ -31,6 +32,11 @@ class ConnectionState:
 
     def __bool__(self) -> bool:
         return bool(self.initial)
+
+    @property
+    def bytes(self) -> int:
+        """Of all entries."""
+        return sum(tensor.nbytes for tensor in self.entries.values())
 
     def start(self, storage: Storage) -> None:
         """Gives every connection the initial numbers."""
@@ -146,11 +152,18 @@ class ForwardSet:
     def __init__(self) -> None:
         self.hidden: Tensor | None = None
         self._aside: Tensor | None = None
+        # Of the topology, while a state dict is loaded that may bring another one.
+        self._known: int | None = None
 
     @property
     def is_hiding(self) -> bool:
         """Whether values are kept aside."""
         return self._aside is not None
+
+    @property
+    def bytes(self) -> int:
+        """Of the values aside, and of the marks of their connections."""
+        return sum(tensor.nbytes for tensor in (self.hidden, self._aside) if tensor is not None)
 
     @torch.no_grad()
     def hide(self, weight: Tensor) -> None:
@@ -197,34 +210,49 @@ class ForwardSet:
         self.hidden = None
         self._aside = None
 
-    def saved(self, storage: Storage) -> Tensor:
-        """Which active connections forward passes use, where they are fewer, for a state dict.
+    def before_load(self, storage: Storage) -> None:
+        """Called before a state dict is loaded that has a mask."""
+        self._known = None if self.hidden is None else storage.fingerprint
+
+    @torch.no_grad()
+    def after_load(self, storage: Storage) -> None:
+        """Goes on with a weight that was loaded: forward passes use whatever is not zero in it."""
+        if self.hidden is None:
+            return
+        loaded = storage.entries.detach()
+        # What was kept aside of another topology belongs to other connections.
+        if self._known is None or self._known == storage.fingerprint:
+            hidden = self.hidden.to(loaded.device)
+            aside = torch.zeros_like(loaded) if self._aside is None else self._aside.to(loaded)
+        else:
+            hidden = storage.collect(storage.mask)
+            aside = torch.zeros_like(loaded)
+        self._known = None
+        self.hidden = hidden & (loaded == 0)
+        self._aside = torch.where(self.hidden, aside, 0)
+
+    def saved(self, storage: Storage) -> dict[str, Tensor]:
+        """Where forward passes use fewer connections than are active: which, and the values of the others.
 
         Args:
             storage: of the weight.
 
         Returns:
-            Bool, in row-major order of the active connections; a DTensor of the weight's shape where that is cut.
+            `forward`, bool, and `aside`, in row-major order of the active connections; DTensors of the weight's shape
+            where that is cut.
         """
         assert self.hidden is not None
+        hidden = self.hidden.to(storage.entries.device)
+        aside = torch.where(hidden, self.true_values(storage.entries), 0)
         if isinstance(storage, ShardedStorage):
-            return storage.cut.wrap(storage.own_mask & ~self.hidden)
-        return ~storage.spread(self.hidden)[storage.mask]
+            wrap = storage.cut.wrap
+            return {"forward": wrap(storage.own_mask & ~hidden), "aside": wrap(aside)}
+        mask = storage.mask
+        return {"forward": ~storage.spread(hidden)[mask], "aside": storage.spread(aside)[mask]}
 
-    @staticmethod
-    def loaded(mask: Tensor, saved: Tensor) -> Tensor:
-        """What `saved` returned, in the shape of the weight.
-
-        Args:
-            mask: bool, the active connections.
-            saved: of any number of processes.
-
-        Example:
-            >>> mask = torch.tensor([[True, False, True]])
-            >>> ForwardSet.loaded(mask, torch.tensor([False, True])).tolist()
-            [[False, False, True]]
-        """
-        given = whole(saved).to(mask.device)
-        used = torch.zeros_like(mask)
-        used[mask] = given[mask] if given.shape == mask.shape else given
-        return used
+    def take_aside(self, saved: Tensor, storage: Storage) -> None:
+        """Takes back the values that `saved` returned, for the connections that are hidden."""
+        if self.hidden is None:
+            return
+        dense = in_weight(storage.mask, saved)
+        self._aside = torch.where(self.hidden, storage.collect(dense).to(storage.entries), 0)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from rarefy.checkpoint.matching import in_weight
 from rarefy.distributed import ranks, whole
 from rarefy.filters import Candidate
 from rarefy.nn import make_compact, make_dense
@@ -212,20 +213,16 @@ class SparseParameter:
 
     def before_load(self, mask: Tensor, optimizers: Iterable[Optimizer]) -> None:
         """Called before a state dict with this mask is loaded into the module."""
+        self.forward.before_load(self.storage)
         hidden = self.forward.placed(self.storage)
         self.storage.take_mask(mask, optimizers)
         self.forward.place(hidden, self.storage)
 
     def after_load(self, optimizers: Iterable[Optimizer]) -> None:
-        """Called after a state dict was loaded into the module; it holds true values."""
+        """Called after a state dict was loaded into the module; it holds what forward passes use."""
         self.storage.after_load(optimizers)
         self.state.after_load(self.storage)
-        # Loaded values are the true ones: what was kept aside goes, which connections are hidden stays.
-        hidden = self.forward.hidden
-        self.forward.forget()
-        if hidden is not None and hidden.shape == self.storage.entries.shape:
-            self.forward.hidden = hidden
-            self.hide()
+        self.forward.after_load(self.storage)
 
     # ---- what an algorithm keeps for each connection ----
 
@@ -248,11 +245,9 @@ class SparseParameter:
 
     def saved_connections(self) -> dict[str, Any]:
         """What is kept for each connection, for a state dict: in row-major order, independent of the storage."""
-        saved: dict[str, Any] = {}
-        if self.state:
-            saved["state"] = self.state.saved(self.storage)
+        saved: dict[str, Any] = {"state": self.state.saved(self.storage)} if self.state else {}
         if self.forward.hidden is not None:
-            saved["forward"] = self.forward.saved(self.storage)
+            saved |= self.forward.saved(self.storage)
         return {**saved, "topology": self.storage.fingerprint} if saved else {}
 
     def load_connections(self, saved: Mapping[str, Any]) -> None:
@@ -267,7 +262,10 @@ class SparseParameter:
         self.state.load(self.storage, saved.get("state", {}))
         self.forward.forget()
         if "forward" in saved:
-            self.set_forward_mask(ForwardSet.loaded(self.mask, saved["forward"]))
+            self.set_forward_mask(in_weight(self.mask, saved["forward"]))
+        # A state without them was saved when the weight itself held them.
+        if "aside" in saved:
+            self.forward.take_aside(saved["aside"], self.storage)
 
     # ---- forward passes ----
 
@@ -298,12 +296,13 @@ class SparseParameter:
         """A copy of the dense weight as the optimizer sees it, whatever forward passes use of it."""
         return self.storage.spread(self.forward.true_values(self.storage.entries)).clone()
 
-    def saved_weight(self) -> Tensor:
-        """The true weight for a state dict: whole, or a DTensor where each process holds a piece."""
+    def used_weight(self) -> Tensor | None:
+        """A copy of the weight as forward passes use it, where it holds more: within a step; else None."""
         storage = self.storage
-        if isinstance(storage, ShardedStorage):
-            return storage.cut.wrap(self.forward.true_values(storage.entries).clone())
-        return self.true_weight()
+        if self.forward.hidden is None or self.forward.is_hiding:
+            return None
+        used = storage.entries.detach().masked_fill(self.forward.hidden, 0)
+        return storage.cut.wrap(used) if isinstance(storage, ShardedStorage) else storage.spread(used)
 
     def observe(self, x: Tensor) -> None:
         """Remembers what the module computes with, from the first input that it trains on."""

@@ -281,7 +281,6 @@ class Attachment:
     def _after_load(self, parameter: SparseParameter) -> None:
         """Follows a parameter whose module loaded a state dict, by copy or by assignment."""
         self._find(parameter)
-        self._forms.loaded(parameter)
         parameter.after_load(self._following.optimizers)
 
     def _find(self, parameter: SparseParameter) -> None:

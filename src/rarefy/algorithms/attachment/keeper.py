@@ -47,7 +47,7 @@ class Keeper:
         on_forward: called before the trained model uses the weight, whatever for.
         is_awaited: whether a compiled forward pass has to call it too.
         is_in_step: whether an optimizer is at work, or raised an error while it was: then it has to as well.
-        true_weight: the dense weight for state dicts, where forward passes use only a part of it; else None.
+        used_weight: for state dicts a copy of the weight as forward passes use it, where it holds more; else None.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Keeper:
         self.on_mask: Callable[[Tensor], None] | None = before_load
         self.is_awaited = False
         self.is_in_step = False
-        self.true_weight: Callable[[], Tensor] | None = None
+        self.used_weight: Callable[[], Tensor | None] | None = None
 
     @property
     def is_copy(self) -> bool:
@@ -83,7 +83,7 @@ class Keeper:
     def __getstate__(self) -> dict[str, Any]:
         own = {"module": self.module, "leaf": self.leaf, "mask_leaf": self.mask_leaf}
         # With the functions a copy of the model would bring copies of the algorithm and of all that it follows.
-        nobody = ("on_forward", "observe", "prune", "on_load", "on_release", "on_mask", "true_weight")
+        nobody = ("on_forward", "observe", "prune", "on_load", "on_release", "on_mask", "used_weight")
         return {
             **own,
             **dict.fromkeys(nobody),
@@ -108,7 +108,7 @@ class Keeper:
             module.register_load_state_dict_pre_hook(self.before_load)
             module.register_load_state_dict_post_hook(self.after_load)
             vars(module)[SCRIPTED] = self.refuse_script
-            if self.true_weight is not None:
+            if self.used_weight is not None:
                 module.register_state_dict_post_hook(StateDictHook(self))
 
     def before_forward(
@@ -184,10 +184,11 @@ class StateDictHook:
         self.__self__ = keeper
 
     def __call__(self, module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-        """Puts the true weight in the place of what forward passes use."""
+        """Within a step, puts what forward passes use in the place of all that the optimizer trains."""
         keeper = self.__self__
-        if keeper.true_weight is not None and prefix + keeper.leaf in state:
-            state[prefix + keeper.leaf] = keeper.true_weight()
+        used = None if keeper.used_weight is None else keeper.used_weight()
+        if used is not None and prefix + keeper.leaf in state:
+            state[prefix + keeper.leaf] = used
 
 
 def keepers(module: nn.Module) -> Iterator[Keeper]:

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from rarefy.algorithms.attachment.forward_use import ForwardUse
 from rarefy.algorithms.attachment.keeper import Keeper
 from rarefy.errors import RarefyError
 from rarefy.storage.parameter import SparseParameter
@@ -56,7 +55,6 @@ class TrainedForms:
         self._gradients: dict[str, tuple[Tensor, Tensor]] = {}
         # By name: entries that stay as they are in this step, to the last bit.
         self._kept: dict[str, Tensor] = {}
-        self._uses: dict[str, ForwardUse] = {}
         self._keepers: dict[str, Keeper] = {}
 
     def watch(self, use: Keeper, parameter: SparseParameter) -> None:
@@ -66,20 +64,12 @@ class TrainedForms:
         if self._form.reparametrizes:
             self._leave_before(use, parameter)
         if self._form.restricts_forward:
-            self._uses[parameter.name] = ForwardUse(parameter)
-            self._uses[parameter.name].watch(use)
+            self._hide_before(use, parameter)
 
     def begin(self, parameter: SparseParameter) -> None:
-        """Called before a step, from which on the weight may not be what forward passes use.
-
-        Raises:
-            RarefyError: somebody wrote to a state dict, which does not reach the model.
-        """
+        """Called before a step, from which on the weight may not be what forward passes use."""
         if parameter.name in self._keepers:
             self._keepers[parameter.name].is_in_step = True
-        if parameter.name in self._uses:
-            self._uses[parameter.name].check()
-            self._uses[parameter.name].forget()
 
     def end(self, parameter: SparseParameter) -> None:
         """Called after a step; from now on the weight is what forward passes use."""
@@ -97,6 +87,21 @@ class TrainedForms:
                 others()
 
         use.on_forward = settle
+
+    def _hide_before(self, use: Keeper, parameter: SparseParameter) -> None:
+        others = use.on_forward
+
+        def settle() -> None:
+            if others is not None:
+                others()
+            # A step that raised an error has left all values in place. With other weights in the module
+            # (`functional_call`) there is nothing to take out of them.
+            if not parameter.forward.is_hiding and parameter.is_in_place:
+                parameter.hide()
+            use.is_in_step = False
+
+        use.on_forward = settle
+        use.used_weight = parameter.used_weight
 
     def check_optimizer(self, optimizer: Optimizer) -> None:
         """Refuses an optimizer that writes to weights between its steps, where they are not what it trains.
@@ -170,14 +175,6 @@ class TrainedForms:
         self.recover(parameter)
         parameter.hide()
 
-    # ---- what forward passes use ----
-
-    def loaded(self, parameter: SparseParameter) -> None:
-        """Called after a state dict was loaded, to which anything may have been written before."""
-        if parameter.name in self._uses:
-            self._uses[parameter.name].forget()
-
     def release(self, parameter: SparseParameter) -> None:
         """Forgets a weight."""
-        self._uses.pop(parameter.name, None)
         self._keepers.pop(parameter.name, None)
