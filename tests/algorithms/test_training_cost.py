@@ -81,3 +81,21 @@ def test_forward_passes_with_fewer_connections():
 
 def test_nothing_is_sparse_yet():
     assert rarefy.summary(rarefy.configure(0.5)).costs() == []
+
+
+@pytest.mark.parametrize(("compute", "numbers"), [("masked", 128), ("compact", 64)])
+def test_what_a_method_keeps_for_each_connection_is_memory_too(compute, numbers):
+    blocks = {
+        "gmp": {"algorithm": "gmp", "sparsity": [0.5, 0.6]},
+        "movement": {"algorithm": "movement", "sparsity": [0.5, 0.6]},
+        "top_kast": {"algorithm": "top_kast", "sparsity": 0.5, "forward_sparsity": 0.75},
+    }
+    states = {}
+    for name, block in blocks.items():
+        model, optimizer, sparsity = trained({**block, "update": {"freq": 9}, "compute": compute})
+        memory = memory_of(model, [optimizer], sparsity.parameters.values())
+        states[name] = memory.states
+    # Four bytes a score; as many of a value that is kept aside, and one says whether there is one.
+    assert states["movement"].sparse == states["gmp"].sparse + 4 * numbers
+    assert states["top_kast"].sparse == states["gmp"].sparse + 5 * numbers
+    assert len({one.dense for one in states.values()}) == 1

@@ -45,7 +45,7 @@ class Memory:
     Args:
         weights: of the model, masks and indices among the sparse ones.
         gradients: one for each weight that is trained; the dense gradient of a coming update is not among them.
-        states: of the optimizers.
+        states: of the optimizers, and of a method that keeps numbers for each connection.
     """
 
     weights: Cost = Cost()
@@ -126,7 +126,8 @@ def memory_of(
         # A gradient has the form of its weight: in compact storage one entry a connection.
         gradient = one if weight.requires_grad else Cost()
         states = sum((_state_bytes(o.state.get(weight, {})) for o in followed), Cost())
-        total += Memory(Cost(one.sparse + index, one.dense), gradient, states)
+        own = 0 if weight not in owners else owners[weight].state.bytes + owners[weight].forward.bytes
+        total += Memory(Cost(one.sparse + index, one.dense), gradient, states + Cost(own, 0))
     return total
 
 
