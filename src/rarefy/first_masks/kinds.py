@@ -37,8 +37,8 @@ _CONFIG = ConfigDict(extra="forbid")
 
 def _some_batches(value: Any) -> Any:
     """Refuses a number that is no count, and what is no batch either."""
-    is_count = isinstance(value, int) and not isinstance(value, bool)
-    if (isinstance(value, int | float | str | None) and not is_count) or (is_count and value < 1):
+    # True is a whole number to Python.
+    if isinstance(value, bool | float | str | None) or (isinstance(value, int) and value < 1):
         raise ValueError
     return value
 
