@@ -119,11 +119,12 @@ bool keep_top(int isa, Address scores, Address candidates, int64_t size, int64_t
   return cuts_tie;
 }
 
-void select(int isa, Address data, Address mask, int64_t size, int element_bytes, int threads) {
+void select(int isa, Address data, Address mask, uint64_t fill, int64_t size, int element_bytes, int threads) {
   require(element_bytes == 2 || element_bytes == 4 || element_bytes == 8, "element_bytes: give 2, 4 or 8");
   table(isa).select({
       .data = at<void>(data),
       .mask = at<const uint8_t>(mask),
+      .fill = fill,
       .size = size,
       .element_bytes = element_bytes,
       .threads = threads,
@@ -227,16 +228,16 @@ void find_positions(const Layout& panels, Address positions, int threads) {
   panels_positions({.panels = panels, .positions = at<int64_t>(positions), .threads = threads});
 }
 
-void find_sources(const Layout& panels, const Layout& previous, Address sources, int threads) {
+void find_sources(const Layout& panels, const Layout& previous, Address places, int threads) {
   require(panels.rows == previous.rows && panels.columns == previous.columns,
           "panels, previous: they must have the same rows and columns");
-  panels_sources({.panels = panels, .previous = previous, .sources = at<int64_t>(sources), .threads = threads});
+  panels_sources({.panels = panels, .previous = previous, .places = at<int32_t>(places), .threads = threads});
 }
 
-void move(Address entries, Address sources, Address moved, int64_t size, int threads) {
+void move(Address entries, Address places, Address moved, int64_t size, int threads) {
   panels_move({
       .entries = at<const uint32_t>(entries),
-      .sources = at<const int64_t>(sources),
+      .places = at<const int32_t>(places),
       .moved = at<uint32_t>(moved),
       .size = size,
       .threads = threads,
@@ -292,7 +293,7 @@ NB_MODULE(_C, m) {
         "x"_a, "grad"_a, "grad_x"_a, "grad_values"_a, "grad_bias"_a, "element"_a, "threads"_a);
   m.def("keep_top", &rarefy::keep_top, release, named, "isa"_a, "scores"_a, "candidates"_a, "size"_a, "count"_a,
         "mask"_a, "threads"_a);
-  m.def("select", &rarefy::select, release, named, "isa"_a, "data"_a, "mask"_a, "size"_a, "element_bytes"_a,
+  m.def("select", &rarefy::select, release, named, "isa"_a, "data"_a, "mask"_a, "fill"_a, "size"_a, "element_bytes"_a,
         "threads"_a);
   m.def("holds_zeros", &rarefy::holds_zeros, release, named, "isa"_a, "data"_a, "mask"_a, "size"_a, "element_bytes"_a,
         "threads"_a);
@@ -307,8 +308,8 @@ NB_MODULE(_C, m) {
   m.def("panels_transpose", &rarefy::transpose, release, named, "panels"_a, "width"_a, "starts"_a, "offsets"_a,
         "order"_a, "threads"_a);
   m.def("panels_positions", &rarefy::find_positions, release, named, "panels"_a, "positions"_a, "threads"_a);
-  m.def("panels_sources", &rarefy::find_sources, release, named, "panels"_a, "previous"_a, "sources"_a, "threads"_a);
-  m.def("panels_move", &rarefy::move, release, named, "entries"_a, "sources"_a, "moved"_a, "size"_a, "threads"_a);
+  m.def("panels_sources", &rarefy::find_sources, release, named, "panels"_a, "previous"_a, "places"_a, "threads"_a);
+  m.def("panels_move", &rarefy::move, release, named, "entries"_a, "places"_a, "moved"_a, "size"_a, "threads"_a);
   m.def("panels_scatter", &rarefy::scatter, release, named, "panels"_a, "values"_a, "matrix"_a, "element_bytes"_a,
         "threads"_a);
   m.def("panels_gather", &rarefy::gather, release, named, "panels"_a, "matrix"_a, "values"_a, "element_bytes"_a,

@@ -62,10 +62,11 @@ struct KeepTopCall {
   int threads;
 };
 
-// In place: data = mask ? data : 0.
+// In place: data = mask ? data : fill.
 struct SelectCall {
   void* data;
   const uint8_t* mask;
+  uint64_t fill;  // the bits of an element, those above it ignored
   int64_t size;
   int element_bytes;  // 2, 4 or 8
   int threads;
@@ -229,18 +230,18 @@ void panels_positions(const PositionsCall&);
 // For each nonzero the position in `previous` of the same place of the matrix, or -1.
 struct SourcesCall {
   Layout panels;
-  Layout previous;   // of a matrix of the same shape
-  int64_t* sources;  // [nonzeros of panels]
+  Layout previous;  // of a matrix of the same shape
+  int32_t* places;  // [nonzeros of panels]
   int threads;
 };
 void panels_sources(const SourcesCall&);
 
-// moved[i] = entries[sources[i]], and 0 where a source is -1.
+// moved[i] = entries[places[i]], and 0 where a place is -1.
 struct MoveCall {
   const uint32_t* entries;  // one at least
-  const int64_t* sources;
+  const int32_t* places;
   uint32_t* moved;
-  int64_t size;  // of sources and moved
+  int64_t size;  // of places and moved
   int threads;
 };
 void panels_move(const MoveCall&);

@@ -1,5 +1,5 @@
-// Zeros at inactive positions: put there, or looked for.
-// In place: data = mask ? data : 0, by the bits, so that a NaN at an inactive position vanishes.
+// Inactive positions: filled with a number, or looked at for other numbers than zero.
+// In place: data = mask ? data : fill, by the bits, so that a NaN at an inactive position vanishes.
 #include "kernels.h"
 #include "operations.h"
 #include "partition.h"
@@ -8,12 +8,17 @@ namespace rarefy::RAREFY_ISA {
 namespace {
 
 template <class Bits>
-void select_bits(Bits* data, const uint8_t* mask, int64_t size, int threads) {
+void select_bits(const SelectCall& c, int threads) {
+  Bits* data = static_cast<Bits*>(c.data);
+  const uint8_t* mask = c.mask;
+  const Bits fill = static_cast<Bits>(c.fill);
 #pragma omp parallel for schedule(static) num_threads(threads)
   for (int k = 0; k < threads; k++) {
-    const int64_t end = share_begin(size, threads, k + 1);
-    for (int64_t i = share_begin(size, threads, k); i < end; i++)
-      data[i] = static_cast<Bits>(data[i] & -static_cast<Bits>(mask[i]));
+    const int64_t end = share_begin(c.size, threads, k + 1);
+    for (int64_t i = share_begin(c.size, threads, k); i < end; i++) {
+      const Bits inactive = static_cast<Bits>(static_cast<Bits>(mask[i]) - 1);
+      data[i] = static_cast<Bits>((data[i] & ~inactive) | (fill & inactive));
+    }
   }
 }
 
@@ -48,9 +53,9 @@ bool holds_zeros(const HoldsZerosCall& c) {
 
 void select(const SelectCall& c) {
   const int threads = useful_threads(c.threads, c.size);
-  if (c.element_bytes == 2) select_bits(static_cast<uint16_t*>(c.data), c.mask, c.size, threads);
-  if (c.element_bytes == 4) select_bits(static_cast<uint32_t*>(c.data), c.mask, c.size, threads);
-  if (c.element_bytes == 8) select_bits(static_cast<uint64_t*>(c.data), c.mask, c.size, threads);
+  if (c.element_bytes == 2) select_bits<uint16_t>(c, threads);
+  if (c.element_bytes == 4) select_bits<uint32_t>(c, threads);
+  if (c.element_bytes == 8) select_bits<uint64_t>(c, threads);
 }
 
 }  // namespace rarefy::RAREFY_ISA

@@ -174,7 +174,7 @@ void panels_sources(const SourcesCall& c) {
 #pragma omp for schedule(static)
     for (int row = 0; row < m.rows; row++) {
       for_each_in_row(c.previous, row, [&](int column, int32_t q) { places[column] = q; });
-      for_each_in_row(m, row, [&](int column, int32_t q) { c.sources[q] = places[column]; });
+      for_each_in_row(m, row, [&](int column, int32_t q) { c.places[q] = places[column]; });
       for_each_in_row(c.previous, row, [&](int column, int32_t) { places[column] = -1; });
     }
   }
@@ -184,8 +184,8 @@ void panels_move(const MoveCall& c) {
   // Without a branch, which would be mispredicted: where there is no source, the first entry is read and its bits go.
 #pragma omp parallel for schedule(static) num_threads(c.threads)
   for (int64_t i = 0; i < c.size; i++) {
-    const int64_t has_source = ~(c.sources[i] >> 63);
-    c.moved[i] = c.entries[c.sources[i] & has_source] & static_cast<uint32_t>(has_source);
+    const int32_t has_source = ~(c.places[i] >> 31);
+    c.moved[i] = c.entries[c.places[i] & has_source] & static_cast<uint32_t>(has_source);
   }
 }
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rarefy.errors import RarefyError
-from rarefy.kernels import BlockTopology
+from rarefy.kernels import BlockTopology, active_blocks, whole_blocks
 from rarefy.kernels.instruction_sets import extension, instruction_set_index
 
 compiled = pytest.mark.skipif(
@@ -23,6 +23,37 @@ block_sizes = st.tuples(st.sampled_from([1, 2, 8]), st.sampled_from([1, 3, 16]))
 
 def actives(seed: int, down: int, across: int) -> Tensor:
     return torch.rand(down, across, generator=torch.Generator().manual_seed(seed)) < 0.5
+
+
+@given(st.integers(0, 99), st.integers(0, 5), st.integers(0, 5), block_sizes, st.booleans())
+def test_blocks_with_some_and_with_all_connections(
+    seed: int, down: int, across: int, block: tuple[int, int], turned: bool
+) -> None:
+    shape = (down, block[0], across, block[1])
+    generator = torch.Generator().manual_seed(seed)
+    tiles = torch.rand(shape, generator=generator) < actives(seed, down, across)[:, None, :, None] * 0.5
+    mask = tiles.reshape(down * block[0], across * block[1])
+    # As the weights of modules are that hold them transposed.
+    mask = mask.t().contiguous().t() if turned else mask
+    assert torch.equal(active_blocks(mask, block), tiles.any(3).any(1))
+    whole = tiles.any(3).any(1)[:, None, :, None].expand(shape).reshape(mask.shape)
+    assert (whole_blocks(mask, block) is None) != torch.equal(mask, whole)
+    found = whole_blocks(whole, block)
+    assert found is not None and torch.equal(found, tiles.any(3).any(1))
+
+
+def test_active_blocks_refuse_blocks_that_do_not_divide_the_mask() -> None:
+    with pytest.raises(RarefyError, match=r"block: \(2, 2\) is not allowed for shape \(4, 3\)"):
+        active_blocks(torch.ones(4, 3, dtype=torch.bool), (2, 2))
+
+
+def test_the_gradient_of_a_dense_matrix_is_that_of_its_blocks() -> None:
+    topology = BlockTopology.from_blocks(torch.tensor([[True, False], [True, True]]), (8, 16))
+    values, weights = torch.randn(topology.values_shape).requires_grad_(), torch.randn(16, 32)
+    dense = topology.dense(values)
+    assert torch.equal(dense, topology.dense(values.detach()))
+    (gradient,) = torch.autograd.grad((dense * weights).sum(), values)
+    assert torch.equal(gradient, topology.gather(weights))
 
 
 @given(st.integers(0, 99), st.integers(0, 5), st.integers(0, 5), block_sizes)

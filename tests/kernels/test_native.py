@@ -125,7 +125,7 @@ def _empty(*names: str, **numbers: Any) -> dict[str, Any]:
 
 _LAYOUT = extension().Layout(**layout_arguments()) if instruction_set_index() is not None else None
 EMPTY = {
-    "select": _empty("isa", "data", "mask", "size", "element_bytes"),
+    "select": _empty("isa", "data", "mask", "fill", "size", "element_bytes"),
     "block_sums": _empty("isa", "scores", "rows", "columns", "sums", block_rows=1, block_columns=1),
     "forward": _empty("isa", "tokens", "values", "x", "bias", "y", "element", weight=_LAYOUT),
     "keep_top": _empty("isa", "scores", "candidates", "size", "count", "mask"),

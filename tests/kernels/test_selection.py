@@ -7,6 +7,7 @@ from torch import Tensor
 from rarefy.errors import RarefyError
 from rarefy.kernels import (
     block_sums,
+    fill_inactive_,
     instruction_set,
     keep_in_groups,
     keep_top,
@@ -183,6 +184,36 @@ def test_zero_inactive(isa: str, size: int, dtype: torch.dtype, threads: int) ->
     kept = grad[mask].clone()
     assert zero_inactive_(grad, mask) is grad
     assert (grad[~mask] == 0).all() and torch.equal(grad[mask].nan_to_num(7), kept.nan_to_num(7))
+
+
+@FUZZ
+@given(
+    size=st.integers(0, 300),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16, torch.float64]),
+    number=st.sampled_from([0.0, -0.0, 1.5, -3.0, float("inf"), float("-inf"), float("nan")]),
+    threads=st.sampled_from([1, 3]),
+)
+def test_filled_positions_have_the_bits_of_the_number(
+    isa: str, size: int, dtype: torch.dtype, number: float, threads: int
+) -> None:
+    torch.set_num_threads(threads)
+    tensor, mask = torch.randn(size).to(dtype), torch.rand(size) < 0.4
+    tensor[torch.rand(size) < 0.2] = float("nan")
+    word = {2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
+    wanted = torch.where(mask, tensor, torch.tensor(number, dtype=dtype)).view(word)
+    assert fill_inactive_(tensor, mask, number) is tensor
+    assert torch.equal(tensor.view(word), wanted)
+
+
+def test_a_strided_view_is_filled(isa: str) -> None:
+    storage = torch.ones(6, 4)
+    fill_inactive_(storage.t(), torch.zeros(4, 6, dtype=torch.bool), 2.0)
+    assert (storage == 2).all()
+
+
+def test_filling_refuses_other_masks() -> None:
+    with pytest.raises(RarefyError, match=r"mask: .* is not allowed; give a bool mask with shape \(3,\)"):
+        fill_inactive_(torch.ones(3), torch.ones(4, dtype=torch.bool), 0.0)
 
 
 def test_zero_inactive_of_a_strided_view(isa: str) -> None:

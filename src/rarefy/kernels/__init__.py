@@ -2,7 +2,7 @@
 
 from rarefy.kernels.block_index import BlockIndex, index_of, sources_between, takes_blocks
 from rarefy.kernels.block_ops import block_linear
-from rarefy.kernels.blocks import BlockTopology, whole_blocks
+from rarefy.kernels.blocks import BlockTopology, active_blocks, whole_blocks
 from rarefy.kernels.dense import (
     exact_gelu,
     native_attention,
@@ -20,6 +20,7 @@ from rarefy.kernels.panels import Panels
 from rarefy.kernels.selection import (
     block_sums,
     check_blocks,
+    fill_inactive_,
     holds_zeros,
     keep_in_groups,
     keep_top,
@@ -33,6 +34,7 @@ __all__ = [
     "Layout",
     "Panels",
     "Tiles",
+    "active_blocks",
     "available",
     "block_linear",
     "block_sums",
@@ -40,6 +42,7 @@ __all__ = [
     "check_blocks",
     "dense_gradient",
     "exact_gelu",
+    "fill_inactive_",
     "half_obstacle",
     "holds_zeros",
     "index_of",

@@ -71,20 +71,22 @@ class BlockIndex:
         return self.blocks.gather(matrix).reshape(-1)
 
     def sources_in(self, previous: Panels | BlockIndex) -> Tensor:
-        """int64 [connections]: the place of each connection among the values of `previous`, −1 where it is new.
+        """int32 [connections]: the place of each connection among the values of `previous`, −1 where it is new.
 
         Example:
             >>> old, new = (torch.tensor([blocks]) for blocks in ([True, True, False], [False, True, True]))
             >>> old, new = (BlockIndex(BlockTopology.from_blocks(one, (1, 2))) for one in (old, new))
             >>> new.sources_in(old)
-            tensor([ 2,  3, -1, -1])
+            tensor([ 2,  3, -1, -1], dtype=torch.int32)
         """
         if not isinstance(previous, BlockIndex) or previous.block != self.block:
             return sources_between(self, previous)
         # whole blocks move: what holds for the block holds for its connections
         size = self.blocks.height * self.blocks.width
-        first = self.blocks.sources_in(previous.blocks)[:, None] * size
-        inside = torch.arange(size, device=first.device)
+        # Panels have fewer than 2³¹ connections; blocks may have more.
+        dtype = torch.int32 if previous.nonzeros < 2**31 else torch.int64
+        first = self.blocks.sources_in(previous.blocks)[:, None].to(dtype) * size
+        inside = torch.arange(size, dtype=dtype, device=first.device)
         return torch.where(first < 0, -1, first + inside).reshape(-1)
 
     @property

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rarefy.errors import RarefyError
-from rarefy.kernels import selection
+from rarefy.kernels import native, selection
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +138,8 @@ class BlockTopology:
             >>> BlockTopology.from_blocks(torch.tensor([[True, False]]), (1, 2)).mask()
             tensor([[ True,  True, False, False]])
         """
-        return self.active().repeat_interleave(self.height, 0).repeat_interleave(self.width, 1)
+        spread = self.active()[:, None, :, None].expand(-1, self.height, -1, self.width)
+        return spread.reshape(self.rows, self.columns)
 
     def positions(self) -> Tensor:
         """int64 [blocks, height, width]: row · columns + column of each connection, in the order of the values.
@@ -202,10 +203,30 @@ def whole_blocks(mask: Tensor, block: tuple[int, int]) -> Tensor | None:
     """
     if mask.shape[0] % block[0] or mask.shape[1] % block[1]:
         return None
-    # Counts of ones, exact in float32 up to 2²⁴ a block.
-    active = selection.block_sums(mask.float(), block)
-    whole = active == block[0] * block[1]
-    return whole if bool((whole | (active == 0)).all()) else None
+    active = active_blocks(mask, block)
+    idle = active_blocks(~mask, block)
+    return None if bool((active & idle).any()) else active
+
+
+def active_blocks(mask: Tensor, block: tuple[int, int]) -> Tensor:
+    """Which blocks of a mask have an active connection, as a bool matrix.
+
+    Args:
+        mask: bool [rows, columns].
+        block: height and width of a block; each divides its dimension.
+
+    Raises:
+        RarefyError: the blocks do not divide the mask.
+
+    Example:
+        >>> active_blocks(torch.tensor([[True, False, False, False]]), (1, 2))
+        tensor([[ True, False]])
+    """
+    selection.check_blocks(mask, block)
+    down, across = (size // side for size, side in zip(mask.shape, block, strict=True))
+    # The highest byte of each: whole rows first, which torch compares by vectors.
+    rows = mask.view(torch.uint8).reshape(down, block[0], mask.shape[1]).amax(1)
+    return rows.view(down, across, block[1]).amax(2).bool()
 
 
 def block_rows(starts: Tensor, blocks: int) -> Tensor:
@@ -229,10 +250,15 @@ def dense(values: Tensor, starts: Tensor, indices: Tensor, sizes: list[int]) -> 
         tensor([[0., 0., 1., 1.]])
     """
     rows, columns, height, width = sizes
-    blocks = values.new_zeros(rows // height, columns // width, height, width)
-    # Not in place, so that the gradient finds its way to the values; and with int64, as torch takes no other
-    # index.
-    blocks = blocks.index_put((block_rows(starts, indices.numel()), indices.long()), values)
+    # With int64, as torch takes no other index.
+    places = (block_rows(starts, indices.numel()), indices.long())
+    if native.unwatched(values):
+        matrix = values.new_zeros(rows, columns)
+        blocks = matrix.view(rows // height, height, columns // width, width).transpose(1, 2)
+        blocks.index_put_(places, values)
+        return matrix
+    # Not in place, so that the gradient finds its way to the values.
+    blocks = values.new_zeros(rows // height, columns // width, height, width).index_put(places, values)
     return blocks.transpose(1, 2).reshape(rows, columns)
 
 

@@ -12,7 +12,7 @@ def move_entries(entries: Tensor, sources: Tensor) -> Tensor:
 
     Args:
         entries: [old connections], any dtype; compiled for 4 bytes on the CPU.
-        sources: int64 [new connections]: the old place of each, −1 where there was none.
+        sources: int32 or int64 [new connections]: the old place of each, −1 where there was none.
 
     Returns:
         [new connections], the dtype of entries; zero where there was no old place.
@@ -23,6 +23,8 @@ def move_entries(entries: Tensor, sources: Tensor) -> Tensor:
         tensor([7., 0., 5.])
     """
     is_plain = entries.is_cpu and sources.is_cpu and entries.element_size() == 4
+    # Of more entries the places would not fit into what the kernel reads.
+    is_plain &= entries.numel() < 2**31
     if is_plain and native.has("panels_move") and native.unwatched(entries, sources):
-        return native.move(entries.contiguous(), sources.contiguous())
+        return native.move(entries.contiguous(), sources.int().contiguous())
     return reference.move(entries, sources)

@@ -121,26 +121,26 @@ def positions(panels: Layout) -> Tensor:
 
 
 def sources(panels: Layout, previous: Layout) -> Tensor:
-    """int64 [connections]: place in `previous`, of a matrix of the same shape, of each connection; −1 = none."""
-    found = torch.empty(panels.offsets.numel(), dtype=torch.int64, device="cpu")
+    """int32 [connections]: place in `previous`, of a matrix of the same shape, of each connection; −1 = none."""
+    found = torch.empty(panels.offsets.numel(), dtype=torch.int32, device="cpu")
     module = _module()
     module.panels_sources(
         panels=described(module, panels),
         previous=described(module, previous),
-        sources=found.data_ptr(),
+        places=found.data_ptr(),
         threads=torch.get_num_threads(),
     )
     return found
 
 
 def move(entries: Tensor, sources: Tensor) -> Tensor:
-    """Contiguous entries of 4 bytes at their new places; zero where `sources`, int64, is −1."""
+    """Contiguous entries of 4 bytes at their new places; zero where `sources`, int32, is −1."""
     if not entries.numel():
         return entries.new_zeros(sources.numel())
     moved = entries.new_empty(sources.numel())
     _module().panels_move(
         entries=entries.data_ptr(),
-        sources=sources.data_ptr(),
+        places=sources.data_ptr(),
         moved=moved.data_ptr(),
         size=sources.numel(),
         threads=torch.get_num_threads(),
@@ -276,12 +276,13 @@ def block_sums(scores: Tensor, block_rows: int, block_columns: int) -> Tensor:
     return sums
 
 
-def zero_inactive_(tensor: Tensor, mask: Tensor) -> None:
-    """Zeroes what the mask excludes, in place; both contiguous, elements of 2, 4 or 8 bytes."""
+def fill_inactive_(tensor: Tensor, mask: Tensor, bits: int = 0) -> None:
+    """Puts an element's bits where the mask excludes it, in place; both contiguous, elements of 2, 4 or 8 bytes."""
     _module().select(
         isa=_index(),
         data=tensor.data_ptr(),
         mask=mask.data_ptr(),
+        fill=bits,
         size=tensor.numel(),
         element_bytes=tensor.element_size(),
         threads=torch.get_num_threads(),

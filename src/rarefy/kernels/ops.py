@@ -237,7 +237,7 @@ def _zero(tensor: Tensor, mask: Tensor) -> None:
     # There are lanes of 2, 4 and 8 bytes: float8 has none, and integers go the other way.
     fits = tensor.device.type == "cpu" and tensor.element_size() in (2, 4, 8) and tensor.is_floating_point()
     if fits and tensor.is_contiguous() and native.serves():
-        native.zero_inactive_(tensor, mask.contiguous())
+        native.fill_inactive_(tensor, mask.contiguous())
     else:
         reference.zero_inactive_(tensor, mask)
 

@@ -154,12 +154,12 @@ class Panels:
         return matrix.reshape(-1)[self.positions()]
 
     def sources_in(self, previous: Panels) -> Tensor:
-        """int64 [connections]: the place of each connection among the values of `previous`, −1 where it is new.
+        """int32 [connections]: the place of each connection among the values of `previous`, −1 where it is new.
 
         Example:
             >>> old, new = torch.tensor([[True, True, False]]), torch.tensor([[False, True, True]])
             >>> Panels.from_mask(new).sources_in(Panels.from_mask(old))
-            tensor([ 1, -1])
+            tensor([ 1, -1], dtype=torch.int32)
         """
         if not _compiled(self.offsets, previous.offsets):
             return reference.sources(self.rows * self.columns, self.positions(), previous.positions())

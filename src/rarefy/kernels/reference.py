@@ -56,16 +56,16 @@ def positions(rows: int, columns: int, width: int, starts: Tensor, offsets: Tens
 
 
 def sources(size: int, positions: Tensor, previous: Tensor) -> Tensor:
-    """int64: the place of each position among the `previous` ones, −1 where it is new; positions are below `size`.
+    """int32: the place of each position among the `previous` ones, −1 where it is new; positions are below `size`.
 
     Example:
         >>> sources(3, torch.tensor([1, 2]), torch.tensor([0, 1]))
-        tensor([ 1, -1])
+        tensor([ 1, -1], dtype=torch.int32)
     """
-    # As wide as the matrix, so half of int64 counts; there are fewer than 2³¹ connections.
+    # Half of int64, and as wide as the matrix; there are fewer than 2³¹ connections.
     place = torch.full((size,), -1, dtype=torch.int32, device=positions.device)
     place[previous] = torch.arange(previous.numel(), dtype=torch.int32, device=place.device)
-    return place[positions].long()
+    return place[positions]
 
 
 def dense(rows: int, columns: int, positions: Tensor, values: Tensor) -> Tensor:

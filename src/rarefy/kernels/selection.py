@@ -150,6 +150,36 @@ def prepared(scores: Tensor) -> tuple[Tensor, bool]:
     return scores.contiguous(), compiled
 
 
+def fill_inactive_(tensor: Tensor, mask: Tensor, number: float) -> Tensor:
+    """Puts a number at inactive positions, in place, whatever is there; compiled where `holds_zeros` is.
+
+    Args:
+        tensor: any shape and device, floating point.
+        mask: bool, the shape of the tensor.
+        number: of the tensor's dtype; infinite ones too.
+
+    Returns:
+        The tensor.
+
+    Raises:
+        RarefyError: the mask has another shape or dtype.
+
+    Example:
+        >>> fill_inactive_(torch.tensor([1.0, 2.0]), torch.tensor([True, False]), -torch.inf)
+        tensor([1., -inf])
+    """
+    check_candidates(tensor, mask, "mask")
+    data = tensor.detach()
+    if not _is_readable(data, mask):
+        data.masked_fill_(~mask, number)
+        return tensor
+    word = {2: torch.int16, 4: torch.int32, 8: torch.int64}[data.element_size()]
+    bits = int(data.new_full((1,), number).view(word))
+    # Without a sign, as the kernel takes them.
+    native.fill_inactive_(data, mask, bits % 2**64)
+    return tensor
+
+
 def holds_zeros(data: Tensor, mask: Tensor) -> bool:
     """Whether every inactive position is a zero, of either sign; nothing is written.
 
@@ -162,8 +192,11 @@ def holds_zeros(data: Tensor, mask: Tensor) -> bool:
         False
     """
     data = data.detach()
+    return native.holds_zeros(data, mask) if _is_readable(data, mask) else reference.holds_zeros(data, mask)
+
+
+def _is_readable(data: Tensor, mask: Tensor) -> bool:
+    """Whether a compiled kernel can go through data and mask by their addresses."""
     # A subclass may keep its numbers elsewhere than at its address.
     is_plain = data.is_contiguous() and mask.is_contiguous() and type(data) in (Tensor, torch.nn.Parameter)
-    if data.is_cpu and is_plain and data.element_size() in (2, 4, 8) and native.has("holds_zeros"):
-        return native.holds_zeros(data, mask)
-    return reference.holds_zeros(data, mask)
+    return data.is_cpu and is_plain and data.element_size() in (2, 4, 8) and native.has("holds_zeros")

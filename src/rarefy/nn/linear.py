@@ -122,7 +122,7 @@ class SparseLinear(nn.Linear):
             )
         self.weight.grad = None
         topology = self.weight.topology.with_mask(mask.to(self.weight.device))
-        return set_topology(self.weight, topology)
+        return set_topology(self.weight, topology).long()
 
     def extra_repr(self) -> str:
         """Adds the measured sparsity to what `nn.Linear` shows."""

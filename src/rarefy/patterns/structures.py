@@ -11,7 +11,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from rarefy import kernels, masks
@@ -353,6 +352,13 @@ class Blocks(Structure):
             return matrix.reshape(1, 0)
         return BLOCK_SCORES[self.score](matrix, block).reshape(1, -1)
 
+    def fold_mask(self, mask: Tensor) -> Tensor:
+        """The blocks that have an active connection."""
+        matrix = to_matrix(mask)
+        if matrix.numel() == 0:
+            return matrix.reshape(1, 0)
+        return kernels.active_blocks(matrix, (self.rows, self.columns)).reshape(1, -1)
+
     def unfold(self, units: Tensor, shape: Sequence[int]) -> Tensor:
         """Each block all active or all inactive."""
         height = math.prod(shape) // shape[1] // self.rows
@@ -362,7 +368,7 @@ class Blocks(Structure):
 
     def holds(self, mask: Tensor, sparsity: float) -> bool:
         """Whether no block is active in part only."""
-        return torch.equal(self.unfold(self.fold_mask(mask), mask.shape), mask)
+        return kernels.whole_blocks(to_matrix(mask), (self.rows, self.columns)) is not None
 
 
 FREE = Free()

@@ -101,9 +101,10 @@ def keep_regular_in(
         >>> keep_regular_in(scores, 2, 1, TieOrder(), scores > 8, -1.0).int().tolist()
         [[0, 1], [1, 0]]
     """
-    if not matrix.numel():
-        return torch.zeros_like(matrix, dtype=torch.bool)
-    if 0 < count < side and kernels.takes_tiles(matrix, side):
+    if not matrix.numel() or not 0 < count < side:
+        # Nothing to rank; contiguous, whatever the scores are.
+        return torch.full(matrix.shape, count >= side, dtype=torch.bool, device=matrix.device)
+    if kernels.takes_tiles(matrix, side):
         options = regular_masks(side, count) if side <= MOST_TRIED else None
         tiles = kernels.Tiles(side, count, options, order.start, order.places)
         return kernels.keep_regular(matrix, tiles, marked, fill)

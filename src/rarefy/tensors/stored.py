@@ -74,7 +74,7 @@ class Cell:
         """Takes another topology: connections that stay keep their value, new ones are zero.
 
         Returns:
-            int64 [new connections]: the old place of each, −1 = new; for `move_entries`.
+            int32 [new connections]: the old place of each, −1 = new; for `move_entries`.
         """
         sources = topology.sources_in(self.topology)
         self.values = move_entries(self.values, sources)

@@ -193,7 +193,7 @@ class Topology:
         return self.index.gather(weight.t() if self.is_transposed else weight)
 
     def sources_in(self, previous: Topology) -> Tensor:
-        """int64 [connections]: the place of each connection among those of `previous`, −1 where it is new there."""
+        """int32 [connections]: the place of each connection among those of `previous`, −1 where it is new there."""
         mine = self.index
         theirs = previous.index
         if isinstance(mine, Panels) and isinstance(theirs, Panels):

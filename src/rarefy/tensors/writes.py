@@ -112,7 +112,7 @@ def set_topology(weight: StoredWeight, topology: Topology) -> Tensor:
     A backward pass through a graph from before is refused.
 
     Returns:
-        int64 [new connections]: the old place of each, −1 = new; for `move_entries`.
+        int32 [new connections]: the old place of each, −1 = new; for `move_entries`.
     """
     sources = weight._cell.move_to(topology)
     # Graphs from before have saved the weight: autograd compares versions, and refuses them.
