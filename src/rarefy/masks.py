@@ -302,6 +302,16 @@ def zero_inactive_(tensor: Tensor, mask: Tensor) -> Tensor:
     return kernels.zero_inactive_(tensor, mask)
 
 
+def fill_inactive_(tensor: Tensor, mask: Tensor, number: float) -> Tensor:
+    """Puts a number at inactive positions, in place, whatever is there.
+
+    Example:
+        >>> fill_inactive_(torch.tensor([1.0, 2.0]), torch.tensor([True, False]), -torch.inf)
+        tensor([1., -inf])
+    """
+    return kernels.fill_inactive_(tensor, mask, number)
+
+
 def _top_in_rows(scores: Tensor, candidates: Tensor | None, counts: _Counts, order: TieOrder) -> Tensor:
     """The mask of the highest scores of each row, among the candidates or of all."""
     rows, columns = scores.shape

@@ -271,11 +271,14 @@ class DynamicSparsityAlgorithm(SparsityAlgorithm):
         self.generator = generator_for(self.seed or 0, parameter.name, update)
         source = f"{type(self).__name__}.forward_mask"
         pieces = []
-        for view in self._views(parameter, sparsity, None, parameter.dense_state()):
+        views = self._views(parameter, sparsity, None, parameter.dense_state())
+        for view in views:
             piece = self.forward_mask(view)
             pieces.append(view.mask if piece is None else check_mask(piece, view.weight, source))
         mask = parameter.pattern.merge(pieces)
-        if bool((mask > parameter.mask).any()):
+        # As compact storage builds it on each read.
+        active = parameter.pattern.merge([view.mask for view in views])
+        if int((mask > active).count_nonzero()):
             raise RarefyError(f"{source} returned inactive connections; return a part of view.mask")
         parameter.set_forward_mask(mask)
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rarefy.algorithms.view import StepView, WeightView
+from rarefy.masks import fill_inactive_
 from rarefy.methods.gmp import GMP
 
 
@@ -48,4 +49,4 @@ class Movement(GMP):
 
     def score(self, view: WeightView) -> Tensor:
         """The sum so far; nothing for what is inactive."""
-        return view.state["movement"].masked_fill(~view.mask, -torch.inf)
+        return fill_inactive_(view.state["movement"].clone(), view.mask, -torch.inf)

@@ -13,6 +13,7 @@ from rarefy.algorithms.options import FractionSchedule, Sparsity
 from rarefy.algorithms.view import WeightView
 from rarefy.errors import ConfigError
 from rarefy.initializers import random_scores
+from rarefy.masks import fill_inactive_
 from rarefy.patterns import NOfM
 from rarefy.schedules import Constant
 from rarefy.ties import TieOrder
@@ -63,7 +64,8 @@ class TopKAST(DynamicSparsityAlgorithm):
         """The forward set, and candidates drawn anew."""
         scores = random_scores(view.weight, view.generator)
         # Infinite, so that the forward set is trained whatever was drawn.
-        return self.keep_top(scores.masked_fill_(self.forward_mask(view), torch.inf), view.sparsity)
+        fill_inactive_(scores, ~self.forward_mask(view), torch.inf)
+        return self.keep_top(scores, view.sparsity)
 
     def forward_mask(self, view: WeightView) -> Tensor:
         """The largest of the connections that are trained."""

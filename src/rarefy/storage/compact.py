@@ -17,7 +17,7 @@ from rarefy.storage.factor import is_multiple
 from rarefy.storage.gradients import DenseGradient
 from rarefy.storage.masked import cut_in_pieces, resized, taken_away
 from rarefy.storage.optimizer_state import begin_entries, change_state, make_unrelated_dense, sparse_states
-from rarefy.storage.protocol import checksum
+from rarefy.storage.protocol import Carry, checksum
 from rarefy.storage.ranking import Score
 from rarefy.tensors import SparseWeight, came_through_its_hook, move_entries, set_topology
 from rarefy.ties import TieOrder
@@ -128,7 +128,7 @@ class CompactStorage:
             return self.spread(kept)
         return masks.drop_lowest(self.mask, self.spread(scores), self.active - count, order)
 
-    def set_mask(self, mask: Tensor, optimizers: Iterable[Optimizer]) -> None:
+    def set_mask(self, mask: Tensor, optimizers: Iterable[Optimizer]) -> Carry:
         """Moves values, gradient and optimizer state to the new connections."""
         weight = self.weight
         old = self.weight.topology
@@ -147,11 +147,18 @@ class CompactStorage:
             weight.grad = moved(weight.grad)
         change_state(optimizers, weight, weight.shape, moved)
         # After the move, which has filled new places with zeros.
-        begin_entries(optimizers, weight, sources < 0)
+        is_new = sources < 0
+        begin_entries(optimizers, weight, is_new)
         # whatever an optimizer means by it: what is sparse belongs to connections
         for one in sparse_states(optimizers, weight):
             if one.topology.equals(old):
                 one._cell.move_to(topology)
+
+        def carry(entries: Tensor, number: float) -> Tensor:
+            moved = move_entries(entries, sources)
+            return moved if number == 0 else masks.fill_inactive_(moved, ~is_new, number)
+
+        return carry
 
     def prune(self, optimizers: Iterable[Optimizer]) -> None:
         """There is nothing at inactive connections; states that mean something else get room for it."""

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rarefy import masks
 from rarefy.checkpoint.matching import in_weight
-from rarefy.distributed import local_part
+from rarefy.distributed import local_part, whole
 from rarefy.errors import RarefyError
-from rarefy.storage.protocol import Storage
+from rarefy.storage.protocol import Carry, Storage
 from rarefy.storage.sharded import ShardedStorage
 
 
@@ -48,6 +49,7 @@ class ConnectionState:
             for name, value in self.initial.items()
         }
         self.store(storage, dense)
+        self._topology = storage.fingerprint if self else 0
 
     def entries_on(self, device: torch.device) -> dict[str, Tensor]:
         """The entries, on the device that the weight has by now."""
@@ -66,19 +68,27 @@ class ConnectionState:
     def _dense(self, storage: Storage, name: str, entries: Tensor) -> Tensor:
         spread = storage.spread(entries)
         # From values alone it is new, and zero where nothing is active.
-        is_done = storage.kind == "compact" and self.initial[name] == 0
-        return spread if is_done else spread.masked_fill(~storage.mask, self.initial[name])
+        if storage.kind == "compact" and self.initial[name] == 0:
+            return spread
+        own = spread.clone() if spread is entries else spread
+        return masks.fill_inactive_(own, storage.mask, self.initial[name])
 
     def store(self, storage: Storage, dense: Mapping[str, Tensor]) -> None:
-        """Takes dense tensors over, as far as their connections are active."""
+        """Takes dense tensors over, as far as their connections are active; nobody else may need them."""
         if not self:
             return
         for name, tensor in dense.items():
             # Compact storage has no room for inactive positions; others keep the initial numbers there.
             if storage.kind != "compact":
-                tensor = tensor.masked_fill(~storage.mask, self.initial[name])
+                tensor = masks.fill_inactive_(tensor, storage.mask, self.initial[name])
             self.entries[name] = storage.collect(tensor)
-        self._topology = storage.fingerprint
+
+    def follow(self, storage: Storage, carry: Carry) -> None:
+        """Called when the storage got another topology, which its entries were carried to."""
+        if self:
+            for name, tensor in self.entries_on(storage.weight.device).items():
+                self.entries[name] = carry(tensor, self.initial[name])
+            self._topology = storage.fingerprint
 
     def change(self, change: Callable[[Tensor], Tensor]) -> None:
         """Gives the entries another form, as the storage got one."""
@@ -116,7 +126,7 @@ class ConnectionState:
         own_mask = storage.own_mask
         for name in self.entries.keys() & saved.keys():
             own = local_part(storage.loaded_entries(saved[name])).to(self.entries[name])
-            self.entries[name] = own.masked_fill(~own_mask, self.initial[name])
+            self.entries[name] = masks.fill_inactive_(own, own_mask, self.initial[name])
 
 
 def check_topology(name: str, storage: Storage, topology: int) -> None:
@@ -172,22 +182,29 @@ class ForwardSet:
         if self.hidden is None or self._aside is not None:
             return
         self.hidden = self.hidden.to(weight.device)
-        self._aside = torch.where(self.hidden, weight.data, 0)
-        weight.data.masked_fill_(self.hidden, 0)
+        values = weight.data
+        self._aside = masks.zero_inactive_(values.clone(), self.hidden)
+        masks.zero_inactive_(values, ~self.hidden)
 
     @torch.no_grad()
     def show(self, weight: Tensor) -> None:
         """Puts the values back, except where somebody wrote others in the meantime."""
-        if self._aside is not None:
-            weight.data.copy_(self.true_values(weight))
-            self._aside = None
+        if self._aside is not None and self.hidden is not None:
+            values = weight.data
+            torch.where(self._is_untouched(values), self._aside.to(values), values, out=values)
+        self._aside = None
 
     def true_values(self, weight: Tensor) -> Tensor:
         """The values as the optimizer sees them."""
         if self._aside is None or self.hidden is None:
             return weight.detach()
-        aside = self._aside.to(weight)
-        return torch.where(self.hidden.to(weight.device) & (weight.detach() == 0), aside, weight.detach())
+        values = weight.detach()
+        return torch.where(self._is_untouched(values), self._aside.to(values), values)
+
+    def _is_untouched(self, values: Tensor) -> Tensor:
+        """Which hidden connections are zero, as they were left."""
+        assert self.hidden is not None
+        return (values == 0).logical_and_(self.hidden.to(values.device))
 
     def change(self, change: Callable[[Tensor], Tensor]) -> None:
         """Gives what is kept another form, as the storage got one."""

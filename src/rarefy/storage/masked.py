@@ -14,7 +14,7 @@ from rarefy.distributed import WHOLE_WEIGHTS, cut_by
 from rarefy.errors import RarefyError
 from rarefy.storage.gradients import ActivePlaces, DenseGradient, LastSelected
 from rarefy.storage.optimizer_state import begin_state, rest_inactive
-from rarefy.storage.protocol import checksum
+from rarefy.storage.protocol import Carry, checksum
 from rarefy.storage.ranking import Score
 from rarefy.ties import TieOrder
 
@@ -108,7 +108,7 @@ class MaskedStorage:
         """By the score of the whole weight."""
         return masks.drop_lowest(self.mask, score(self.dense_weight()), self.active - count, order)
 
-    def set_mask(self, mask: Tensor, optimizers: Iterable[Optimizer]) -> None:
+    def set_mask(self, mask: Tensor, optimizers: Iterable[Optimizer]) -> Carry:
         """Replaces the mask, zeroes what it drops, and lets the optimizers begin with what it grows."""
         # What somebody wrote at inactive positions must not become the start of a new connection.
         self.restore_zeros(optimizers)
@@ -117,6 +117,7 @@ class MaskedStorage:
         self._write_mask(mask)
         self.prune(optimizers)
         begin_state(optimizers, self.weight, grown)
+        return lambda entries, number: masks.fill_inactive_(entries, self.mask & ~grown, number)
 
     def _write_mask(self, mask: Tensor) -> None:
         """A mask of the same place is overwritten in place so that views of it stay valid."""

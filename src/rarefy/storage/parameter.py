@@ -165,12 +165,9 @@ class SparseParameter:
             mask: bool, shape of the dense weight.
             optimizers: those whose state follows the connections.
         """
-        # In dense form as long as the old topology says which entry is whose.
         self.show()
         self.forward.forget()
-        state = self.dense_state()
-        self.storage.set_mask(mask, optimizers)
-        self.store_state(state)
+        self.state.follow(self.storage, self.storage.set_mask(mask, optimizers))
 
     def prune(self, optimizers: Iterable[Optimizer]) -> None:
         """Makes weight, gradient and same-shaped optimizer state of inactive connections exact zeros."""
@@ -277,9 +274,12 @@ class SparseParameter:
         """
         self.show()
         self.forward.forget()
-        hidden = self.mask & ~mask
-        if bool(hidden.any()):
-            self.forward.hidden = self.storage.collect(hidden)
+        is_compact = self.storage.kind == "compact"
+        # Compact storage collects of active connections alone.
+        hidden = self.storage.collect(~mask) if is_compact else self.mask & ~mask
+        # torch counts several times as fast as it looks for one.
+        if int(hidden.count_nonzero()):
+            self.forward.hidden = hidden if is_compact else self.storage.collect(hidden)
             self.hide()
 
     def show(self) -> None:

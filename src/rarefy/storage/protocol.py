@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 import torch
@@ -13,6 +13,9 @@ from torch.optim import Optimizer
 from rarefy.storage.gradients import DenseGradient
 from rarefy.storage.ranking import Score
 from rarefy.ties import TieOrder
+
+# From what is kept one entry a connection, and the number of a new connection, to the same for another topology.
+Carry = Callable[[Tensor, float], Tensor]
 
 
 class Storage(Protocol):
@@ -98,8 +101,12 @@ class Storage(Protocol):
         """The mask of the best active connections; see `SparseParameter.keep_top`."""
         ...
 
-    def set_mask(self, mask: Tensor, optimizers: Iterable[Optimizer]) -> None:
-        """Gives the weight a new topology; see `SparseParameter.set_mask`."""
+    def set_mask(self, mask: Tensor, optimizers: Iterable[Optimizer]) -> Carry:
+        """Gives the weight a new topology; see `SparseParameter.set_mask`.
+
+        Returns:
+            What carries other entries of the weight to that topology.
+        """
         ...
 
     def prune(self, optimizers: Iterable[Optimizer]) -> None:
@@ -168,4 +175,4 @@ def checksum(mask: Tensor) -> int:
         False
     """
     # In row-major order, whichever way the mask lies in memory.
-    return zlib.crc32(mask.detach().cpu().contiguous().numpy().tobytes())
+    return zlib.crc32(mask.detach().cpu().contiguous().numpy())

@@ -15,7 +15,7 @@ from rarefy.errors import RarefyError
 from rarefy.storage.gradients import DenseGradient, LastSelected
 from rarefy.storage.masked import MaskedStorage, cut_in_pieces, free_mask_leaf, resized, taken_away
 from rarefy.storage.optimizer_state import begin_state, rest_inactive
-from rarefy.storage.protocol import Storage, checksum
+from rarefy.storage.protocol import Carry, Storage, checksum
 from rarefy.storage.ranking import Score
 from rarefy.ties import TieOrder
 from rarefy.torch_private import is_managed_by_fully_shard
@@ -156,7 +156,7 @@ class ShardedStorage:
 
     # ---- topology ----
 
-    def set_mask(self, mask: Tensor, optimizers: Iterable[Optimizer]) -> None:
+    def set_mask(self, mask: Tensor, optimizers: Iterable[Optimizer]) -> Carry:
         """Replaces the mask, zeroes what it drops, and lets the optimizers begin with what it grows.
 
         Args:
@@ -167,10 +167,12 @@ class ShardedStorage:
         own = self.own_mask
         wanted = self.collect(mask).to(own.device)
         grown = self.cut.wrap(wanted > own)
+        stays = wanted & own
         own.copy_(wanted)
         self.prune(optimizers)
         begin_state(optimizers, self.weight, grown)
         self._measure()
+        return lambda entries, number: masks.fill_inactive_(entries, stays, number)
 
     def prune(self, optimizers: Iterable[Optimizer]) -> None:
         """Zeroes weight, gradient and optimizer state of inactive connections."""
