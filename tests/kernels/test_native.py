@@ -14,6 +14,7 @@ from rarefy.kernels.instruction_sets import extension, instruction_set_index
 
 pytestmark = pytest.mark.skipif(instruction_set_index() is None, reason="no compiled kernels")
 
+MODULE: Any = extension()
 PANELS = Panels.from_mask(torch.tensor([[True, False], [True, True]]))
 
 
@@ -31,10 +32,8 @@ def layout_arguments(**changed: Any) -> dict[str, Any]:
 
 
 def gather_arguments(matrix: Tensor, values: Tensor) -> dict[str, Any]:
-    module = extension()
-    assert module is not None
     return {
-        "panels": module.Layout(**layout_arguments()),
+        "panels": MODULE.Layout(**layout_arguments()),
         "matrix": matrix.data_ptr(),
         "values": values.data_ptr(),
         "element_bytes": 4,
@@ -46,13 +45,13 @@ def test_arguments_are_taken_by_name_in_any_order():
     matrix = torch.tensor([[1.0, 9.0], [2.0, 3.0]])
     values = torch.empty(3)
     arguments = gather_arguments(matrix, values)
-    extension().panels_gather(**dict(reversed(arguments.items())))
+    MODULE.panels_gather(**dict(reversed(arguments.items())))
     assert values.tolist() == [1.0, 2.0, 3.0]
 
 
 def test_a_row_of_arguments_and_wrong_names_are_refused():
     arguments = gather_arguments(torch.ones(2, 2), torch.empty(3))
-    gather = extension().panels_gather
+    gather = MODULE.panels_gather
     missing = {name: value for name, value in arguments.items() if name != "values"}
     with pytest.raises(TypeError):
         gather(*arguments.values())
@@ -78,7 +77,7 @@ def test_a_row_of_arguments_and_wrong_names_are_refused():
 )
 def test_a_layout_that_does_not_fit_its_tensors_is_refused(changed: dict[str, int], message: str):
     with pytest.raises(ValueError, match=re.escape(message)):
-        extension().Layout(**layout_arguments(**changed))
+        MODULE.Layout(**layout_arguments(**changed))
 
 
 def test_a_wrong_width_of_panels_is_noticed_where_it_changes_their_number():
@@ -115,7 +114,7 @@ def test_room_for_another_number_of_connections_is_refused():
 )
 def test_what_no_kernel_can_do_is_refused(name: str, arguments: dict[str, int], message: str):
     with pytest.raises(ValueError, match=re.escape(message)):
-        getattr(extension(), name)(**EMPTY[name] | arguments)
+        getattr(MODULE, name)(**EMPTY[name] | arguments)
 
 
 def _empty(*names: str, **numbers: Any) -> dict[str, Any]:
@@ -123,7 +122,7 @@ def _empty(*names: str, **numbers: Any) -> dict[str, Any]:
     return dict.fromkeys(names, 0) | numbers | {"threads": 1}
 
 
-_LAYOUT = extension().Layout(**layout_arguments()) if instruction_set_index() is not None else None
+_LAYOUT = MODULE.Layout(**layout_arguments()) if instruction_set_index() is not None else None
 EMPTY = {
     "select": _empty("isa", "data", "mask", "fill", "size", "element_bytes"),
     "block_sums": _empty("isa", "scores", "rows", "columns", "sums", block_rows=1, block_columns=1),

@@ -175,4 +175,4 @@ def checksum(mask: Tensor) -> int:
         False
     """
     # In row-major order, whichever way the mask lies in memory.
-    return zlib.crc32(mask.detach().cpu().contiguous().numpy())
+    return zlib.crc32(mask.detach().cpu().contiguous().numpy().data)

@@ -1,0 +1,69 @@
+"""What is kept for connections beside the weight: an algorithm's numbers, and what forward passes do not see."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import pytest
+import torch
+from torch import nn
+
+from rarefy.filters import candidates
+from rarefy.patterns import Pattern
+from rarefy.storage.parameter import SparseParameter
+
+
+def sparse(module: nn.Module) -> SparseParameter:
+    return SparseParameter(next(iter(candidates(module))), Pattern())
+
+
+@pytest.mark.parametrize("kind", ["masked", "compact"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_numbers_of_connections_follow_them_and_begin_anew_elsewhere(
+    kind: Literal["masked", "compact"], dtype: torch.dtype
+) -> None:
+    layer = nn.Linear(8, 6, bias=False).to(dtype)
+    parameter = sparse(layer)
+    generator = torch.Generator().manual_seed(0)
+    old, new, last = (torch.rand(6, 8, generator=generator) < 0.5 for _ in range(3))
+    parameter.set_mask(old, [])
+    parameter.become(kind, [])
+    parameter.start_state({"first": 1.5, "sum": 0.0})
+    numbers = {
+        name: torch.randn(6, 8, dtype=parameter.state.entries[name].dtype) for name in ("first", "sum")
+    }
+    parameter.store_state({name: tensor.clone() for name, tensor in numbers.items()})
+    if kind == "masked":
+        # As methods do that treat all entries alike.
+        parameter.state.entries["first"] += ~old
+    stays = old
+    for mask in (new, last):
+        parameter.set_mask(mask, [])
+        stays = stays & mask
+        for name, begin in (("first", 1.5), ("sum", 0.0)):
+            assert torch.equal(parameter.dense_state()[name], numbers[name].where(stays, begin))
+    parameter.after_load([])
+    assert torch.equal(parameter.dense_state()["sum"], numbers["sum"].where(stays, 0.0))
+
+
+@pytest.mark.parametrize("kind", ["masked", "compact"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_what_forward_passes_leave_out_comes_back_bit_by_bit(
+    kind: Literal["masked", "compact"], dtype: torch.dtype
+) -> None:
+    layer = nn.Linear(8, 6, bias=False).to(dtype)
+    with torch.no_grad():
+        layer.weight[0, :4] = torch.tensor([float("nan"), -0.0, 0.0, float("inf")])
+    parameter = sparse(layer)
+    mask = torch.ones(6, 8, dtype=torch.bool)
+    mask[:, 5:] = False
+    parameter.set_mask(mask, [])
+    parameter.become(kind, [])
+    word = {2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
+    before = parameter.dense_weight().clone()
+    used = mask & (torch.arange(8) % 2 == 0)
+    parameter.set_forward_mask(used)
+    assert torch.equal(parameter.dense_weight().view(word), before.where(used, 0.0).view(word))
+    assert torch.equal(parameter.true_weight().view(word), before.view(word))
+    parameter.show()
+    assert torch.equal(parameter.dense_weight().view(word), before.view(word))
