@@ -11,7 +11,6 @@ from rarefy.algorithms.option_checks import check_factor
 from rarefy.algorithms.options import Factor, Sparsity
 from rarefy.algorithms.view import WeightView
 from rarefy.errors import ConfigError, RarefyError
-from rarefy.masks import fill_inactive_
 from rarefy.methods.gmp import GMP
 from rarefy.methods.rising import refuse_approximation, refuse_falling
 
@@ -68,7 +67,7 @@ class Powerprop(GMP):
 
     def score(self, view: WeightView) -> Tensor:
         """|w|; nothing for what is inactive."""
-        return fill_inactive_(view.weight.abs(), view.mask, -torch.inf)
+        return view.weight.abs().masked_fill(~view.mask, -torch.inf)
 
     def update_mask(self, view: WeightView) -> Tensor:
         """The largest of the active connections; a target sparsity that falls is an error."""
