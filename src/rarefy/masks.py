@@ -305,6 +305,14 @@ def zero_inactive_(tensor: Tensor, mask: Tensor) -> Tensor:
 def fill_inactive_(tensor: Tensor, mask: Tensor, number: float) -> Tensor:
     """Puts a number at inactive positions, in place, whatever is there.
 
+    Args:
+        tensor: floating point; changed.
+        mask: bool, of the same shape.
+        number: of the tensor's dtype; infinite ones too.
+
+    Returns:
+        The tensor.
+
     Example:
         >>> fill_inactive_(torch.tensor([1.0, 2.0]), torch.tensor([True, False]), -torch.inf)
         tensor([1., -inf])
