@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rarefy import masks
 from rarefy.checkpoint.matching import in_weight
-from rarefy.distributed import local_part, whole
+from rarefy.distributed import local_part
 from rarefy.errors import RarefyError
 from rarefy.storage.protocol import Carry, Storage
 from rarefy.storage.sharded import ShardedStorage
