@@ -1,4 +1,7 @@
-"""Table 3: models of one task that train for the same time: wide and sparse against narrow and dense."""
+"""Table 3: models of one task that train for the same time: wide and sparse against narrow and dense.
+
+How many steps fit into a time depends on the processor and the format, so that each has runs of its own.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,8 @@ from typing import Any
 from interleave import medians
 
 from .records import Row, complete, read, summarised
-from .table import Scale, Table
+from .structure_times import DTYPES
+from .table import Scale, Table, processor
 from .tasks import Task
 from .training import steps_of, train
 from .variants import STOP, Block, moving
@@ -58,20 +62,25 @@ MODELS = {
 BUDGETS = {"stdlib_gpt": (2.0, 4.0, 8.0), "mnist1d_mlp": (1.0, 2.0, 4.0)}
 
 
-def step_times(task: Task, scale: Scale) -> dict[str, float]:
+def formats() -> list[str]:
+    """In which a model is trained here: bfloat16 too where the processor multiplies it faster."""
+    return list(DTYPES) if "AMX" in processor() else ["float32"]
+
+
+def step_times(task: Task, dtype: str, scale: Scale) -> dict[str, float]:
     """Seconds of a step of each model: interleaved medians of CPU time, measured once and written down."""
     path = scale.folder / "step_times.csv"
-    names = [model.label for model in MODELS[task.name]]
-    known = {row["model"]: row["seconds"] for row in read(path) if row["task"] == task.name}
-    if set(known) >= set(names):
+    shared = {"processor": processor(), "dtype": dtype, "task": task.name}
+    cells = [{**shared, "model": model.label} for model in MODELS[task.name]]
+    known = {row["model"]: row["seconds"] for row in read(path) if shared.items() <= row.items()}
+    if set(known) >= {cell["model"] for cell in cells}:
         return known
     # As many steps as lie between two topology updates.
     candidates = {
-        model.label: steps_of(task, model.block(1000), UPDATE_EVERY, width=model.width)
+        model.label: steps_of(task, model.block(1000), UPDATE_EVERY, width=model.width, dtype=DTYPES[dtype])
         for model in MODELS[task.name]
     }
     measured = medians(candidates, 2 if scale.quick else 9, warmup=1, clock=time.process_time)
-    cells = [{"task": task.name, "model": name} for name in names]
     rows = complete(path, cells, lambda cell: {"seconds": measured[cell["model"]] / UPDATE_EVERY})
     return {row["model"]: row["seconds"] for row in rows}
 
@@ -87,14 +96,17 @@ def measure(task: Task, cell: Row, tuning: bool = False) -> Row:
         width=model.width,
         tuning=tuning,
         compute="auto",
+        dtype=DTYPES[cell["dtype"]],
     )
     return {"score": outcome.score, "weights": outcome.weights, "seconds": outcome.seconds}
 
 
-def tuned_rates(task: Task, runs: Sequence[tuple[str, int]], scale: Scale) -> dict[tuple[str, int], float]:
+def tuned_rates(
+    task: Task, dtype: str, runs: Sequence[tuple[str, int]], scale: Scale
+) -> dict[tuple[str, int], float]:
     """The learning rate of each model for each number of steps, as in `learning_rates`."""
     cells = [
-        {"task": task.name, "model": name, "steps": count, "lr": rate, "seed": seed}
+        {"dtype": dtype, "task": task.name, "model": name, "steps": count, "lr": rate, "seed": seed}
         for name, count in runs
         for rate in (GRIDS[task.name][:1] if scale.quick else GRIDS[task.name])
         for seed in scale.tuning_seeds
@@ -111,32 +123,40 @@ def tuned_rates(task: Task, runs: Sequence[tuple[str, int]], scale: Scale) -> di
 
 
 def run(scale: Scale) -> None:
-    """Measures what is missing."""
+    """Measures what is missing, on this processor."""
     for task in scale.tasks(list(MODELS)):
-        times = step_times(task, scale)
-        share = 0.1 if scale.quick else 1.0
+        for dtype in formats():
+            complete_one(task, dtype, scale)
 
-        def count(name: str, budget: float, times: dict[str, float] = times, share: float = share) -> int:
-            return max(round(share * budget / times[name]), 20)
 
-        labels = [model.label for model in MODELS[task.name]]
-        budgets = BUDGETS[task.name][:1] if scale.quick else BUDGETS[task.name]
-        runs = [(name, count(name, budget)) for budget in budgets for name in labels]
-        rates = tuned_rates(task, list(dict.fromkeys(runs)), scale)
-        cells = [
-            {
-                "task": task.name,
-                "model": name,
-                "budget": budget,
-                "steps": count(name, budget),
-                "lr": rates[name, count(name, budget)],
-                "seed": seed,
-            }
-            for seed in scale.seeds
-            for budget in budgets
-            for name in labels
-        ]
-        complete(scale.folder / "equal_time.csv", cells, lambda cell, task=task: measure(task, cell))
+def complete_one(task: Task, dtype: str, scale: Scale) -> None:
+    """Measures what is missing of one task in one format."""
+    times = step_times(task, dtype, scale)
+    share = 0.1 if scale.quick else 1.0
+
+    def count(name: str, budget: float) -> int:
+        return max(round(share * budget / times[name]), 20)
+
+    labels = [model.label for model in MODELS[task.name]]
+    budgets = BUDGETS[task.name][:1] if scale.quick else BUDGETS[task.name]
+    runs = [(name, count(name, budget)) for budget in budgets for name in labels]
+    rates = tuned_rates(task, dtype, list(dict.fromkeys(runs)), scale)
+    cells = [
+        {
+            "processor": processor(),
+            "dtype": dtype,
+            "task": task.name,
+            "model": name,
+            "budget": budget,
+            "steps": count(name, budget),
+            "lr": rates[name, count(name, budget)],
+            "seed": seed,
+        }
+        for seed in scale.seeds
+        for budget in budgets
+        for name in labels
+    ]
+    complete(scale.folder / "equal_time.csv", cells, lambda cell: measure(task, cell))
 
 
 TABLE = Table("equal_time", run, ("score", "weights", "seconds"))

@@ -13,7 +13,7 @@ SPARSITIES = {
     "mnist1d_mlp": (0.8, 0.9, 0.95, 0.98, 0.99),
     "mnist1d_conv": (0.8, 0.9, 0.95, 0.98),
     "digits_mlp": (0.8, 0.9, 0.95, 0.98, 0.99),
-    "stdlib_gpt": (0.8, 0.9, 0.95, 0.98),
+    "stdlib_gpt": (0.8, 0.9, 0.95, 0.98, 0.99),
 }
 # All weights of these have about one shape, so that ERK is the uniform distribution.
 ALIKE = ("stdlib_gpt",)

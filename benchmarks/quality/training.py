@@ -108,6 +108,7 @@ def train(
     tuning: bool = False,
     batch_size: int | None = None,
     compute: str | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> Outcome:
     """Trains a fresh model and judges it.
 
@@ -121,12 +122,13 @@ def train(
         tuning: whether to judge by a part of the training data.
         batch_size: the task's own by default.
         compute: how sparse weights are stored; the task's own by default.
+        dtype: of the products, under autocast where it is not float32.
     """
     torch.manual_seed(seed)
     model = task.model(width or task.width)
     sparsity = None if block is None else sparsify(model, block, seed, compute or task.compute)
     optimizer = adamw(model, lr, sparsity)
-    seconds = fit(task, model, optimizer, steps, seed, tuning=tuning, batch_size=batch_size)
+    seconds = fit(task, model, optimizer, steps, seed, tuning=tuning, batch_size=batch_size, dtype=dtype)
     return Outcome(task.score(model.eval(), tuning), count_weights(model, sparsity), seconds)
 
 
@@ -139,6 +141,7 @@ def fit(
     *,
     tuning: bool = False,
     batch_size: int | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> float:
     """Trains a model for a whole schedule; the CPU seconds that it took."""
     schedule = LambdaLR(optimizer, lambda step: rate_at(step, steps, task.warmup))
@@ -146,7 +149,7 @@ def fit(
     model.train()
     start = time.process_time()
     for _ in range(steps):
-        step(task, model, optimizer, next(batches), torch.float32)
+        step(task, model, optimizer, next(batches), dtype)
         schedule.step()
     return time.process_time() - start
 

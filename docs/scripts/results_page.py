@@ -165,9 +165,9 @@ def structure_times(task: str) -> str:
     return table_of(["", *(f"{name}, {percent(one)}" for name in names for one in sparsities)], lines)
 
 
-def equal_time(task: str) -> str:
+def equal_time(task: str, processor: str, dtype: str) -> str:
     """Models down, budgets across."""
-    rows = matching("equal_time", task=task)
+    rows = matching("equal_time", task=task, processor=processor, dtype=dtype)
     budgets = distinct(rows, "budget")
     head = ["", "learning rate", "weights", *(f"{budget:g} s" for budget in budgets)]
     lines = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,26 +100,37 @@ def structure_figure() -> Figure:
 
 
 def equal_time_figure() -> Figure:
-    """Score over seconds of training, a line a model, a panel a task."""
-    tasks = distinct(load("equal_time"), "task")
-    figure, axes = plt.subplots(1, len(tasks), figsize=(4.6 * len(tasks), 3.4), squeeze=False)
-    for task, ax in zip(tasks, axes[0], strict=True):
-        rows = matching("equal_time", task=task)
-        for number, model in enumerate(distinct(rows, "model")):
-            own = [row for row in rows if row["model"] == model]
-            x = [row["budget"] for row in own]
-            y = [row["score"] for row in own]
-            error = [row["score_error"] for row in own]
-            style = "--" if "dense" in model else "-"
-            ax.errorbar(
-                x, y, error, label=model, marker="o", markersize=3.5, capsize=2, ls=style, color=f"C{number}"
-            )
-        ax.set_xscale("log", base=2)
-        budgets = distinct(rows, "budget")
-        ax.set_xticks(budgets, [f"{one:g}" for one in budgets])
-        ax.legend(fontsize=7, frameon=False)
-        axes_of(ax, TITLES[task], "seconds of training, one thread", LABELS[METRICS.get(task, "accuracy")])
+    """Score over seconds of training, a line a model, a panel a task and a machine."""
+    table = load("equal_time")
+    tasks = distinct(table, "task")
+    machines = list(dict.fromkeys((row["processor"], row["dtype"]) for row in table))
+    size = (4.6 * len(tasks), 3.2 * len(machines))
+    figure, axes = plt.subplots(len(machines), len(tasks), figsize=size, squeeze=False)
+    for (processor, dtype), line in zip(machines, axes, strict=True):
+        for task, ax in zip(tasks, line, strict=True):
+            rows = matching("equal_time", task=task, processor=processor, dtype=dtype)
+            equal_time_panel(ax, rows)
+            short = processor.replace("(R)", "").replace(" Processor", "")
+            title = f"{TITLES[task]}; {short}, {dtype}"
+            axes_of(ax, title, "seconds of training, one thread", LABELS[METRICS.get(task, "accuracy")])
     return figure
+
+
+def equal_time_panel(ax: Axes, rows: Sequence[Row]) -> None:
+    """One line a model."""
+    for number, model in enumerate(distinct(rows, "model")):
+        own = [row for row in rows if row["model"] == model]
+        x = [row["budget"] for row in own]
+        y = [row["score"] for row in own]
+        error = [row["score_error"] for row in own]
+        style = "--" if "dense" in model else "-"
+        ax.errorbar(
+            x, y, error, label=model, marker="o", markersize=3.5, capsize=2, ls=style, color=f"C{number}"
+        )
+    ax.set_xscale("log", base=2)
+    budgets = distinct(rows, "budget")
+    ax.set_xticks(budgets, [f"{one:g}" for one in budgets])
+    ax.legend(fontsize=7, frameon=False)
 
 
 def transfer_figure() -> Figure:
