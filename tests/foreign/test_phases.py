@@ -112,6 +112,27 @@ def test_a_part_whose_optimizer_is_used_no_longer_is_named_and_left_out(storage)
     assert not torch.equal(before[0], masks(sparsity)[0])
 
 
+@pytest.mark.parametrize("is_noted", [False, True])
+def test_an_optimizer_that_steps_again_trains_from_its_first_step(is_noted):
+    """Also where the weights have another form within a step, and stay to the last bit if the step changes nothing."""
+    model = network()
+    rise = {"type": "polynomial", "init": 0.3, "final": 0.5, "start": 0, "stop": 5000}
+    sparsity = rarefy.configure({"algorithm": "powerprop", "sparsity": rise, "update": {"freq": 1000}})
+    sparsity.apply(model)
+    first = torch.optim.SGD(body(model) if is_noted else everything(model), lr=0.1)
+    second = torch.optim.SGD(head(model), lr=0.1)
+    sparsity.apply(first)
+    step_once(model, first, 0)
+    sparsity.apply(second)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for step in range(101 if is_noted else 1):
+            step_once(model, second, step)
+    before = model[0].weight.detach().clone()
+    step_once(model, first, 1)
+    assert not torch.equal(before, model[0].weight)
+
+
 def test_weights_that_have_an_optimizer_each_are_not_absent():
     absence = Absence()
     names = [str(number) for number in range(150)]

@@ -360,7 +360,7 @@ class Attachment:
             state = parameter.state.entries_on(weight.device)
             policy.observe(StepView(parameter.name, weight, gradient, state, self.step + 1))
         if parameter.has_learned:
-            self._forms.enter(parameter, self.is_frozen(parameter))
+            self._forms.enter(parameter, self._following.is_still(parameter, optimizer))
 
     def _step_is_over(self) -> None:
         """Called when every sparse weight has taken one more step."""

@@ -118,22 +118,25 @@ class Following:
         self._watch.saw_gradient(parameter.name, grad, bool(self.optimizers), version)
 
     def is_frozen(self, parameter: SparseParameter) -> bool:
-        """Whether a weight cannot learn: no gradient is wanted, it is in no optimizer, or its learning rate is 0."""
+        """Whether a weight keeps its topology: nothing in use trains it, or `is_still` is true of all that does."""
+        return self._is_still(parameter, self._in_use) or self._absence.is_noted(parameter.name)
+
+    def is_still(self, parameter: SparseParameter, optimizer: Optimizer) -> bool:
+        """Whether a step of an optimizer does not change a weight: no gradient is wanted, or its learning rate is 0."""
+        return self._is_still(parameter, [optimizer])
+
+    def _is_still(self, parameter: SparseParameter, optimizers: Iterable[Optimizer]) -> bool:
         weight = parameter.weight
         groups = [
             group
-            for optimizer in self._in_use
+            for optimizer in optimizers
             for group in optimizer.param_groups
             if any(other is weight for other in group["params"])
         ]
         rates = [float(group.get("lr", 1.0)) for group in groups]
         # One that learned in this step and was frozen since, as a discriminator while its generator learns, is not.
         is_wanted = weight.requires_grad or parameter.has_learned
-        return (
-            not is_wanted
-            or bool(self.optimizers and not any(rates))
-            or self._absence.is_noted(parameter.name)
-        )
+        return not is_wanted or bool(self.optimizers and not any(rates))
 
     @outside_of_graphs
     def _restore_zeros(self, *_: Any) -> None:
