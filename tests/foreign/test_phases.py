@@ -97,10 +97,10 @@ def test_a_part_whose_optimizer_is_used_no_longer_is_named_and_left_out(storage)
     before = masks(sparsity)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for step in range(99):
+        for step in range(999):
             step_once(model, second, step)
     assert sparsity.step == 4
-    with pytest.warns(UserWarning, match=r"0\.weight: no optimizer has trained it for 100 steps of others"):
+    with pytest.warns(UserWarning, match=r"0\.weight: no optimizer has trained it for 1000 steps of others"):
         step_once(model, second, 0)
     step_once(model, second, 1)
     assert sparsity.step == 6
@@ -126,7 +126,7 @@ def test_an_optimizer_that_steps_again_trains_from_its_first_step(is_noted):
     sparsity.apply(second)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for step in range(101 if is_noted else 1):
+        for step in range(1001 if is_noted else 1):
             step_once(model, second, step)
     before = model[0].weight.detach().clone()
     step_once(model, first, 1)
@@ -140,3 +140,50 @@ def test_weights_that_have_an_optimizer_each_are_not_absent():
         for turn in names:
             absence.saw_step({name: name == turn for name in names})
     assert not any(map(absence.is_noted, names))
+
+
+@STORAGES
+def test_a_critic_of_a_hundred_steps_a_generator_step_holds_no_count_back(storage):
+    model, sparsity, (first, second) = begun(storage, body, head)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for step in range(300):
+            step_once(model, second, step)
+            if step % 100 == 99:
+                step_once(model, first, step)
+    assert sparsity.step == 7
+
+
+@STORAGES
+def test_a_frozen_body_is_not_waited_for(storage):
+    model, sparsity, (_, second) = begun(storage, body, head)
+    before = masks(sparsity)
+    model[0].requires_grad_(False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for step in range(6):
+            step_once(model, second, step)
+    assert sparsity.step == 10
+    assert torch.equal(before[0], masks(sparsity)[0])
+
+
+@STORAGES
+@pytest.mark.parametrize("steps", [3, 1010])
+@pytest.mark.filterwarnings("ignore:0.weight. no optimizer has trained it:UserWarning")
+def test_a_resumed_run_waits_no_longer_than_one_that_went_on(storage, steps):
+    model, sparsity, (first, second) = begun(storage, body, head)
+    for step in range(steps):
+        step_once(model, second, step)
+    other, resumed, (third, fourth) = begun(storage, body, head)
+    other.load_state_dict(model.state_dict())
+    for mine, theirs in ((first, third), (second, fourth)):
+        theirs.load_state_dict(mine.state_dict())
+    resumed.load_state_dict(sparsity.state_dict())
+    for step in range(8):
+        for network_, optimizer in ((model, second), (other, fourth)):
+            step_once(network_, optimizer, step)
+    step_once(model, first, 0)
+    step_once(other, third, 0)
+    assert resumed.step == sparsity.step
+    assert all(map(torch.equal, masks(resumed), masks(sparsity)))
+    torch.testing.assert_close(other.state_dict(), model.state_dict(), rtol=0, atol=0)

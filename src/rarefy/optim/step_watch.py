@@ -12,8 +12,8 @@ from rarefy.torch_private import times_written
 
 # A gradient scaler may skip as many steps while it looks for its scale.
 _PATIENCE = 10
-# A discriminator takes a few steps for each of its generator, hardly ever so many.
-_LONGEST_ABSENCE = 100
+# A critic takes up to 100 steps for each of its generator (Arjovsky et al., 2017), hardly ever so many.
+_LONGEST_ABSENCE = 1000
 
 
 class StepWatch:
@@ -80,6 +80,7 @@ class Absence:
         # The most that a weight had taken when each of them took its last one.
         self._last: dict[str, int] = {}
         self._absent: set[str] = set()
+        self._told: set[str] = set()
 
     def saw_step(self, has_stepped: Mapping[str, bool]) -> None:
         """Called after each step of an optimizer.
@@ -92,14 +93,25 @@ class Absence:
         most = max(self._taken.values(), default=0)
         for name, is_there in has_stepped.items():
             self._last[name] = most if is_there else self._last.get(name, most)
-        absent = {name for name in has_stepped if most - self._last[name] >= _LONGEST_ABSENCE}
-        if absent - self._absent:
-            self._tell(sorted(absent - self._absent))
-        self._absent = absent
+        self._absent = {name for name in has_stepped if most - self._last[name] >= _LONGEST_ABSENCE}
+        if self._absent - self._told:
+            self._tell(sorted(self._absent - self._told))
+        self._told |= self._absent
 
     def is_noted(self, name: str) -> bool:
         """Whether a weight does not count any longer, until its optimizer steps again."""
         return name in self._absent
+
+    def state(self) -> dict[str, dict[str, int]]:
+        """The counts, to be saved."""
+        return {"taken": dict(self._taken), "last": dict(self._last)}
+
+    def load(self, state: Mapping[str, Mapping[str, int]]) -> None:
+        """Goes on from what `state` returned, or without it from the beginning."""
+        self._taken = dict(state.get("taken", {}))
+        self._last = dict(state.get("last", {}))
+        most = max(self._taken.values(), default=0)
+        self._absent = {name for name, last in self._last.items() if most - last >= _LONGEST_ABSENCE}
 
     @staticmethod
     def _tell(late: list[str]) -> None:

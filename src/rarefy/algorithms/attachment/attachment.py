@@ -381,11 +381,12 @@ class Attachment:
 
     def state_dict(self) -> dict[str, Any]:
         """What belongs to weights: storage, dense gradients, connection state."""
-        return {**storage_state(self.parameters), **weights_state(self.parameters)}
+        weights = {**storage_state(self.parameters), **weights_state(self.parameters)}
+        return {**weights, **self._following.state()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on from an algorithm's state, which was checked."""
-        self.step = state["step"]
+        self._following.load(state)
         # First: what follows is held as the storage holds the weight.
         if self._policy.compute == "auto":
             # A wrapper that averages gradients of dense size could not go on with compact storage.
@@ -394,6 +395,4 @@ class Attachment:
             }
             restore_storage(may, state, self._following.optimizers)
         self.prepare()
-        for parameter in self.parameters.values():
-            parameter.steps = self.step
         load_weights_state(self.parameters, state)

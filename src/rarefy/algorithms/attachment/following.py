@@ -232,7 +232,11 @@ class Following:
         self, optimizer: Optimizer, now: Container[nn.Parameter], ever: Container[nn.Parameter]
     ) -> None:
         """Step k is over when every sparse parameter that is trained at all has taken its k-th step."""
-        trained = {name: p.weight in now for name, p in self._parameters.items() if p.weight in ever}
+        trained = {
+            name: p.weight in now
+            for name, p in self._parameters.items()
+            if p.weight in now or (p.weight in ever and (p.weight.requires_grad or p.has_learned))
+        }
         self._absence.saw_step(trained)
         involved = []
         for name, parameter in self._parameters.items():
@@ -249,6 +253,19 @@ class Following:
         self.step += 1
         # Counted before the algorithm hears of it, so that an update finds its own number.
         self._after()
+
+    def state(self) -> dict[str, Any]:
+        """How far the optimizers are apart; nothing where they step together."""
+        ahead = {name: p.steps - self.step for name, p in self._parameters.items() if p.steps != self.step}
+        return {"counting": {"ahead": ahead, **self._absence.state()}} if ahead else {}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Goes on counting from a state that has the step, and what `state` returned."""
+        self.step = state["step"]
+        counting = state.get("counting", {})
+        for name, parameter in self._parameters.items():
+            parameter.steps = self.step + counting.get("ahead", {}).get(name, 0)
+        self._absence.load(counting)
 
     def _refuse_tied(self) -> None:
         """Notices that two weights have become one, which cannot have two masks.
