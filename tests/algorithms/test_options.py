@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rarefy.algorithms.compute_option import check_compute
 from rarefy.algorithms.option_checks import (
+    check_compute,
     check_seed,
     parse_fraction,
     refuse_constant,

@@ -17,7 +17,6 @@ from rarefy.algorithms import option_checks, options
 from rarefy.algorithms.attachment import Attached, Attachment, check_state
 from rarefy.algorithms.attachment.hooks import UserHooks
 from rarefy.algorithms.beginning import Beginning, check_competition
-from rarefy.algorithms.compute_option import check_compute
 from rarefy.algorithms.few_connections import few_connections, refuse_empty, warn_of_few
 from rarefy.algorithms.reparametrization import Reparametrizing
 from rarefy.algorithms.summary import Shown
@@ -197,7 +196,7 @@ class SparsityAlgorithm(Attached, Beginning, Reparametrizing, Sparsifier):
         competes_by_weight(
             self.init_method, dynamic=self.dynamic, distribution=distribution, structure=structure
         )
-        self.compute = check_compute(compute)
+        self.compute = option_checks.check_compute(compute)
         self.seed = option_checks.check_seed(seed)
         self.scaling = DensityScaling(parametrization, is_constant=isinstance(self.sparsity, Constant))
         self.scaling.check_first_masks(isinstance(self.init_method, FromData))

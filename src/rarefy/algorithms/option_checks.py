@@ -11,9 +11,14 @@ from rarefy.distributions import GLOBAL
 from rarefy.errors import ConfigError, join_path
 from rarefy.patterns.constant_fan import ConstantFan
 from rarefy.patterns.structures import TOLERANCE, NOfM, Structure
+from rarefy.schedule_schema import Json
 from rarefy.schedules import Constant, Cycling, Schedule, parse_schedule
+from rarefy.storage.choice import HALF
 from rarefy.validation import LevelMark, marked_fields, shorten
 from rarefy.validation.numerals import read_number
+
+COMPUTE = ("auto", "masked", "compact")
+_FORM = {"compact": "half"}
 
 
 def parse_fraction(value: Any, path: str, *, below_one: bool = False) -> Schedule:
@@ -213,3 +218,38 @@ def check_flag(value: Any, path: str) -> bool:
     if not isinstance(value, bool):
         raise ConfigError(path, shorten(value), "true or false", f"{path}: true")
     return value
+
+
+def check_compute(value: Any) -> str:
+    """The `compute` option, checked: `{compact: half}` becomes `half`.
+
+    Raises:
+        ConfigError: an unknown value.
+
+    Example:
+        >>> check_compute("masked"), check_compute({"compact": "half"})
+        ('masked', 'half')
+    """
+    if value in COMPUTE:
+        return value
+    if not isinstance(value, Mapping):
+        allowed = "auto, masked, compact or {compact: half}"
+        raise ConfigError("compute", shorten(value), allowed, "compute: auto")
+    if list(value) != list(_FORM):
+        raise ConfigError("compute", shorten(dict(value)), "{compact: half}", "compute: {compact: half}")
+    if value != _FORM:
+        allowed = "half, or leave it at compute: compact"
+        raise ConfigError("compute.compact", shorten(value["compact"]), allowed, "compute: {compact: half}")
+    return HALF
+
+
+def compute_schema() -> Json:
+    """The JSON schema of the option."""
+    half: Json = {
+        "type": "object",
+        "properties": {"compact": {"enum": [HALF]}},
+        "required": ["compact"],
+        "additionalProperties": False,
+        "description": "compact, and under autocast multiplied in float16 where the processor has avx512_fp16",
+    }
+    return {"anyOf": [{"enum": list(COMPUTE)}, half]}

@@ -15,8 +15,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, get_type_hints
 
-from rarefy.algorithms.compute_option import compute_schema
-from rarefy.algorithms.option_checks import check_factor, check_flag, check_fraction, parse_fraction
+from rarefy.algorithms.option_checks import (
+    check_factor,
+    check_flag,
+    check_fraction,
+    compute_schema,
+    parse_fraction,
+)
 from rarefy.distributions import DISTRIBUTIONS
 from rarefy.first_masks.names import first_masks_schema
 from rarefy.optim.density_scaling import PARAMETRIZATIONS

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from rarefy.errors import ConfigError
-from rarefy.schedules.shared import CONFIG, require_order
+from rarefy.schedules.values import CONFIG, require_order
 from rarefy.validation import Step, StepCount, StepMark, build, shorten
 
 

@@ -10,13 +10,25 @@ from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
 from typing import Annotated, Any, Protocol
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from rarefy.errors import ConfigError, RarefyError, did_you_mean, join_path
-from rarefy.schedules.shared import CONFIG, require_order
 from rarefy.validation import Level, Number, Step, StepCount, build, shorten
 from rarefy.validation.numerals import read_number, share_hint
+
+# A validator is built with the first schedule of a class; few runs use more than two of them.
+CONFIG = ConfigDict(extra="forbid", defer_build=True)
+
+
+def require_order(start: int, stop: int) -> None:
+    """Refuses a stop that does not come after its start, for validators, which tell the path.
+
+    Raises:
+        ValueError: it does not.
+    """
+    if stop <= start:
+        raise ValueError(f"a stop after start (start is {start}, stop is {stop})")
 
 
 class Schedule(Protocol):
