@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rarefy.decoder.decoder_config import LossScaling
 from rarefy.models import GPTConfig, GPTModel, LanguageModelLoss, LanguageModelMetrics
-from rarefy.models.language_modeling import LossScaling
 
 SCALINGS: tuple[LossScaling, ...] = ("num_tokens", "batch_size")
 

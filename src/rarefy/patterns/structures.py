@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from rarefy import kernels, masks
@@ -347,10 +348,9 @@ class Blocks(Structure):
     def fold(self, scores: Tensor) -> Tensor:
         """The scores of the blocks."""
         matrix = to_matrix(scores)
-        block = (self.rows, self.columns)
         if matrix.numel() == 0:
             return matrix.reshape(1, 0)
-        return BLOCK_SCORES[self.score](matrix, block).reshape(1, -1)
+        return BLOCK_SCORES[self.score](matrix, (self.rows, self.columns)).reshape(1, -1)
 
     def fold_mask(self, mask: Tensor) -> Tensor:
         """The blocks that have an active connection."""
@@ -397,4 +397,4 @@ def from_matrix(matrix: Tensor, shape: Sequence[int]) -> Tensor:
     """
     if len(shape) == 2:
         return matrix.reshape(*shape)
-    return matrix.reshape(math.prod(shape[2:]), *shape[:2]).movedim(0, 2).reshape(*shape)
+    return matrix.reshape(torch.Size(shape[2:]).numel(), *shape[:2]).movedim(0, 2).reshape(*shape)
