@@ -139,12 +139,14 @@ def resumed(rank, name, order, folder):
     second = Run(case, order, (rank, 2))
     second.model.load_state_dict(first.model.state_dict())
     second.optimizer.load_state_dict(first.optimizer.state_dict())
-    second.sparsity.load_state_dict(state)
-    second.count = 1
-    ends = second.go(2)["masks"][-1], steady.present_masks()
     kept = state.get("connections", {}).get("0.weight", {})
     numbers = [*kept.get("state", {}).values(), *([kept["forward"]] if "forward" in kept else [])]
-    same = all(torch.equal(mask, ends[1][name]) for name, mask in ends[0].items())
+    before = [one.to_local().clone() for one in numbers]
+    second.sparsity.load_state_dict(state)
+    untouched = all(torch.equal(one.to_local(), was) for one, was in zip(numbers, before, strict=True))
+    second.count = 1
+    ends = second.go(2)["masks"][-1], steady.present_masks()
+    same = untouched and all(torch.equal(mask, ends[1][name]) for name, mask in ends[0].items())
     return same, [tuple(one.to_local().shape) for one in numbers]
 
 

@@ -125,7 +125,8 @@ class ConnectionState:
     def _load_pieces(self, storage: ShardedStorage, saved: Mapping[str, Tensor]) -> None:
         own_mask = storage.own_mask
         for name in self.entries.keys() & saved.keys():
-            own = local_part(storage.loaded_entries(saved[name])).to(self.entries[name])
+            # Filled in place below, and what is loaded is the caller's.
+            own = local_part(storage.loaded_entries(saved[name])).to(self.entries[name], copy=True)
             self.entries[name] = masks.fill_inactive_(own, own_mask, self.initial[name])
 
 
