@@ -12,7 +12,7 @@ import torch
 
 import rarefy
 from foreign.networks import RIGL, network, step_once
-from rarefy.optim.step_watch import Absence
+from rarefy.algorithms.attachment.step_watch import Absence
 
 STORAGES = pytest.mark.parametrize("storage", ["masked", "compact"])
 
@@ -187,3 +187,21 @@ def test_a_resumed_run_waits_no_longer_than_one_that_went_on(storage, steps):
     assert resumed.step == sparsity.step
     assert all(map(torch.equal, masks(resumed), masks(sparsity)))
     torch.testing.assert_close(other.state_dict(), model.state_dict(), rtol=0, atol=0)
+
+
+@STORAGES
+def test_a_resumed_run_knows_which_optimizer_is_used_no_longer(storage):
+    model, sparsity, (first,) = begun(storage, everything)
+    second = torch.optim.SGD(head(model), lr=0.1)
+    sparsity.apply(second)
+    step_once(model, second, 0)
+    other, resumed, (third, fourth) = begun(storage, everything, head)
+    other.load_state_dict(model.state_dict())
+    for mine, theirs in ((first, third), (second, fourth)):
+        theirs.load_state_dict(mine.state_dict())
+    resumed.load_state_dict(sparsity.state_dict())
+    for step in range(4):
+        for network_, optimizer in ((model, second), (other, fourth)):
+            step_once(network_, optimizer, step)
+    assert resumed.step == sparsity.step == 9
+    assert all(map(torch.equal, masks(resumed), masks(sparsity)))

@@ -36,29 +36,6 @@ def factor_since(storage: Storage, grad: Tensor, collected: Tensor) -> float:
     return 0.0 if may_be_zeroed and bool(storage.spread(before)[storage.mask].any()) else 1.0
 
 
-def common_factor(tensor: Tensor, other: Tensor) -> float:
-    """The factor by which `tensor` is larger than `other`, if nearly all of the largest sampled entries have the same.
-
-    Args:
-        tensor: any shape.
-        other: the shape of `tensor`.
-
-    Returns:
-        A power of two where it is one but for rounding, as loss scales are; 1 if there is no such factor.
-
-    Example:
-        >>> import torch
-        >>> common_factor(torch.tensor([2.0, 0.0]), torch.tensor([1024.0, 5.0]))
-        0.001953125
-        >>> common_factor(torch.tensor([-3.0, 0.0]), torch.tensor([1.0, 5.0]))
-        -3.0
-        >>> common_factor(torch.tensor([2.0, 3.0]), torch.tensor([1.0, 6.0]))
-        1.0
-    """
-    ratio = _shared_ratio(tensor, other)
-    return 1.0 if ratio is None else _without_rounding(ratio)
-
-
 def is_multiple(tensor: Tensor, other: Tensor) -> bool:
     """Whether `tensor` is `other` times a positive number, as far as the largest sampled entries tell.
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from rarefy.algorithms.attachment.step_watch import Absence, StepWatch
 from rarefy.errors import RarefyError
-from rarefy.optim.step_watch import Absence, StepWatch
 from rarefy.storage.optimizer_traits import preserves_zeros, trained_parameters, with_inner
 from rarefy.storage.parameter import SparseParameter
 from rarefy.storage.saved_state import load_entries, save_entries
@@ -32,10 +32,6 @@ def _put_first(handle: RemovableHandle) -> bool:
     assert hooks is not None
     hooks.move_to_end(handle.id, last=False)
     return len(hooks) > 1
-
-
-def _is_among(optimizer: Optimizer, others: Iterable[Optimizer]) -> bool:
-    return any(optimizer is other for other in others)
 
 
 class Following:
@@ -68,8 +64,9 @@ class Following:
         self._trained: dict[str, nn.Parameter] = {}  # weak references would keep torch from swapping tensors
         self._watch = StepWatch()
         self._absence = Absence()
-        self._stepped: list[Optimizer] = []
-        self._set_aside: list[Optimizer] = []
+        # Places in `optimizers`, which a resumed run finds again, as its optimizers come in the same order.
+        self._stepped: set[int] = set()
+        self._set_aside: set[int] = set()
         self._before = before_step
         self._settle = settle
         self._after = after_step
@@ -91,7 +88,9 @@ class Following:
             if parameter.weight in own:
                 self._trained[name] = parameter.weight
         # One that comes in the middle of a training for weights of another goes on in its place, as fine-tuning does.
-        self._set_aside += [one for one in self._stepped if self._shares_weights(one, optimizer)]
+        self._set_aside |= {
+            place for place in self._stepped if self._shares_weights(self.optimizers[place], optimizer)
+        }
         self.optimizers.append(optimizer)
         optimizer.register_step_pre_hook(self._before_step)
         # Hooks of before may write weights, by noise or a projection for example.
@@ -111,7 +110,7 @@ class Following:
     @property
     def _in_use(self) -> list[Optimizer]:
         """Those that step, or will for all that is known."""
-        return [one for one in self.optimizers if not _is_among(one, self._set_aside)]
+        return [one for place, one in enumerate(self.optimizers) if place not in self._set_aside]
 
     def saw_gradient(self, parameter: SparseParameter, grad: Tensor, version: int) -> None:
         """Called after each backward pass, to notice that nobody makes use of its gradients; see `StepWatch`."""
@@ -220,9 +219,9 @@ class Following:
 
     def _goes_on(self, optimizer: Optimizer) -> None:
         """Notes that an optimizer steps, one that was set aside too."""
-        self._set_aside = [one for one in self._set_aside if one is not optimizer]
-        if not _is_among(optimizer, self._stepped):
-            self._stepped.append(optimizer)
+        place = next(place for place, one in enumerate(self.optimizers) if one is optimizer)
+        self._set_aside.discard(place)
+        self._stepped.add(place)
 
     def _end_all(self) -> None:
         for parameter in self._parameters.values():
@@ -255,9 +254,11 @@ class Following:
         self._after()
 
     def state(self) -> dict[str, Any]:
-        """How far the optimizers are apart; nothing where they step together."""
+        """How far the optimizers are apart, and which are used no longer; nothing where they step together."""
         ahead = {name: p.steps - self.step for name, p in self._parameters.items() if p.steps != self.step}
-        return {"counting": {"ahead": ahead, **self._absence.state()}} if ahead else {}
+        if not ahead and not self._set_aside:
+            return {}
+        return {"counting": {"ahead": ahead, "set_aside": sorted(self._set_aside), **self._absence.state()}}
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Goes on counting from a state that has the step, and what `state` returned."""
@@ -265,6 +266,7 @@ class Following:
         counting = state.get("counting", {})
         for name, parameter in self._parameters.items():
             parameter.steps = self.step + counting.get("ahead", {}).get(name, 0)
+        self._set_aside = set(counting.get("set_aside", ()))
         self._absence.load(counting)
 
     def _refuse_tied(self) -> None:
