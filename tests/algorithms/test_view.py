@@ -330,14 +330,29 @@ def test_state_moves_with_the_topology(compute, balance):
     assert {value for start in algorithm.starts for value in start} == {0.25}
 
 
+def add_one(state):
+    state["age"].add_(1)
+
+
+def assign_one_more(state):
+    state["age"] = state["age"] + 1
+
+
 @both_storages
-def test_what_an_update_writes_to_its_state_stays(compute):
+@pytest.mark.parametrize("write", [add_one, assign_one_more])
+@pytest.mark.parametrize("moment", ["update", "observe"])
+def test_what_an_algorithm_writes_to_its_state_stays(compute, write, moment):
     class Counts(ByView):
         connection_state: ClassVar = {"age": 0.0}
 
         def update_mask(self, view):
-            view.state["age"].add_(1)
+            if moment == "update":
+                write(view.state)
             return super().update_mask(view)
+
+        def observe(self, view):
+            if moment == "observe":
+                write(view.state)
 
     algorithm = Counts(
         0.75, seed=0, update={"freq": 1}, compute=compute, balance_in_groups=2, init_method="topk"
@@ -346,6 +361,18 @@ def test_what_an_update_writes_to_its_state_stays(compute):
     train(model, optimizer, 3)
     parameter = algorithm.parameters["0.weight"]
     assert set(parameter.dense_state()["age"][parameter.mask].tolist()) == {3.0}
+
+
+def test_numbers_that_were_not_declared_are_refused():
+    class Invents(ByView):
+        def update_mask(self, view):
+            view.state["age"] = view.weight.abs()
+            return super().update_mask(view)
+
+    algorithm = Invents(0.75, seed=0, update={"freq": 1})
+    model, optimizer = prepare(algorithm)
+    with pytest.raises(RarefyError, match=r"view\.state\['age'\].*connection_state = \{\"age\": 0\.0\}"):
+        train(model, optimizer, 2)
 
 
 def test_state_is_float32_beside_a_narrower_weight():

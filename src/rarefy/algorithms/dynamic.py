@@ -13,7 +13,7 @@ from torch import Tensor
 from rarefy.algorithms.base import SparsityAlgorithm
 from rarefy.algorithms.option_checks import refuse_step_keys
 from rarefy.algorithms.options import Sparsity, Update
-from rarefy.algorithms.view import WeightView, arguments_of, call_update_mask, is_replaced
+from rarefy.algorithms.view import Numbers, WeightView, arguments_of, call_update_mask, is_replaced
 from rarefy.distributed import differing, mean_over_ranks, ranks
 from rarefy.distributions import GLOBAL
 from rarefy.errors import RarefyError
@@ -252,11 +252,10 @@ class DynamicSparsityAlgorithm(SparsityAlgorithm):
         gradients = [None] * len(weights) if gradient is None else split(gradient)
         states = {name: split(numbers) for name, numbers in state.items()}
         facts = (sparsity, self.step, self.generator)
+        own = [Numbers({name: states[name][index] for name in states}) for index in range(len(weights))]
         return [
-            WeightView(
-                parameter.name, weight, mask, *facts, grad, {name: states[name][index] for name in states}
-            )
-            for index, (weight, mask, grad) in enumerate(zip(weights, old_masks, gradients, strict=True))
+            WeightView(parameter.name, weight, mask, *facts, grad, numbers)
+            for weight, mask, grad, numbers in zip(weights, old_masks, gradients, own, strict=True)
         ]
 
     def _checked(self, mask: Tensor, view: WeightView) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, cast
 
@@ -18,6 +18,46 @@ NEEDS: tuple[Needs, ...] = ("none", "active", "dense")
 UpdateMask = Callable[..., Tensor]
 _Method = TypeVar("_Method", bound=UpdateMask)
 _FORMS: Mapping[int, str] = {1: "view", 3: "weight, mask, sparsity", 4: "weight, mask, sparsity, dense_grad"}
+
+
+class Numbers(Mapping[str, Tensor]):
+    """An algorithm's numbers of a weight by name, to be written in place or by assignment.
+
+    Args:
+        tensors: those that are kept; an assignment is copied into them, as another tensor would be lost.
+
+    Example:
+        >>> numbers = Numbers({"score": torch.zeros(2)})
+        >>> numbers["score"] = torch.tensor([1.0, 2.0])
+        >>> numbers["score"]
+        tensor([1., 2.])
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self._tensors = tensors
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._tensors[name]
+
+    def __setitem__(self, name: str, numbers: Tensor) -> None:
+        """Overwrites what is kept.
+
+        Raises:
+            RarefyError: nothing of that name is kept.
+        """
+        if name not in self._tensors:
+            known = ", ".join(self._tensors) or "none"
+            raise RarefyError(
+                f"view.state[{name!r}]: the algorithm keeps no such numbers ({known}); declare them: "
+                f'connection_state = {{"{name}": 0.0}}'
+            )
+        self._tensors[name].copy_(numbers)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
 
 
 @dataclass(frozen=True)
@@ -34,7 +74,7 @@ class WeightView:
         gradient: what the algorithm asked for by `needs`: None, the gradient of active connections with zeros
             elsewhere, or the mean gradient at every position.
         state: the algorithm's `connection_state` by name, a new connection's number at inactive positions. What is
-            written to it stays.
+            written or assigned to it stays.
 
     Example:
         >>> view = WeightView.of(torch.ones(2), torch.tensor([True, False]), 0.5)
@@ -49,12 +89,12 @@ class WeightView:
     step: int
     generator: torch.Generator
     gradient: Tensor | None
-    state: Mapping[str, Tensor]
+    state: Numbers
 
     @classmethod
     def of(cls, weight: Tensor, mask: Tensor, sparsity: float, gradient: Tensor | None = None) -> WeightView:
         """A view of four tensors that somebody has in hand, outside of an update."""
-        return cls("", weight, mask, sparsity, 0, torch.Generator(), gradient, {})
+        return cls("", weight, mask, sparsity, 0, torch.Generator(), gradient, Numbers({}))
 
 
 @dataclass(frozen=True)
@@ -68,14 +108,14 @@ class StepView:
         name: of the parameter.
         weight: what the step is about to change. Not to be changed.
         gradient: that the optimizer is about to use, without the factor of a gradient scaler. Not to be changed.
-        state: the algorithm's `connection_state` by name, to be written in place.
+        state: the algorithm's `connection_state` by name, to be written in place or by assignment.
         step: number of the optimizer step that comes.
     """
 
     name: str
     weight: Tensor
     gradient: Tensor
-    state: Mapping[str, Tensor]
+    state: Numbers
     step: int
 
 

@@ -21,7 +21,7 @@ from rarefy.algorithms.attachment.keeper import Keeper, reclaim, refuse_passed_o
 from rarefy.algorithms.attachment.policy import Policy
 from rarefy.algorithms.attachment.saving import keep_masks_out, load_weights_state, weights_state
 from rarefy.algorithms.attachment.trained_form import TrainedForms
-from rarefy.algorithms.view import StepView
+from rarefy.algorithms.view import Numbers, StepView
 from rarefy.distributed import Traffic, ranks, reshard
 from rarefy.errors import RarefyError
 from rarefy.filters import Candidate
@@ -357,7 +357,7 @@ class Attachment:
             unscaled = grad if scale is None else grad / scale
             weight = parameter.storage.entries.detach()
             gradient = parameter.storage.collect(unscaled.detach())
-            state = parameter.state.entries_on(weight.device)
+            state = Numbers(parameter.state.entries_on(weight.device))
             policy.observe(StepView(parameter.name, weight, gradient, state, self.step + 1))
         if parameter.has_learned:
             self._forms.enter(parameter, self._following.is_still(parameter, optimizer))
