@@ -177,7 +177,7 @@ bool run_tile(const BackwardPlan& plan, int64_t token, const HalfShare& share, c
   const BackwardCall& c = plan.call;
   const int tokens = static_cast<int>(min_of(static_cast<int64_t>(T), c.tokens - token));
   bool finite = true;
-  with_halves<Most>(tokens, [&](auto nv) {
+  with_vectors<Most, kHalves>(tokens, [&](auto nv) {
     constexpr int NV = decltype(nv)::value;
     if (c.grad_x && c.grad_values)
       finite = backward_tile<NV, true, true, Element>(plan, token, tokens, share, tiles);

@@ -152,7 +152,7 @@ HalfResult forward_tiles(const ForwardCall& c) {
       const Range rows = part(w, row_parts, static_cast<int>(task % row_parts));
       const int tokens = static_cast<int>(min_of(static_cast<int64_t>(T), c.tokens - token));
       if (rows.begin < rows.end)
-        with_halves<Most>(tokens, [&](auto nv) {
+        with_vectors<Most, kHalves>(tokens, [&](auto nv) {
           finite = forward_tile<decltype(nv)::value, Element>(plan, token, tokens, rows, own) && finite;
         });
     }

@@ -183,17 +183,4 @@ RAREFY_INLINE void add_to_total(const Halves (&sum)[NV], float* total, bool begi
   }
 }
 
-template <int Most, class Function>
-RAREFY_INLINE void with_halves(int tokens, Function f) {
-  switch ((tokens + kHalves - 1) / kHalves) {
-    case 1: return f(VectorCount<1>{});
-    case 2: return f(VectorCount<2>{});
-    case 3: return f(VectorCount<3>{});
-    case 4: return f(VectorCount<4>{});
-    case 5:
-    case 6: return f(VectorCount<Most < 6 ? Most : 6>{});
-    default: return f(VectorCount<Most>{});
-  }
-}
-
 }  // namespace rarefy::RAREFY_ISA

@@ -130,9 +130,9 @@ struct VectorCount {
 };
 
 // Calls f with the fewest vectors that hold `tokens`: a ragged last tile costs its share only.
-template <int Most, class Function>
+template <int Most, int Lanes = kLanes, class Function>
 RAREFY_INLINE void with_vectors(int tokens, Function f) {
-  switch ((tokens + kLanes - 1) / kLanes) {
+  switch ((tokens + Lanes - 1) / Lanes) {
     case 1: return f(VectorCount<1>{});
     case 2: return f(VectorCount<2>{});
     case 3: return f(VectorCount<3>{});
