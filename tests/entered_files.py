@@ -1,5 +1,6 @@
 """Prints in which files of rarefy a function runs between `rarefy run FILE` and the end of the first optimizer step.
 
+First those that run before the first forward pass of training begins, then an empty line, then those that come later.
 Being imported does not count: module and class bodies are no functions, and neither does what these call.
 """
 
@@ -11,6 +12,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import torch
+from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import rarefy
@@ -20,6 +24,7 @@ SOURCE = f"{Path(rarefy.__file__).parent}{os.sep}"
 IS_FUNCTION = 1  # CO_OPTIMIZED of inspect: module and class bodies lack it
 
 entered: set[str] = set()
+before: set[str] = set()
 
 
 def is_importing(frame: FrameType | None) -> bool:
@@ -41,15 +46,27 @@ def note(frame: FrameType, event: str, _: Any) -> None:
         entered.add(code.co_filename)
 
 
+def note_beginning(module: nn.Module, _: Any) -> None:
+    """Called before each forward pass; the first one that trains ends what comes before."""
+    # A rehearsal has weights without memory.
+    trains = (
+        module.training and torch.is_grad_enabled() and not any(one.is_meta for one in module.parameters())
+    )
+    if trains and not before:
+        before.update(entered)
+
+
 def stop(*_: Any) -> None:
     """Called after the first optimizer step."""
     sys.setprofile(None)
-    print("\n".join(sorted(name.removeprefix(SOURCE) for name in entered)))
+    for files in (before, entered - before):
+        print("\n".join(sorted(name.removeprefix(SOURCE) for name in files)), end="\n\n")
     sys.stdout.flush()
     os._exit(0)
 
 
 if __name__ == "__main__":
+    register_module_forward_pre_hook(note_beginning)
     register_optimizer_step_post_hook(stop)
     sys.setprofile(note)
     main()

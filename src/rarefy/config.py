@@ -21,8 +21,7 @@ from rarefy.imports import import_object
 from rarefy.methods.registry import ALGORITHMS
 from rarefy.patterns import Pattern, parse_pattern
 from rarefy.patterns.structures import NOfM
-from rarefy.schedule_schema import step_keys
-from rarefy.schedules import Constant, Cycling, update_steps
+from rarefy.schedules import Constant, Cycling, step_keys, update_steps
 from rarefy.validation import StepMark, shorten
 from rarefy.validation.numerals import percent_in, read_number, share_hint
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -15,19 +14,6 @@ Json = dict[str, Any]
 _NUMBER: Json = {"type": "number"}
 # What `rarefy.config` takes for a percentage.
 _PERCENT: Json = {"type": "string", "pattern": r"^\s*\d+(\.\d+)?\s*%\s*$", "description": "a part of the run"}
-
-
-# Asked for every entry of a file, and resolving the type hints of all schedules is slow.
-@cache
-def step_keys() -> dict[str, StepMark]:
-    """The keys of all schedules that count optimizer steps, each with its mark.
-
-    Example:
-        >>> sorted(step_keys())
-        ['freq', 'half_period', 'start', 'steps', 'stop']
-    """
-    kinds = (*SCHEDULES.values(), EveryNSteps, AtSteps)
-    return {name: mark for kind in kinds for name, mark in marked_fields(kind, StepMark).items()}
 
 
 def schedule_schema() -> Json:

@@ -14,8 +14,8 @@ from rarefy.algorithms.options import Fraction, FractionSchedule, OptionField, o
 from rarefy.errors import ConfigError
 from rarefy.methods.registry import ALGORITHMS
 from rarefy.run.sparsity_schema import sparsity_schema
-from rarefy.schedule_schema import schedule_schema, step_keys
-from rarefy.schedules import SCHEDULES
+from rarefy.schedule_schema import schedule_schema
+from rarefy.schedules import SCHEDULES, step_keys
 from rarefy.validation import Level, Number, Step, StepCount, StepMark
 
 if TYPE_CHECKING:

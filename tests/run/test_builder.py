@@ -127,7 +127,8 @@ def test_each_part_of_a_run_is_built_once(
     names = ["build_dataloader", "build_model", "build_optimizer", "configure", "read_schedulers"]
     for name in names:
         monkeypatch.setattr(rarefy.run.builder, name, counting(name))
-    made = builder(tmp_path, loop=loop, sparsity={"sparsity": 0.5})
+    schedulers = [{"ConstantLR": {"learning_rate": 0.1}}]
+    made = builder(tmp_path, loop=loop, sparsity={"sparsity": 0.5}, schedulers=schedulers)
     [_] = run_all([made.config], Launch(tmp_path, mode="train"))
     assert sorted(built) == names
 

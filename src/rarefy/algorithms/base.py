@@ -89,7 +89,8 @@ class Sparsifier(Shown, ABC):
     @property
     def densities(self) -> dict[str, float]:
         """What the learning rate of each weight is to be divided by; empty but for `parametrization: supar`."""
-        return {name: rho for one in self.algorithms for name, rho in (one.scaling.densities or {}).items()}
+        scalings = [one.scaling for one in self.algorithms if one.scaling is not None]
+        return {name: rho for scaling in scalings for name, rho in (scaling.densities or {}).items()}
 
     @property
     def autoupdate(self) -> bool:
@@ -198,8 +199,11 @@ class SparsityAlgorithm(Attached, Beginning, Reparametrizing, Sparsifier):
         )
         self.compute = option_checks.check_compute(compute)
         self.seed = option_checks.check_seed(seed)
-        self.scaling = DensityScaling(parametrization, is_constant=isinstance(self.sparsity, Constant))
-        self.scaling.check_first_masks(isinstance(self.init_method, FromData))
+        self.scaling: DensityScaling | None = None
+        if parametrization != "standard":
+            is_constant = isinstance(self.sparsity, Constant)
+            is_measured = isinstance(self.init_method, FromData)
+            self.scaling = DensityScaling(parametrization, is_constant=is_constant, is_measured=is_measured)
         # The first mask alone; algorithms that change it set their own.
         self.update_schedule: UpdateSchedule = AtSteps([0])
         # Where each option was written, from `configure`; nowhere, if it was given in Python.
@@ -245,8 +249,9 @@ class SparsityAlgorithm(Attached, Beginning, Reparametrizing, Sparsifier):
             self.apply_to(chosen)
             warn_of_few(target, few_connections(self, chosen), chosen)
         elif isinstance(target, Optimizer):
-            with self._named_as_written():
-                self.scaling.check_optimizer(target, {n: p.weight for n, p in self.parameters.items()})
+            if self.scaling is not None:
+                with self._named_as_written():
+                    self.scaling.check_optimizer(target, {n: p.weight for n, p in self.parameters.items()})
             self._attachment.follow(target)
         else:
             raise RarefyError(f"apply takes a torch module or a torch optimizer, not {type(target).__name__}")
@@ -273,7 +278,8 @@ class SparsityAlgorithm(Attached, Beginning, Reparametrizing, Sparsifier):
             with self._named_as_written():
                 pattern = self.pattern.on(candidate.axes)
                 pattern.check(name, candidate.shape)
-                self.scaling.check_weight(name, [place.module for place in candidate.places])
+                if self.scaling is not None:
+                    self.scaling.check_weight(name, [place.module for place in candidate.places])
                 if self.compute in COMPACT:
                     check_compact(candidate, pattern.block, half=self.compute == HALF)
             self._attachment.refuse_taken(name, candidate)
@@ -311,7 +317,8 @@ class SparsityAlgorithm(Attached, Beginning, Reparametrizing, Sparsifier):
 
     def adopt(self, chosen: Mapping[str, Candidate], first: Mapping[str, Tensor]) -> None:
         """Makes parameters that were checked sparse, by their first masks."""
-        self.scaling.scale({name: candidate.parameter for name, candidate in chosen.items()}, first)
+        if self.scaling is not None:
+            self.scaling.scale({name: candidate.parameter for name, candidate in chosen.items()}, first)
         for name, candidate in chosen.items():
             self._set_mask(self._attachment.adopt(candidate, self.pattern), first[name])
         self._attachment.adopted()
@@ -362,7 +369,7 @@ class SparsityAlgorithm(Attached, Beginning, Reparametrizing, Sparsifier):
             "target_sparsity": self.target_sparsity,
             "seed": self.seed,
             **({"awaiting": sorted(self.awaiting)} if self.awaiting else {}),
-            **self.scaling.state_dict(),
+            **({} if self.scaling is None else self.scaling.state_dict()),
             **self._attachment.state_dict(),
         }
 

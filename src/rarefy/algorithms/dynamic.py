@@ -65,9 +65,9 @@ class DynamicSparsityAlgorithm(SparsityAlgorithm):
         super().__init__(sparsity, **options)
         arguments_of(self.update_mask)
         self.update_schedule = parse_update_schedule(update)
-        self.scaling.check_start(
-            is_first_step=self.update_schedule(0), restricts_forward=self.restricts_forward
-        )
+        if self.scaling is not None:
+            is_first_step = self.update_schedule(0)
+            self.scaling.check_start(is_first_step=is_first_step, restricts_forward=self.restricts_forward)
         self.generator = torch.Generator()
         self._has_told = False
 

@@ -78,7 +78,8 @@ def located(file: Path, flags: Flags) -> Iterator[dict[str, Any]]:
         ConfigError: as raised inside, with its place.
     """
     content = read_file(file)
-    changed = apply_flags(content, flags)
+    # Without a flag the file is what it says.
+    changed = content if flags == Flags() else apply_flags(content, flags)
     try:
         yield changed
     except ConfigError as error:

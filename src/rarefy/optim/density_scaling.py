@@ -1,4 +1,4 @@
-"""How weights and learning rates follow the density of a sparse weight: not at all, or by SµPar."""
+"""SµPar: weights and learning rates that follow the density of a sparse weight."""
 
 from __future__ import annotations
 
@@ -24,14 +24,15 @@ class DensityScaling:
     spread of n dense ones, and a step of Adam moves it as far as a dense one.
 
     Args:
-        name: `standard`, for which nothing is scaled, or `supar`.
+        name: of the parametrization: `supar`, as `standard` scales nothing.
         is_constant: whether the sparsity stays the same at every step.
+        is_measured: whether first masks are measured on data, which weights scaled by their density would change.
 
     Attributes:
         densities: ρ of each scaled weight by name, in (0, 1]; None before any was scaled.
 
     Raises:
-        ConfigError: an unknown name, or `supar` beside a sparsity that changes.
+        ConfigError: an unknown name, a sparsity that changes, or first masks that are measured.
 
     Reference:
         Dey et al., Sparse maximal update parameterization, arXiv:2405.15743.
@@ -43,18 +44,14 @@ class DensityScaling:
         1.4142
     """
 
-    def __init__(self, name: object = "standard", *, is_constant: bool = True) -> None:
-        if not isinstance(name, str) or name not in PARAMETRIZATIONS:
+    def __init__(self, name: object, *, is_constant: bool = True, is_measured: bool = False) -> None:
+        if name != "supar":
             raise ConfigError(_OPTION, shorten(name), "standard or supar", "parametrization: supar")
-        self.name = name
         self.densities: dict[str, float] | None = None
-        if self.is_on and not is_constant:
+        if not is_constant:
             self._refuse("a sparsity that changes", "a number, as weights are scaled once", "sparsity: 0.9")
-
-    @property
-    def is_on(self) -> bool:
-        """Whether anything is scaled."""
-        return self.name == "supar"
+        if is_measured:
+            self._refuse("an init_method that is measured on data", "init_method: random, or leave it out")
 
     def check_start(self, *, is_first_step: bool, restricts_forward: bool) -> None:
         """Refuses an algorithm whose weights do not have from the start the density that forward passes see.
@@ -66,22 +63,13 @@ class DensityScaling:
         Raises:
             ConfigError: it is such a one.
         """
-        if self.is_on and not is_first_step:
+        if not is_first_step:
             self._refuse(
                 "an update schedule that leaves out step 0", "update.start: 0", "update: {freq: 100}"
             )
-        if self.is_on and restricts_forward:
+        if restricts_forward:
             what = "an algorithm whose forward passes use fewer connections than are active"
             self._refuse(what, "one without, such as rigl, or leave it out")
-
-    def check_first_masks(self, are_measured: bool) -> None:
-        """Refuses first masks that are measured on data, which weights scaled by their density would change.
-
-        Raises:
-            ConfigError: they are.
-        """
-        if self.is_on and are_measured:
-            self._refuse("an init_method that is measured on data", "init_method: random, or leave it out")
 
     def check_weight(self, name: str, modules: Iterable[nn.Module]) -> None:
         """Refuses a weight whose rows are looked up, for which a density says nothing about activations.
@@ -89,7 +77,7 @@ class DensityScaling:
         Raises:
             ConfigError: it is an embedding's.
         """
-        if self.is_on and any(isinstance(module, nn.Embedding | nn.EmbeddingBag) for module in modules):
+        if any(isinstance(module, nn.Embedding | nn.EmbeddingBag) for module in modules):
             self._refuse(f"{name}, which is an embedding", "a param_filter without it")
 
     @torch.no_grad()
@@ -100,8 +88,6 @@ class DensityScaling:
             weights: dense weights by name; written to. One without any active connection stays as it is.
             masks: bool, True = active, by the same names.
         """
-        if not self.is_on:
-            return
         self.densities = self.densities or {}
         for name, weight in weights.items():
             mask = whole(masks[name])
@@ -122,8 +108,6 @@ class DensityScaling:
         Raises:
             ConfigError: a learning rate that is not divided by the density, or an optimizer other than Adam.
         """
-        if not self.is_on:
-            return
         if self.densities is None:
             self._refuse("an optimizer before a model", "apply(model) first, then apply(optimizer)")
         # Accelerate and others wrap the optimizer that steps.
@@ -140,8 +124,8 @@ class DensityScaling:
                     self._refuse(problem, f"an optimizer of {remedy}")
 
     def state_dict(self) -> dict[str, str]:
-        """What a checkpoint says of weights that were scaled; nothing of others."""
-        return {_OPTION: self.name} if self.is_on else {}
+        """What a checkpoint says of weights that were scaled."""
+        return {_OPTION: "supar"}
 
     def _density(self, name: str) -> float:
         return (self.densities or {}).get(name, 1.0)

@@ -187,7 +187,7 @@ class Builder:
         num_steps = loop.total_steps() if self.config.fit is None else self.total_steps
         path = f"{self.path}.sparsity"
         sparsity = configure(init.sparsity, num_steps=num_steps, seed=init.seed, path=path, **self._imports)
-        if init.model.from_hf is not None and any(one.scaling.is_on for one in sparsity.algorithms):
+        if init.model.from_hf is not None and any(one.scaling for one in sparsity.algorithms):
             given = "supar beside model.from_hf, whose weights are trained already"
             raise ConfigError(f"{path}.parametrization", given, "standard, or a model without from_hf")
         return sparsity
@@ -195,7 +195,8 @@ class Builder:
     @cached_property
     def schedulers(self) -> list[SchedulerFactory]:
         """The learning-rate schedulers, to be called with the optimizer."""
-        return read_schedulers(self.config.init.schedulers, f"{self.path}.schedulers", **self._imports)
+        given = self.config.init.schedulers
+        return read_schedulers(given, f"{self.path}.schedulers", **self._imports) if given else []
 
     def optimizer(self, model: nn.Module) -> Optimizer:
         """The optimizer of a model; its learning rate may come from the schedulers.
@@ -207,7 +208,7 @@ class Builder:
         if self.config.init.optimizer is None:
             example = "optimizer: {AdamW: {lr: 1.0e-3}}"
             raise ConfigError(path, "a missing value", "an optimizer to train with", example)
-        rate = first_learning_rate(self.schedulers)
+        rate = first_learning_rate(self.schedulers) if self.schedulers else None
         densities = {} if self.sparsity is None else self.sparsity.densities
         more = {"learning_rate": rate, "densities": densities, **self._imports}
         return build_optimizer(self.config.init.optimizer, model, path, **more)

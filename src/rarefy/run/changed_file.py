@@ -18,7 +18,7 @@ from rarefy.errors import RarefyError, join_path
 from rarefy.optim.lr_schedules import LRSchedule
 from rarefy.run.builder import Builder
 from rarefy.run.schema import TrainerConfig, parse
-from rarefy.schedule_schema import step_keys
+from rarefy.schedules import step_keys
 from rarefy.validation import shorten
 from rarefy.validation.numerals import percent_in
 

@@ -7,6 +7,7 @@ from rarefy.schedules.updates import (
     WhenTrue,
     next_update,
     parse_update_schedule,
+    step_keys,
     update_steps,
 )
 from rarefy.schedules.values import (
@@ -41,5 +42,6 @@ __all__ = [
     "next_update",
     "parse_schedule",
     "parse_update_schedule",
+    "step_keys",
     "update_steps",
 ]

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import field
+from functools import cache
 from typing import Annotated, Any, Protocol
 
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from rarefy.errors import ConfigError
-from rarefy.schedules.values import CONFIG, require_order
-from rarefy.validation import Step, StepCount, StepMark, build, shorten
+from rarefy.schedules.values import CONFIG, SCHEDULES, require_order
+from rarefy.validation import Step, StepCount, StepMark, build, marked_fields, shorten
 
 
 class UpdateSchedule(Protocol):
@@ -158,3 +159,16 @@ def next_update(schedule: UpdateSchedule, after: int) -> int | None:
     """
     last = after + (1_000_000 if isinstance(schedule, EveryNSteps | AtSteps) else 10_000)
     return next(iter(update_steps(schedule, after + 1, last)), None)
+
+
+# Asked for every entry of a file, and resolving the type hints of all schedules is slow.
+@cache
+def step_keys() -> dict[str, StepMark]:
+    """The keys of all schedules that count optimizer steps, each with its mark.
+
+    Example:
+        >>> sorted(step_keys())
+        ['freq', 'half_period', 'start', 'steps', 'stop']
+    """
+    kinds = (*SCHEDULES.values(), EveryNSteps, AtSteps)
+    return {name: mark for kind in kinds for name, mark in marked_fields(kind, StepMark).items()}

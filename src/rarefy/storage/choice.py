@@ -18,7 +18,8 @@ from rarefy.kernels import gpu, half_obstacle, instruction_set, takes_blocks
 from rarefy.nn import SparseLinear, is_conv1d
 from rarefy.storage.compact import CompactStorage
 from rarefy.storage.optimizer_traits import is_element_wise, trained_parameters
-from rarefy.storage.parameter import Kind, SparseParameter
+from rarefy.storage.parameter import SparseParameter
+from rarefy.storage.protocol import Kind
 
 HALF = "half"  # the option `compute: {compact: half}`, checked
 COMPACT = frozenset({"compact", HALF})

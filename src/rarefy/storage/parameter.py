@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from rarefy.checkpoint.matching import in_weight
-from rarefy.distributed import ranks, whole
+from rarefy.distributed import is_cut, ranks, whole
 from rarefy.filters import Candidate
 from rarefy.nn import make_compact, make_dense
 from rarefy.patterns import Pattern
@@ -20,12 +20,11 @@ from rarefy.storage.factor import factor_since
 from rarefy.storage.gradients import DenseGradient
 from rarefy.storage.masked import MaskedStorage
 from rarefy.storage.optimizer_state import change_state, make_states_dense
-from rarefy.storage.protocol import Storage
+from rarefy.storage.protocol import Kind, Storage
 from rarefy.storage.ranking import Score
-from rarefy.storage.sharded import ShardedStorage, first_storage, followed, refuse_gathered
+from rarefy.storage.sharded import ShardedStorage, followed, in_pieces, refuse_gathered
 from rarefy.ties import DEFAULT_ORDER, TieOrder
-
-Kind = Literal["masked", "compact"]
+from rarefy.torch_private import is_managed_by_fully_shard
 
 
 class SparseParameter:
@@ -37,8 +36,7 @@ class SparseParameter:
 
     Attributes:
         steps: how many optimizer steps the weight has taken since the algorithm's step 0.
-        has_learned: whether an optimizer used a gradient of it in the step in progress; it may be frozen since, as a
-            discriminator is while its generator learns.
+        has_learned: whether an optimizer used a gradient of it in the step in progress; it may be frozen since.
         tokens: rows of activations in one forward pass of its module, once that was seen; else None.
         dtype: of these activations.
         state: numbers of the algorithm's own, one a connection.
@@ -57,7 +55,8 @@ class SparseParameter:
         self.places = candidate.places
         self.pattern = pattern
         first = candidate.places[0]
-        self._storage = first_storage(first.module, first.leaf)
+        begin = in_pieces if is_cut(getattr(first.module, first.leaf)) else MaskedStorage
+        self._storage: Storage = begin(first.module, first.leaf)
         self.mask_leaf = self._storage.mask_leaf
         self.dense_gradient = DenseGradient()
         self.active_gradient: Tensor | None = None
@@ -73,7 +72,8 @@ class SparseParameter:
         """How its zeros are held at present."""
         known = self._storage
         # `fully_shard` may cut the weight at any time after it was adopted, and tells nobody.
-        self._storage = followed(known)
+        if isinstance(known, MaskedStorage) and is_cut(getattr(known.module, known.leaf, None)):
+            self._storage = followed(known)
         if self._storage is not known:
             # What was kept of the whole weight is cut as it was.
             self.forward.change(self._storage.collect)
@@ -306,7 +306,8 @@ class SparseParameter:
 
     def observe(self, x: Tensor) -> None:
         """Remembers what the module computes with, from the first input that it trains on."""
-        refuse_gathered(self.storage)
+        if is_managed_by_fully_shard(self.module):
+            refuse_gathered(self.storage)
         if self.tokens is None:
             is_autocast = torch.is_autocast_enabled(x.device.type)
             self.tokens = x.shape[:-1].numel()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterable
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,8 @@ from torch.optim import Optimizer
 from rarefy.storage.gradients import DenseGradient
 from rarefy.storage.ranking import Score
 from rarefy.ties import TieOrder
+
+Kind = Literal["masked", "compact"]
 
 # From what is kept one entry a connection, and the number of a new connection, to the same for another topology.
 Carry = Callable[[Tensor, float], Tensor]

@@ -60,7 +60,11 @@ class Fit:
         try:
             emit("on_fit_start")
             self.session.model.train()
-            give_first_masks(self.session)
+            waiting = [one for one in self.session.algorithms if one.awaiting]
+            if waiting:
+                give_first_masks(self.session, waiting)
+            # The copy takes as much memory as the model, and is not needed again.
+            self.session.uncut = None
             # A fit that goes on has its initial checkpoint already.
             if self.session.checkpoint.save_initial_checkpoint and self._began == self.plan.start:
                 self._save()

@@ -15,7 +15,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from rarefy.algorithms.base import Sparsifier
+from rarefy.algorithms.base import Sparsifier, SparsityAlgorithm
 from rarefy.callbacks.dispatch import Dispatcher
 from rarefy.checkpoint.directory import CheckpointConfig, CheckpointWriter
 from rarefy.distributed import Parallel, Traffic
@@ -127,6 +127,11 @@ class Session:
     def checkpoint_root(self) -> Path:
         """The directory that holds the checkpoints."""
         return self.checkpoint.checkpoint_root or self.model_dir
+
+    @property
+    def algorithms(self) -> list[SparsityAlgorithm]:
+        """Those of the sparsity; none in a dense run."""
+        return [] if self.sparsity is None else self.sparsity.algorithms
 
     @property
     def needed_optimizer(self) -> Optimizer:

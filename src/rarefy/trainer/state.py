@@ -129,8 +129,7 @@ def _refuse_unscaled(session: Session, path: Path, state: Any) -> None:
     Raises:
         CheckpointError: they were not scaled by density when they were drawn.
     """
-    algorithms = session.sparsity.algorithms if session.sparsity is not None else []
-    if not any(one.scaling.is_on for one in algorithms):
+    if not any(one.scaling for one in session.algorithms):
         return
     saved = None if state is None else state["sparsity"]
     entries = saved if isinstance(saved, list) else [saved]
@@ -194,7 +193,7 @@ def _load_model(session: Session, path: Path, state: Mapping[str, Tensor], is_st
 def _prune_afresh(session: Session, names: Iterable[str]) -> None:
     """Gives parameters that came without a mask the first mask of their algorithm; others have theirs."""
     missing = set(names)
-    for leaf in session.sparsity.algorithms if session.sparsity is not None else ():
+    for leaf in session.algorithms:
         leaf.found(missing)
         chosen = {name: one for name, one in leaf.parameters.items() if name in missing}
         weights = {name: one.dense_weight() for name, one in chosen.items()}

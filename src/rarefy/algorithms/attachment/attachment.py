@@ -61,7 +61,7 @@ class Attachment:
         calls = self._before_step, self._forms.leave, self._step_is_over, self._forms.end
         self._following = Following(self.parameters, *calls)
         self.optimizers = self._following.optimizers
-        self._copies = Copies()
+        self._copies: Copies | None = None
         self._averaging = Averaging(self.parameters, self.set_mask)
         self._gradients = GradientHooks(self._before_accumulation, self._after_accumulation)
 
@@ -201,9 +201,9 @@ class Attachment:
     def set_mask(self, parameter: SparseParameter, mask: Tensor) -> None:
         """Gives a weight a new topology, and its optimizers' state with it."""
         # Masked storage writes the new mask over the old one.
-        before = parameter.mask.clone() if self._copies else mask
+        before = mask if self._copies is None else parameter.mask.clone()
         parameter.set_mask(mask, self._following.optimizers)
-        if self._copies:
+        if self._copies is not None:
             weight = parameter.dense_weight()
             self._copies.follow(parameter.name, parameter.mask_leaf, before, mask, weight)
 
@@ -221,6 +221,7 @@ class Attachment:
             )
         if not self.parameters:
             raise RarefyError("track comes after apply(model): no weight is sparse yet")
+        self._copies = self._copies or Copies()
         prefix = self._copies.add(copy, list(self.parameters))
         for name, parameter in self.parameters.items():
             module, leaf = place_of(copy, prefix + name)

@@ -22,9 +22,6 @@ class Copies:
     def __init__(self) -> None:
         self._copies: list[tuple[weakref.ref[nn.Module], str]] = []
 
-    def __bool__(self) -> bool:
-        return bool(self._copies)
-
     def add(self, copy: nn.Module, names: Sequence[str]) -> str:
         """Lets a copy follow from now on.
 

@@ -301,18 +301,9 @@ class ShardedStorage:
         return self.cut.wrap(self.collect(tensor).to(self.entries.device).clone())
 
 
-def followed(storage: Storage) -> Storage:
-    """The storage itself, or that of the pieces where `fully_shard` has cut a masked weight since.
-
-    Example:
-        >>> storage = MaskedStorage(nn.Linear(2, 2), "weight")
-        >>> followed(storage) is storage
-        True
-    """
-    if not isinstance(storage, MaskedStorage):
-        return storage
-    weight: Any = getattr(storage.module, storage.leaf, None)
-    if not is_cut(weight) or cut_by(weight, storage.module):
+def followed(storage: MaskedStorage) -> Storage:
+    """The storage of the pieces of a weight that is cut since; the same one where something else cut it."""
+    if cut_by(getattr(storage.module, storage.leaf), storage.module):
         return storage
     mask: Any = getattr(storage.module, storage.mask_leaf, None)
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
@@ -320,11 +311,9 @@ def followed(storage: Storage) -> Storage:
     return ShardedStorage(storage.module, storage.leaf, storage.mask_leaf, mask)
 
 
-def first_storage(module: nn.Module, leaf: str) -> Storage:
-    """The storage that a weight starts with, all of its connections active."""
-    if is_cut(getattr(module, leaf)):
-        return ShardedStorage(module, leaf, free_mask_leaf(module, leaf))
-    return MaskedStorage(module, leaf)
+def in_pieces(module: nn.Module, leaf: str) -> ShardedStorage:
+    """The storage that a weight starts with which is cut already, all of its connections active."""
+    return ShardedStorage(module, leaf, free_mask_leaf(module, leaf))
 
 
 def refuse_gathered(storage: Storage) -> None:
@@ -335,7 +324,7 @@ def refuse_gathered(storage: Storage) -> None:
     Raises:
         RarefyError: it is such a weight.
     """
-    if isinstance(storage, MaskedStorage) and is_managed_by_fully_shard(storage.module):
+    if isinstance(storage, MaskedStorage):
         kind = type(storage.module).__name__.removeprefix("FSDP")
         raise RarefyError(
             f"{storage.leaf} of a {kind} was cut by fully_shard after it became sparse, and no "

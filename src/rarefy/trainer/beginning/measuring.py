@@ -20,7 +20,7 @@ from rarefy.trainer.session import Session
 log = logging.getLogger("rarefy")
 
 
-def give_first_masks(session: Session) -> None:
+def give_first_masks(session: Session, waiting: Sequence[SparsityAlgorithm]) -> None:
     """Measures the first masks that wait for data, and sets them.
 
     The batches are the first ones of the first epoch; training begins with the same ones afterwards. A run that goes on
@@ -28,17 +28,12 @@ def give_first_masks(session: Session) -> None:
 
     Args:
         session: its feed holds the training data, and what a checkpoint had for it is loaded.
+        waiting: the algorithms whose masks these are.
 
     Raises:
         RarefyError: the data gives no batch, or a method cannot measure the model.
     """
-    algorithms = session.sparsity.algorithms if session.sparsity is not None else []
-    waiting = [one for one in algorithms if one.awaiting]
-    model = _whole_model(session) if waiting else None
-    # The copy takes as much memory as the model, and is not needed again.
-    session.uncut = None
-    if not waiting:
-        return
+    model = _whole_model(session)
     numbers = [_number(one) for one in waiting]
     # Measuring averages over the processes, which must not wait for one whose data failed.
     with failing_together(session.device):
