@@ -225,3 +225,40 @@ def test_lbfgs_is_the_same_in_both_storages_while_the_topology_moves():
             optimizer.step(closure)
         found.append(dense(model[0].weight).detach())
     torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize("set_to_none", [True, False])
+@pytest.mark.parametrize("compute", ["masked", "compact"])
+def test_growth_is_by_the_gradient_that_lbfgs_asked_for_last(compute, set_to_none):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(32, 48), nn.Tanh(), nn.Linear(48, 4)).double()
+    sparsity = rarefy.RigL(0.8, update={"freq": 1}, compute=compute, seed=0)
+    sparsity.apply(model)
+    plain = rarefy.finalize(copy.deepcopy(model))
+    optimizer = torch.optim.LBFGS(model.parameters(), lr=0.5, max_iter=4)
+    sparsity.apply(optimizer)
+    x = torch.randn(8, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    last = {}
+    grown_by = []
+
+    def closure():
+        optimizer.zero_grad(set_to_none=set_to_none)
+        free = {name: dense(one).detach().clone().requires_grad_() for name, one in model.named_parameters()}
+        torch.func.functional_call(plain, free, (x,)).square().mean().backward()
+        last.update({name: one.grad for name, one in free.items()})
+        loss = model(x).square().mean()
+        loss.backward()
+        return loss
+
+    own = sparsity.update_mask
+
+    def update_mask(view):
+        grown_by.append((view.gradient.clone(), last[view.name]))
+        return own(view)
+
+    sparsity.update_mask = update_mask
+    for _ in range(3):
+        optimizer.step(closure)
+    assert len(grown_by) == 6
+    for found, expected in grown_by:
+        torch.testing.assert_close(found, expected)

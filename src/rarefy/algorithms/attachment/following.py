@@ -164,8 +164,8 @@ class Following:
 
     def _call(self, optimizer: Optimizer, closure: Callable[[], Any]) -> Any:
         for parameter in self._parameters.values():
+            # Its dense gradient stays in use: that of each further call begins anew, so an update takes the last one's.
             self._settle(parameter)
-            parameter.dense_gradient.used()
             # LBFGS goes along directions of earlier steps, in which dropped connections have a part
             parameter.storage.restore_zeros(self.optimizers)
             self._end(parameter)
