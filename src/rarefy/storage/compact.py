@@ -12,14 +12,15 @@ from torch.optim import Optimizer
 from rarefy import kernels, masks
 from rarefy.distributed import cut_by, is_cut
 from rarefy.errors import RarefyError
-from rarefy.nn import WeightMask, make_compact
+from rarefy.nn import WeightMask, make_compact, show_mask
 from rarefy.storage.factor import is_multiple
 from rarefy.storage.gradients import DenseGradient
-from rarefy.storage.masked import cut_in_pieces, resized, taken_away
+from rarefy.storage.masked import cut_in_pieces, refuse_lost_mask, resized, taken_away
 from rarefy.storage.optimizer_state import begin_entries, change_state, make_unrelated_dense, sparse_states
 from rarefy.storage.protocol import Carry, checksum
 from rarefy.storage.ranking import Score
 from rarefy.tensors import SparseWeight, came_through_its_hook, move_entries, set_topology
+from rarefy.tensors.topology import Topology
 from rarefy.ties import TieOrder
 from rarefy.torch_private import is_part_of_a_flat_parameter
 
@@ -44,6 +45,10 @@ class CompactStorage:
         self.mask_leaf = mask_leaf
         self.block = block
         self._has_half = False
+        # As it was set or loaded last; None where any mask may come: one is loaded, or this is a copy, with its own.
+        self._known: Topology | None = None
+        if isinstance(getattr(module, mask_leaf, None), WeightMask):
+            self._known = self.weight.topology
 
     @property
     def form(self) -> str:
@@ -61,7 +66,12 @@ class CompactStorage:
 
     @property
     def weight(self) -> Any:
-        """The parameter, of the dense weight's shape."""
+        """The parameter, of the dense weight's shape.
+
+        Raises:
+            RarefyError: its connections are lost.
+        """
+        refuse_lost_mask(self)
         return getattr(self.module, self.leaf)
 
     @property
@@ -72,6 +82,17 @@ class CompactStorage:
     def check_in_place(self) -> None:
         """Takes over what somebody assigned, or refuses it."""
         self.restore()
+
+    @property
+    def has_lost_mask(self) -> bool:
+        """Whether a plain mask with other connections is in the place of the one that shows those of the weight."""
+        shown = getattr(self.module, self.mask_leaf, None)
+        if self._known is None or not isinstance(shown, Tensor) or isinstance(shown, WeightMask):
+            return False
+        # What is no mask at all is refused for itself: another tool's, under the same name.
+        if shown.dtype != torch.bool or shown.shape != self._known.shape:
+            return False
+        return shown.is_meta or not torch.equal(self._known.mask().to(shown.device), shown)
 
     @property
     def shape(self) -> torch.Size:
@@ -134,6 +155,7 @@ class CompactStorage:
         old = self.weight.topology
         topology = old.with_mask(mask.to(weight.device))
         sources = set_topology(weight, topology)
+        self._known = None if self._known is None else topology
 
         def moved(state: Tensor) -> Tensor:
             if isinstance(state, SparseWeight):
@@ -232,8 +254,13 @@ class CompactStorage:
 
     def take_mask(self, mask: Tensor, optimizers: Iterable[Optimizer]) -> None:
         """Takes the topology of a state dict that is about to be loaded."""
-        weight = self.weight
-        if not isinstance(weight, SparseWeight) or mask.shape != weight.shape:
+        weight = getattr(self.module, self.leaf)
+        if not isinstance(weight, SparseWeight):
+            self._known = None
+            return
+        # Of a lost mask too, which the weight has not lost.
+        show_mask(self.module, weight, self.mask_leaf)
+        if mask.shape != weight.shape:
             return
         wanted = mask.to(weight.device).bool()
         if not torch.equal(wanted, self.mask):
@@ -259,6 +286,7 @@ class CompactStorage:
         self._check_that_it_can_be_followed(weight, shown)
         mask = shown.dense() if isinstance(shown, WeightMask) else shown
         make_compact(self.module, self.leaf, mask.to(weight.device), self.mask_leaf, self.block)
+        self._known = self.weight.topology
         if self._has_half:
             self.take_half()
 

@@ -15,6 +15,9 @@ from rarefy.errors import RarefyError
 from rarefy.storage.protocol import Carry, Storage
 from rarefy.storage.sharded import ShardedStorage
 
+# Of no topology: checksums are not negative.
+_LOST = -1
+
 
 class ConnectionState:
     """Named tensors with one number a connection, in the form of the storage that the weight has.
@@ -230,16 +233,21 @@ class ForwardSet:
 
     def before_load(self, storage: Storage) -> None:
         """Called before a state dict is loaded that has a mask."""
+        if self.hidden is not None and storage.has_lost_mask:
+            # What was kept aside belongs to connections that nobody knows.
+            self.forget()
+            self._known = _LOST
+            return
         self._known = None if self.hidden is None else storage.fingerprint
 
     @torch.no_grad()
     def after_load(self, storage: Storage) -> None:
         """Goes on with a weight that was loaded: forward passes use whatever is not zero in it."""
-        if self.hidden is None:
+        if self.hidden is None and self._known != _LOST:
             return
         loaded = storage.entries.detach()
         # What was kept aside of another topology belongs to other connections.
-        if self._known is None or self._known == storage.fingerprint:
+        if self.hidden is not None and self._known in (None, storage.fingerprint):
             hidden = self.hidden.to(loaded.device)
             aside = torch.zeros_like(loaded) if self._aside is None else self._aside.to(loaded)
         else:

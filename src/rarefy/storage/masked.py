@@ -14,7 +14,7 @@ from rarefy.distributed import WHOLE_WEIGHTS, cut_by
 from rarefy.errors import RarefyError
 from rarefy.storage.gradients import ActivePlaces, DenseGradient, LastSelected
 from rarefy.storage.optimizer_state import begin_state, rest_inactive
-from rarefy.storage.protocol import Carry, checksum
+from rarefy.storage.protocol import Carry, Storage, checksum
 from rarefy.storage.ranking import Score
 from rarefy.ties import TieOrder
 
@@ -36,6 +36,8 @@ class MaskedStorage:
         self.last_selected = LastSelected()
         self.places = ActivePlaces()
         self._read_at: Tensor | None = None
+        # The buffer as it was set or loaded last; None lets the one that comes next be it.
+        self._known: Tensor | None = None
         # A weight in channels_last would have a mask that the kernels cannot read in order.
         mask = torch.ones_like(self.weight, dtype=torch.bool, memory_format=torch.contiguous_format)
         self._write_mask(mask)
@@ -60,8 +62,26 @@ class MaskedStorage:
         return self.weight.shape
 
     @property
+    def has_lost_mask(self) -> bool:
+        """Whether another tensor is in the place of the mask, with other connections."""
+        own = getattr(self.module, self.mask_leaf, None)
+        # What is no mask at all is refused for itself: another tool's, under the same name.
+        if own is self._known or not isinstance(own, Tensor) or own.dtype != torch.bool:
+            return False
+        # One that was moved to another device has the same connections.
+        if self._known is not None and (own.is_meta or not torch.equal(self._known.to(own.device), own)):
+            return True
+        self._known = own
+        return False
+
+    @property
     def mask(self) -> Tensor:
-        """The mask, bool, of the weight's shape."""
+        """The mask, bool, of the weight's shape.
+
+        Raises:
+            RarefyError: it is lost.
+        """
+        refuse_lost_mask(self)
         return getattr(self.module, self.mask_leaf)
 
     @property
@@ -125,6 +145,7 @@ class MaskedStorage:
             self.mask.copy_(mask)
         else:
             self.module.register_buffer(self.mask_leaf, mask)
+            self._known = mask
 
     def prune(self, optimizers: Iterable[Optimizer]) -> None:
         """Zeroes weight, gradient and optimizer state of inactive connections."""
@@ -232,7 +253,8 @@ class MaskedStorage:
         """Nothing to do: the gradient is dense before its zeros are put in place."""
 
     def take_mask(self, mask: Tensor, optimizers: Iterable[Optimizer]) -> None:
-        """Nothing to do: the buffer is loaded like any other."""
+        """The buffer is loaded like any other."""
+        self._known = None
 
     def after_load(self, optimizers: Iterable[Optimizer]) -> None:
         """Prunes by the mask that was loaded."""
@@ -266,6 +288,27 @@ def taken_away(module: nn.Module, leaf: str) -> RarefyError:
         "FullyShardedDataParallel flattened it; do that before sparsity.apply(model), or after rarefy.finalize(model); "
         f"{WHOLE_WEIGHTS}"
     )
+
+
+def refuse_lost_mask(storage: Storage) -> None:
+    """Refuses to go on with a weight of whose connections nobody knows.
+
+    Args:
+        storage: of the weight.
+
+    Raises:
+        RarefyError: something else took the place of its mask.
+
+    Example:
+        >>> refuse_lost_mask(MaskedStorage(nn.Linear(2, 2), "weight"))
+    """
+    if storage.has_lost_mask:
+        raise RarefyError(
+            f"the mask of {storage.leaf} of a {type(storage.module).__name__} is another tensor now, with other "
+            "connections than its algorithm gave it: model.to_empty() left memory without values, or somebody assigned "
+            "one; load a state dict that has the masks, or call rarefy.finalize(model), give it values and apply "
+            "sparsity anew"
+        )
 
 
 def cut_in_pieces(module: nn.Module, leaf: str, cut: str) -> RarefyError:

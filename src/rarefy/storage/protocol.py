@@ -24,6 +24,16 @@ class Storage(Protocol):
     """What a `SparseParameter` asks of either storage; the two never know which algorithm runs."""
 
     @property
+    def module(self) -> nn.Module:
+        """The one that holds the weight."""
+        ...
+
+    @property
+    def leaf(self) -> str:
+        """Attribute name of the weight."""
+        ...
+
+    @property
     def kind(self) -> str:
         """`masked` or `compact`."""
         ...
@@ -41,6 +51,11 @@ class Storage(Protocol):
     @property
     def is_in_place(self) -> bool:
         """Whether the module still has the weight as a parameter, with the mask beside it."""
+        ...
+
+    @property
+    def has_lost_mask(self) -> bool:
+        """Whether something else took the place of the mask, so that nothing tells which connections are active."""
         ...
 
     def check_in_place(self) -> None:

@@ -28,6 +28,7 @@ from rarefy.filters import Candidate
 from rarefy.patterns import Pattern
 from rarefy.storage.choice import TIMED_AT, choose_storage, restore_storage, storage_state
 from rarefy.storage.gradients import Shortlist
+from rarefy.storage.masked import refuse_lost_mask
 from rarefy.storage.parameter import SparseParameter
 from rarefy.torch_private import scale_in_gradients, times_written
 
@@ -147,7 +148,7 @@ class Attachment:
             parameter.mask_leaf,
             observe=partial(self._before_forward, parameter),
             prune=partial(self._before_state_dict, parameter),
-            before_load=partial(self._before_load, parameter),
+            before_load=partial(parameter.before_load, optimizers=self._following.optimizers),
             on_load=partial(self._after_load, parameter),
             on_release=partial(self._release, parameter),
         )
@@ -260,21 +261,20 @@ class Attachment:
     def _release(self, parameter: SparseParameter) -> None:
         """Forgets a parameter of a finalized model; its optimizers may go on with the dense weight."""
         self._averaging.release(parameter)
-        if parameter.is_in_place:
-            self._forms.settle(parameter)
-        parameter.become("masked", self._following.optimizers)
-        if parameter.is_in_place:
-            parameter.storage.restore_zeros(self._following.optimizers)
+        # Else nothing tells what of the weight belongs to connections.
+        if not parameter.storage.has_lost_mask:
+            if parameter.is_in_place:
+                self._forms.settle(parameter)
+            parameter.become("masked", self._following.optimizers)
+            if parameter.is_in_place:
+                parameter.storage.restore_zeros(self._following.optimizers)
         self.parameters.pop(parameter.name, None)
         self._forms.release(parameter)
         self._gradients.release(parameter)
 
-    def _before_load(self, parameter: SparseParameter, mask: Tensor) -> None:
-        """Takes the topology of a state dict that is about to be loaded, so that its weight fits."""
-        parameter.before_load(mask, self._following.optimizers)
-
     def _before_state_dict(self, parameter: SparseParameter) -> None:
         """Restores the zeros, so that files have them."""
+        refuse_lost_mask(parameter.storage)
         self._forms.recover(parameter)
         if parameter.is_in_place and parameter.storage.restore_zeros(self._following.optimizers):
             warn_of_writes(parameter.name)

@@ -140,7 +140,9 @@ class Keeper:
 
     def before_state_dict(self, *_: Any) -> None:
         """State-dict pre-hook: files of a trained model have zeros where its masks have them."""
-        if not self.is_copy:
+        weight = getattr(self.module, self.leaf, None)
+        # On the meta device there are names and shapes alone.
+        if not self.is_copy and not (isinstance(weight, Tensor) and weight.is_meta):
             self.prune()
 
     def before_load(self, module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:

@@ -38,6 +38,7 @@ class ShardedStorage:
 
     kind = "masked"
     form = "masked"
+    has_lost_mask = False
 
     def __init__(self, module: nn.Module, leaf: str, mask_leaf: str, mask: Tensor | None = None) -> None:
         self.module = module
