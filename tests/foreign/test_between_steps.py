@@ -263,6 +263,63 @@ def test_a_gradient_that_is_zeroed_after_a_failed_step_stays_zero(name: str, com
 
 @both_storages
 @pytest.mark.parametrize("name", METHODS)
+def test_a_weight_that_is_used_by_itself_after_a_failed_step_is_refused(name: str, compute: str) -> None:
+    grads = []
+    for fails in (True, False):
+        model, optimizer, _ = prepared(name, compute)
+        step(model, optimizer)
+        handle = optimizer.register_step_pre_hook(fail)
+        if fails:
+            with pytest.raises(RuntimeError, match="in the middle"):
+                step(model, optimizer)
+            optimizer.zero_grad(set_to_none=False)
+            with pytest.raises(
+                RarefyError, match="weight was used without its module after a step that raised"
+            ):
+                nn.functional.linear(X, model.weight).square().sum().backward()
+        handle.remove()
+        optimizer.zero_grad(set_to_none=False)
+        with torch.no_grad():
+            model(X)
+        nn.functional.linear(X, model.weight).square().sum().backward()
+        grads.append(model.weight.grad.to_dense())
+    torch.testing.assert_close(grads[0], grads[1])
+
+
+@both_storages
+@pytest.mark.parametrize("name", METHODS)
+def test_other_weights_are_left_alone_after_a_failed_step(name: str, compute: str) -> None:
+    model, optimizer, _ = prepared(name, compute)
+    step(model, optimizer)
+    expected = model(X).detach()
+    optimizer.register_step_pre_hook(fail)
+    with pytest.raises(RuntimeError, match="in the middle"):
+        step(model, optimizer)
+    fast = nn.Parameter(torch.full((16, 8), 0.25))
+    torch.func.functional_call(model, {"weight": fast}, (X,))
+    assert bool((fast == 0.25).all())
+    torch.testing.assert_close(model(X), expected)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_attention_computes_as_before_after_a_failed_step(name: str) -> None:
+    torch.manual_seed(0)
+    model = nn.MultiheadAttention(8, 2, bias=False)
+    x = torch.randn(3, 2, 8)
+    sparsity = rarefy.configure({**METHODS[name], "compute": "masked", "seed": 0})
+    sparsity.apply(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    sparsity.apply(optimizer)
+    model(x, x, x)[0].square().sum().backward()
+    expected = model(x, x, x)[0].detach()
+    optimizer.register_step_pre_hook(fail)
+    with pytest.raises(RuntimeError, match="in the middle"):
+        optimizer.step()
+    torch.testing.assert_close(model(x, x, x)[0], expected)
+
+
+@both_storages
+@pytest.mark.parametrize("name", METHODS)
 def test_a_compiled_model_computes_as_before_after_a_failed_step(name: str, compute: str) -> None:
     model, optimizer, _ = prepared(name, compute)
     compiled = torch.compile(model, backend="eager")

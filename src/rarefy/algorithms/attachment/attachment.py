@@ -322,6 +322,7 @@ class Attachment:
         parameter.require_parameter()
         if weight is not parameter.weight:
             return  # one that another has replaced may go on learning elsewhere
+        self._forms.refuse_left(parameter)
         if grad.layout is not torch.strided:
             raise RarefyError(f"{parameter.name} has a sparse gradient; build its module with sparse=False")
         # Before the zeros are put in place, which is a write too.

@@ -53,6 +53,10 @@ class TrainedForms:
         self._form = form
         # By name: the gradient by the weight, and the one that the optimizer is given.
         self._gradients: dict[str, tuple[Tensor, Tensor]] = {}
+        # By name: what was the weight in the last step, or at first.
+        self._stepped: dict[str, Tensor] = {}
+        # What is to be put back before any of them is used: of a layer whose own module is not called, too.
+        self._watched: dict[str, SparseParameter] = {}
         # By name: entries that stay as they are in this step, to the last bit.
         self._kept: dict[str, Tensor] = {}
         self._keepers: dict[str, Keeper] = {}
@@ -61,6 +65,8 @@ class TrainedForms:
         """Puts a weight back before it is used: a step that raised an error may have left the trained form behind."""
         if self._form.reparametrizes or self._form.restricts_forward:
             self._keepers[parameter.name] = use
+            self._watched[parameter.name] = parameter
+            self._stepped[parameter.name] = parameter.weight
         if self._form.reparametrizes:
             self._leave_before(use, parameter)
         if self._form.restricts_forward:
@@ -70,6 +76,7 @@ class TrainedForms:
         """Called before a step, from which on the weight may not be what forward passes use."""
         if parameter.name in self._keepers:
             self._keepers[parameter.name].is_in_step = True
+            self._stepped[parameter.name] = parameter.weight
 
     def end(self, parameter: SparseParameter) -> None:
         """Called after a step; from now on the weight is what forward passes use."""
@@ -81,12 +88,18 @@ class TrainedForms:
         others = use.on_forward
 
         def settle() -> None:
-            self.recover(parameter)
-            use.is_in_step = False
+            self._recover_all()
+            use.is_in_step = use.is_in_step and parameter.name in self._gradients
             if others is not None:
                 others()
 
         use.on_forward = settle
+
+    def _recover_all(self) -> None:
+        """Of all weights, since layers may use those of others that are not called: the output map of attention."""
+        for name in list(self._gradients):
+            self.recover(self._watched[name])
+            self._keepers[name].is_in_step = name in self._gradients
 
     def _hide_before(self, use: Keeper, parameter: SparseParameter) -> None:
         others = use.on_forward
@@ -94,14 +107,32 @@ class TrainedForms:
         def settle() -> None:
             if others is not None:
                 others()
-            # A step that raised an error has left all values in place. With other weights in the module
-            # (`functional_call`) there is nothing to take out of them.
-            if not parameter.forward.is_hiding and parameter.is_in_place:
-                parameter.hide()
-            use.is_in_step = False
+            self._hide_all()
+            use.is_in_step = use.is_in_step and not self._is_the_one(parameter)
 
         use.on_forward = settle
         use.used_weight = parameter.used_weight
+
+    def _hide_all(self) -> None:
+        for name, parameter in self._watched.items():
+            # A step that raised an error has left all values in place.
+            if not parameter.forward.is_hiding and parameter.is_in_place and self._is_the_one(parameter):
+                parameter.hide()
+                self._keepers[name].is_in_step = False
+
+    def refuse_left(self, parameter: SparseParameter) -> None:
+        """Refuses a gradient that came without the modules, after a step that raised an error.
+
+        Raises:
+            RarefyError: what the optimizer trains was still in the place of the weight, and was computed with.
+        """
+        keeper = self._keepers.get(parameter.name)
+        if keeper is not None and keeper.is_in_step:
+            raise RarefyError(
+                f"{parameter.name} was used without its module after a step that raised an error, which has left there "
+                f"what the optimizer trains by {type(self._form).__name__}; call the module once, which puts it back "
+                "(under torch.no_grad() too), before weights are used by themselves"
+            )
 
     def check_optimizer(self, optimizer: Optimizer) -> None:
         """Refuses an optimizer that writes to weights between its steps, where they are not what it trains.
@@ -147,10 +178,18 @@ class TrainedForms:
         weight.grad = trained
         self._gradients[parameter.name] = (gradient, trained)
 
+    def _has_entered(self, parameter: SparseParameter) -> bool:
+        """Whether the trained form is in place."""
+        return parameter.name in self._gradients and self._is_the_one(parameter)
+
+    def _is_the_one(self, parameter: SparseParameter) -> bool:
+        """Whether the module has what the last step was of, and no other weight for a call (`functional_call`)."""
+        return getattr(parameter, "weight", None) is self._stepped.get(parameter.name)
+
     @torch.no_grad()
     def leave(self, parameter: SparseParameter) -> None:
         """Puts weight and gradient back, if the trained form is in place."""
-        if parameter.name not in self._gradients:
+        if not self._has_entered(parameter):
             return
         gradient, trained = self._gradients.pop(parameter.name)
         entries = parameter.storage.entries.data
@@ -163,7 +202,7 @@ class TrainedForms:
     @torch.no_grad()
     def recover(self, parameter: SparseParameter) -> None:
         """Puts weight and gradient back that a step left behind which raised an error."""
-        if parameter.name in self._gradients:
+        if self._has_entered(parameter):
             gradient, trained = self._gradients[parameter.name]
             # Since then `zero_grad(set_to_none=False)` may have zeroed the one that is in the place of the other.
             if trained is parameter.weight.grad and not parameter.storage.collect(trained).any():
@@ -178,3 +217,5 @@ class TrainedForms:
     def release(self, parameter: SparseParameter) -> None:
         """Forgets a weight."""
         self._keepers.pop(parameter.name, None)
+        self._watched.pop(parameter.name, None)
+        self._stepped.pop(parameter.name, None)
