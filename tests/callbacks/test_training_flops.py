@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch import nn
 
-from rarefy.algorithms.training_cost import Cost
 from rarefy.callbacks import LogSparsity
 from rarefy.callbacks.flops import MOST_FORMS, TrainingFlops, counted_apart
 from rarefy.methods.gmp import GMP
@@ -13,6 +12,7 @@ from rarefy.methods.rigl import RigL
 from rarefy.methods.set import SET
 from rarefy.methods.static import Static
 from rarefy.methods.top_kast import TopKAST
+from rarefy.storage.training_cost import Cost
 
 # Two layers of 48 and 24 weights see three rows in each step.
 ROWS, SIZE = 3, 72

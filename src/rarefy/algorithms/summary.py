@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from io import StringIO
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from rarefy.algorithms.training_cost import Cost, Memory, memory_of, operations_of
 from rarefy.errors import RarefyError
 from rarefy.filters import Candidate, candidates, decide, why_left
 from rarefy.schedules import Constant
+from rarefy.storage.training_cost import Cost, Memory, memory_of, operations_of
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

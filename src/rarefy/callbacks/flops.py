@@ -17,11 +17,11 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from rarefy.algorithms.base import SparsityAlgorithm
-from rarefy.algorithms.training_cost import PER_POSITION, PRODUCTS, Cost, step_operations, used_by
 from rarefy.callbacks.trainer_view import TrainerView
 from rarefy.distributed import ranks
 from rarefy.models.call import count
 from rarefy.saliency.objective import Objective, called
+from rarefy.storage.training_cost import PER_POSITION, PRODUCTS, Cost, step_operations, used_by
 from rarefy.torch_private import compiles_its_calls
 
 log = logging.getLogger("rarefy")

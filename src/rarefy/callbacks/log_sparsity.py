@@ -9,12 +9,12 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from rarefy.algorithms.base import SparsityAlgorithm
-from rarefy.algorithms.training_cost import memory_of
 from rarefy.callbacks.events import Callback
 from rarefy.callbacks.flops import TrainingFlops
 from rarefy.callbacks.trainer_view import TrainerView
 from rarefy.roles import OUT_IN, Axes
 from rarefy.storage.parameter import SparseParameter
+from rarefy.storage.training_cost import memory_of
 
 STATE_KEY = "LogSparsity"
 

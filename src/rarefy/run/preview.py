@@ -13,7 +13,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from rarefy import filters
 from rarefy.algorithms.base import SparsityAlgorithm
-from rarefy.algorithms.training_cost import memory_of
 from rarefy.distributions import share_out
 from rarefy.models.call import loss_of, to_device
 from rarefy.patterns import Pattern
@@ -21,6 +20,7 @@ from rarefy.run.builder import Builder, check_tokens
 from rarefy.run.large_model import LargeModel, flops_of, shared_out, too_large
 from rarefy.schedules import update_steps
 from rarefy.storage.parameter import SparseParameter
+from rarefy.storage.training_cost import memory_of
 from rarefy.trainer.micro_batches import choose_size, parts_of
 from rarefy.trainer.trainer import Trainer
 

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 import rarefy
-from rarefy.algorithms.training_cost import Cost, memory_of, operations_of, step_operations
 from rarefy.kernels import instruction_set
+from rarefy.storage.training_cost import Cost, memory_of, operations_of, step_operations
 
 
 def trained(block, optimizer=torch.optim.AdamW):
