@@ -1,6 +1,6 @@
-"""What `import rarefy` adds to `import torch`: whole processes, interleaved, medians.
+"""What `import rarefy` adds to `import torch`, and what `rarefy --help` takes: whole processes, interleaved, medians.
 
-Limit: 0.3 seconds. Most of rarefy is imported when a name is first used; the last line shows all of that at once.
+Limit: 0.3 seconds. Most of rarefy is imported when a name is first used; "every name" shows all of that at once.
 """
 
 from __future__ import annotations
@@ -18,13 +18,15 @@ PROGRAMS = {
     "torch": "import torch",
     "rarefy": "import torch, rarefy",
     "every name": "import torch; from rarefy import *",
+    "rarefy --help": "import sys; sys.argv[1:] = ['--help']; from rarefy.cli import main; main()",
 }
 
 
 def starter(program: str, cache: str) -> Callable[[], object]:
     """A call that runs the program in a fresh interpreter; compiled to bytecode once, as installed packages are."""
     environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": cache}
-    return lambda: subprocess.run([sys.executable, "-c", program], env=environment, check=True)
+    command = [sys.executable, "-c", program]
+    return lambda: subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
 
 
 def main() -> None:
@@ -37,6 +39,8 @@ def main() -> None:
     for name in ("rarefy", "every name"):
         added, ratio = seconds[name] - seconds["torch"], seconds[name] / seconds["torch"]
         print(f"{'and ' + name:32}{seconds[name]:7.2f} s   added {added:5.2f} s   ratio {ratio:.2f}")
+    share = seconds["rarefy --help"] / seconds["torch"]
+    print(f"{'rarefy --help':32}{seconds['rarefy --help']:7.2f} s   ratio {share:.2f}")
 
 
 if __name__ == "__main__":

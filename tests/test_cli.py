@@ -14,9 +14,12 @@ from typing import Any
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
 import tiny_run
 from rarefy.checkpoint.directory import load
+from rarefy.cli.app import app
+from rarefy.cli.overview import listing
 from tiny_run import configuration, rarefy
 
 
@@ -280,6 +283,26 @@ def test_an_interrupt_while_importing() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (result.returncode, result.stderr) == (130, "Error: interrupted\n")
+
+
+@pytest.mark.parametrize("asked", ["--help", "-h", "--version"])
+def test_help_and_version_are_those_of_the_whole_app(asked: str) -> None:
+    quick = CliRunner().invoke(listing(), [asked], prog_name="rarefy", env={"COLUMNS": "200"})
+    whole = CliRunner().invoke(app, [asked], prog_name="rarefy", env={"COLUMNS": "200"})
+    assert (quick.exit_code, quick.stdout) == (0, whole.stdout)
+
+
+def test_help_needs_no_torch() -> None:
+    code = (
+        "import atexit, sys\n"
+        "atexit.register(lambda: print('torch' in sys.modules, file=sys.stderr))\n"
+        "sys.argv[1:] = ['--help']\n"
+        "from rarefy.cli import main\n"
+        "main()\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (0, "False\n")
+    assert "Train and validate what PARAMS.yaml describes." in result.stdout
 
 
 def test_an_interrupt_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,6 @@ import functools
 import inspect
 import json
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,35 +14,12 @@ from rarefy.cli.guard import guarded
 from rarefy.cli.look import compare, plot, report
 from rarefy.cli.look import inspect as inspection
 from rarefy.cli.overrides import Flags
+from rarefy.cli.overview import new_app
 from rarefy.cli.run import Request, run, run_with
 from rarefy.run.launch import Mode
 from rarefy.run.schema import json_schema
 
-app = typer.Typer(
-    name="rarefy",
-    help="Train any PyTorch model with sparse weights, from one YAML file.",
-    no_args_is_help=True,
-    # Every fault becomes one line in `guarded`; what gets past it is a fault of ours, whose traceback should be plain.
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-data_app = typer.Typer(name="data", help="Prepare data sets.", no_args_is_help=True)
-app.add_typer(data_app)
-
-
-def _show_version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(version("rarefy"))
-        raise typer.Exit
-
-
-@app.callback()
-def _options(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
-    ] = False,
-) -> None:
-    """Train any PyTorch model with sparse weights, from one YAML file."""
+app, data_app = new_app()
 
 
 def _run(
@@ -166,8 +142,3 @@ def _hdf5(
         hdf5.write(files, out_dir, max_sequence_length, tokenizer, form, samples_per_file)
 
     raise typer.Exit(guarded(write))
-
-
-@data_app.callback()
-def _data() -> None:
-    """Prepare data sets."""
