@@ -91,6 +91,7 @@ _YARN = {
 # What a decoder is called in a test, its keys, and its class in Transformers.
 DECODERS: dict[str, tuple[dict[str, Any], str]] = {
     "llama": (LLAMA, "LlamaForCausalLM"),
+    "llama_halves": ({**LLAMA, "rotary_pairs": "halves"}, "LlamaForCausalLM"),
     "llama_llama3": ({**LLAMA, **_LLAMA3}, "LlamaForCausalLM"),
     "llama_yarn": ({**LLAMA, **_YARN}, "LlamaForCausalLM"),
     "llama_linear": (

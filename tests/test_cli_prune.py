@@ -121,6 +121,28 @@ def test_folders_of_every_architecture(tmp_path: Path, name: str) -> None:
         assert tensor.dtype == before[key].dtype and not tensor[changed].any()
 
 
+def has_pattern(weight: torch.Tensor, pattern: str) -> bool:
+    """Whether the active connections of a weight have a pattern."""
+    active = weight != 0
+    if pattern == "{block: [4, 4]}":
+        counts = active.unflatten(0, (-1, 4)).unflatten(2, (-1, 4)).sum((1, 3))
+        return bool(((counts == 0) | (counts == 16)).all())
+    return all(bool((turned.unflatten(1, (-1, 4)).sum(2) <= 2).all()) for turned in (active, active.t()))
+
+
+@pytest.mark.parametrize("name", ["llama", "falcon", "gemma2", "mistral", "gptj", "gpt2"])
+@pytest.mark.parametrize("pattern", ["{block: [4, 4]}", "{n: 2, m: 4, transposable: true}"])
+def test_patterns_over_several_outputs_hold_in_the_files(tmp_path: Path, name: str, pattern: str) -> None:
+    source = folder_of(name, tmp_path / "source")
+    flags = ["--method", "magnitude", "--sparsity", 0.5, "--pattern", pattern]
+    result = rarefy("prune", source, tmp_path / "out", *flags)
+    assert result.exit_code == 0, result.output
+    before = load_file(source / "model.safetensors")
+    after = load_file(tmp_path / "out" / "model.safetensors")
+    pruned = [key for key in after if not torch.equal(after[key], before[key])]
+    assert pruned and all(has_pattern(after[key], pattern) for key in pruned), pruned
+
+
 def test_number_formats_shards_and_untouched_tensors(tmp_path: Path) -> None:
     source = folder_of("llama", tmp_path / "source")
     tensors = {name: one.bfloat16() for name, one in load_file(source / "model.safetensors").items()}

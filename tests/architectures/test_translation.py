@@ -105,6 +105,7 @@ def test_files_that_lack_a_tensor_or_have_another() -> None:
         ({**DECODERS["bloom"][0], "nonlinearity": "gelu"}, "nonlinearity: gelu"),
         ({**DECODERS["bloom"][0], "filter_size": 64}, "filter_size: 64"),
         ({**DECODERS["llama"][0], "rotary_dim": 4}, r"rotary_dim: 4 \(a head has 8\)"),
+        ({**DECODERS["gptj"][0], "rotary_pairs": "halves"}, "rotary_pairs: halves"),
         ({**DECODERS["gptj"][0], "use_untied_layer_norm": True}, "use_untied_layer_norm: true"),
         ({**DECODERS["gptj"][0], "rope_theta": 5.0}, "rope_theta: 5.0"),
         (

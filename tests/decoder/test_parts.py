@@ -57,6 +57,14 @@ def test_rotation_is_a_complex_product():
     assert torch.equal(turned[..., 4:], heads[..., 4:])
 
 
+def test_halves_turn_as_adjacent_pairs_in_another_order():
+    heads = torch.randn(2, 2, 5, 8)
+    rotation = Rotary(GPTConfig(hidden_size=16, num_heads=2, **ROTARY)).rotation(5, CPU)
+    order = [0, 2, 1, 3, 4, 5, 6, 7]
+    turned = rotate(heads[..., order], rotation, "halves")
+    assert torch.equal(turned, rotate(heads, rotation)[..., order])
+
+
 SCALINGS = [
     ("linear", 4.0, {}, {}),
     (

@@ -12,7 +12,7 @@ import yaml
 
 import tiny_run
 from rarefy.checkpoint.directory import load
-from rarefy.run.changed_file import changes_between
+from rarefy.run.changed_file import Change, changes_between
 from rarefy.run.schema import parse
 from tiny_run import configuration, rarefy
 
@@ -107,6 +107,17 @@ def test_options_of_the_model_take_effect_where_the_weights_fit(tmp_path: Path) 
     assert code == 2 and "give the model that it was made with" in said
     code, said = run(tmp_path, changed(content, "init.model.signal", 0))
     assert code == 0 and "changed since checkpoint_4: init.model.signal is 0, was nothing" in said
+
+
+def test_the_order_of_rotary_pairs_is_what_weights_mean(tmp_path: Path) -> None:
+    parsed = parse({"trainer": {"init": {"model": {"name": "llama"}}}})[0]
+
+    def changes(pairs: str) -> list[Change]:
+        block = {"name": "llama", "rotary_pairs": pairs}
+        return changes_between(parsed, parse({"trainer": {"init": {"model": block}}})[0])
+
+    assert changes("adjacent") == []
+    assert [one.needs_restart for one in changes("halves")] == [True]
 
 
 def test_options_that_stayed_keep_the_values_of_the_checkpoint(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import tiny_run
 from rarefy.errors import ConfigError
 from rarefy.export import SavedModel, export
 from rarefy.models import GPTModel
-from rarefy.models.hugging_face_folder import load_folder
+from rarefy.models.hugging_face_folder import load_folder, model_block
 from rarefy.run.builder import Builder
 from rarefy.run.changed_file import changes_between
 from rarefy.run.schema import json_schema, parse
@@ -198,3 +198,28 @@ def test_supar_is_refused_beside_trained_weights(llama: Path) -> None:
     [config] = parse({"trainer": {"init": {"model": {"from_hf": str(llama)}, "sparsity": sparsity}}})
     with pytest.raises(ConfigError, match=r"sparsity\.parametrization: supar beside model\.from_hf"):
         _ = Builder(config, Path()).sparsity
+
+
+def test_heads_turn_as_the_folder_orders_them_and_weights_are_its_own(llama: Path) -> None:
+    model = built({"from_hf": str(llama)})
+    there = load_file(llama / "model.safetensors")["model.layers.0.self_attn.q_proj.weight"]
+    query = "transformer_decoder.layers.0.self_attn.proj_q_dense_layer.weight"
+    assert torch.equal(model.model.get_parameter(query), there)
+    other = built({"from_hf": str(llama), "rotary_pairs": "adjacent"})
+    assert not torch.equal(other.model.get_parameter(query), there)
+    ids = tokens(2, 20)
+    torch.testing.assert_close(model.model(ids), other.model(ids), rtol=1e-5, atol=1e-5)
+
+
+def test_a_checkpoint_from_before_there_was_an_order_keeps_its_own(llama: Path) -> None:
+    whole = {**model_block(llama), "from_hf": str(llama)}
+    del whole["rotary_pairs"]
+
+    def changes(**keys: Any) -> list[Any]:
+        blocks = [whole, {"from_hf": str(llama), **keys}]
+        before, now = (parse({"trainer": {"init": {"model": one}}})[0] for one in blocks)
+        return changes_between(before, now)
+
+    [change] = changes()
+    assert change.needs_restart and str(change) == "init.model.rotary_pairs is halves, was adjacent"
+    assert changes(rotary_pairs="adjacent") == []

@@ -15,7 +15,7 @@ from rarefy.architectures.architecture import (
     leaves,
     same,
 )
-from rarefy.architectures.changes import SAME, Chain, Each, Halves, Joined
+from rarefy.architectures.changes import SAME, Chain, Each, Joined
 from rarefy.architectures.gpt2 import (
     DEFAULTS,
     PLAIN_ATTENTION,
@@ -26,7 +26,7 @@ from rarefy.architectures.gpt2 import (
 )
 from rarefy.architectures.llama import BIASES, no_experts, whole_heads_turn
 from rarefy.architectures.nonlinearities import PLAIN, plain_named
-from rarefy.architectures.rope import rope_keys, rope_options
+from rarefy.architectures.rope import halves, rope_keys, rope_options
 from rarefy.decoder.decoder_config import GPTConfig
 from rarefy.errors import RarefyError
 
@@ -90,6 +90,7 @@ GPTJ = Architecture(
         **_ALLOWED,
         "use_projection_bias_in_attention": (False,),
         "use_ffn_bias_in_attention": (False,),
+        "rotary_pairs": ("adjacent",),
         "rope_theta": (_PLAIN_WAVES,),
         "pos_scaling_factor": (1.0,),
     },
@@ -164,6 +165,7 @@ def _falcon_keys(options: Options) -> dict[str, Any]:
         "filter_size": options["ffn_hidden_size"] or 4 * options["hidden_size"],
         "nonlinearity": plain_named(options["activation"]),
         "rotary_dim": options["hidden_size"] // heads,
+        "rotary_pairs": "halves",
         "attention_module": "multiquery_attention",
         "extra_attention_params": {"num_kv_groups": groups},
         "use_untied_layer_norm": bool(newer and norms == 2),
@@ -185,7 +187,7 @@ def _falcon_outer(config: GPTConfig) -> list[Row]:
 def _falcon_rows(config: GPTConfig) -> list[Row]:
     groups = config.key_heads
     size = config.head_size
-    turned = Each((Halves(config.num_heads), Halves(groups), SAME))
+    turned = Each((halves(config, config.num_heads), halves(config, groups), SAME))
     grouped = Joined(groups, (config.num_heads // groups * size, size, size))
     norms = (
         {"ln_attn": "norm1", "ln_mlp": "norm3"} if config.has_untied_norm else {"input_layernorm": "norm1"}

@@ -15,9 +15,8 @@ from rarefy.architectures.architecture import (
     same,
     without,
 )
-from rarefy.architectures.changes import Halves
 from rarefy.architectures.nonlinearities import GATED, gated_named
-from rarefy.architectures.rope import rope_keys, rope_misfits, rope_options
+from rarefy.architectures.rope import halves, rope_keys, rope_misfits, rope_options
 from rarefy.decoder.decoder_config import GPTConfig
 
 SIZES: Mapping[str, str] = MappingProxyType(
@@ -94,6 +93,7 @@ def attention_keys(options: Options) -> dict[str, Any]:
     keys = {
         "position_embedding_type": "rotary",
         "rotary_dim": size,
+        "rotary_pairs": "halves",
         "norm_type": "rmsnorm",
         "attention_module": "multiquery_attention",
         "extra_attention_params": {"num_kv_groups": groups},
@@ -134,9 +134,9 @@ def attention_rows(config: GPTConfig, has_bias: bool = False) -> list[Row]:
     rows = [
         row
         for there, (name, heads) in turned.items()
-        for row in same({there: f"self_attn.proj_{name}_dense_layer"}, kept, Halves(heads))
+        for row in same({there: f"self_attn.proj_{name}_dense_layer"}, kept, halves(config, heads))
     ]
-    # Only queries and keys are turned by position, so only their rows are in another order.
+    # Only queries and keys are turned by position, so only their rows may be in another order.
     plain = {
         "self_attn.v_proj": "self_attn.proj_v_dense_layer",
         "self_attn.o_proj": "self_attn.proj_output_dense_layer",

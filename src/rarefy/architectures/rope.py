@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from rarefy.architectures.changes import SAME, Change, Halves
 from rarefy.decoder.decoder_config import GPTConfig
 from rarefy.decoder.rotary import yarn_magnitude
 from rarefy.errors import RarefyError
@@ -13,6 +14,16 @@ _LLAMA3 = ("low_freq_factor", "high_freq_factor", "original_max_position_embeddi
 _YARN = ("original_max_position_embeddings", "beta_fast", "beta_slow", "truncate")
 # Transformers wants all of them written out.
 _LLAMA3_DEFAULTS = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+
+
+def halves(config: GPTConfig, heads: int) -> Change:
+    """How rows of queries or keys become those of a file whose heads turn by halves: as they are, where these do too.
+
+    Example:
+        >>> halves(GPTConfig(rotary_pairs="halves"), 2)
+        Same()
+    """
+    return SAME if config.rotary_pairs == "halves" else Halves(heads)
 
 
 def rope_misfits(config: GPTConfig) -> Iterator[str]:

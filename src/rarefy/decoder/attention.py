@@ -232,6 +232,7 @@ class CausalSelfAttention(nn.Module):
         self.proj_output_dense_layer = nn.Linear(inner, size, bias=config.use_ffn_bias_in_attention)
         self.num_heads = config.num_heads
         self.key_heads = config.key_heads
+        self.rotary_pairs = config.rotary_pairs
         self.softcap = config.attention_logit_softcapping
         rate = config.attention_dropout_rate
         self.dropout_rate = config.dropout_rate if rate is None else rate
@@ -245,8 +246,8 @@ class CausalSelfAttention(nn.Module):
         key = self.proj_k_dense_layer(hidden).unflatten(2, (self.key_heads, -1)).transpose(1, 2)
         value = self.proj_v_dense_layer(hidden).unflatten(2, (self.key_heads, -1)).transpose(1, 2)
         if rotation is not None:
-            query = rotate(query, rotation)
-            key = rotate(key, rotation)
+            query = rotate(query, rotation, self.rotary_pairs)
+            key = rotate(key, rotation, self.rotary_pairs)
         if self.query_factor != 1.0:
             query = query * self.query_factor
         if self.key_heads != self.num_heads:

@@ -17,6 +17,8 @@ OptionalSize = Annotated[Size | None, Field(description="a whole number ≥ 1, o
 OptionalPositive = Annotated[Positive | None, Field(description="a number above 0, or null")]
 LossScaling = Literal["num_tokens", "batch_size"]
 PositionType = Literal["learned", "fixed", "rotary", "alibi"]
+# Which entries of a head turn together: 2i and 2i + 1 as in the Model Zoo, or i and i + d/2 as in most of Transformers.
+RotaryPairs = Literal["adjacent", "halves"]
 ScalingType = Literal["linear", "yarn", "llama3", "longrope"]
 NormType = Literal["layernorm", "rmsnorm", "biasless-layernorm", "nonparametric-layernorm"]
 Weighting = Literal["softmax", "sigmoid"]
@@ -89,6 +91,7 @@ class GPTConfig(BaseModel):
         PositionType | None, Field(description="learned, fixed, rotary, alibi or null")
     ] = "learned"
     rotary_dim: OptionalSize = None
+    rotary_pairs: Annotated[RotaryPairs, Field(description="adjacent or halves")] = "adjacent"
     rope_theta: Positive = 10000.0
     pos_scaling_factor: Positive = 1.0
     pos_scaling_type: Annotated[

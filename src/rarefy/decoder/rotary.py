@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rarefy.decoder.decoder_config import GPTConfig
+from rarefy.decoder.decoder_config import GPTConfig, RotaryPairs
 from rarefy.errors import ConfigError
 
 Rotation = tuple[Tensor, Tensor]
@@ -46,7 +46,8 @@ _SCALING_KEYS: Mapping[str, frozenset[str]] = MappingProxyType(
 class Rotary:
     """The angles of every position, and how queries and keys turn by them.
 
-    Entries 2i and 2i + 1 of a head turn by position · θ^(−2i/d), for the first d = `rotary_dim` entries.
+    Pair i of a head turns by position · θ^(−2i/d), for the first d = `rotary_dim` entries. Its entries are 2i and
+    2i + 1, or i and i + d/2 where `rotary_pairs` says halves.
 
     Args:
         config: of a model with rotary positions.
@@ -78,8 +79,13 @@ class Rotary:
         return angles.cos() * self.magnitude, angles.sin() * self.magnitude
 
 
-def rotate(heads: Tensor, rotation: Rotation) -> Tensor:
+def rotate(heads: Tensor, rotation: Rotation, pairs: RotaryPairs = "adjacent") -> Tensor:
     """Queries or keys [batch, heads, sequence, head size], turned.
+
+    Args:
+        heads: the queries or keys.
+        rotation: cosines and sines, one a pair.
+        pairs: which entries turn together.
 
     Example:
         >>> quarter = torch.tensor([[0.0]]), torch.tensor([[1.0]])
@@ -88,9 +94,13 @@ def rotate(heads: Tensor, rotation: Rotation) -> Tensor:
     """
     cosines, sines = (part.to(heads.dtype) for part in rotation)
     size = 2 * cosines.shape[-1]
-    even = heads[..., 0:size:2]
-    odd = heads[..., 1:size:2]
-    turned = torch.stack((even * cosines - odd * sines, odd * cosines + even * sines), dim=-1).flatten(-2)
+    if pairs == "halves":
+        first, second = heads[..., :size].chunk(2, dim=-1)
+    else:
+        first = heads[..., 0:size:2]
+        second = heads[..., 1:size:2]
+    both = (first * cosines - second * sines, second * cosines + first * sines)
+    turned = torch.cat(both, dim=-1) if pairs == "halves" else torch.stack(both, dim=-1).flatten(-2)
     return turned if size == heads.shape[-1] else torch.cat((turned, heads[..., size:]), dim=-1)
 
 

@@ -32,7 +32,7 @@ _RESTART = (
 )
 # What a checkpoint holds the state of, or what decides which samples come next.
 _NEEDS_RESTART = (
-    r"init\.model\.(name|from_hf)$",
+    r"init\.model\.(name|from_hf|rotary_pairs)$",
     r"init\.seed$",
     r"init\.optimizer$",
     r"init\.schedulers\b",
@@ -88,6 +88,8 @@ def changes_between(before: TrainerConfig, now: TrainerConfig) -> list[Change]:
     new = now.blocks.model_dump(by_alias=True)
     for blocks in (old, new):
         blocks["init"]["sparsity"] = _in_full(blocks["init"]["sparsity"])
+        # The only key of a model that would change what its weights mean, and fit all the same.
+        blocks["init"]["model"].setdefault("rotary_pairs", "adjacent")
     return [one for one in _differences(old, new, "") if not _matches(_SILENT, one.path)]
 
 

@@ -42,7 +42,9 @@ def with_folder(init: Mapping[str, Any], path: str) -> Mapping[str, Any]:
     if str(model.get("name", found["name"])).lower() != found["name"]:
         allowed = f"{found['name']}, which is what the folder holds, or leave the name out"
         raise ConfigError(join_path(path, "model.name"), shorten(model["name"]), allowed)
-    return {**init, "model": {**found, **model}}
+    # A whole block without this key is of a checkpoint from before there was one.
+    older = {"rotary_pairs": "adjacent"} if "rotary_dim" in model else {}
+    return {**init, "model": {**found, **older, **model}}
 
 
 def take_over(model: nn.Module, folder: str, path: str) -> None:
