@@ -279,6 +279,31 @@ def _refuse_second_name(model: nn.Module, glob: str, everything: Sequence[Candid
             )
 
 
+def refuse_second_names(model: nn.Module, globs: tuple[str, ...] | None, taken: Container[str]) -> None:
+    """Refuses globs that match a tied weight by another name than its first one alone: it would stay dense, unsaid.
+
+    Args:
+        model: any module.
+        globs: of a filter; None for the default filter, which goes by no names of its own.
+        taken: the first names of all weights that become sparse.
+
+    Raises:
+        ConfigError: there is one, which does not ask to stay dense.
+
+    Example:
+        >>> refuse_second_names(nn.Linear(2, 2), ("*",), {"weight"})
+    """
+    seconds = [both for both in other_names(model) if both[1] not in taken and matches(both[0], globs or ())]
+    if not seconds:
+        return
+    would_be = {one.name for one in candidates(model) if decide(one, ("*",)).sparse}
+    for name, first in seconds:
+        if first in would_be:
+            given = f"{', '.join(globs or ())} ({name} is tied to {first}, which no glob matches)"
+            fix = f"globs that match {first} too, to make it sparse, or that leave {name} out"
+            raise ConfigError("param_filter", given, fix, f"param_filter: {first}")
+
+
 def _check_exists(candidate: Candidate) -> None:
     given = f"a model whose {candidate.name} "
     if is_lazy(candidate.parameter):

@@ -156,6 +156,34 @@ def test_filters_that_divide_a_tied_weight_are_refused():
     assert [list(one.parameters) for one in group.algorithms] == [["0.weight", "2.weight"], []]
 
 
+def in_a_group(model, block):
+    rarefy.configure([block, {"sparsity": 0.5, "param_filter": "2.bias"}]).apply(model)
+
+
+def alone(model, block):
+    rarefy.configure(block).apply(model)
+
+
+def pruned_at_once(model, block):
+    rarefy.prune(model, method="magnitude", **block)
+
+
+@pytest.mark.parametrize("use", [alone, in_a_group, pruned_at_once])
+def test_a_glob_that_matches_a_tied_weight_by_its_second_name_alone_is_refused(use):
+    """It matches other weights as well, and would leave that one dense without a word."""
+    model = tied_layers()
+    with pytest.raises(
+        ConfigError,
+        match=r"param_filter: \[12\]\.weight \(1\.weight is tied to 0\.weight, which no glob matches\) is not "
+        r"allowed; give globs that match 0\.weight too",
+    ):
+        use(model, {"sparsity": 0.5, "param_filter": "[12].weight"})
+    assert not list(model.buffers())
+    model[0].requires_dense = True
+    use(model, {"sparsity": 0.5, "param_filter": "[12].weight"})
+    assert bool(model[0].weight.detach().ne(0).all()) and not bool(model[2].weight.detach().ne(0).all())
+
+
 @pytest.mark.parametrize("compute", ["masked", "compact"])
 @pytest.mark.parametrize("together", [True, False], ids=["a group", "two algorithms"])
 @pytest.mark.parametrize("owner", [0, 1])

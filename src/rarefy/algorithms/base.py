@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar, TypeVar
 
@@ -246,6 +246,7 @@ class SparsityAlgorithm(Attached, Beginning, Reparametrizing, Sparsifier):
         """Makes a model sparse, or follows an optimizer; see `Sparsifier.apply`."""
         if isinstance(target, nn.Module):
             chosen = self.select(target)
+            self.refuse_second_names(target, chosen)
             self.apply_to(chosen)
             warn_of_few(target, few_connections(self, chosen), chosen)
         elif isinstance(target, Optimizer):
@@ -266,6 +267,11 @@ class SparsityAlgorithm(Attached, Beginning, Reparametrizing, Sparsifier):
         self._attachment.belongs_to(model)
         with self._named_as_written():
             return filters.select(model, self.globs)
+
+    def refuse_second_names(self, model: nn.Module, taken: Container[str]) -> None:
+        """Refuses a filter that matches a tied weight, though not by its first name, if nobody takes it."""
+        with self._named_as_written():
+            filters.refuse_second_names(model, self.globs, taken)
 
     def check(self, chosen: Mapping[str, Candidate]) -> None:
         """Refuses parameters that cannot become sparse, before anything is changed.

@@ -133,6 +133,8 @@ class Group(Sparsifier):
             shares.append({name: candidate for name, candidate in chosen.items() if name not in taken})
             taken |= chosen.keys()
         self._refuse_divided(model, shares)
+        for algorithm in self.algorithms:
+            algorithm.refuse_second_names(model, taken)
         return shares
 
     def _refuse_divided(self, model: nn.Module, shares: Sequence[Mapping[str, Candidate]]) -> None:

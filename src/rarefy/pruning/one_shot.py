@@ -169,6 +169,7 @@ def _masks(
     first = {} if is_by_layer else {"init_method": _init_method(method, data, loss)}
     algorithm = _algorithm({**block, **first})
     chosen = algorithm.select(model)
+    algorithm.refuse_second_names(model, chosen)
     algorithm.check(chosen)
     if is_by_layer:
         return prune_by_layer(model, algorithm, chosen, method, data, loss, progress)
