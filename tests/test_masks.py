@@ -201,6 +201,24 @@ def test_what_is_dropped_among_equals_is_not_what_grows_again():
     assert 200 < int((found & dropped).sum()) < 500
 
 
+def test_counts_above_those_that_float32_knows_are_exact():
+    mask = torch.arange(2**24 + 2).view(1, -1) < 2**24 + 1
+    kept = masks.drop_in_rows(mask, torch.zeros(mask.shape, dtype=torch.float16), 2**24, 0.9)
+    assert int(kept.count_nonzero()) == 2**24 + 1 - round(0.9 * (2**24 + 1))
+
+
+@pytest.mark.parametrize("active", [6, 12])
+@pytest.mark.parametrize("seed", range(5))
+def test_a_weight_in_pieces_goes_by_the_rule_of_a_weight_in_one_row(active, seed):
+    generator = torch.Generator().manual_seed(seed)
+    mask = torch.randperm(12, generator=generator) < active
+    # So few numbers that most of them are equal.
+    drop, grow = torch.randint(2, (2, 12), generator=generator).float()
+    order = TieOrder(seed)
+    one_row = masks.drop_and_grow(mask[None], drop[None], grow[None], 6, 0.75, order)[0]
+    assert torch.equal(masks.drop_and_grow_in_pieces(mask, drop, grow, 6, 0.75, order), one_row)
+
+
 @given(st.integers(0, 10**6), st.floats(0.0, 1.0))
 def test_kept_count_rounds_in_float64_with_ties_to_even(total, sparsity):
     kept = masks.kept_count(total, sparsity)

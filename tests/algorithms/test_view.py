@@ -500,6 +500,19 @@ def test_a_forward_mask_that_contains_inactive_connections_is_refused(compute):
         prepare(Everything(0.5, seed=0, compute=compute))
 
 
+def test_forward_masks_wait_for_the_first_update_where_the_weight_begins_dense():
+    class Half(ByView):
+        def forward_mask(self, view):
+            return self.keep_top(view.weight.abs(), 0.75)
+
+    algorithm = Half(0.5, seed=0, update={"freq": 1, "start": 2})
+    model, optimizer = prepare(algorithm)
+    parameter = algorithm.parameters["0.weight"]
+    for hides in (False, True):
+        assert (parameter.forward.hidden is not None) == hides
+        train(model, optimizer, 2)
+
+
 @both_storages
 def test_none_stands_for_the_whole_mask(compute):
     class Whole(ByView):

@@ -354,6 +354,15 @@ def test_the_norm_of_tiny_scores_still_ranks_blocks():
     assert Blocks(1, 2, "norm").fold(scores).argmin() == 2
 
 
+def test_squares_of_negative_scores_count_against_a_block():
+    assert Blocks(1, 2, "norm").fold(torch.tensor([[-3.0, -4.0, 3.0, 4.0]])).tolist() == [[-5.0, 5.0]]
+
+
+def test_sums_of_diagonals_are_not_rounded_to_the_scores_dtype():
+    scores = torch.ones(301, 301, dtype=torch.bfloat16)
+    assert Diagonals().fold(scores).unique().tolist() == [301.0]
+
+
 def test_a_weight_without_rows_has_no_blocks():
     for score in ("sum", "norm", "max"):
         assert Blocks(2, 2, score).fold(torch.zeros(0, 4)).shape == (1, 0)

@@ -41,6 +41,16 @@ def brute_force(tile: list[float], side: int, count: int) -> float:
     return best
 
 
+def test_what_is_dropped_among_equals_is_not_what_grows_again():
+    equal = torch.ones(8, 8)
+    structure = Transposable(2, 4)
+    for order in map(TieOrder, range(3)):
+        mask = structure.keep_top(equal, 0.5, order)
+        grown = structure.drop_and_grow(mask, equal, equal, 0.5, 1.0, order)
+        assert torch.equal(grown, structure.keep_top(equal, 0.5, order.other()))
+        assert not torch.equal(grown, mask)
+
+
 def test_there_are_ninety_masks_of_two_of_four():
     assert len(regular_masks(4, 2)) == len(regular_masks(4, 2).unique(dim=0)) == 90
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from rarefy.filters import candidates
 from rarefy.patterns import Pattern
+from rarefy.storage.connection_state import ForwardSet
 from rarefy.storage.parameter import SparseParameter
 
 
@@ -67,3 +68,54 @@ def test_what_forward_passes_leave_out_comes_back_bit_by_bit(
     assert torch.equal(parameter.true_weight().view(word), before.view(word))
     parameter.show()
     assert torch.equal(parameter.dense_weight().view(word), before.view(word))
+
+
+@pytest.mark.parametrize("kind", ["masked", "compact"])
+def test_within_a_step_the_true_weight_is_the_weight_itself(kind: Literal["masked", "compact"]) -> None:
+    parameter = sparse(nn.Linear(8, 6, bias=False))
+    parameter.become(kind, [])
+    before = parameter.true_weight()
+    parameter.set_forward_mask(torch.arange(8).expand(6, 8) < 4)
+    parameter.show()
+    assert parameter.forward.hidden is not None
+    assert torch.equal(parameter.true_weight(), before)
+    saved = parameter.saved_connections()
+    parameter.hide()
+    assert torch.equal(saved["aside"], parameter.saved_connections()["aside"])
+    assert int(saved["aside"].count_nonzero()) == 24
+
+
+def test_values_that_are_aside_are_not_taken_aside_again() -> None:
+    forward = ForwardSet()
+    weight = torch.tensor([1.0, 2.0])
+    forward.hide(weight)
+    assert not forward.is_hiding
+    forward.hidden = torch.tensor([True, False])
+    for _ in range(2):
+        forward.hide(weight)
+        assert weight.tolist() == [0.0, 2.0]
+    forward.show(weight)
+    assert weight.tolist() == [1.0, 2.0]
+
+
+@pytest.mark.parametrize("kind", ["masked", "compact"])
+@pytest.mark.parametrize("strict", [True, False])
+def test_loading_the_same_model_leaves_the_values_aside(
+    kind: Literal["masked", "compact"], strict: bool
+) -> None:
+    layer = nn.Linear(8, 6, bias=False)
+    parameter = sparse(layer)
+    parameter.set_mask(torch.arange(8).expand(6, 8) < 6, [])
+    parameter.become(kind, [])
+    before = parameter.true_weight()
+    parameter.set_forward_mask(torch.arange(8).expand(6, 8) < 4)
+    used = parameter.dense_weight().clone()
+    # A state dict without a mask says nothing of the topology, and nobody hears of it before.
+    if strict:
+        parameter.before_load(parameter.mask.clone(), [])
+    layer.load_state_dict(
+        {"weight": used, **({"weight_mask": parameter.mask} if strict else {})}, strict=strict
+    )
+    parameter.after_load([])
+    assert torch.equal(parameter.dense_weight(), used)
+    assert torch.equal(parameter.true_weight(), before)

@@ -11,7 +11,7 @@ from torch import nn
 from rarefy.errors import ConfigError
 from rarefy.filters import candidates
 from rarefy.patterns import Pattern
-from rarefy.storage.gradients import ActivePlaces
+from rarefy.storage.gradients import ActivePlaces, Shortlist
 from rarefy.storage.parameter import DenseGradient, SparseParameter
 
 
@@ -179,6 +179,36 @@ def test_entries_make_a_gradient_where_there_is_none(kind):
     parameter.set_gradient_entries(torch.arange(12.0))
     assert parameter.storage.spread(layer.weight.grad).sum() == 66
     assert not parameter.storage.spread(layer.weight.grad)[~left_half((6, 4))].any()
+
+
+def test_what_a_failed_step_was_about_to_use_belongs_to_no_step_without_a_gradient():
+    dense = DenseGradient()
+    accumulate(dense, None, torch.ones(4))
+    dense.close()
+    dense.discard()
+    assert dense.take() is None
+
+
+def test_what_a_step_has_used_stays_until_the_step_of_all_weights_is_over():
+    dense = DenseGradient()
+    accumulate(dense, None, torch.ones(4))
+    dense.close()
+    dense.used()
+    dense.discard()
+    assert dense.take().tolist() == [1.0] * 4
+
+
+def test_a_shortlist_covers_no_group_for_another():
+    listed = Shortlist(torch.arange(4), torch.ones(4), [1, 3])
+    assert listed.covers([1, 3])
+    assert not listed.covers([0, 4])
+    assert not listed.covers([2, 3])
+
+
+def test_active_places_are_those_of_a_mask_with_as_many():
+    places = ActivePlaces()
+    for mask in ([True, False, False], [False, True, False], [False, False, True]):
+        assert places.of(torch.tensor(mask)).tolist() == [mask.index(True)]
 
 
 def test_active_places_are_those_of_the_mask_whoever_wrote_to_it():

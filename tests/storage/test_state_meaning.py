@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 import rarefy
 from rarefy.errors import RarefyError
+from rarefy.storage.optimizer_state import rest_inactive
 from rarefy.storage.optimizer_traits import belongs_to_connections
 
 
@@ -109,6 +110,27 @@ def test_what_cannot_be_told_is_left_and_said():
         UserWarning, match=r"Wrapper keeps 'riddle' in the shape of a square weight.*left as it is"
     ):
         assert not belongs_to_connections(optimizer, weight, ("riddle",), weight.shape)
+
+
+def test_of_a_weight_that_is_not_square_the_shape_tells():
+    class Secretive(Optimizer):
+        """Cannot be tried out, and names nothing that is known."""
+
+        def __init__(self, params, secret):
+            super().__init__(params, {})
+            self.secret = secret
+
+    weight = nn.Parameter(torch.ones(2, 3))
+    optimizer = Secretive([weight], secret=1)
+    assert belongs_to_connections(optimizer, weight, ("riddle",), weight.shape)
+
+
+def test_complex_states_are_no_codes():
+    weight = nn.Parameter(torch.ones(2, dtype=torch.complex64))
+    optimizer = torch.optim.SGD([weight], lr=0.1, momentum=0.9)
+    optimizer.state[weight]["momentum_buffer"] = torch.full((2,), 1 + 2j)
+    rest_inactive([optimizer], weight, torch.tensor([True, False]))
+    assert optimizer.state[weight]["momentum_buffer"].tolist() == [1 + 2j, 0j]
 
 
 def test_second_moments_in_a_rotated_basis_stay():

@@ -145,8 +145,6 @@ def change_state(
     weight: nn.Parameter,
     shape: Iterable[int],
     change: Change,
-    *,
-    begins: bool = False,
 ) -> None:
     """Replaces what optimizers keep for each connection of `weight`.
 
@@ -155,7 +153,6 @@ def change_state(
         weight: the parameter.
         shape: of the tensors to replace.
         change: tensor → tensor; called without gradients.
-        begins: whether entries that `change` fills with zeros are new connections, whose state the optimizer begins.
 
     Example:
         >>> weight = nn.Parameter(torch.ones(2)); optimizer = torch.optim.SGD([weight], lr=1.0, momentum=0.9)
@@ -176,10 +173,7 @@ def change_state(
 
             def replace(path: Path, tensor: Tensor, optimizer: Optimizer = optimizer) -> Tensor:
                 _refuse_codes(optimizer, path, tensor)
-                first = rest_value(optimizer, weight, path) if begins else 0.0
-                moved = change(tensor)
-                # Where ones become zeros, the change has filled in: these are the new connections.
-                return moved if first == 0 else moved.where(change(torch.ones_like(tensor)) != 0, first)
+                return change(tensor)
 
             optimizer.state[weight] = changed(optimizer.state[weight], wanted, replace)
 
