@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rarefy.algorithms.base import Sparsifier, SparsityAlgorithm
+from rarefy.algorithms.dynamic import DynamicSparsityAlgorithm
 from rarefy.algorithms.group import Group
 from rarefy.algorithms.option_checks import parse_fraction
 from rarefy.algorithms.options import options_of
@@ -234,6 +235,8 @@ def _build(entry: _Entry | Sparsifier, context: _Context) -> Sparsifier:
     algorithm = _construct(kind, options, entry)
     # What `apply` refuses later is still named by where the option was written.
     algorithm.paths = {option: entry.where(option) for option in accepted_options(kind)}
+    if context.num_steps is not None and isinstance(algorithm, DynamicSparsityAlgorithm):
+        algorithm.check_run(context.num_steps)
     _warn_out_of_range(algorithm, entry, context.num_steps)
     _warn_of_idle_drops(algorithm, entry)
     return algorithm

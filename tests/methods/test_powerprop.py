@@ -236,6 +236,26 @@ def test_a_cosine_that_rises_is_taken_and_a_fall_is_an_error_when_it_comes():
         train(model, optimizer, range(5, 6))
 
 
+@pytest.mark.parametrize(
+    ("sparsity", "value", "step"),
+    [
+        ([0.25, 0.5], "0.25", 4),
+        ({"type": "cosine", "init": 0.0, "minimum": 0.8, "half_period": 4}, "0.4", 6),
+        (lambda step: 0.5 if step < 8 else 0.0, "0", 8),
+    ],
+)
+def test_a_fall_within_a_run_of_known_length_is_refused_before_it(sparsity, value, step):
+    block = {"algorithm": "powerprop", "sparsity": sparsity, "update": {"freq": 2}}
+    message = (
+        rf"^sparsity\.sparsity: a schedule that falls to {value} at step {step} is not allowed; give one"
+    )
+    with pytest.raises(ConfigError, match=message):
+        rarefy.configure(block, num_steps=8)
+    block["update"] = {"freq": 2, "stop": step}
+    rarefy.configure(block, num_steps=8)
+    rarefy.configure({**block, "sparsity": RISING, "update": {"freq": 1}}, num_steps=100)
+
+
 @pytest.mark.parametrize("pattern", [{"n": 2, "m": 4, "transposable": True}, "fan_in", {"block": [2, 4]}])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_no_connection_comes_back_under_a_pattern(pattern, dtype):

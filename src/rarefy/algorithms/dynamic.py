@@ -16,10 +16,10 @@ from rarefy.algorithms.options import Sparsity, Update
 from rarefy.algorithms.view import Numbers, WeightView, arguments_of, call_update_mask, is_replaced
 from rarefy.distributed import differing, mean_over_ranks, ranks
 from rarefy.distributions import GLOBAL
-from rarefy.errors import RarefyError
+from rarefy.errors import ConfigError, RarefyError
 from rarefy.initializers import check_mask, generator_for
 from rarefy.patterns.structures import FREE
-from rarefy.schedules import parse_update_schedule
+from rarefy.schedules import parse_update_schedule, update_steps
 from rarefy.storage.gradients import Shortlist
 from rarefy.storage.parameter import SparseParameter
 from rarefy.ties import TieOrder
@@ -38,6 +38,7 @@ class DynamicSparsityAlgorithm(SparsityAlgorithm):
         by_pieces: whether each connection is ranked by its own entries and chosen by `keep_top` or `drop_and_grow`, so
             that `update_mask` may be given DTensors of an unstructured weight that `fully_shard` cut; else such a
             weight is gathered for it. A subclass says so for itself.
+        only_rises: why its sparsity must not fall; empty where it may.
 
     Raises:
         RarefyError: `update_mask` takes other arguments than a view, or those of the older forms.
@@ -55,6 +56,7 @@ class DynamicSparsityAlgorithm(SparsityAlgorithm):
 
     dynamic: ClassVar[bool] = True
     by_pieces: ClassVar[bool] = False
+    only_rises: ClassVar[str] = ""
 
     def __new__(cls, *_: Any, **options: Any) -> DynamicSparsityAlgorithm:
         """Refuses what belongs inside `update`; Python would only say that the keyword is unexpected."""
@@ -70,6 +72,28 @@ class DynamicSparsityAlgorithm(SparsityAlgorithm):
             self.scaling.check_start(is_first_step=is_first_step, restricts_forward=self.restricts_forward)
         self.generator = torch.Generator()
         self._has_told = False
+
+    def check_run(self, steps: int) -> None:
+        """Refuses a sparsity that falls within a run: a list that begins anew, a cosine that turns round.
+
+        Args:
+            steps: optimizer steps of the run.
+
+        Raises:
+            ConfigError: it falls at an update step, and the class cannot have that.
+        """
+        highest = 0.0
+        for number, step in enumerate(
+            update_steps(self.update_schedule, 0, steps) if self.only_rises else ()
+        ):
+            target = self.target_at(step, number)
+            # Formulas that have reached their end may still differ in the last digit.
+            if target < highest - 1e-9:
+                given = f"a schedule that falls to {target:g} at step {step}"
+                allowed = f"one that rises up to step {steps}, or end its updates before by update.stop: "
+                with self._named_as_written():
+                    raise ConfigError("sparsity", given, f"{allowed}{self.only_rises} under {self.name}")
+            highest = max(highest, target)
 
     @abstractmethod
     def update_mask(self, view: WeightView) -> Tensor:

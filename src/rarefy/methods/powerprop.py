@@ -14,8 +14,6 @@ from rarefy.errors import ConfigError, RarefyError
 from rarefy.methods.gmp import GMP
 from rarefy.methods.rising import refuse_approximation, refuse_falling
 
-_WHY = "what comes back at zero never learns"
-
 
 class Powerprop(GMP):
     """Prunes gradually while large weights learn fast and small ones slowly, so that more of them are near zero.
@@ -44,11 +42,12 @@ class Powerprop(GMP):
     """
 
     name: ClassVar[str] = "powerprop"
+    only_rises: ClassVar[str] = "what comes back at zero never learns"
 
     def __init__(self, sparsity: Sparsity, *, alpha: Factor = 2.0, **options: Any) -> None:
         super().__init__(sparsity, **options)
-        refuse_falling(self.sparsity, "powerprop", _WHY)
-        refuse_approximation(self.pattern.structure, "powerprop", _WHY)
+        refuse_falling(self.sparsity, "powerprop", self.only_rises)
+        refuse_approximation(self.pattern.structure, "powerprop", self.only_rises)
         self.alpha = check_factor(alpha, "alpha")
         if self.alpha < 1:
             raise ConfigError("alpha", f"{self.alpha:g}", "a number ≥ 1", "alpha: 2.0")
@@ -74,6 +73,6 @@ class Powerprop(GMP):
         mask = super().update_mask(view)
         if int(mask.sum()) > int(view.mask.sum()):
             falls = f"{view.name}: its sparsity falls to {view.sparsity:g} at step {view.step}"
-            allowed = f"{_WHY}; let the schedule rise, or take gmp"
+            allowed = f"{self.only_rises}; let the schedule rise, or take gmp"
             raise RarefyError(f"{falls}, which powerprop does not allow: {allowed}")
         return mask
