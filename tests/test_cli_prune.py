@@ -235,6 +235,10 @@ FAULTS: list[tuple[list[Any], str]] = [
         "3 tokens are fewer than a sequence of 32 takes",
     ),
     (
+        ["llama", "new", "--sparsity", 0.5, "--data", "zeros.npy", "--sequence_length", 33],
+        "--sequence_length: a sequence of 33 tokens is not allowed; give at most 32 tokens",
+    ),
+    (
         ["llama", "new", "--sparsity", 0.5, "--data", "halves.npy"],
         "cannot be read (its numbers are float64, not whole)",
     ),
@@ -251,6 +255,7 @@ def test_bad_input_is_one_line(trained: Path, monkeypatch: pytest.MonkeyPatch, a
     (trained / "taken" / "letter.txt").write_text("mine")
     np.save("short.npy", np.arange(3))
     np.save("halves.npy", np.ones(3) / 2)
+    np.save("zeros.npy", np.zeros(99, dtype=np.int64))
     before = sorted(one.name for one in trained.iterdir())
     more = [] if arguments[0] == "llama" else ["-p", "params.yaml"]
     result = rarefy("prune", *arguments, *more)

@@ -138,8 +138,10 @@ def _pruned(job: PruneJob, model: nn.Module, batches: Iterable[Any], progress: P
     try:
         done = prune(model, job.sparsity, **options)
     except ConfigError as error:
-        # Options of Python are flags here.
-        raise ConfigError(f"--{error.path}", error.given, error.allowed) from None
+        # Options of Python are flags here, and so is the length of what is read from --data.
+        is_length = error.path == "batch.input_ids" and job.data is not None
+        flag = "sequence_length" if is_length else error.path
+        raise ConfigError(f"--{flag}", error.given, error.allowed) from None
     except RarefyError as error:
         said, remedy, _ = str(error).partition("; give loss: ")
         raise RarefyError(said + (_WITHOUT_LOSS if remedy else "")) from error
