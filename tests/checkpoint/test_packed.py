@@ -42,6 +42,14 @@ def assert_same(found, expected):
         assert torch.equal(bits(found[name]), bits(tensor))
 
 
+def test_few_entries_take_no_room_at_the_places_of_many():
+    many = torch.rand(SHAPE, generator=torch.Generator().manual_seed(0)) < 0.5
+    few = torch.zeros(SHAPE)
+    few[many] = (torch.arange(int(many.sum())) % 500 == 0).float()
+    found, _ = pack({"few": few, "mask": many})
+    assert found["few.values"].numel() == int(few.sum())
+
+
 @settings(deadline=None, max_examples=100)
 @given(
     st.dictionaries(
