@@ -38,6 +38,18 @@ def test_one_warning_names_the_weight_and_the_filter_that_leaves_it_dense():
     assert not hasattr(model.head, "weight_mask")
 
 
+@pytest.mark.parametrize("algorithm", ["set", "rigl", "mest"])
+def test_methods_by_which_outputs_lose_their_last_connection_name_the_option(algorithm):
+    def text(options):
+        (text,) = warned({"algorithm": algorithm, "sparsity": 0.9, **options}, Classifier())
+        return text
+
+    advice = "keeps 6 of 64 connections (keep_rows: true keeps one of each output); to leave"
+    assert advice in text({})
+    assert "keep_rows" not in text({"keep_rows": True})
+    assert "keep_rows" not in text({"sparsity": 0.97, "param_filter": "head.weight"}), "fewer than outputs"
+
+
 def test_many_are_one_warning_too():
     (text,) = warned(0.99, Classifier())
     assert text.startswith(

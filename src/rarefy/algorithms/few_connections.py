@@ -45,6 +45,8 @@ def few_connections(algorithm: SharesOut, chosen: Mapping[str, Candidate]) -> di
     shapes = {name: candidate.shape for name, candidate in chosen.items()}
     highest = min(highest_number(algorithm.sparsity), algorithm.pattern.structure.highest_sparsity)
     shares = share_out(algorithm.distribution, highest, shapes)
+    # Of drop-and-grow methods alone an output can lose its last connection while others gain.
+    loses_outputs = getattr(algorithm, "keep_rows", None) is False
     found = {}
     for name, candidate in chosen.items():
         shape = candidate.shape
@@ -52,7 +54,10 @@ def few_connections(algorithm: SharesOut, chosen: Mapping[str, Candidate]) -> di
         outputs = shape[1 if candidate.axes.transposed else 0] if shape else 1
         kept = algorithm.pattern.on(candidate.axes).kept(shape, shares[name])
         if kept < min(ENOUGH * outputs, shape.numel()):
-            found[name] = f"{name} {list(shape)} keeps {kept} of {shape.numel()} connections"
+            advice = (
+                " (keep_rows: true keeps one of each output)" if loses_outputs and kept >= outputs else ""
+            )
+            found[name] = f"{name} {list(shape)} keeps {kept} of {shape.numel()} connections{advice}"
     return found
 
 
