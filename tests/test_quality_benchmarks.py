@@ -10,7 +10,8 @@ from types import ModuleType
 
 import pytest
 import torch
-from quality import fine_tuning, records, structure, structure_times, table, training, transfer
+from quality import equal_flops, fine_tuning, records, structure, structure_times, table, training, transfer
+from quality.equal_time import Model
 from quality.table import Scale, Table, write
 from quality.tasks import TASKS, ByteText, Classification, Examples, wide_mlp
 from quality.variants import VARIANTS
@@ -158,6 +159,33 @@ def test_a_table_runs_in_its_quick_form(
     rows = module.TABLE.rows(tmp_path)
     assert all(math.isfinite(row[name]) for row in rows for name in module.TABLE.values)
     assert len(rows) == len(records.read(tmp_path / f"{module.TABLE.name}.csv"))
+
+
+def test_models_of_one_task_train_for_the_same_operations(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(table.TASKS, "stdlib_gpt", tiny_text())  # pyright: ignore[reportArgumentType]
+    monkeypatch.setattr(table, "BUILD", tmp_path)
+    monkeypatch.setattr(Scale, "seeds", range(1))
+    equal_flops.TABLE.run(Scale(quick=True, only=("stdlib_gpt",)))
+    rows = equal_flops.TABLE.rows(tmp_path)
+    task = tiny_text()
+    costs = {model.label: equal_flops.operations(task, model) for model in equal_flops.MODELS["stdlib_gpt"]}
+    spent = [row["steps"] * costs[row["model"]] for row in rows]
+    assert len(rows) == 4
+    assert max(spent) < 1.2 * min(spent), "steps are whole numbers"
+    assert all(math.isfinite(row["score"]) for row in rows)
+
+
+def test_operations_of_a_training_step() -> None:
+    task = Classification("tiny", tiny().data, build, width=40, steps=40, batch_size=8)
+    dense = equal_flops.operations(task, Model(40))
+    sizes = (8 * 40, 40 * 2)
+    assert dense == 3 * sum(2 * 8 * size for size in sizes)
+    # A quarter stays; each 25th step until three quarters of the run needs the dense gradient, and ranks it.
+    usual = sum(3 * 2 * 8 * size / 4 for size in sizes)
+    update = sum(2 * 8 * size * 3 / 4 + 2 * size for size in sizes)
+    assert equal_flops.operations(task, Model(40, 0.75)) == usual + 0.75 * update / 25
 
 
 def test_every_algorithm_has_a_variant() -> None:

@@ -6,10 +6,30 @@ import argparse
 import os
 import warnings
 
-from . import equal_time, fine_tuning, methods, rivals, structure, structure_times, transfer, updates
+from . import (
+    equal_flops,
+    equal_time,
+    fine_tuning,
+    methods,
+    rivals,
+    structure,
+    structure_times,
+    transfer,
+    updates,
+)
 from .table import Scale, Table, write
 
-_MODULES = (methods, structure, structure_times, equal_time, fine_tuning, transfer, rivals, updates)
+_MODULES = (
+    methods,
+    structure,
+    structure_times,
+    equal_time,
+    equal_flops,
+    fine_tuning,
+    transfer,
+    rivals,
+    updates,
+)
 TABLES: dict[str, Table] = {module.TABLE.name: module.TABLE for module in _MODULES}
 
 

@@ -80,7 +80,7 @@ def step_times(task: Task, dtype: str, scale: Scale) -> dict[str, float]:
         model.label: steps_of(task, model.block(1000), UPDATE_EVERY, width=model.width, dtype=DTYPES[dtype])
         for model in MODELS[task.name]
     }
-    measured = medians(candidates, 2 if scale.quick else 9, warmup=1, clock=time.process_time)
+    measured = medians(candidates, scale.repeats(9), warmup=1, clock=time.process_time)
     rows = complete(path, cells, lambda cell: {"seconds": measured[cell["model"]] / UPDATE_EVERY})
     return {row["model"]: row["seconds"] for row in rows}
 
@@ -102,7 +102,7 @@ def measure(task: Task, cell: Row, tuning: bool = False) -> Row:
 
 
 def tuned_rates(
-    task: Task, dtype: str, runs: Sequence[tuple[str, int]], scale: Scale
+    task: Task, dtype: str, runs: Sequence[tuple[str, int]], scale: Scale, file: str = "equal_time_rates.csv"
 ) -> dict[tuple[str, int], float]:
     """The learning rate of each model for each number of steps, as in `learning_rates`."""
     cells = [
@@ -111,9 +111,14 @@ def tuned_rates(
         for rate in (GRIDS[task.name][:1] if scale.quick else GRIDS[task.name])
         for seed in scale.tuning_seeds
     ]
-    path = scale.folder / "equal_time_rates.csv"
     rows = summarised(
-        complete(path, cells, lambda cell: {"score": measure(task, cell, tuning=True)["score"]}), ["score"]
+        complete(
+            scale.folder / file,
+            cells,
+            lambda cell: {"score": measure(task, cell, tuning=True)["score"]},
+            scale.jobs,
+        ),
+        ["score"],
     )
     sign = 1 if task.metric == "accuracy" else -1
     best: dict[tuple[str, int], Row] = {}

@@ -33,14 +33,14 @@ def cells_of(task: Task, scale: Scale, dtype: str) -> list[Row]:
             "sparsity": sparsity,
             "seed": seed,
         }
-        for seed in scale.seeds
+        for seed in scale.seeds[: scale.repeats(len(scale.seeds))]
         for pattern, sparsity in kinds(task, scale)
     ]
 
 
 def measure(task: Task, scale: Scale, dtype: str) -> None:
     """Measures what is missing of one task in one format."""
-    count = task.steps // UPDATES
+    count = 5 if scale.quick else task.steps // UPDATES
     # More than are run, so that no run is one without an update.
     horizon = 100 * task.steps
     candidates = {
@@ -53,7 +53,7 @@ def measure(task: Task, scale: Scale, dtype: str) -> None:
     def seconds(cell: Row) -> Row:
         run = candidates[cell["pattern"], cell["sparsity"]]
         # What was measured before it has taken its place in the caches.
-        found = medians({"": run}, CALLS, warmup=1, clock=time.process_time)[""]
+        found = medians({"": run}, scale.repeats(CALLS), warmup=1, clock=time.process_time)[""]
         return {"seconds": found / count}
 
     complete(scale.folder / "structure_times.csv", cells_of(task, scale, dtype), seconds)

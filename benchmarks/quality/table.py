@@ -48,6 +48,10 @@ class Scale:
         """Of the runs that choose a learning rate; none of them is a seed of a run that counts."""
         return range(100, 101) if self.quick else range(100, 102)
 
+    def repeats(self, usual: int) -> int:
+        """How often that is measured of which the median counts."""
+        return 1 if self.quick else usual
+
     def steps(self, task: Task) -> int:
         """The budget of every run on a task."""
         return max(task.steps // 40, 10) if self.quick else task.steps

@@ -166,10 +166,21 @@ def structure_times(task: str) -> str:
 
 
 def equal_time(task: str, processor: str, dtype: str) -> str:
-    """Models down, budgets across."""
+    """Models down, seconds across."""
     rows = matching("equal_time", task=task, processor=processor, dtype=dtype)
+    return at_budgets(rows, [f"{budget:g} s" for budget in distinct(rows, "budget")])
+
+
+def equal_flops(task: str) -> str:
+    """Models down, operations across."""
+    rows = matching("equal_flops", task=task)
+    return at_budgets(rows, [f"{count / 1e9:.3g} GFLOP" for count in distinct(rows, "operations")])
+
+
+def at_budgets(rows: Sequence[Row], heads: Sequence[str]) -> str:
+    """Models down, budgets across."""
     budgets = distinct(rows, "budget")
-    head = ["", "learning rate", "weights", *(f"{budget:g} s" for budget in budgets)]
+    head = ["", "learning rate", "weights", *heads]
     lines = []
     for model in distinct(rows, "model"):
         own = {row["budget"]: row for row in rows if row["model"] == model}
@@ -310,6 +321,7 @@ FIGURES: dict[str, Callable[..., str]] = {
         structure,
         structure_times,
         equal_time,
+        equal_flops,
         fine_tuning,
         transfer,
         rivals,

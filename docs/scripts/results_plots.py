@@ -109,15 +109,27 @@ def equal_time_figure() -> Figure:
     for (processor, dtype), line in zip(machines, axes, strict=True):
         for task, ax in zip(tasks, line, strict=True):
             rows = matching("equal_time", task=task, processor=processor, dtype=dtype)
-            equal_time_panel(ax, rows)
+            budget_panel(ax, rows, [f"{one:g}" for one in distinct(rows, "budget")])
             short = processor.replace("(R)", "").replace(" Processor", "")
             title = f"{TITLES[task]}; {short}, {dtype}"
             axes_of(ax, title, "seconds of training, one thread", LABELS[METRICS.get(task, "accuracy")])
     return figure
 
 
-def equal_time_panel(ax: Axes, rows: Sequence[Row]) -> None:
-    """One line a model."""
+def equal_flops_figure() -> Figure:
+    """Score over operations of training, a line a model, a panel a task."""
+    table = load("equal_flops")
+    tasks = distinct(table, "task")
+    figure, axes = plt.subplots(1, len(tasks), figsize=(4.6 * len(tasks), 3.2), squeeze=False)
+    for task, ax in zip(tasks, axes[0], strict=True):
+        rows = matching("equal_flops", task=task)
+        budget_panel(ax, rows, [f"{one / 1e9:.3g}" for one in distinct(rows, "operations")])
+        axes_of(ax, TITLES[task], "operations of training, 10⁹", LABELS[METRICS.get(task, "accuracy")])
+    return figure
+
+
+def budget_panel(ax: Axes, rows: Sequence[Row], ticks: Sequence[str]) -> None:
+    """One line a model, over budgets that the ticks name."""
     for number, model in enumerate(distinct(rows, "model")):
         own = [row for row in rows if row["model"] == model]
         x = [row["budget"] for row in own]
@@ -128,8 +140,7 @@ def equal_time_panel(ax: Axes, rows: Sequence[Row]) -> None:
             x, y, error, label=model, marker="o", markersize=3.5, capsize=2, ls=style, color=f"C{number}"
         )
     ax.set_xscale("log", base=2)
-    budgets = distinct(rows, "budget")
-    ax.set_xticks(budgets, [f"{one:g}" for one in budgets])
+    ax.set_xticks(distinct(rows, "budget"), ticks)
     ax.legend(fontsize=7, frameon=False)
 
 
@@ -157,6 +168,7 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "methods": methods_figure,
     "structure": structure_figure,
     "equal_time": equal_time_figure,
+    "equal_flops": equal_flops_figure,
     "transfer": transfer_figure,
 }
 
