@@ -33,7 +33,7 @@ from rarefy.run.speed import speed_up
 from rarefy.trainer.trainer import Trainer
 
 
-class Watch(Callback):
+class RunWatch(Callback):
     """Prints the plan of the sparsity when training begins, and times the steps.
 
     Attributes:
@@ -98,7 +98,7 @@ def run(request: Request) -> int:
     Returns:
         The exit code, as `guarded` gives it.
     """
-    watch = Watch()
+    watch = RunWatch()
     return guarded(lambda: _run(request, watch), has_begun=lambda: watch.has_begun)
 
 
@@ -139,13 +139,13 @@ def _needed(request: Request) -> Path:
     return request.params
 
 
-def _run(request: Request, watch: Watch) -> None:
+def _run(request: Request, watch: RunWatch) -> None:
     params = _needed(request)
     with located(params, request.flags) as content:
         _run_file(params, content, request, watch)
 
 
-def _run_file(params: Path, content: dict[str, Any], request: Request, watch: Watch) -> None:
+def _run_file(params: Path, content: dict[str, Any], request: Request, watch: RunWatch) -> None:
     configs = parse(content)
     flags = request.flags
     ckpt_path = UNSET if flags.checkpoint_path is None else flags.checkpoint_path

@@ -55,7 +55,7 @@ _SILENT = (
 
 
 @dataclass(frozen=True)
-class Change:
+class ChangedKey:
     """A value that is another one than in the checkpoint.
 
     Args:
@@ -77,7 +77,7 @@ class Change:
         return _matches(_NEEDS_RESTART, self.path) and not _matches(_TAKES_EFFECT, self.path)
 
 
-def changes_between(before: TrainerConfig, now: TrainerConfig) -> list[Change]:
+def changes_between(before: TrainerConfig, now: TrainerConfig) -> list[ChangedKey]:
     """What differs, defaults filled in, so that a key that spells its default out is no change.
 
     Args:
@@ -182,7 +182,7 @@ def _saved_config(checkpoint: Path) -> TrainerConfig | None:
         return None
 
 
-def _refuse(changes: Sequence[Change], builder: Builder, checkpoint: Path) -> None:
+def _refuse(changes: Sequence[ChangedKey], builder: Builder, checkpoint: Path) -> None:
     config = builder.config.init.checkpoint
     is_loose = config is not None and config.disable_strict_checkpoint_loading
     refused = [
@@ -199,11 +199,11 @@ def _refuse(changes: Sequence[Change], builder: Builder, checkpoint: Path) -> No
         raise CheckpointError(checkpoint, problem, _RESTART)
 
 
-def _between_dense_and_sparse(change: Change) -> bool:
+def _between_dense_and_sparse(change: ChangedKey) -> bool:
     return change.path == "init.sparsity" and None in (change.before, change.now)
 
 
-def _is_lr_of_torch_schedule(change: Change, builder: Builder) -> bool:
+def _is_lr_of_torch_schedule(change: ChangedKey, builder: Builder) -> bool:
     """Whether a rate was changed from which schedulers of torch have computed their own."""
     is_rate = re.fullmatch(r"init\.optimizer\.\w+\.lr", change.path) is not None
     return is_rate and not all(isinstance(one, LRSchedule) for one in builder.schedulers)
@@ -241,10 +241,10 @@ def _in_full(sparsity: Any) -> Any:
     return sparsity
 
 
-def _differences(before: Any, now: Any, path: str) -> Iterator[Change]:
+def _differences(before: Any, now: Any, path: str) -> Iterator[ChangedKey]:
     if isinstance(before, Mapping) and isinstance(now, Mapping):
         if _is_choice(path) and before.keys() != now.keys():
-            yield Change(path, _shown_choice(before), _shown_choice(now))
+            yield ChangedKey(path, _shown_choice(before), _shown_choice(now))
             return
         for key in dict.fromkeys([*before, *now]):
             here = join_path(path, str(key))
@@ -253,7 +253,7 @@ def _differences(before: Any, now: Any, path: str) -> Iterator[Change]:
         for index, both in enumerate(zip(before, now, strict=True)):
             yield from _differences(*both, f"{path}[{index}]")
     elif before != now:
-        yield Change(path, before, now)
+        yield ChangedKey(path, before, now)
 
 
 def _is_choice(path: str) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from rarefy.tensors.stored import StoredWeight
-from rarefy.tensors.writes import WeightView, is_view_op, view_of, write_dense, written_arguments
+from rarefy.tensors.writes import RearrangedWeight, is_view_op, view_of, write_dense, written_arguments
 from rarefy.torch_private import has_mode, leaves, mapped
 
 
@@ -19,7 +19,7 @@ class DenseCopies:
 
     def of(self, value: Any) -> Any:
         """The copy of a sparse weight or a view; anything else as it is."""
-        if not isinstance(value, StoredWeight | WeightView):
+        if not isinstance(value, StoredWeight | RearrangedWeight):
             return value
         # By identity: `==` of tensors compares their entries.
         for original, copied in self._pairs:
@@ -55,7 +55,7 @@ def take_over(target: Any, dense: Tensor) -> None:
     """Writes a dense result into a sparse weight or a view."""
     if isinstance(target, StoredWeight):
         write_dense(target, dense)
-    elif isinstance(target, WeightView):
+    elif isinstance(target, RearrangedWeight):
         target.write(lambda shown: shown.copy_(dense))
 
 

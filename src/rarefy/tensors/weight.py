@@ -22,7 +22,7 @@ from rarefy.tensors.products import KERNEL_RULES, PRODUCTS, linear
 from rarefy.tensors.rules import RULES, foreign, is_foreign
 from rarefy.tensors.stored import PARTS, Cell, Role, StoredWeight, as_array
 from rarefy.tensors.topology import Topology
-from rarefy.tensors.writes import WeightView, written_through
+from rarefy.tensors.writes import RearrangedWeight, written_through
 from rarefy.torch_private import (
     has_mode,
     leaves,
@@ -45,7 +45,7 @@ def dispatch(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
             return result
     if is_foreign(func):
         return foreign(func, args, kwargs)
-    if any(isinstance(one, WeightView) for one in leaves([args, kwargs])):
+    if any(isinstance(one, RearrangedWeight) for one in leaves([args, kwargs])):
         if func._schema.is_mutable:
             return written_through(func, args, kwargs)
         return func(*mapped(_shown, args), **mapped(_shown, kwargs))
@@ -64,7 +64,7 @@ def _by_kind(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 
 
 def _shown(value: Any) -> Any:
-    return value.dense() if isinstance(value, WeightView) else value
+    return value.dense() if isinstance(value, RearrangedWeight) else value
 
 
 _LINEAR = F.linear

@@ -120,7 +120,7 @@ def set_topology(weight: StoredWeight, topology: Topology) -> Tensor:
     return sources
 
 
-class WeightView(Tensor):
+class RearrangedWeight(Tensor):
     """A transposed, sliced or otherwise rearranged sparse weight.
 
     Args:
@@ -133,7 +133,9 @@ class WeightView(Tensor):
     __torch_function__ = no_subclass_functions
 
     @staticmethod
-    def __new__(cls: type[WeightView], base: StoredWeight, steps: list[Step], shown: Tensor) -> WeightView:
+    def __new__(
+        cls: type[RearrangedWeight], base: StoredWeight, steps: list[Step], shown: Tensor
+    ) -> RearrangedWeight:
         """A wrapper of the shape and strides that the view of a dense weight would have."""
         layout = {"strides": shown.stride(), "storage_offset": shown.storage_offset()}
         return make_wrapper(cls, shown.shape, dtype=shown.dtype, device=shown.device, **layout)
@@ -159,7 +161,7 @@ class WeightView(Tensor):
         write_dense(self._weight, whole)
 
     def __repr__(self, **_: Any) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return f"WeightView({self.dense()!r})"
+        return f"RearrangedWeight({self.dense()!r})"
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return self.dense().contiguous().__reduce_ex__(protocol)
@@ -187,10 +189,10 @@ class WeightView(Tensor):
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         view = args[0] if args else None
-        if isinstance(view, WeightView):
+        if isinstance(view, RearrangedWeight):
             if func is torch.ops.aten.detach.default:
                 with in_mode_of(view):
-                    return WeightView(view._weight, view._steps, view)
+                    return RearrangedWeight(view._weight, view._steps, view)
             if is_view_op(func):
                 return view_of(view._weight, [*view._steps, (func, args[1:], kwargs)])
         if func._schema.is_mutable:
@@ -199,7 +201,7 @@ class WeightView(Tensor):
 
 
 def _shown(value: Any) -> Any:
-    return value.dense() if isinstance(value, WeightView) else value
+    return value.dense() if isinstance(value, RearrangedWeight) else value
 
 
 def replayed(dense: Any, steps: Sequence[Step]) -> Any:
@@ -214,7 +216,7 @@ def view_of(base: StoredWeight, steps: list[Step]) -> Any:
     shown = replayed(base.dense(), steps)
     if isinstance(shown, Tensor):
         with in_mode_of(base):
-            return WeightView(base, steps, shown)
+            return RearrangedWeight(base, steps, shown)
     # One of several views is replayed by making all of them once more and taking its own.
     return [view_of(base, [*steps, (itemgetter(place), (), {})]) for place in range(len(shown))]
 
@@ -243,7 +245,7 @@ def written_through(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         one
         for given in written_arguments(func, args, kwargs)
         for one in _listed(given)
-        if isinstance(one, WeightView)
+        if isinstance(one, RearrangedWeight)
     ]
     if len(views) != 1 or views[0] is not args[0]:
         return _written_apart(func, args, kwargs, views)
@@ -253,7 +255,7 @@ def written_through(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     return view
 
 
-def _written_apart(func: Any, args: Any, kwargs: dict[str, Any], views: list[WeightView]) -> Any:
+def _written_apart(func: Any, args: Any, kwargs: dict[str, Any], views: list[RearrangedWeight]) -> Any:
     """The same with several views, or one that is not the first argument: each is copied, then written back."""
     copies = [(view, view.dense().clone()) for view in views]
 

@@ -34,7 +34,7 @@ from rarefy.torch_private.ddp import (
 )
 
 
-class Watch(Protocol):
+class ForwardWatch(Protocol):
     """What tells of forward passes that use a weight."""
 
     on_forward: Callable[[], None] | None
@@ -61,12 +61,12 @@ class Averaging:
         self._parameters = parameters
         self._set_mask = set_mask
         self._left: set[str] = set()
-        self._watches: dict[str, Watch] = {}
+        self._watches: dict[str, ForwardWatch] = {}
         self._rounds: weakref.WeakKeyDictionary[DistributedDataParallel, Round] = weakref.WeakKeyDictionary()
         self._round_of: dict[str, Round] = {}
         self._entries: list[RemovableHandle] = []
 
-    def watch(self, keeper: Watch, parameter: SparseParameter) -> None:
+    def watch(self, keeper: ForwardWatch, parameter: SparseParameter) -> None:
         """Hears of the forward passes that use a weight."""
         keeper.on_forward = partial(self._before_forward, parameter)
         self._watches[parameter.name] = keeper
