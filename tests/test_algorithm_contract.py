@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
@@ -109,6 +111,21 @@ def test_kept_counts_are_exact_in_every_dtype(name, dtype):
             expected = kept_of(name, parameter.shape, sparsity.target_sparsity)
             assert int(parameter.mask.sum()) == expected
     assert_exact_zeros(sparsity, optimizer)
+
+
+@every_algorithm
+@pytest.mark.parametrize("compute", ["masked", "compact"])
+def test_a_model_that_nobody_holds_leaves_the_memory(name, compute):
+    def train():
+        model = nn.Sequential(nn.Linear(12, 16), nn.Tanh(), nn.Linear(16, 20))
+        sparsity, optimizer = prepare(name, model, compute=compute)
+        for step in range(3):
+            train_step(model, optimizer, step)
+        return [weakref.ref(one) for one in (model, *model.parameters(), optimizer, sparsity)]
+
+    remains = train()
+    gc.collect()
+    assert not any(remaining() is not None for remaining in remains)
 
 
 @every_algorithm

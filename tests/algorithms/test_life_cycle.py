@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 
 import pytest
 import torch
@@ -448,3 +449,15 @@ def test_a_gradient_that_a_closure_changes_leaves_zeros_alone():
     for _ in range(3):
         optimizer.step(closure)
         assert_exact_zeros(sparsity, optimizer)
+
+
+@pytest.mark.parametrize("compute", ["masked", "compact"])
+def test_a_model_holds_the_algorithm_that_nobody_else_does(compute):
+    model = nn.Linear(8, 8)
+    rarefy.configure({"sparsity": 0.5, "compute": compute}).apply(model)
+    gc.collect()
+    model(torch.ones(2, 8)).sum().backward()
+    grad = model.weight.grad
+    assert grad is not None
+    mask = model.get_buffer("weight_mask")
+    assert torch.equal(grad.to_dense() != 0 if grad.is_sparse else torch.zeros(8, 8).add(grad) != 0, mask)

@@ -136,7 +136,9 @@ def test_memory_of_views_is_that_of_the_snapshot():
     shown = torch.empty(0).set_(row.untyped_storage(), row.storage_offset(), row.shape, row.stride())
     assert torch.equal(shown, weight.dense()[2]) and row.data_ptr() == shown.data_ptr()
     assert row.tolist() == weight.dense()[2].tolist() and (row.numpy() == weight.dense()[2].numpy()).all()
-    assert torch.equal(copy.deepcopy(row), pickle.loads(pickle.dumps(row))) and "RearrangedWeight" in repr(row)
+    assert torch.equal(copy.deepcopy(row), pickle.loads(pickle.dumps(row))) and "RearrangedWeight" in repr(
+        row
+    )
 
 
 # ---- conversions ----

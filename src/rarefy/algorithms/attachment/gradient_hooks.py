@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,6 +14,35 @@ from rarefy.storage.parameter import SparseParameter
 from rarefy.torch_private import accumulation_hooks
 
 GradientHook = Callable[[SparseParameter, Tensor], None]
+
+
+class WeakHook:
+    """A hook of a weight that keeps neither the weight's model nor its algorithm in memory.
+
+    torch holds the hooks of a tensor where Python's collector does not look: what they refer to, and with it the model,
+    the optimizer and its states, would stay for as long as the process runs. Hooks of the modules, which the collector
+    sees, keep the algorithm as long as there is a model.
+
+    Args:
+        call: a method of the algorithm's.
+        parameter: the sparse weight.
+    """
+
+    def __init__(self, call: GradientHook, parameter: SparseParameter) -> None:
+        self._call = weakref.WeakMethod(call)
+        self._parameter = weakref.ref(parameter)
+
+    @property
+    def parameter(self) -> SparseParameter | None:
+        """The sparse weight; None when its model is gone."""
+        return self._parameter()
+
+    def __call__(self, tensor: Tensor) -> None:
+        """Passes a gradient, or the weight that has got it, on."""
+        call = self._call()
+        parameter = self._parameter()
+        if call is not None and parameter is not None:
+            call(parameter, tensor)
 
 
 class GradientHooks:
@@ -40,9 +69,9 @@ class GradientHooks:
         trainable = weight.requires_grad
         # torch registers hooks only where a gradient is wanted, and a frozen weight may be thawed later.
         weight.requires_grad_(True)
-        handles = [weight.register_post_accumulate_grad_hook(partial(self._after, parameter))]
+        handles = [weight.register_post_accumulate_grad_hook(WeakHook(self._after, parameter))]
         if with_before:
-            handles.append(weight.register_hook(partial(self._before, parameter)))
+            handles.append(weight.register_hook(WeakHook(self._before, parameter)))
         weight.requires_grad_(trainable)
         self._watched[parameter.name] = (weight, handles)
 
@@ -98,5 +127,5 @@ def refuse_second_mask(parameter: SparseParameter, weight: nn.Parameter) -> None
 
 def _watchers(weight: nn.Parameter) -> Iterator[SparseParameter]:
     for hook in accumulation_hooks(weight).values():
-        if isinstance(hook, partial) and isinstance(hook.args[0], SparseParameter):
-            yield hook.args[0]
+        if isinstance(hook, WeakHook) and hook.parameter is not None:
+            yield hook.parameter
