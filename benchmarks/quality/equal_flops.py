@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from rarefy.storage.training_cost import PER_POSITION, PRODUCTS, step_operations
 from rarefy.callbacks.flops import ForwardFlops
+from rarefy.storage.training_cost import PER_POSITION, PRODUCTS, step_operations
 
 from .equal_time import MODELS, UPDATE_EVERY, Model, measure, tuned_rates
 from .records import Row, complete
