@@ -513,6 +513,20 @@ def test_forward_masks_wait_for_the_first_update_where_the_weight_begins_dense()
         train(model, optimizer, 2)
 
 
+def test_what_a_forward_mask_draws_does_not_depend_on_other_weights():
+    class Drawn(ByView):
+        def forward_mask(self, view):
+            return view.mask & (torch.rand(view.mask.shape, generator=self.generator) < 0.5)
+
+    both = Drawn(0.5, seed=0, compute="masked")
+    prepare(both)
+    name = list(both.parameters)[-1]
+    alone = Drawn(0.5, seed=0, compute="masked", param_filter=name)
+    prepare(alone)
+    assert len(both.parameters) > 1
+    assert torch.equal(both.parameters[name].forward.hidden, alone.parameters[name].forward.hidden)
+
+
 @both_storages
 def test_none_stands_for_the_whole_mask(compute):
     class Whole(ByView):
