@@ -6,6 +6,7 @@
 #include "kernels.h"
 #include "operations.h"
 #include "partition.h"
+#include "sorted_rows.h"
 #include "tile.h"
 
 namespace rarefy::RAREFY_ISA {
@@ -18,12 +19,17 @@ RAREFY_INLINE void add_product(Value value, const float* x_panel, size_t offset,
 }
 
 // accumulators[row - rows.begin] of one panel: += W[row, panel] · x; the first panel starts from the bias.
-template <int NV>
-void multiply_panel(const Layout& w, int panel, Range rows, const float* values, const float* x_panel,
-                    const float* bias, float* accumulators) {
+template <int NV, bool kSorted>
+void multiply_panel(const Matrix& weight, int panel, Range rows, const float* x_panel, const float* bias,
+                    float* accumulators) {
   constexpr int T = NV * kLanes;
+  const Layout& w = weight.layout;
+  const float* values = weight.values;
   const int32_t* starts = w.starts + static_cast<int64_t>(panel) * w.rows;
-  for (int row = rows.begin; row < rows.end; row++) {
+  const int32_t* order = kSorted ? weight.rows_of(panel) : nullptr;
+  for (int i = rows.begin; i < rows.end; i++) {
+    const int row = kSorted ? order[i] : i;
+    if (kSorted) ask_for<NV>(accumulators + static_cast<size_t>(order[min_of(i + 2, rows.end - 1)] - rows.begin) * T);
     Vec* total = reinterpret_cast<Vec*>(accumulators + static_cast<size_t>(row - rows.begin) * T);
     Vec sum[NV];
     if (panel == 0) {
@@ -32,8 +38,8 @@ void multiply_panel(const Layout& w, int panel, Range rows, const float* values,
     } else {
       RAREFY_UNROLL for (int k = 0; k < NV; k++) sum[k] = total[k];
     }
-    int64_t q = starts[row];
-    const int64_t end = starts[row + 1];
+    int64_t q = starts[i];
+    const int64_t end = starts[i + 1];
     for (; q + 4 <= end; q += 4) {
       const FourValues value(values + q);
       const FourOffsets offset(w.offsets + q);
@@ -50,11 +56,11 @@ void multiply_panel(const Layout& w, int panel, Range rows, const float* values,
 // One tile of tokens, output rows [rows.begin, rows.end). Where one block holds all rows, x is packed panel by panel
 // and each panel is used while it is hot; else all of x is packed once.
 template <int NV, class Element>
-void forward_tile(const ForwardCall& c, int tokens, Range rows, const Element* x, Element* y, float* x_tile,
-                  float* y_tile) {
+void forward_tile(const ForwardCall& c, const Matrix& weight, int tokens, Range rows, const Element* x, Element* y,
+                  float* x_tile, float* y_tile) {
   constexpr int T = NV * kLanes;
   const Layout& w = c.weight;
-  const int block = rows_per_block(rows.end - rows.begin, T, 1);
+  const int block = weight.rows ? weight.block : rows_per_block(rows.end - rows.begin, T, 1);
   const bool single = rows.begin + block >= rows.end;
   if (!single) pack<NV>(x, w.columns, tokens, w.columns, x_tile);
   for (int begin = rows.begin; begin < rows.end; begin += block) {
@@ -63,7 +69,10 @@ void forward_tile(const ForwardCall& c, int tokens, Range rows, const Element* x
       const int first = p * w.width;
       if (single) pack<NV>(x + first, w.columns, tokens, min_of(w.width, w.columns - first), x_tile);
       const float* x_panel = single ? x_tile : x_tile + static_cast<size_t>(first) * T;
-      multiply_panel<NV>(w, p, part, c.values, x_panel, c.bias, y_tile);
+      if (weight.rows)
+        multiply_panel<NV, true>(weight, p, part, x_panel, c.bias, y_tile);
+      else
+        multiply_panel<NV, false>(weight, p, part, x_panel, c.bias, y_tile);
     }
     unpack<NV>(y_tile, tokens, part.end - part.begin, y + part.begin, w.rows);
   }
@@ -79,11 +88,15 @@ bool forward_tiles(const ForwardCall& c) {
   const size_t x_floats = static_cast<size_t>(packed) * T;
   const size_t per_thread = x_floats + accumulator_floats(w.rows, T, 1);
   const Buffer scratch(per_thread * c.threads * sizeof(float));
-  if (!scratch.ok()) return false;
+  const SortedRows sorted(w, c.values, rows_per_block(w.rows, T, 1), row_parts == 1 && sorting_pays(w, tiles));
+  if (!scratch.ok() || !sorted.ok()) return false;
+  const Matrix weight = sorted.get();
 #pragma omp parallel num_threads(c.threads)
   {
     float* x_tile = scratch.as<float>() + per_thread * omp_get_thread_num();
     float* y_tile = x_tile + x_floats;
+#pragma omp for schedule(static)
+    for (int64_t id = 0; id < sorted.count(); id++) sorted.sort(id);
 #pragma omp for schedule(dynamic, 1)
     for (int64_t task = 0; task < tiles * row_parts; task++) {
       const int64_t token = task / row_parts * T;
@@ -93,7 +106,7 @@ bool forward_tiles(const ForwardCall& c) {
       Element* y = static_cast<Element*>(c.y) + token * w.rows;
       if (rows.begin < rows.end)
         with_vectors<Most>(tokens, [&](auto nv) {
-          forward_tile<decltype(nv)::value>(c, tokens, rows, x, y, x_tile, y_tile);
+          forward_tile<decltype(nv)::value>(c, weight, tokens, rows, x, y, x_tile, y_tile);
         });
     }
   }

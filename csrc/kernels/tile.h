@@ -73,6 +73,12 @@ RAREFY_INLINE void ask_ahead(const Element* p, int64_t stride) {
 #endif
 }
 
+// Asks for NV vectors from p on.
+template <int NV>
+RAREFY_INLINE void ask_for(const float* p) {
+  RAREFY_UNROLL for (int k = 0; k < NV; k++) __builtin_prefetch(p + k * kLanes);
+}
+
 // source [tokens, columns] with rows `stride` apart -> tile [columns][NV * kLanes]; missing tokens become 0.
 template <int NV, class Element>
 void pack(const Element* source, int64_t stride, int tokens, int columns, float* tile) {

@@ -67,6 +67,7 @@ LARGE = [
     Case(300, 1900, (67,), 0.05, threads=5, dtype=torch.bfloat16),  # ... and in the backward pass
     Case(300, 500, (330,), 0.2, threads=1),  # longer tiles in the backward pass too, and the end of one
     Case(200, 1900, (600,), 0.1, threads=2, dtype=torch.bfloat16),  # ... in several blocks of rows
+    Case(5200, 400, (1030,), 0.1, threads=2),  # rows that are sorted by length, two blocks of them
     Case(1700, 1700, (5,), 0.01),
     Case(700, 900, (1,), 0.1),
     Case(64, 70000, (3,), 0.001),  # columns that do not fit 16 bits
@@ -154,6 +155,21 @@ def test_repeats_bit_for_bit(isa: str, threads: int) -> None:
     losses = (sparse_linear(x, values, bias, panels).square().sum() for _ in range(4))
     runs = [torch.autograd.grad(loss, [x, values, bias]) for loss in losses]
     assert all(torch.equal(a, b) for run in runs[1:] for a, b in zip(runs[0], run, strict=True))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_many_tokens_give_the_bits_of_few(isa: str, threads: int) -> None:
+    """Rows are sorted by length where many tokens make up for it; each one's sum stays what it was."""
+    torch.set_num_threads(threads)
+    mask = torch.rand(5200, 400) < 0.1
+    mask[7] = True
+    panels = Panels.from_mask(mask)
+    values, bias, x = torch.randn(panels.nonzeros), torch.randn(5200), torch.randn(1030, 400)
+    many = sparse_linear(x, values, bias, panels)
+    few = [sparse_linear(part, values, bias, panels) for part in (x[:64], x[-70:])]
+    exact = {"rtol": 1e-4, "atol": 1e-4} if isa == "reference" else {"rtol": 0, "atol": 0}
+    torch.testing.assert_close(many[:64], few[0], **exact)
+    torch.testing.assert_close(many[-70:], few[1], **exact)
 
 
 def test_gradient_check(isa: str) -> None:
