@@ -202,3 +202,59 @@ def test_a_gradient_that_was_zeroed_before_the_step_is_zero_at_every_position(st
         pair.step()
         masks.append(pair.found)
     assert torch.equal(*masks)
+
+
+# ---- what algorithms add up by themselves ----
+
+
+class TwoLooks(torch.optim.SGD):
+    """Asks for the gradient twice, and takes the second, as a line search does."""
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for _ in range(2):
+            with torch.enable_grad():
+                closure()
+        return super().step()
+
+
+def observed(storage: str, way: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """The weight and the sums of `movement` after two steps."""
+    torch.manual_seed(0)
+    model = nn.Linear(12, 8, bias=False).double()
+    sparsity = rarefy.configure(
+        {
+            "algorithm": "movement",
+            "sparsity": [0.5, 0.6],
+            "update": {"freq": 9},
+            "compute": storage,
+            "seed": 0,
+        }
+    )
+    sparsity.apply(model)
+    kind = TwoLooks if way == "two closures" else torch.optim.SGD
+    optimizer = kind(model.parameters(), lr=0.1)
+    sparsity.apply(optimizer)
+
+    def closure():
+        optimizer.zero_grad()
+        (model(torch.eye(12, dtype=torch.float64)) - 1).square().sum().backward()
+
+    for _ in range(2):
+        closure()
+        if way == "fails":
+            handle = optimizer.register_step_pre_hook(interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                optimizer.step()
+            handle.remove()
+        optimizer.step(closure if way == "two closures" else None)
+    parameter = sparsity.parameters["weight"]
+    return parameter.dense_weight(), parameter.dense_state()["movement"]
+
+
+@pytest.mark.parametrize("storage", ["masked", "compact"])
+@pytest.mark.parametrize("way", ["fails", "two closures"])
+def test_what_is_added_up_before_a_step_counts_once_for_each_that_was_taken(way, storage):
+    for found, expected in zip(observed(storage, way), observed(storage, "plain"), strict=True):
+        torch.testing.assert_close(found, expected)
+        assert bool(expected.any())

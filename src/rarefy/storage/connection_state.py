@@ -32,6 +32,7 @@ class ConnectionState:
     def __init__(self, initial: Mapping[str, float]) -> None:
         self.initial = dict(initial)
         self.entries: dict[str, Tensor] = {}
+        self._drafts: dict[str, Tensor] = {}
         self._topology = 0
 
     def __bool__(self) -> bool:
@@ -60,6 +61,20 @@ class ConnectionState:
             if tensor.device != device:
                 self.entries[name] = tensor.to(device)
         return self.entries
+
+    def draft(self, device: torch.device) -> dict[str, Tensor]:
+        """Copies of the entries, to be written before a step; what is written counts once `keep_draft` is called."""
+        self._drafts = {name: tensor.clone() for name, tensor in self.entries_on(device).items()}
+        return self._drafts
+
+    def keep_draft(self) -> None:
+        """Called when the step is over that the last draft was made for."""
+        self.entries |= self._drafts
+        self._drafts = {}
+
+    def drop_draft(self) -> None:
+        """Called when another step begins: the one that the draft was made for raised an error."""
+        self._drafts = {}
 
     def dense(self, storage: Storage) -> dict[str, Tensor]:
         """In the shape of the dense weight, with the initial numbers at inactive positions."""

@@ -359,7 +359,7 @@ class Attachment:
             unscaled = grad if scale is None else grad / scale
             weight = parameter.storage.entries.detach()
             gradient = parameter.storage.collect(unscaled.detach())
-            state = Numbers(parameter.state.entries_on(weight.device))
+            state = Numbers(parameter.state.draft(weight.device))
             policy.observe(StepView(parameter.name, weight, gradient, state, self.step + 1))
         if parameter.has_learned:
             self._forms.enter(parameter, self._following.is_still(parameter, optimizer))

@@ -184,6 +184,7 @@ class Following:
         self._refuse_replaced(optimizer, own)
         skips = was_told_to_skip(optimizer)
         for parameter in self._parameters.values():
+            parameter.state.drop_draft()
             is_own = parameter.weight in own and not skips
             if is_own:
                 # The optimizer goes on from the true numbers of all active connections.
@@ -198,6 +199,7 @@ class Following:
         for parameter in self._parameters.values():
             self._settle(parameter)
             parameter.dense_gradient.used()
+            parameter.state.keep_draft()
         if was_told_to_skip(optimizer):
             self._end_all()
             return
