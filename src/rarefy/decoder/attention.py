@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rarefy.decoder import bfloat16_attention
-from rarefy.decoder.decoder_config import GPTConfig
+from rarefy.decoder.decoder_config import GPTConfig, RotaryPairs
 from rarefy.decoder.rotary import Rotation, rotate
 from rarefy.kernels import native_attention, takes_attention
 from rarefy.torch_private import has_transform
@@ -232,7 +232,7 @@ class CausalSelfAttention(nn.Module):
         self.proj_output_dense_layer = nn.Linear(inner, size, bias=config.use_ffn_bias_in_attention)
         self.num_heads = config.num_heads
         self.key_heads = config.key_heads
-        self.rotary_pairs = config.rotary_pairs
+        self.rotary_pairs: RotaryPairs = config.rotary_pairs
         self.softcap = config.attention_logit_softcapping
         rate = config.attention_dropout_rate
         self.dropout_rate = config.dropout_rate if rate is None else rate
