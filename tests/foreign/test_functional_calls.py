@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 from torch.func import functional_call
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from foreign.networks import RIGL, inputs, loss_of, sparse
 
@@ -98,3 +99,23 @@ def test_weights_that_are_swapped_for_an_evaluation_and_back(compute):
             optimizer.step()
         masks.append(sparsity.parameters["0.weight"].mask)
     assert torch.equal(*masks)
+
+
+def every_state(model):
+    """Weights and masks of another model, both plain."""
+    return {name: one.clone() for name, one in model.state_dict().items()}
+
+
+@STORAGES
+def test_a_call_with_weights_and_masks_of_another_model(compute):
+    model, _, _ = sparse(RIGL, compute=compute)
+    other, _, _ = sparse({**RIGL, "seed": 9}, compute=compute)
+    assert not torch.equal(every_state(model)["0.weight_mask"], every_state(other)["0.weight_mask"])
+    x = inputs(7)
+    torch.testing.assert_close(functional_call(model, every_state(other), (x,)), other(x))
+    own = model(x).detach()
+    stacked = {name: torch.stack((one, every_state(other)[name])) for name, one in every_state(model).items()}
+    both = torch.func.vmap(lambda state: functional_call(model, state, (x,)))(stacked)
+    torch.testing.assert_close(both, torch.stack((own, other(x))))
+    traced = make_fx(lambda state, x: functional_call(model, state, (x,)))(every_state(other), x)
+    torch.testing.assert_close(traced(every_state(other), x), other(x))

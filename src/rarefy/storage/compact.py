@@ -89,6 +89,9 @@ class CompactStorage:
         shown = getattr(self.module, self.mask_leaf, None)
         if self._known is None or not isinstance(shown, Tensor) or isinstance(shown, WeightMask):
             return False
+        # `functional_call` puts other tensors in the place of both, for one call.
+        if not isinstance(getattr(self.module, self.leaf, None), nn.Parameter):
+            return False
         # What is no mask at all is refused for itself: another tool's, under the same name.
         if shown.dtype != torch.bool or shown.shape != self._known.shape:
             return False
