@@ -461,3 +461,14 @@ def test_a_model_holds_the_algorithm_that_nobody_else_does(compute):
     assert grad is not None
     mask = model.get_buffer("weight_mask")
     assert torch.equal(grad.to_dense() != 0 if grad.is_sparse else torch.zeros(8, 8).add(grad) != 0, mask)
+
+
+def test_a_weight_that_outlives_its_model_says_so():
+    model = nn.Linear(8, 8)
+    rarefy.configure(0.5).apply(model)
+    other = nn.Linear(8, 8)
+    other.weight = model.weight
+    del model
+    gc.collect()
+    with pytest.warns(RuntimeWarning, match="the model is gone in which it was sparse"):
+        other(torch.ones(2, 8)).sum().backward()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,6 +15,10 @@ from rarefy.storage.parameter import SparseParameter
 from rarefy.torch_private import accumulation_hooks
 
 GradientHook = Callable[[SparseParameter, Tensor], None]
+GONE = (
+    "a weight learns on after the model is gone in which it was sparse: nothing looks after its zeros or its topology "
+    "any longer; keep the model, or call rarefy.finalize(model) before its weights go elsewhere"
+)
 
 
 class WeakHook:
@@ -41,7 +46,9 @@ class WeakHook:
         """Passes a gradient, or the weight that has got it, on."""
         call = self._call()
         parameter = self._parameter()
-        if call is not None and parameter is not None:
+        if call is None or parameter is None:
+            warnings.warn(GONE, RuntimeWarning, stacklevel=2)
+        else:
             call(parameter, tensor)
 
 
