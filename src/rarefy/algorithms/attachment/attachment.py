@@ -148,7 +148,7 @@ class Attachment:
             parameter.mask_leaf,
             observe=partial(self._before_forward, parameter),
             prune=partial(self._before_state_dict, parameter),
-            before_load=partial(parameter.before_load, optimizers=self._following.optimizers),
+            before_load=partial(self._forms.before_load, parameter, self._following.optimizers),
             on_load=partial(self._after_load, parameter),
             on_release=partial(self._release, parameter),
         )

@@ -41,7 +41,7 @@ class Keeper:
         prune: called before the trained model's state dict is made.
         on_load: called after a state dict was loaded into the trained model.
         on_release: called when the model is finalized.
-        before_load: called with the mask of a state dict that is about to be loaded into the trained model.
+        before_load: called before a state dict is loaded into the trained model, with its mask, or None without one.
 
     Attributes:
         on_forward: called before the trained model uses the weight, whatever for.
@@ -60,7 +60,7 @@ class Keeper:
         prune: Callable[[], None],
         on_load: Callable[[], None],
         on_release: Callable[[], None],
-        before_load: Callable[[Tensor], None],
+        before_load: Callable[[Tensor | None], None],
     ) -> None:
         self.module = module
         self.leaf = leaf
@@ -70,7 +70,7 @@ class Keeper:
         self.prune = prune
         self.on_load: Callable[[], None] | None = on_load
         self.on_release: Callable[[], None] | None = on_release
-        self.on_mask: Callable[[Tensor], None] | None = before_load
+        self.on_mask: Callable[[Tensor | None], None] | None = before_load
         self.is_awaited = False
         self.is_in_step = False
         self.used_weight: Callable[[], Tensor | None] | None = None
@@ -151,7 +151,7 @@ class Keeper:
         mask = state.get(f"{prefix}{self.mask_leaf}")
         if isinstance(weight, SparseWeight) and not self.is_copy:
             state[f"{prefix}{self.leaf}"] = weight.dense()  # the mask alone says which connections are taken
-        if self.on_mask is not None and mask is not None:
+        if self.on_mask is not None:
             self.on_mask(mask)
 
     def after_load(self, *_: Any) -> None:

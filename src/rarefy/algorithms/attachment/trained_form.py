@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Protocol
 
 import torch
@@ -68,9 +69,10 @@ class TrainedForms:
             self._watched[parameter.name] = parameter
             self._stepped[parameter.name] = parameter.weight
         if self._form.reparametrizes:
-            self._leave_before(use, parameter)
+            self._leave_before(use)
         if self._form.restricts_forward:
-            self._hide_before(use, parameter)
+            self._hide_before(use)
+            use.used_weight = parameter.used_weight
 
     def begin(self, parameter: SparseParameter) -> None:
         """Called before a step, from which on the weight may not be what forward passes use."""
@@ -84,12 +86,12 @@ class TrainedForms:
         if parameter.name in self._keepers:
             self._keepers[parameter.name].is_in_step = False
 
-    def _leave_before(self, use: Keeper, parameter: SparseParameter) -> None:
+    def _leave_before(self, use: Keeper) -> None:
         others = use.on_forward
 
         def settle() -> None:
-            self._recover_all()
-            use.is_in_step = use.is_in_step and parameter.name in self._gradients
+            if use.is_in_step or self._gradients:
+                self._recover_all()
             if others is not None:
                 others()
 
@@ -97,28 +99,30 @@ class TrainedForms:
 
     def _recover_all(self) -> None:
         """Of all weights, since layers may use those of others that are not called: the output map of attention."""
-        for name in list(self._gradients):
-            self.recover(self._watched[name])
-            self._keepers[name].is_in_step = name in self._gradients
+        for name, parameter in self._watched.items():
+            self.recover(parameter)
+            keeper = self._keepers[name]
+            # Weights of other optimizers were not touched by the step that raised an error.
+            keeper.is_in_step = keeper.is_in_step and name in self._gradients
 
-    def _hide_before(self, use: Keeper, parameter: SparseParameter) -> None:
+    def _hide_before(self, use: Keeper) -> None:
         others = use.on_forward
 
         def settle() -> None:
             if others is not None:
                 others()
             self._hide_all()
-            use.is_in_step = use.is_in_step and not self._is_the_one(parameter)
 
         use.on_forward = settle
-        use.used_weight = parameter.used_weight
 
     def _hide_all(self) -> None:
         for name, parameter in self._watched.items():
+            keeper = self._keepers[name]
             # A step that raised an error has left all values in place.
-            if not parameter.forward.is_hiding and parameter.is_in_place and self._is_the_one(parameter):
+            may_show = keeper.is_in_step or not parameter.forward.is_hiding
+            if may_show and parameter.is_in_place and self._is_the_one(parameter):
                 parameter.hide()
-                self._keepers[name].is_in_step = False
+                keeper.is_in_step = False
 
     def refuse_left(self, parameter: SparseParameter) -> None:
         """Refuses a gradient that came without the modules, after a step that raised an error.
@@ -214,8 +218,32 @@ class TrainedForms:
         self.recover(parameter)
         parameter.hide()
 
+    def before_load(
+        self, parameter: SparseParameter, optimizers: Iterable[Optimizer], mask: Tensor | None
+    ) -> None:
+        """Called before a state dict is loaded, which holds what forward passes use and not what is trained.
+
+        Args:
+            parameter: the weight.
+            optimizers: those whose state follows its connections.
+            mask: that the state dict has; None without one.
+        """
+        if parameter.name in self._keepers:
+            if parameter.storage.has_lost_mask:
+                self._forget_step(parameter)
+            elif parameter.is_in_place:
+                self.settle(parameter)
+            self._keepers[parameter.name].is_in_step = False
+        if mask is not None:
+            parameter.before_load(mask, optimizers)
+
+    def _forget_step(self, parameter: SparseParameter) -> None:
+        self._gradients.pop(parameter.name, None)
+        self._kept.pop(parameter.name, None)
+
     def release(self, parameter: SparseParameter) -> None:
         """Forgets a weight."""
+        self._forget_step(parameter)
         self._keepers.pop(parameter.name, None)
         self._watched.pop(parameter.name, None)
         self._stepped.pop(parameter.name, None)

@@ -1,0 +1,96 @@
+"""Models that go on after a step that raised an error: from a state dict, with other optimizers, or finalized."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import rarefy
+from foreign.test_between_steps import METHODS, X, both_storages, fail, prepared, step
+
+methods = pytest.mark.parametrize("name", METHODS)
+
+
+def failed_step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Called when the weights are in the form that the optimizer trains."""
+    handle = optimizer.register_step_pre_hook(fail)
+    with pytest.raises(RuntimeError, match="in the middle"):
+        step(model, optimizer)
+    handle.remove()
+
+
+@both_storages
+@methods
+@pytest.mark.parametrize("assign", [False, True])
+@pytest.mark.parametrize("with_masks", [False, True])
+def test_a_state_dict_is_loaded_as_it_is(name: str, compute: str, assign: bool, with_masks: bool) -> None:
+    ends = []
+    for fails in (False, True):
+        model, optimizer, sparsity = prepared(name, compute)
+        step(model, optimizer)
+        saved = copy.deepcopy((model.state_dict(), sparsity.state_dict()))
+        expected = model(X).detach()
+        if fails:
+            failed_step(model, optimizer)
+        weights = {key: one for key, one in saved[0].items() if with_masks or "mask" not in key}
+        model.load_state_dict(weights, strict=with_masks, assign=assign)
+        sparsity.load_state_dict(saved[1])
+        assert torch.equal(model(X), expected)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        sparsity.apply(optimizer)
+        for _ in range(3):
+            step(model, optimizer)
+        ends.append(model(X).detach())
+    assert torch.equal(*ends)
+
+
+class Attending(nn.Module):
+    """Attention uses its output map without calling it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, bias=False)
+        self.last = nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[sequence, batch, 8] to the same shape."""
+        return self.last(self.attention(x, x, x)[0])
+
+
+@methods
+def test_weights_of_an_optimizer_that_did_not_fail_go_on(name: str) -> None:
+    torch.manual_seed(0)
+    model = Attending()
+    x = torch.randn(3, 2, 8)
+    sparsity = rarefy.configure({**METHODS[name], "compute": "masked", "seed": 0})
+    sparsity.apply(model)
+    optimizers = [torch.optim.SGD(part.parameters(), lr=0.1) for part in (model.last, model.attention)]
+    for optimizer in optimizers:
+        sparsity.apply(optimizer)
+    model(x).square().sum().backward()
+    handle = optimizers[0].register_step_pre_hook(fail)
+    with pytest.raises(RuntimeError, match="in the middle"):
+        optimizers[0].step()
+    handle.remove()
+    model(x).square().sum().backward()
+    for optimizer in optimizers:
+        optimizer.step()
+    assert sparsity.step == 1
+
+
+def test_a_layer_that_is_finalized_with_a_lost_mask_leaves_the_others_alone() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 16))
+    sparsity = rarefy.configure({**METHODS["powerprop"], "compute": "masked", "seed": 0})
+    sparsity.apply(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    sparsity.apply(optimizer)
+    step(model, optimizer)
+    expected = model[1](X).detach()
+    failed_step(model, optimizer)
+    model[0].weight_mask = ~model[0].weight_mask
+    rarefy.finalize(model[0])
+    torch.testing.assert_close(model[1](X), expected)
