@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import warnings
 
 import pytest
 import torch
@@ -472,3 +473,17 @@ def test_a_weight_that_outlives_its_model_says_so():
     gc.collect()
     with pytest.warns(RuntimeWarning, match="the model is gone in which it was sparse"):
         other(torch.ones(2, 8)).sum().backward()
+
+
+def test_a_weight_of_a_model_that_is_gone_may_become_sparse_in_another():
+    model = nn.Linear(8, 8)
+    rarefy.configure(0.5).apply(model)
+    other = nn.Linear(8, 8)
+    other.weight = model.weight
+    del model
+    gc.collect()
+    rarefy.configure(0.75).apply(other)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        other(torch.ones(2, 8)).sum().backward()
+    assert other.weight.grad is not None and int(other.weight.grad.count_nonzero()) == 16

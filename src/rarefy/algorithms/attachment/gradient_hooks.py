@@ -46,10 +46,11 @@ class WeakHook:
         """Passes a gradient, or the weight that has got it, on."""
         call = self._call()
         parameter = self._parameter()
-        if call is None or parameter is None:
-            warnings.warn(GONE, RuntimeWarning, stacklevel=2)
-        else:
+        if call is not None and parameter is not None:
             call(parameter, tensor)
+        # Another model may have the weight by now, and may be sparse itself.
+        elif isinstance(tensor, nn.Parameter) and not is_watched(tensor):
+            warnings.warn(GONE, RuntimeWarning, stacklevel=2)
 
 
 class GradientHooks:
