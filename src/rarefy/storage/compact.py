@@ -45,7 +45,7 @@ class CompactStorage:
         self.mask_leaf = mask_leaf
         self.block = block
         self._has_half = False
-        # As it was set or loaded last; None where any mask may come: one is loaded, or this is a copy, with its own.
+        # The connections that a plain mask in the place of ours must have; None while any mask is taken.
         self._known: Topology | None = None
         if isinstance(getattr(module, mask_leaf, None), WeightMask):
             self._known = self.weight.topology
@@ -92,7 +92,7 @@ class CompactStorage:
         # `functional_call` puts other tensors in the place of both, for one call.
         if not isinstance(getattr(self.module, self.leaf, None), nn.Parameter):
             return False
-        # What is no mask at all is refused for itself: another tool's, under the same name.
+        # Another tool's tensor under the same name is no mask, and is refused elsewhere.
         if shown.dtype != torch.bool or shown.shape != self._known.shape:
             return False
         return shown.is_meta or not torch.equal(self._known.mask().to(shown.device), shown)
@@ -261,7 +261,7 @@ class CompactStorage:
         if not isinstance(weight, SparseWeight):
             self._known = None
             return
-        # Of a lost mask too, which the weight has not lost.
+        # Where the mask was lost, the weight still knows its connections.
         show_mask(self.module, weight, self.mask_leaf)
         if mask.shape != weight.shape:
             return

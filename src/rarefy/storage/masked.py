@@ -36,7 +36,7 @@ class MaskedStorage:
         self.last_selected = LastSelected()
         self.places = ActivePlaces()
         self._read_at: Tensor | None = None
-        # The buffer as it was set or loaded last; None lets the one that comes next be it.
+        # The buffer that was set or loaded last; None while one is loaded, so that the next one is taken.
         self._known: Tensor | None = None
         # A weight in channels_last would have a mask that the kernels cannot read in order.
         mask = torch.ones_like(self.weight, dtype=torch.bool, memory_format=torch.contiguous_format)
@@ -65,7 +65,7 @@ class MaskedStorage:
     def has_lost_mask(self) -> bool:
         """Whether another tensor is in the place of the mask, with other connections."""
         own = getattr(self.module, self.mask_leaf, None)
-        # What is no mask at all is refused for itself: another tool's, under the same name.
+        # Another tool's tensor under the same name is no mask, and is refused elsewhere.
         if own is self._known or not isinstance(own, Tensor) or own.dtype != torch.bool:
             return False
         # One that was moved to another device has the same connections.

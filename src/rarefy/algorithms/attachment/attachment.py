@@ -261,7 +261,7 @@ class Attachment:
     def _release(self, parameter: SparseParameter) -> None:
         """Forgets a parameter of a finalized model; its optimizers may go on with the dense weight."""
         self._averaging.release(parameter)
-        # Else nothing tells what of the weight belongs to connections.
+        # Without its mask nothing tells which entries are connections.
         if not parameter.storage.has_lost_mask:
             if parameter.is_in_place:
                 self._forms.settle(parameter)

@@ -70,7 +70,7 @@ class Keeper:
         self.prune = prune
         self.on_load: Callable[[], None] | None = on_load
         self.on_release: Callable[[], None] | None = on_release
-        self.on_mask: Callable[[Tensor | None], None] | None = before_load
+        self.on_load_begins: Callable[[Tensor | None], None] | None = before_load
         self.is_awaited = False
         self.is_in_step = False
         self.used_weight: Callable[[], Tensor | None] | None = None
@@ -83,7 +83,7 @@ class Keeper:
     def __getstate__(self) -> dict[str, Any]:
         own = {"module": self.module, "leaf": self.leaf, "mask_leaf": self.mask_leaf}
         # With the functions a copy of the model would bring copies of the algorithm and of all that it follows.
-        nobody = ("on_forward", "observe", "prune", "on_load", "on_release", "on_mask", "used_weight")
+        nobody = ("on_forward", "observe", "prune", "on_load", "on_release", "on_load_begins", "used_weight")
         return {
             **own,
             **dict.fromkeys(nobody),
@@ -151,8 +151,8 @@ class Keeper:
         mask = state.get(f"{prefix}{self.mask_leaf}")
         if isinstance(weight, SparseWeight) and not self.is_copy:
             state[f"{prefix}{self.leaf}"] = weight.dense()  # the mask alone says which connections are taken
-        if self.on_mask is not None:
-            self.on_mask(mask)
+        if self.on_load_begins is not None:
+            self.on_load_begins(mask)
 
     def after_load(self, *_: Any) -> None:
         """Post-hook of `load_state_dict`."""
