@@ -135,7 +135,7 @@ class TrainedForms:
             raise RarefyError(
                 f"{parameter.name} was used without its module after a step that raised an error, which has left there "
                 f"what the optimizer trains by {type(self._form).__name__}; call the module once, which puts it back "
-                "(under torch.no_grad() too), before weights are used by themselves"
+                "(under torch.no_grad() too), or load a state dict, before weights are used by themselves"
             )
 
     def check_optimizer(self, optimizer: Optimizer) -> None:
