@@ -12,7 +12,7 @@ import yaml
 
 import tiny_run
 from rarefy.checkpoint.directory import load
-from rarefy.run.changed_file import Change, changes_between
+from rarefy.run.changed_file import ChangedKey, changes_between
 from rarefy.run.schema import parse
 from tiny_run import configuration, rarefy
 
@@ -112,7 +112,7 @@ def test_options_of_the_model_take_effect_where_the_weights_fit(tmp_path: Path) 
 def test_the_order_of_rotary_pairs_is_what_weights_mean(tmp_path: Path) -> None:
     parsed = parse({"trainer": {"init": {"model": {"name": "llama"}}}})[0]
 
-    def changes(pairs: str) -> list[Change]:
+    def changes(pairs: str) -> list[ChangedKey]:
         block = {"name": "llama", "rotary_pairs": pairs}
         return changes_between(parsed, parse({"trainer": {"init": {"model": block}}})[0])
 
