@@ -120,6 +120,25 @@ def test_the_order_of_rotary_pairs_is_what_weights_mean(tmp_path: Path) -> None:
     assert [one.needs_restart for one in changes("halves")] == [True]
 
 
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--mode", "eval"),
+        ("--mode", "eval_all"),
+        ("--load_checkpoint_states", "model", "--checkpoint_path", "out/checkpoint_4"),
+    ],
+    ids=["eval", "eval_all", "weights alone"],
+)
+def test_weights_of_other_rotary_pairs_are_never_loaded(tmp_path: Path, flags: tuple[str, ...]) -> None:
+    content = begun(tmp_path)
+    content["trainer"]["validate_all"] = {"val_dataloaders": content["trainer"]["fit"]["val_dataloader"]}
+    given = [tmp_path / flag if "/" in flag else flag for flag in flags]
+    code, said = run(tmp_path, changed(content, "init.model.rotary_pairs", "halves"), *given)
+    assert code == 2, said
+    assert "checkpoint_4: is of another file: init.model.rotary_pairs is halves, was adjacent" in said
+    assert "write model.rotary_pairs: adjacent" in said
+
+
 def test_options_that_stayed_keep_the_values_of_the_checkpoint(tmp_path: Path) -> None:
     content = begun(
         tmp_path, schedulers=[{"torch.optim.lr_scheduler:StepLR": {"step_size": 1, "gamma": 0.5}}]

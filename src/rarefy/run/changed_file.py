@@ -121,6 +121,25 @@ def compare(builder: Builder, checkpoint: Path) -> list[Callback]:
     return [KeepOptions(options)] if options else []
 
 
+def refuse_other_pairs(builder: Builder, checkpoint: Path | None) -> None:
+    """Refuses weights of heads whose other entries turn together: they fit, and would compute something else.
+
+    Args:
+        builder: of the file.
+        checkpoint: of which weights are going to be loaded, for whatever purpose; None for none.
+
+    Raises:
+        CheckpointError: its `rotary_pairs` are not those of the file.
+    """
+    before = None if checkpoint is None else _saved_config(checkpoint)
+    if checkpoint is None or before is None:
+        return
+    for change in changes_between(before, builder.config):
+        if change.path == "init.model.rotary_pairs":
+            remedy = f"write model.rotary_pairs: {change.before}"
+            raise CheckpointError(checkpoint, f"is of another file: {change}", remedy)
+
+
 def as_saved(config: TrainerConfig, ckpt_path: CheckpointPath) -> dict[str, Any]:
     """The file that the run of a configuration was saved with, to go on as it was.
 

@@ -10,11 +10,11 @@ from typing import Any, Literal, cast
 
 from rarefy.callbacks.events import Callback
 from rarefy.callbacks.load_checkpoint_states import LoadCheckpointStates
-from rarefy.checkpoint.chosen import UNSET, CheckpointPath, find
+from rarefy.checkpoint.chosen import UNSET, CheckpointPath, Unset, checkpoint_at, find, find_all
 from rarefy.checkpoint.directory import CheckpointParts, load, newest_valid
 from rarefy.errors import ConfigError
 from rarefy.run.builder import Builder, check_tokens
-from rarefy.run.changed_file import compare
+from rarefy.run.changed_file import compare, refuse_other_pairs
 from rarefy.run.file_keys import FitBlock, ValidateBlock
 from rarefy.run.large_model import refuse_too_large
 from rarefy.run.schema import TrainerConfig
@@ -142,8 +142,12 @@ def _fit(
     val_data = _named(builder.fit_validations) if validates else {}
     start = _given(block, ckpt_path)
     states = _states(builder, start, launch)
-    resumed = _resumed(builder, start) if compares and states == "all" else None
-    keepers = [] if resumed is None else compare(builder, resumed)
+    resumed = _resumed(builder, start)
+    keepers: list[Callback] = []
+    if resumed is not None and compares and states == "all":
+        keepers = compare(builder, resumed)
+    elif resumed is not None:
+        refuse_other_pairs(builder, resumed)
     refuse_too_large(builder)
     trainer = builder.trainer(more_callbacks=[*keepers, *launch.callbacks])
     check_tokens(trainer.model, train_data, f"{config.path}.fit.train_dataloader")
@@ -169,8 +173,10 @@ def _validate(builder: Builder, ckpt_path: CheckpointPath, launch: Launch) -> Tr
         data = _named(builder.fit_validations)
     else:
         raise _missing(config, "validate", "{val_dataloader: {...}}")
+    start = _given(config.validation, ckpt_path)
+    refuse_other_pairs(builder, find(start, config.checkpoint_root))
     trainer = builder.trainer(trains=False, more_callbacks=launch.callbacks)
-    trainer.validate(data, _given(config.validation, ckpt_path))
+    trainer.validate(data, start)
     return trainer
 
 
@@ -180,8 +186,13 @@ def _validate_all(builder: Builder, ckpt_path: CheckpointPath, launch: Launch) -
         raise _missing(builder.config, "validate_all", "{val_dataloaders: [{...}]}")
     data = _named(builder.several_data(block.val_dataloaders, "validate_all.val_dataloaders"))
     given: Any = block.ckpt_paths if "ckpt_paths" in block.model_fields_set else UNSET
+    start = given if ckpt_path is UNSET else ckpt_path
+    if isinstance(start, Unset):
+        refuse_other_pairs(builder, find(start, builder.config.checkpoint_root))
+    for path in [] if start is None or isinstance(start, Unset) else find_all(start):
+        refuse_other_pairs(builder, checkpoint_at(path))
     trainer = builder.trainer(trains=False, more_callbacks=launch.callbacks)
-    trainer.validate_all(data, given if ckpt_path is UNSET else ckpt_path)
+    trainer.validate_all(data, start)
     return trainer
 
 
