@@ -118,6 +118,8 @@ def processor() -> str:
     flags = found.get("flags", "").split()
     if "amx_bf16" in flags:
         generation = "with AMX"
+    elif "Intel" in found.get("model name", ""):
+        generation = "with AVX-512" if "avx512f" in flags else ""
     else:
         # Zen 3 and 4 are one family; Zen 4 has AVX-512.
         third = "Zen 4" if "avx512f" in flags else "Zen 3"
