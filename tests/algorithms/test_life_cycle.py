@@ -464,24 +464,24 @@ def test_a_model_holds_the_algorithm_that_nobody_else_does(compute):
     assert torch.equal(grad.to_dense() != 0 if grad.is_sparse else torch.zeros(8, 8).add(grad) != 0, mask)
 
 
-def test_a_weight_that_outlives_its_model_says_so():
+def layer_with_a_weight_of_a_model_that_is_gone():
     model = nn.Linear(8, 8)
     rarefy.configure(0.5).apply(model)
     other = nn.Linear(8, 8)
     other.weight = model.weight
     del model
     gc.collect()
+    return other
+
+
+def test_a_weight_that_outlives_its_model_says_so():
+    other = layer_with_a_weight_of_a_model_that_is_gone()
     with pytest.warns(RuntimeWarning, match="the model is gone in which it was sparse"):
         other(torch.ones(2, 8)).sum().backward()
 
 
 def test_a_weight_of_a_model_that_is_gone_may_become_sparse_in_another():
-    model = nn.Linear(8, 8)
-    rarefy.configure(0.5).apply(model)
-    other = nn.Linear(8, 8)
-    other.weight = model.weight
-    del model
-    gc.collect()
+    other = layer_with_a_weight_of_a_model_that_is_gone()
     rarefy.configure(0.75).apply(other)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

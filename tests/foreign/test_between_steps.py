@@ -227,16 +227,21 @@ def fail(*_: Any) -> None:
     raise RuntimeError("in the middle")
 
 
+def step_that_fails(model: Any, optimizer: Any) -> None:
+    """One that raises an error when the weight is in the form that the optimizer trains."""
+    handle = optimizer.register_step_pre_hook(fail)
+    with pytest.raises(RuntimeError, match="in the middle"):
+        step(model, optimizer)
+    handle.remove()
+
+
 @both_storages
 @pytest.mark.parametrize("name", METHODS)
 def test_a_model_that_is_finalized_after_a_failed_step_computes_as_before(name: str, compute: str) -> None:
     model, optimizer, _ = prepared(name, compute)
     step(model, optimizer)
     expected = model(X).detach()
-    # Called when the weight is in the form that the optimizer trains.
-    optimizer.register_step_pre_hook(fail)
-    with pytest.raises(RuntimeError, match="in the middle"):
-        step(model, optimizer)
+    step_that_fails(model, optimizer)
     rarefy.finalize(model)
     torch.testing.assert_close(model(X), expected)
 
@@ -249,10 +254,7 @@ def test_a_gradient_that_is_zeroed_after_a_failed_step_stays_zero(name: str, com
         model, optimizer, _ = prepared(name, compute)
         step(model, optimizer)
         if fails:
-            handle = optimizer.register_step_pre_hook(fail)
-            with pytest.raises(RuntimeError, match="in the middle"):
-                step(model, optimizer)
-            handle.remove()
+            step_that_fails(model, optimizer)
             optimizer.zero_grad(set_to_none=False)
         else:
             optimizer.zero_grad()
@@ -268,16 +270,13 @@ def test_a_weight_that_is_used_by_itself_after_a_failed_step_is_refused(name: st
     for fails in (True, False):
         model, optimizer, _ = prepared(name, compute)
         step(model, optimizer)
-        handle = optimizer.register_step_pre_hook(fail)
         if fails:
-            with pytest.raises(RuntimeError, match="in the middle"):
-                step(model, optimizer)
+            step_that_fails(model, optimizer)
             optimizer.zero_grad(set_to_none=False)
             with pytest.raises(
                 RarefyError, match="weight was used without its module after a step that raised"
             ):
                 nn.functional.linear(X, model.weight).square().sum().backward()
-        handle.remove()
         optimizer.zero_grad(set_to_none=False)
         with torch.no_grad():
             model(X)
@@ -292,9 +291,7 @@ def test_other_weights_are_left_alone_after_a_failed_step(name: str, compute: st
     model, optimizer, _ = prepared(name, compute)
     step(model, optimizer)
     expected = model(X).detach()
-    optimizer.register_step_pre_hook(fail)
-    with pytest.raises(RuntimeError, match="in the middle"):
-        step(model, optimizer)
+    step_that_fails(model, optimizer)
     fast = nn.Parameter(torch.full((16, 8), 0.25))
     torch.func.functional_call(model, {"weight": fast}, (X,))
     assert bool((fast == 0.25).all())
@@ -325,10 +322,7 @@ def test_a_compiled_model_computes_as_before_after_a_failed_step(name: str, comp
     compiled = torch.compile(model, backend="eager")
     step(compiled, optimizer)
     expected = compiled(X).detach()
-    handle = optimizer.register_step_pre_hook(fail)
-    with pytest.raises(RuntimeError, match="in the middle"):
-        step(compiled, optimizer)
-    handle.remove()
+    step_that_fails(compiled, optimizer)
     for _ in range(2):
         torch.testing.assert_close(compiled(X), expected)
     step(compiled, optimizer)

@@ -10,17 +10,9 @@ import torch
 from torch import nn
 
 import rarefy
-from foreign.test_between_steps import METHODS, X, both_storages, fail, prepared, step
+from foreign.test_between_steps import METHODS, X, both_storages, fail, prepared, step, step_that_fails
 
 methods = pytest.mark.parametrize("name", METHODS)
-
-
-def failed_step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Called when the weights are in the form that the optimizer trains."""
-    handle = optimizer.register_step_pre_hook(fail)
-    with pytest.raises(RuntimeError, match="in the middle"):
-        step(model, optimizer)
-    handle.remove()
 
 
 @both_storages
@@ -35,7 +27,7 @@ def test_a_state_dict_is_loaded_as_it_is(name: str, compute: str, assign: bool, 
         saved = copy.deepcopy((model.state_dict(), sparsity.state_dict()))
         expected = model(X).detach()
         if fails:
-            failed_step(model, optimizer)
+            step_that_fails(model, optimizer)
         weights = {key: one for key, one in saved[0].items() if with_masks or "mask" not in key}
         model.load_state_dict(weights, strict=with_masks, assign=assign)
         sparsity.load_state_dict(saved[1])
@@ -91,7 +83,7 @@ def test_a_layer_that_is_finalized_with_a_lost_mask_leaves_the_others_alone() ->
     sparsity.apply(optimizer)
     step(model, optimizer)
     expected = model[1](X).detach()
-    failed_step(model, optimizer)
+    step_that_fails(model, optimizer)
     model[0].weight_mask = ~model[0].get_buffer("weight_mask")
     rarefy.finalize(model[0])
     torch.testing.assert_close(model[1](X), expected)

@@ -11,12 +11,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from rarefy import kernels, masks
 from rarefy.distributed import is_cut
 from rarefy.errors import ConfigError, RarefyError
+from rarefy.patterns.matrices import from_matrix, to_matrix
 from rarefy.patterns.tiles import active_in_rows
 from rarefy.ties import DEFAULT_ORDER, TieOrder
 
@@ -372,29 +372,3 @@ class Blocks(Structure):
 
 
 FREE = Free()
-
-
-def to_matrix(tensor: Tensor) -> Tensor:
-    """[out, in, …] as [… · out, in].
-
-    Example:
-        >>> to_matrix(torch.ones(2, 3, 5)).shape
-        torch.Size([10, 3])
-    """
-    return tensor if tensor.dim() == 2 else tensor.flatten(2).movedim(2, 0).flatten(0, 1)
-
-
-def from_matrix(matrix: Tensor, shape: Sequence[int]) -> Tensor:
-    """The reverse of `to_matrix`.
-
-    Args:
-        matrix: [… · out, in].
-        shape: of the tensor that it was, [out, in, …].
-
-    Example:
-        >>> from_matrix(torch.ones(10, 3), (2, 3, 5)).shape
-        torch.Size([2, 3, 5])
-    """
-    if len(shape) == 2:
-        return matrix.reshape(*shape)
-    return matrix.reshape(torch.Size(shape[2:]).numel(), *shape[:2]).movedim(0, 2).reshape(*shape)

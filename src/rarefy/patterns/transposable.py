@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from rarefy import masks
-from rarefy.patterns.structures import NOfM, from_matrix, refuse_indivisible, to_matrix
+from rarefy.patterns.matrices import from_matrix, to_matrix
+from rarefy.patterns.structures import NOfM, refuse_indivisible
 from rarefy.patterns.tiles import active_in_rows, active_in_tiles, from_tiles, keep_regular_in, to_tiles
 from rarefy.ties import DEFAULT_ORDER, TieOrder
 

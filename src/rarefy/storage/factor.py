@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from torch import Tensor
 
+from rarefy.distributed import ranks
 from rarefy.storage.protocol import Storage
 from rarefy.storage.sharded import ShardedStorage
 
@@ -15,17 +17,27 @@ _COMPARED = 64
 _ROUNDING = 0.02
 
 
-def factor_since(storage: Storage, grad: Tensor, collected: Tensor) -> float:
-    """The factor that makes what was collected the gradient that is there now.
+def factor_since(storage: Storage, grad: Tensor, collected: Any) -> float:
+    """The factor that makes what was collected the gradient that is there now; all processes must ask.
 
     Args:
         storage: of the weight.
         grad: of the weight, zero at inactive connections.
-        collected: the dense gradient, in the shape of the weight.
+        collected: the dense gradient, in the shape of the weight; anything else tells nothing.
 
     Returns:
         0 where the gradient was zeroed since; 1 where it was changed in another way, as by averaging it.
     """
+    is_whole = not isinstance(storage, ShardedStorage)
+    # In several processes the gradient of a whole weight is an average.
+    if not isinstance(collected, Tensor) or (ranks() > 1 and is_whole):
+        return 1.0
+    factor = _own_factor(storage, grad, collected)
+    return storage.agreed(factor) if isinstance(storage, ShardedStorage) else factor
+
+
+def _own_factor(storage: Storage, grad: Tensor, collected: Tensor) -> float:
+    """The factor as far as this process can tell."""
     now = storage.collect(grad.detach())
     before = storage.collect(collected)
     ratio = _shared_ratio(now, before)

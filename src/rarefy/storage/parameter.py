@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from rarefy.checkpoint.matching import in_weight
-from rarefy.distributed import is_cut, ranks, whole
+from rarefy.distributed import is_cut, whole
 from rarefy.filters import Candidate
 from rarefy.nn import make_compact, make_dense
 from rarefy.patterns import Pattern
@@ -351,11 +351,7 @@ class SparseParameter:
 
     def _factor_since(self, grad: Tensor) -> float:
         """By what the gradient was multiplied since; 1 if it was changed in another way, as by averaging it."""
-        collected = self.dense_gradient.value
-        if not isinstance(collected, Tensor) or (ranks() > 1 and not self.is_sharded):
-            return 1.0
-        factor = factor_since(self.storage, grad, collected)
-        return self.storage.agreed(factor) if isinstance(self.storage, ShardedStorage) else factor
+        return factor_since(self.storage, grad, self.dense_gradient.value)
 
     def saved_gradient(self) -> Any:
         """The dense gradient of a step that is not over, for a state dict: whole in each process; None without one."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from rarefy.algorithms.attachment.averaging import Averaging
-from rarefy.algorithms.attachment.copies import Copies, follow_topology, own_mask, place_of
+from rarefy.algorithms.attachment.copies import COPIED, PICKLED, Copies, follow_topology, own_mask, place_of
 from rarefy.algorithms.attachment.following import Following
 from rarefy.algorithms.attachment.gradient_hooks import GradientHooks, is_watched
 from rarefy.algorithms.attachment.keeper import Keeper, reclaim, refuse_passed_on, warn_of_writes
@@ -31,16 +31,6 @@ from rarefy.storage.gradients import Shortlist
 from rarefy.storage.masked import refuse_lost_mask
 from rarefy.storage.parameter import SparseParameter
 from rarefy.torch_private import scale_in_gradients, times_written
-
-COPIED = (
-    "the copy of an algorithm that is applied holds no model: a model that was copied with it is a plain one, which "
-    "trains densely; to go on with copies, apply the copied algorithm to the copied model and a new optimizer, then "
-    "load the state_dict() of all three"
-)
-PICKLED = (
-    "an algorithm cannot be pickled, as it belongs to a model and its optimizer; build it where it is used, apply it "
-    "and load the state_dict() of the first"
-)
 
 
 class Attachment:

@@ -15,6 +15,17 @@ from rarefy.errors import RarefyError
 from rarefy.storage.compact import CompactStorage
 from rarefy.tensors import SparseWeight
 
+# Of the algorithm itself, which does not go along.
+COPIED = (
+    "the copy of an algorithm that is applied holds no model: a model that was copied with it is a plain one, which "
+    "trains densely; to go on with copies, apply the copied algorithm to the copied model and a new optimizer, then "
+    "load the state_dict() of all three"
+)
+PICKLED = (
+    "an algorithm cannot be pickled, as it belongs to a model and its optimizer; build it where it is used, apply it "
+    "and load the state_dict() of the first"
+)
+
 
 class Copies:
     """The copies of one model, none of which is kept alive."""
