@@ -95,6 +95,7 @@ class Structure(ABC):
             order: decides among units of equal scores.
 
         Example:
+            >>> import torch
             >>> NOfM(1, 2).keep_top(torch.tensor([[1.0, 2.0, 9.0, 8.0]]), 0.5).int()
             tensor([[0, 1, 1, 0]], dtype=torch.int32)
         """
@@ -114,6 +115,7 @@ class Structure(ABC):
         """The mask of a piece after one update; see `masks.drop_and_grow`.
 
         Example:
+            >>> import torch
             >>> mask, scores = torch.tensor([[True, False, True, False]]), torch.tensor([[1.0, 2.0, 3.0, 4.0]])
             >>> NOfM(1, 2).drop_and_grow(mask, scores, scores, 0.5, fraction=1.0).int()
             tensor([[0, 1, 0, 1]], dtype=torch.int32)
@@ -129,6 +131,7 @@ class Structure(ABC):
         """What `drop_and_grow` leaves before it grows.
 
         Example:
+            >>> import torch
             >>> Free().dropped(torch.tensor([True, True, False]), torch.tensor([1.0, 2.0, 9.0]), 0.5, 0.5).tolist()
             [False, True, False]
         """
@@ -227,6 +230,7 @@ class NOfM(Structure):
         m: size of a group.
 
     Example:
+        >>> import torch
         >>> NOfM(2, 4).keep_top(torch.tensor([[1.0, 4.0, 3.0, 2.0]]), 0.5).tolist()
         [[False, True, True, False]]
     """
@@ -324,6 +328,7 @@ class Blocks(Structure):
         score: what a block's score is of those of its connections, a name in `BLOCK_SCORES`.
 
     Example:
+        >>> import torch
         >>> scores = torch.tensor([[3.0, 3.0, 5.0, 0.0]])
         >>> [Blocks(1, 2, score).fold(scores).tolist() for score in ("sum", "max")]
         [[[6.0, 5.0]], [[3.0, 5.0]]]
