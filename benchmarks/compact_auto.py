@@ -63,16 +63,24 @@ def training(layer: Layer, compute: str | None, with_optimizer: bool) -> tuple[n
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(layer.columns, layer.rows))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
-    if compute is not None:
-        pattern = "unstructured" if layer.block is None else {"block": list(layer.block)}
-        algorithm = rarefy.Static(layer.sparsity, compute=compute, pattern=pattern)
-        algorithm.apply(model)
-        algorithm.apply(optimizer)
+    algorithm = sparse(model, optimizer, layer, compute) if compute is not None else None
     x = torch.randn(layer.tokens, layer.columns).to(layer.dtype).requires_grad_()
     step = forward_and_backward(model, x, torch.randn(layer.tokens, layer.rows).to(layer.dtype))
     step()
     optimizer.step()
-    return model[0], followed_by(step, optimizer.step) if with_optimizer else step
+    if with_optimizer:
+        return model[0], followed_by(step, optimizer.step)
+    if algorithm is not None:
+        algorithm.autoupdate = False  # gradients without steps are meant here
+    return model[0], step
+
+
+def sparse(model: nn.Module, optimizer: torch.optim.Optimizer, layer: Layer, compute: str) -> rarefy.Static:
+    pattern = "unstructured" if layer.block is None else {"block": list(layer.block)}
+    algorithm = rarefy.Static(layer.sparsity, compute=compute, pattern=pattern)
+    algorithm.apply(model)
+    algorithm.apply(optimizer)
+    return algorithm
 
 
 def followed_by(first: Callable[[], object], second: Callable[[], object]) -> Callable[[], None]:
