@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import math
 import os
 from collections.abc import Iterator
@@ -114,7 +115,9 @@ def test_a_table_names_every_processor_that_measured_a_part_of_it(
     for name in ("Zen 3", "Xeon with AMX", "Zen 3"):
         monkeypatch.setattr(table, "processor", lambda name=name: name)
         write(empty, Scale(quick=True))
-    assert table.load("one", tmp_path)["processor"] == "Zen 3 and Xeon with AMX"
+    written = table.load("one", tmp_path)
+    assert written["processor"] == "Zen 3 and Xeon with AMX"
+    assert all(datetime.date.fromisoformat(day) for day in written["measured"].split(" and "))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from document_blocks import DOCS, ROOT
+from results_claims import CLAIMS, COMPARISONS, as_written, figures
 
 RESULTS = ROOT / "benchmarks" / "quality" / "results"
 
@@ -33,6 +35,33 @@ def test_a_changed_figure_is_noticed(page: Any) -> None:
     mark = next(page.MARK.finditer(text))
     changed = text.replace(mark[0], f"{mark[1]}99.9 ± 0.0{mark[4]}")
     assert page.filled(changed) == text
+
+
+@pytest.mark.parametrize("words", CLAIMS)
+def test_figures_in_the_text_are_those_of_the_files(words: str) -> None:
+    assert words in (DOCS / "results.md").read_text()
+    written = figures(words)
+    assert [as_written(*pair) for pair in zip(CLAIMS[words](), written, strict=True)] == written
+
+
+@pytest.mark.parametrize("words", COMPARISONS)
+def test_comparisons_in_the_text_hold_in_the_files(words: str) -> None:
+    assert words in (DOCS / "results.md").read_text()
+    assert COMPARISONS[words]()
+
+
+@pytest.mark.parametrize(
+    "path", ["README.md", "docs/index.md", "docs/choosing.md", "docs/compute.md", "docs/results.md"]
+)
+def test_figures_of_speed_stand_among_those_of_the_benchmarks(path: str) -> None:
+    """Each row of them, as 2.6 / 3.2 / 3.8: what stands here alone nobody would measure again."""
+    figure = r"\d+\.\d+(?:–\d+\.\d+)?"
+    row = re.compile(rf"(?<![\d.]){figure}(?: / {figure})+(?!\d)")
+    known = set(row.findall((ROOT / "benchmarks" / "README.md").read_text()))
+    text = re.sub(r"<!-- results: .*?<!-- / -->", "", (ROOT / path).read_text(), flags=re.DOTALL)
+    # A page may leave out the lowest sparsities of a row.
+    unknown = [one for one in row.findall(text) if not any(f" / {it}".endswith(f" / {one}") for it in known)]
+    assert unknown == []
 
 
 @pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.stem)

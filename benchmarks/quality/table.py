@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import platform
 import re
@@ -98,11 +99,16 @@ def load(name: str, folder: Path = records.HERE) -> dict[str, Any]:
 
 
 def machine(path: Path) -> dict[str, str]:
-    """What the figures depend on; processors that measured a part of an earlier file are named too."""
-    known = json.loads(path.read_text())["processor"].split(" and ") if path.exists() else []
-    processors = dict.fromkeys([*known, processor()])
-    versions = {"torch": torch.__version__, "python": platform.python_version()}
-    return {"processor": " and ".join(processors), **versions}
+    """What the figures depend on; days and processors that measured a part of an earlier file are named too."""
+    known = json.loads(path.read_text()) if path.exists() else {}
+    now = {"measured": datetime.date.today().isoformat(), "processor": processor()}
+    shared = {key: joined(known.get(key, ""), value) for key, value in now.items()}
+    return {**shared, "torch": torch.__version__, "python": platform.python_version()}
+
+
+def joined(known: str, new: str) -> str:
+    """Names in a row, each once."""
+    return " and ".join(dict.fromkeys([*filter(None, known.split(" and ")), new]))
 
 
 def processor() -> str:

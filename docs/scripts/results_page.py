@@ -7,6 +7,7 @@ python docs/scripts/results_page.py
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import re
@@ -287,9 +288,9 @@ def value(table: str, key: str, *filters: str) -> str:
 
 
 def machine(table: str) -> str:
-    """Processor and versions that a table was made with."""
+    """When, on which processor and with which versions a table was made."""
     facts = json.loads((RESULTS / f"{table}.json").read_text())
-    return f"{facts['processor']}, torch {facts['torch']}, Python {facts['python']}"
+    return f"{facts['measured']}, {facts['processor']}, torch {facts['torch']}, Python {facts['python']}"
 
 
 def tasks() -> str:
@@ -305,11 +306,17 @@ def tasks() -> str:
     return table_of(["task", "data", "model", "weights that can be sparse", "steps × batch"], lines)
 
 
-def rates(metric: str) -> str:
-    """The learning rates that are tried."""
-    from quality.learning_rates import GRIDS
+def rates(table: str, key: str = "") -> str:
+    """The learning rates that a table tries; of the tables that share them, by metric."""
+    module = importlib.import_module(f"quality.{table}")
+    grid = module.GRIDS[key] if key else module.GRID
+    return ", ".join(f"{rate:g}" for rate in grid)
 
-    return ", ".join(f"{rate:g}" for rate in GRIDS[metric])
+
+def rate_of(table: str, *filters: str) -> str:
+    """The learning rate of the rows that are named, which have but one."""
+    (rate,) = distinct(matching(table, **dict(one.split("=", 1) for one in filters)), "lr")
+    return f"{rate:g}"
 
 
 FIGURES: dict[str, Callable[..., str]] = {
@@ -317,6 +324,7 @@ FIGURES: dict[str, Callable[..., str]] = {
     for one in (
         tasks,
         rates,
+        rate_of,
         methods,
         structure,
         structure_times,
