@@ -2,7 +2,8 @@
 # Builds the kernels with address and undefined-behaviour sanitizers and runs their tests.
 #   sh csrc/sanitize.sh [pytest arguments]
 # CXXFLAGS=-DRAREFY_VECTOR_BYTES=64 tests the code for AVX-512 on a machine without it: the compiler splits the vectors.
-# -DRAREFY_EMULATE_TILES tests the code for the matrix unit AMX on a machine without it.
+# -DRAREFY_EMULATE_TILES tests the code for the matrix unit AMX on a machine without it, -DRAREFY_AS_INTEL what is chosen
+# on Intel's processors alone.
 # Uses `python3` (or $PYTHON), which must have torch, nanobind, pytest and hypothesis; builds in $BUILD (a temporary
 # directory by default) and works on a copy of the package, so that an installed build is left alone.
 set -e
@@ -11,7 +12,7 @@ python=$("${PYTHON:-python3}" -c 'import sys; print(sys.executable)')  # CMake i
 build=${BUILD:-$(mktemp -d)}
 cmake -S "$root" -B "$build" -DCMAKE_BUILD_TYPE=RelWithDebInfo -DRAREFY_SANITIZE=ON -DRAREFY_REQUIRE_KERNELS=ON \
   -DPython_EXECUTABLE="$python"
-cmake --build "$build" --parallel
+cmake --build "$build" --parallel "$("$python" -c "import os; print(os.cpu_count())")"
 mkdir -p "$build/package"
 rm -rf "$build/package/rarefy"
 cp -r "$root/src/rarefy" "$build/package/rarefy"
