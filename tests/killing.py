@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 import random
 import signal
@@ -11,6 +10,8 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from forks import copies
 
 STEPS = 24
 
@@ -30,9 +31,7 @@ class Kill:
 
 def start(folder: Path, kill: Kill) -> int:
     """Runs `rarefy run params.yaml` in `folder`; returns the exit code, -9 when it was killed."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "rarefy.cli"])
-    process = context.Process(target=_child, args=(str(folder), kill))
+    process = copies().Process(target=_child, args=(str(folder), kill))
     process.start()
     process.join()
     assert process.exitcode is not None

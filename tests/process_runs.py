@@ -6,7 +6,6 @@ Each process notes the samples that it trained on, in the order in which it did.
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 import signal
 import socket
@@ -18,6 +17,7 @@ from typing import Any
 
 import torch
 
+from forks import copies
 from rarefy.callbacks import Callback
 
 STEPS = 8
@@ -103,9 +103,7 @@ def run(folder: Path, count: int, environment: Callable[[int], dict[str, str]] =
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    context = multiprocessing.get_context("forkserver")
-    # One process imports torch, and the others are copies of it.
-    context.set_forkserver_preload(["torch", "rarefy.cli.app", "rarefy.run.builder", "rarefy.checkpoint.dcp"])
+    context = copies()
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(count)}
     started: list[BaseProcess] = []
     for rank in range(count):

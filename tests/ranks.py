@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import timedelta
-from multiprocessing import set_forkserver_preload
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from forks import copies
+
 NEEDS_FULLY_SHARD = pytest.mark.skipif(
     not hasattr(torch.cpu.Stream, "record_event"), reason="fully_shard of this torch does not run on the CPU"
 )
@@ -20,22 +21,22 @@ NEEDS_FULLY_SHARD = pytest.mark.skipif(
 _PATIENCE = timedelta(minutes=5)
 
 
-def in_processes(
-    count: int, work: Callable[[int], Any], folder: Path, preload: Sequence[str] | None = None
-) -> list[Any]:
+def in_processes(count: int, work: Callable[[int], Any], folder: Path) -> list[Any]:
     """What a function of the rank returns in each of several processes.
 
     Args:
         count: of processes.
         work: a function of a module; what it returns is saved by torch.
         folder: an empty one.
-        preload: modules that one process imports, of which the others are copies; None for processes that begin anew.
     """
-    if preload is not None:
-        set_forkserver_preload(list(preload))
-    method = "spawn" if preload is None else "forkserver"
-    mp.start_processes(_start, args=(count, work, str(folder)), nprocs=count, start_method=method)
+    start_copies(_start, count, count, work, str(folder))
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(count)]
+
+
+def start_copies(function: Callable[..., None], count: int, *arguments: Any) -> None:
+    """Calls a function of the rank and of arguments in each of several processes, and waits for all."""
+    copies()
+    mp.start_processes(function, args=arguments, nprocs=count, start_method="forkserver")
 
 
 def _start(rank: int, count: int, work: Callable[[int], Any], folder: str) -> None:

@@ -7,11 +7,11 @@ import time
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import rarefy
+from ranks import start_copies
 from rarefy.callbacks import Callback
 from rarefy.distributed import (
     Parallel,
@@ -185,7 +185,7 @@ def work(rank, address, folder):
 def results(tmp_path_factory):
     """What both ranks found; one start of processes serves all tests."""
     folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(work, args=(f"file://{folder}/rendezvous", str(folder)), nprocs=RANKS)
+    start_copies(work, RANKS, f"file://{folder}/rendezvous", str(folder))
     return [torch.load(folder / f"{rank}.pt") for rank in range(RANKS)]
 
 

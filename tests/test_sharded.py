@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import sys
-from multiprocessing import set_forkserver_preload
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 
 import rarefy
-from ranks import NEEDS_FULLY_SHARD
+from ranks import NEEDS_FULLY_SHARD, start_copies
 from rarefy.checkpoint.directory import CheckpointParts, load, save
 from rarefy.distributed import Cut
 from rarefy.errors import RarefyError
@@ -186,10 +184,7 @@ def work(rank, address, folder, ranks):
 
 def started(folder, ranks):
     """The results of all processes, and what they have saved together."""
-    # One process imports torch, and the others are copies of it.
-    set_forkserver_preload(["rarefy", "torch.distributed.fsdp", "torch.distributed.tensor.parallel"])
-    arguments = (f"file://{folder}/rendezvous", str(folder), ranks)
-    mp.start_processes(work, arguments, ranks, start_method="forkserver")
+    start_copies(work, ranks, f"file://{folder}/rendezvous", str(folder), ranks)
     results = [torch.load(folder / f"{rank}.pt") for rank in range(ranks)]
     if ranks == 2:
         results[0]["kept"] = {name: load(folder / name / "checkpoint_1") for name in RESUMED}

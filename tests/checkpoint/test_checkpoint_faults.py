@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from forks import Script
 from rarefy.checkpoint.directory import (
     FILE_NAMES,
     CheckpointError,
@@ -157,14 +158,25 @@ def assert_first_survives(root: Path) -> None:
     assert load(root / "checkpoint_1").state == {"global_step": 1}
 
 
-def as_a_user(code: str, root: Path, *, uid: int | None = None, limit: int | None = None) -> None:
-    """Runs code in a fresh process, as another user or with a limit on file sizes; it must succeed."""
+PRELUDE = "import os, resource, sys, torch, yaml; from pathlib import Path\n"
+PRELUDE += "from rarefy.checkpoint.directory import *; root = Path(sys.argv[1])\n"
+
+
+def succeeds(code: str, root: Path, folder: Path, *arguments: str) -> None:
+    """Runs code as a program."""
+    exit_code, _, complaints = Script(code, str(root), *arguments, folder=folder).end()
+    assert exit_code == 0, complaints
+
+
+def as_a_user(
+    code: str, root: Path, folder: Path, *, uid: int | None = None, limit: int | None = None
+) -> None:
+    """Runs code in another process, as another user or with a limit on file sizes; it must succeed."""
     # yaml is imported by saving alone, and another user may not be able to read this one's packages.
-    prelude = "import os, resource, sys, torch, yaml; from pathlib import Path\n"
-    prelude += "from rarefy.checkpoint.directory import *; root = Path(sys.argv[1])\n"
+    prelude = PRELUDE
     prelude += f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n" if limit else ""
     prelude += f"os.setuid({uid})\n" if uid is not None else ""
-    subprocess.run([sys.executable, "-c", prelude + code, str(root)], check=True)
+    succeeds(prelude + code, root, folder)
 
 
 EXPECT_REFUSAL = """
@@ -179,13 +191,18 @@ for write in (lambda *a: save(root, *a), lambda *a: [(w := CheckpointWriter(root
 """
 
 
-def test_a_quota(tmp_path):
+def test_a_quota(tmp_path, tmp_path_factory):
     save(tmp_path, 1, parts())
-    as_a_user(EXPECT_REFUSAL.replace("MESSAGE", "File too large"), tmp_path, limit=100_000)
+    as_a_user(
+        EXPECT_REFUSAL.replace("MESSAGE", "File too large"),
+        tmp_path,
+        tmp_path_factory.mktemp("said"),
+        limit=100_000,
+    )
     assert_first_survives(tmp_path)
 
 
-def test_a_read_only_directory(tmp_path):
+def test_a_read_only_directory(tmp_path, tmp_path_factory):
     save(tmp_path, 1, parts())
     is_root = os.geteuid() == 0
     for directory in (tmp_path, *tmp_path.parents) if is_root else ():
@@ -193,7 +210,8 @@ def test_a_read_only_directory(tmp_path):
     tmp_path.chmod(0o555)
     try:
         refusal = EXPECT_REFUSAL.replace("MESSAGE", "Permission denied")
-        as_a_user(refusal, tmp_path, uid=NOBODY if is_root else None)
+        said = tmp_path_factory.mktemp("said")
+        as_a_user(refusal, tmp_path, said, uid=NOBODY if is_root else None)
     finally:
         tmp_path.chmod(0o755)
     assert_first_survives(tmp_path)
@@ -279,12 +297,13 @@ assert sorted(path.name for path in root.iterdir()) == [f"checkpoint_{last + 1}"
 
 
 @pytest.mark.parametrize("step", ["count", "0"], ids=["new steps", "the same step"])
-def test_a_kill_leaves_the_old_or_the_new_checkpoint(tmp_path, step):
+def test_a_kill_leaves_the_old_or_the_new_checkpoint(tmp_path, tmp_path_factory, step):
     code = KILL_LOOP.replace("STEP", step)
-    subprocess.run([sys.executable, "-c", code, str(tmp_path), str(KILLS), "0"], check=True)
+    succeeds(code, tmp_path, tmp_path_factory.mktemp("said"), str(KILLS), "0")
 
 
 def test_the_interpreter_finishes_the_last_checkpoint_before_it_exits(tmp_path):
     code = 'CheckpointWriter(root).save_async(3, CheckpointParts(model={"w": torch.ones(1_000_000)}))'
-    as_a_user(code, tmp_path)
+    # A fresh interpreter, which ends as they do.
+    subprocess.run([sys.executable, "-c", PRELUDE + code, str(tmp_path)], check=True)
     assert newest_valid(tmp_path, pytest.fail) == tmp_path / "checkpoint_3"

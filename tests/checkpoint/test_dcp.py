@@ -170,8 +170,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def results(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    preload = ["rarefy.checkpoint.dcp", "rarefy.checkpoint.saved_model"]
-    return in_processes(RANKS, partial(work, folder), tmp_path_factory.mktemp("ranks"), preload)
+    return in_processes(RANKS, partial(work, folder), tmp_path_factory.mktemp("ranks"))
 
 
 def test_each_process_reads_its_pieces_of_what_others_wrote(results: list[dict[str, Any]]) -> None:

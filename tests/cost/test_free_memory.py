@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from forks import Script
 from rarefy.cost.free_memory import available_bytes
 
 
@@ -22,7 +21,7 @@ def test_it_is_less_than_the_machine_has() -> None:
     assert found is not None and 0 < found <= int(total.split()[1]) * 1024
 
 
-def test_a_limit_of_the_process_counts() -> None:
+def test_a_limit_of_the_process_counts(tmp_path: Path) -> None:
     if not Path("/proc/self/status").exists():
         pytest.skip("the system does not tell")
     code = (
@@ -33,8 +32,7 @@ def test_a_limit_of_the_process_counts() -> None:
         "resource.setrlimit(resource.RLIMIT_AS, (used + 2**28, hard))\n"
         "print(available_bytes(torch.device('cpu')) <= 2**28)\n"
     )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert found.stdout.strip() == "True"
+    assert Script(code, folder=tmp_path).end() == (0, "True\n", "")
 
 
 def test_other_devices_do_not_tell() -> None:

@@ -173,9 +173,8 @@ TEXT = bytes((7 * place * place + place // 5) % 256 for place in range(4000))
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Any]:
     """What all processes of each world found."""
     folder = tmp_path_factory.mktemp("runs")
-    preload = ["rarefy.run.builder", "rarefy.checkpoint.dcp", "torch.distributed.fsdp"]
     return {
-        world: in_processes(world, partial(work, folder), tmp_path_factory.mktemp(str(world)), preload)
+        world: in_processes(world, partial(work, folder), tmp_path_factory.mktemp(str(world)))
         for world in WORLDS
     }
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from torch import nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from torch.nn.utils import prune as torch_prune
 
 import rarefy
 from foreign.networks import RIGL, SET, STATIC, assert_zeros, loss_of, network, sparse, step_once
+from forks import copies
 from rarefy import kernels
 from rarefy.errors import RarefyError
 
@@ -138,7 +138,7 @@ def train_shared(model, rank):
 def test_hogwild_writes_from_another_process():
     model, optimizer, sparsity = sparse(STATIC)
     model.share_memory()
-    worker = mp.get_context("spawn").Process(target=train_shared, args=(model, 0))
+    worker = copies().Process(target=train_shared, args=(model, 0))
     worker.start()
     worker.join(120)
     assert worker.exitcode == 0
@@ -152,7 +152,7 @@ def test_hogwild_trains_the_values_of_compact_weights():
     model, optimizer, sparsity = sparse(STATIC, compute="compact")
     model.share_memory()
     before = model[0].weight.detach().dense()
-    worker = mp.get_context("spawn").Process(target=train_shared, args=(model, 0))
+    worker = copies().Process(target=train_shared, args=(model, 0))
     worker.start()
     worker.join(120)
     assert worker.exitcode == 0

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +11,8 @@ import pytest
 import torch
 import yaml
 
-import rarefy
 import tiny_run
+from forks import Script
 from rarefy.errors import RarefyError
 from rarefy.run.builder import Builder
 from rarefy.run.schema import parse
@@ -49,7 +46,6 @@ def weighted():
     data = torch.utils.data.TensorDataset(torch.arange(8))
     return torch.utils.data.DataLoader(data, sampler=torch.utils.data.WeightedRandomSampler([1.0] * 8, 8))
 """
-SOURCE = str(Path(rarefy.__file__).parents[1])
 CORPUS = {
     "data_processor": "TextCorpusDataProcessor",
     "source": "texts/*.txt",
@@ -87,25 +83,21 @@ def configuration(folder: Path, **loop: Any) -> Path:
     return path
 
 
-def start(folder: Path, **environment: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "rarefy.cli", "run", "params.yaml"],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": SOURCE, "OMP_NUM_THREADS": "1", **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+COMMAND = "from rarefy.cli import main; main()"
 
 
-def together(folder: Path) -> list[str]:
+def together(folder: Path) -> None:
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(one.getsockname()[1]), "WORLD_SIZE": "2"}
-    runs = [start(folder, RANK=str(rank), **address) for rank in range(2)]
-    said = [one.communicate(timeout=240)[0] for one in runs]
-    assert [one.returncode for one in runs] == [0, 0], said
-    return said
+    runs = [
+        Script(
+            COMMAND, "run", "params.yaml", folder=folder, home=folder, environment={**address, "RANK": rank}
+        )
+        for rank in "01"
+    ]
+    ended = [one.end() for one in runs]
+    assert all(code == 0 for code, *_ in ended), ended
 
 
 def seen(folder: Path, name: str) -> dict[str, Any]:

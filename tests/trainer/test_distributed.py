@@ -1,8 +1,5 @@
 """Two processes train the model that one process with twice the micro-batches trains."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +7,7 @@ import torch
 import torch.distributed as dist
 
 import tiny_run
+from forks import Script
 from rarefy import distributed
 from rarefy.report.run_data import read_run
 from rarefy.report.sections import sections_of
@@ -67,21 +65,9 @@ finally:
 """
 
 
-def start(arguments: list[str], port: str, **environment: str) -> subprocess.Popen:
-    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-    return subprocess.Popen(
-        [sys.executable, *arguments],
-        env={**os.environ, **address, **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def start_script(folder: Path, port: str, **environment: str) -> subprocess.Popen:
-    script = folder / "script.py"
-    script.write_text(SCRIPT)
-    return start([str(script), str(folder)], port, **environment)
+def start(code: str, argument: Path, folder: Path, port: str, **environment: str) -> Script:
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "COLUMNS": "200"}
+    return Script(code, str(argument), folder=folder, environment={**address, **environment})
 
 
 def free_port() -> str:
@@ -96,10 +82,11 @@ def test_two_processes_agree_with_one(tmp_path: Path) -> None:
     port = free_port()
     alone = tmp_path / "alone"
     alone.mkdir()
-    runs = [start_script(tmp_path, port, RANK=str(rank), WORLD_SIZE="2") for rank in range(2)]
-    for one in (*runs, start_script(alone, port)):
-        _, errors = one.communicate(timeout=120)
-        assert one.returncode == 0, errors
+    ranks = [{"RANK": str(rank), "WORLD_SIZE": "2"} for rank in range(2)]
+    runs = [start(SCRIPT, tmp_path, tmp_path, port, **rank) for rank in ranks]
+    for one in (*runs, start(SCRIPT, alone, alone, port)):
+        code, _, errors = one.end(timeout=120)
+        assert code == 0, errors
 
     first, second = (torch.load(tmp_path / f"result{rank}.pt", weights_only=True) for rank in range(2))
     expected = torch.load(alone / "result-1.pt", weights_only=True)
@@ -116,13 +103,13 @@ def read_lines(path: Path) -> list[str]:
 def test_only_the_first_process_logs_and_prints(tmp_path: Path) -> None:
     params = tiny_run.write(tmp_path, tiny_run.configuration(tmp_path, loggers=[{"CSVLogger": {}}]))
     port = free_port()
-    command = ["-c", RECORDED_RUN, str(params)]
-    runs = [start(command, port, RANK=str(rank), WORLD_SIZE="2") for rank in range(2)]
-    said = [one.communicate(timeout=120) for one in runs]
-    assert [one.returncode for one in runs] == [0, 0], said
-    assert said[1] == ("", "")
+    ranks = [{"RANK": str(rank), "WORLD_SIZE": "2"} for rank in range(2)]
+    runs = [start(RECORDED_RUN, params, tmp_path, port, **rank) for rank in ranks]
+    (code, said, complaints), other = [one.end(timeout=120) for one in runs]
+    assert code == 0, complaints
+    assert other == (0, "", "")
     for words in ("Plan", "step 6/6", "steps per second"):
-        assert said[0][0].count(words) == 1
+        assert said.count(words) == 1
     written = (tmp_path / "written0").read_text()
     assert all(name in written for name in ("metrics.csv", "tfevents", "run.json", "MANIFEST.json"))
     # The others write nothing but files of their own.

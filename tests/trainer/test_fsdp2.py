@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-from multiprocessing import set_forkserver_preload
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ import torch.multiprocessing as mp
 from torch import nn
 from torch.distributed import fsdp
 
-from ranks import NEEDS_FULLY_SHARD
+from ranks import NEEDS_FULLY_SHARD, start_copies
 from rarefy.callbacks.events import Callback
 from rarefy.checkpoint import directory
 from rarefy.checkpoint.dcp import storage_writer
@@ -280,10 +279,7 @@ def killed(rank, address, folder):
 
 
 def start(function, folder):
-    set_forkserver_preload(["rarefy", "torch.distributed.fsdp", "torch.distributed.tensor.parallel"])
-    mp.start_processes(
-        function, (f"file://{folder}/rendezvous", str(folder)), RANKS, start_method="forkserver"
-    )
+    start_copies(function, RANKS, f"file://{folder}/rendezvous", str(folder))
 
 
 @pytest.fixture(scope="module")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import rarefy
 import tiny_run
+from forks import Script
 from ranks import NEEDS_FULLY_SHARD
 from rarefy.callbacks.events import Callback
 from rarefy.errors import RarefyError
@@ -337,17 +336,10 @@ if ranks > 1:
     [("masked", "ddp"), ("compact", "ddp"), pytest.param("auto", "fsdp2", marks=NEEDS_FULLY_SHARD)],
 )
 def test_two_processes_find_the_masks_of_one(tmp_path, compute, strategy):
-    (tmp_path / "script.py").write_text(SCRIPT)
-    command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path)]
     runs = [
-        subprocess.Popen(
-            [*command, str(rank), str(ranks), compute, strategy],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        Script(SCRIPT, str(tmp_path), str(rank), str(ranks), compute, strategy, folder=tmp_path)
         for ranks, rank in ((1, 0), (2, 0), (2, 1))
     ]
-    outputs = [run.communicate(timeout=120) for run in runs]
-    assert all(run.returncode == 0 for run in runs), outputs
-    assert outputs[0][0] == outputs[1][0] != ""
+    outputs = [run.end(timeout=120) for run in runs]
+    assert all(code == 0 for code, *_ in outputs), outputs
+    assert outputs[0][1] == outputs[1][1] != ""
