@@ -14,9 +14,10 @@ demo: $(BASE)
 	$(BIN)/rarefy run examples/gpt_stdlib_rigl.yaml --compare_dense 20
 
 # A file is one process's, so that what its tests share is made once; the long ones come early. Threads that wait for
-# others do not spin on the two cores.
+# others do not spin on the two cores. Bytecode is kept, whatever the environment says: the processes that tests start
+# import the package, too.
 test: $(READY)
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+	PYTHONDONTWRITEBYTECODE= OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 slow: $(READY)
 	$(BIN)/pytest -n 2 -m slow
