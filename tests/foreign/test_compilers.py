@@ -131,8 +131,7 @@ def test_a_compiled_step_of_an_optimizer_is_compiled_once_a_topology(compute):
         sparsity.apply(model)
         optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, foreach=False)
         sparsity.apply(optimizer)
-        # by itself torch makes the sizes variable at the second topology, and fails at that
-        step = torch.compile(optimizer.step, backend=graphs, dynamic=False) if is_compiled else optimizer.step
+        step = torch.compile(optimizer.step, backend=graphs) if is_compiled else optimizer.step
         for number in range(5):
             optimizer.zero_grad()
             model(inputs(number)).square().mean().backward()
@@ -142,6 +141,57 @@ def test_a_compiled_step_of_an_optimizer_is_compiled_once_a_topology(compute):
     assert len(masks) == 3
     # one for the first momentum, one that goes on with it, and one for each change
     assert graphs.number <= 2 + (len(masks) if compute == "compact" else 0)
+    for one, other in zip(*(model.state_dict().values() for model in trained), strict=True):
+        torch.testing.assert_close(one, other)
+    torch.compiler.reset()
+
+
+def forward_and_backward(model, optimizer):
+    def step(x):
+        optimizer.zero_grad()
+        model(x).square().mean().backward()
+
+    return [torch.compile(step, backend="aot_eager"), lambda _: optimizer.step()]
+
+
+def whole_step(model, optimizer):
+    def step(x):
+        optimizer.zero_grad()
+        model(x).square().mean().backward()
+        optimizer.step()
+
+    return [torch.compile(step, backend="aot_eager")]
+
+
+def model_and_optimizer(model, optimizer):
+    called = torch.compile(model, backend="aot_eager")
+    step = torch.compile(optimizer.step, backend="aot_eager")
+    return [lambda x: called(x).square().mean().backward(), lambda _: step(), lambda _: optimizer.zero_grad()]
+
+
+def nothing(model, optimizer):
+    return [
+        lambda x: model(x).square().mean().backward(),
+        lambda _: optimizer.step(),
+        lambda _: optimizer.zero_grad(),
+    ]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("compute", ["masked", "compact"])
+@pytest.mark.parametrize("compiled", [forward_and_backward, whole_step, model_and_optimizer])
+def test_whatever_part_of_a_training_step_is_compiled(compute, compiled):
+    block = {"algorithm": "rigl", "sparsity": 0.7, "update": {"freq": 2}, "compute": compute}
+    trained = []
+    for parts in (nothing, compiled):
+        torch.compiler.reset()
+        model, optimizer, sparsity = sparse(block)
+        calls = parts(model, optimizer)
+        for number in range(4):
+            for call in calls:
+                call(inputs(number))
+        assert sparsity.step == 4
+        trained.append(model)
     for one, other in zip(*(model.state_dict().values() for model in trained), strict=True):
         torch.testing.assert_close(one, other)
     torch.compiler.reset()

@@ -67,6 +67,18 @@ def sparse_states(optimizers: Iterable[Optimizer], weight: nn.Parameter) -> list
     return [tensor for state in states for _, tensor in entries(state) if isinstance(tensor, SparseWeight)]
 
 
+def parts_in_step(optimizer: Optimizer, weight: nn.Parameter) -> Iterator[Tensor]:
+    """What sparse tensors are made of that an optimizer computes with in a step; nothing of dense ones.
+
+    Args:
+        optimizer: that of the step.
+        weight: trained by it.
+    """
+    for one in (weight, weight.grad, *sparse_states([optimizer], weight)):
+        if isinstance(one, SparseWeight):
+            yield from one.parts
+
+
 def begin_entries(optimizers: Iterable[Optimizer], weight: nn.Parameter, is_new: Tensor) -> None:
     """Gives new connections of a compact weight the state that the optimizer begins with, where that is not zero.
 

@@ -13,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from rarefy.tensors.stored import Cell, StoredWeight
 from rarefy.torch_private import has_transform, is_batched, without_subclass_functions
+from rarefy.torch_private.ddp import outside_of_graphs
 
 
 class Connection:
@@ -64,6 +65,8 @@ def connect(weight: StoredWeight) -> StoredWeight:
     return weight
 
 
+# Where a compiled function has the backward pass in it, this is none of what it compiles.
+@outside_of_graphs
 def _arrive(connection: Connection, kind: type[StoredWeight], gradient: Tensor) -> Tensor | None:
     connection.arrived()
     # Sparse already, or watched by a transform, which looks into every operation and would not know this one.

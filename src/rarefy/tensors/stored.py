@@ -226,6 +226,11 @@ class StoredWeight(Tensor):
     _rarefy_order = property(lambda self: self._cell.topology.parts[4])
     _rarefy_label = property(lambda self: self._cell.topology.parts[5])
 
+    @property
+    def parts(self) -> list[Tensor]:
+        """What it is made of."""
+        return [getattr(self, name) for name in PARTS]
+
     def _flatten(self) -> tuple[list[str], Any]:
         cell = self._cell
         topology = cell.topology
@@ -240,6 +245,7 @@ class StoredWeight(Tensor):
         return serves and compiled[:2] == found[:2]
 
     @classmethod
+    @not_compiled
     def __tensor_unflatten__(
         cls, parts: dict[str, Tensor], facts: Any, outer_size: Any, outer_stride: Any
     ) -> StoredWeight:

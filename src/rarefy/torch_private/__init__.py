@@ -253,9 +253,10 @@ make_wrapper: Any = torch.Tensor._make_wrapper_subclass  # pyright: ignore[repor
 
 
 def not_compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Keeps the compiler from compiling a function by itself; what calls it may still be traced through it.
+    """Keeps the compiler from compiling a function, and what it calls, by itself; its callers may be traced through it.
 
-    Between two graphs, a compiled `__torch_function__` would be called by what it calls.
+    Between two graphs, a compiled `__torch_function__` would be called by what it calls; and a backward pass within a
+    compiled function would have each operation on a sparse gradient compiled.
 
     Args:
         function: to be decorated; it stays as it is.

@@ -16,10 +16,12 @@ from torch.utils.hooks import RemovableHandle
 
 from rarefy.algorithms.attachment.step_watch import Absence, StepWatch
 from rarefy.errors import RarefyError
+from rarefy.storage.optimizer_state import parts_in_step
 from rarefy.storage.optimizer_traits import preserves_zeros, trained_parameters, with_inner
 from rarefy.storage.parameter import SparseParameter
 from rarefy.storage.saved_state import load_entries, save_entries
 from rarefy.torch_private import was_told_to_skip
+from rarefy.torch_private.compiled import hold_sizes, let_sizes_go
 from rarefy.torch_private.ddp import outside_of_graphs
 
 
@@ -192,11 +194,14 @@ class Following:
                 if parameter.weight.grad is None:
                     parameter.dense_gradient.discard()
             self._before(parameter, optimizer if is_own else None)
+            if is_own:
+                hold_sizes(parts_in_step(optimizer, parameter.weight))
 
     # A compiled step would otherwise have the whole update traced.
     @outside_of_graphs
     def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
         for parameter in self._parameters.values():
+            let_sizes_go(parts_in_step(optimizer, parameter.weight))
             self._settle(parameter)
             parameter.dense_gradient.used()
             parameter.state.keep_draft()

@@ -13,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 from rarefy.errors import RarefyError
 from rarefy.storage.parameter import SparseParameter
 from rarefy.torch_private import accumulation_hooks
+from rarefy.torch_private.ddp import outside_of_graphs
 
 GradientHook = Callable[[SparseParameter, Tensor], None]
 GONE = (
@@ -42,6 +43,8 @@ class WeakHook:
         """The sparse weight; None when its model is gone."""
         return self._parameter()
 
+    # A compiled function that has the backward pass in it would have what the algorithm does traced.
+    @outside_of_graphs
     def __call__(self, tensor: Tensor) -> None:
         """Passes a gradient, or the weight that has got it, on."""
         call = self._call()
