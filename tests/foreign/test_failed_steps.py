@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import io
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 import rarefy
 from foreign.test_between_steps import METHODS, X, both_storages, fail, prepared, step, step_that_fails
@@ -87,3 +89,49 @@ def test_a_layer_that_is_finalized_with_a_lost_mask_leaves_the_others_alone() ->
     model[0].weight_mask = ~model[0].get_buffer("weight_mask")
     rarefy.finalize(model[0])
     torch.testing.assert_close(model[1](X), expected)
+
+
+def unpickled(model: nn.Module) -> nn.Module:
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+def averaged(model: nn.Module) -> nn.Module:
+    return AveragedModel(model).module
+
+
+copies = pytest.mark.parametrize("made", [copy.deepcopy, unpickled, averaged])
+
+
+@both_storages
+@methods
+@copies
+def test_a_copy_that_is_made_before_a_forward_pass_has_what_is_computed_with(
+    name: str, compute: str, made: Any
+) -> None:
+    model, optimizer, _ = prepared(name, compute)
+    step(model, optimizer)
+    step_that_fails(model, optimizer)
+    copied = made(model)
+    torch.testing.assert_close(copied(X), model(X))
+
+
+@both_storages
+@methods
+@pytest.mark.parametrize("made", [copy.deepcopy, unpickled, averaged, lambda model: dict(model.state_dict())])
+def test_a_copy_that_is_made_within_a_step_does_not_change_it(name: str, compute: str, made: Any) -> None:
+    ends = []
+    found: list[Any] = []
+    for copies in (False, True):
+        model, optimizer, _ = prepared(name, compute)
+        step(model, optimizer)
+        expected = model(X).detach()
+        if copies:
+            optimizer.register_step_pre_hook(lambda *_, model=model: found.append(made(model)))
+        step(model, optimizer)
+        if copies and isinstance(found[0], nn.Module):
+            torch.testing.assert_close(found[0](X), expected)
+        ends.append(model(X).detach())
+    assert torch.equal(*ends)

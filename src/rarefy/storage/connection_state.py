@@ -190,6 +190,11 @@ class ForwardSet:
         return self._aside is not None
 
     @property
+    def is_showing(self) -> bool:
+        """Whether the weight has values that forward passes shall not see: within a step."""
+        return self.hidden is not None and self._aside is None
+
+    @property
     def bytes(self) -> int:
         """Of the values aside, and of the marks of their connections."""
         return sum(tensor.nbytes for tensor in (self.hidden, self._aside) if tensor is not None)

@@ -296,12 +296,11 @@ class SparseParameter:
         """A copy of the dense weight as the optimizer sees it, whatever forward passes use of it."""
         return self.storage.spread(self.forward.true_values(self.storage.entries)).clone()
 
-    def used_weight(self) -> Tensor | None:
-        """A copy of the weight as forward passes use it, where it holds more: within a step; else None."""
+    def as_used(self, entries: Tensor) -> Tensor:
+        """A weight of its own with what forward passes use of these entries, as state dicts have it."""
         storage = self.storage
-        if self.forward.hidden is None or self.forward.is_hiding:
-            return None
-        used = storage.entries.detach().masked_fill(self.forward.hidden, 0)
+        hidden = self.forward.hidden
+        used = entries.clone() if hidden is None else entries.masked_fill(hidden, 0)
         return storage.cut.wrap(used) if isinstance(storage, ShardedStorage) else storage.spread(used)
 
     def observe(self, x: Tensor) -> None:

@@ -78,6 +78,19 @@ def buffers_of(module: nn.Module) -> dict[str, Tensor | None]:
     return module._buffers
 
 
+def parameters_of(module: nn.Module) -> dict[str, nn.Parameter | None]:
+    """The parameters of a module by name: the dict itself, which a copy of the module has a copy of.
+
+    As with `buffers_of`; without the name, a copy that is made after a step that raised an error would hold what the
+    optimizer trains in the place of the weight.
+
+    Example:
+        >>> list(parameters_of(nn.Linear(2, 2)))
+        ['weight', 'bias']
+    """
+    return module._parameters
+
+
 def compiles_its_calls(module: nn.Module) -> bool:
     """Whether `module.compile()` was called. Without the name, counting operations would compile such a model twice.
 
@@ -271,8 +284,7 @@ def not_compiled(function: Callable[..., Any]) -> Callable[..., Any]:
         frames.skip_code(code)
     else:
         skipped = frames._FrameAction.SKIP
-        traced = frames._FrameAction.DEFAULT
-        frames.set_code_exec_strategy(code, frames._FrameExecStrategy(skipped, traced))
+        frames.set_code_exec_strategy(code, frames._FrameExecStrategy(skipped, skipped))
     return function
 
 

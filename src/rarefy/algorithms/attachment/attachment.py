@@ -265,7 +265,6 @@ class Attachment:
     def _before_state_dict(self, parameter: SparseParameter) -> None:
         """Restores the zeros, so that files have them."""
         refuse_lost_mask(parameter.storage)
-        self._forms.recover(parameter)
         if parameter.is_in_place and parameter.storage.restore_zeros(self._following.optimizers):
             warn_of_writes(parameter.name)
 

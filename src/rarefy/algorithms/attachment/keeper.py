@@ -18,7 +18,7 @@ from rarefy.nn import CopiedMask, make_dense
 from rarefy.nn.inference_only import marks
 from rarefy.storage.parameter import SparseParameter
 from rarefy.tensors import SparseWeight
-from rarefy.torch_private import buffers_of, forward_pre_hooks, remove_hooks
+from rarefy.torch_private import buffers_of, forward_pre_hooks, parameters_of, remove_hooks
 from rarefy.torch_private.ddp import outside_of_graphs
 
 SCRIPTED = "__prepare_scriptable__"
@@ -47,7 +47,8 @@ class Keeper:
         on_forward: called before the trained model uses the weight, whatever for.
         is_awaited: whether a compiled forward pass has to call it too.
         is_in_step: whether an optimizer is at work, or raised an error while it was: then it has to as well.
-        used_weight: for state dicts a copy of the weight as forward passes use it, where it holds more; else None.
+        used_weight: for state dicts and copies the weight as forward passes use it, where it holds something else, in
+            a step or after one that raised an error; else None.
     """
 
     def __init__(
@@ -90,12 +91,20 @@ class Keeper:
             "is_awaited": False,
             "is_in_step": False,
             "buffers": buffers_of(self.module),
+            "parameters": parameters_of(self.module),
+            "used": None if self.used_weight is None else self.used_weight(),
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        # The copied module is not complete yet, but its buffers are.
+        # The copied module is not complete yet, but its parameters and buffers are.
         buffers = state.pop("buffers", {})
+        parameters = state.pop("parameters", {})
+        used = state.pop("used", None)
         vars(self).update(state)
+        weight = parameters.get(self.leaf)
+        # Shared memory is that of the other process's model, which puts it back itself.
+        if used is not None and weight is not None and not weight.is_shared():
+            weight.data.copy_(used)
         mask = buffers.get(self.mask_leaf)
         if type(mask) is Tensor:
             buffers[self.mask_leaf] = mask.as_subclass(CopiedMask)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -68,11 +69,23 @@ class TrainedForms:
             self._keepers[parameter.name] = use
             self._watched[parameter.name] = parameter
             self._stepped[parameter.name] = parameter.weight
+            use.used_weight = partial(self._used_weight, parameter)
         if self._form.reparametrizes:
             self._leave_before(use)
         if self._form.restricts_forward:
             self._hide_before(use)
-            use.used_weight = parameter.used_weight
+
+    @torch.no_grad()
+    def _used_weight(self, parameter: SparseParameter) -> Tensor | None:
+        """The weight as forward passes use it, where something else is in its place: within a step; else None."""
+        has_entered = self._has_entered(parameter)
+        if not has_entered and not parameter.forward.is_showing:
+            return None
+        entries = parameter.storage.entries.detach()
+        if has_entered:
+            kept = self._kept.get(parameter.name)
+            entries = self._form.weight_of(entries) if kept is None else kept
+        return parameter.as_used(entries)
 
     def begin(self, parameter: SparseParameter) -> None:
         """Called before a step, from which on the weight may not be what forward passes use."""
