@@ -205,3 +205,44 @@ def test_a_resumed_run_knows_which_optimizer_is_used_no_longer(storage):
             step_once(network_, optimizer, step)
     assert resumed.step == sparsity.step == 9
     assert all(map(torch.equal, masks(resumed), masks(sparsity)))
+
+
+def resumed(storage, model, sparsity, follows_first, *parts):
+    """Another run that goes on from these; its optimizers are followed before the state is loaded, or after it."""
+    other = network()
+    again = rarefy.configure({**RIGL, "compute": storage, "seed": 0})
+    again.apply(other)
+    optimizers = [torch.optim.SGD(part(other), lr=0.1) for part in parts]
+    other.load_state_dict(model.state_dict())
+    for optimizer in optimizers if follows_first else []:
+        again.apply(optimizer)
+    again.load_state_dict(sparsity.state_dict())
+    for optimizer in optimizers:
+        again.apply(optimizer)
+    return other, again, optimizers
+
+
+@STORAGES
+@pytest.mark.parametrize("follows_first", [False, True])
+def test_a_phase_that_begins_with_a_resumed_run_waits_for_nobody(storage, follows_first):
+    model, sparsity, _ = begun(storage, everything)
+    other, again, _ = resumed(storage, model, sparsity, follows_first, everything)
+    for one, policy in ((model, sparsity), (other, again)):
+        optimizer = torch.optim.SGD(head(one), lr=0.1)
+        policy.apply(optimizer)
+        for step in range(5):
+            one.zero_grad()
+            step_once(one, optimizer, step)
+    assert again.step == sparsity.step == 9
+    assert all(map(torch.equal, masks(again), masks(sparsity)))
+
+
+@pytest.mark.parametrize("follows_first", [False, True])
+def test_optimizers_that_share_weights_are_waited_for_in_a_resumed_run_too(follows_first):
+    model, sparsity, optimizers = begun("masked", everything, head)
+    other, again, others = resumed("masked", model, sparsity, follows_first, everything, head)
+    for one, policy, (_, of_head) in ((model, sparsity, optimizers), (other, again, others)):
+        before = policy.step
+        one.zero_grad()
+        step_once(one, of_head, 0)
+        assert policy.step == before

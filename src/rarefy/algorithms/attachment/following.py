@@ -69,6 +69,8 @@ class Following:
         # Places in `optimizers`, which a resumed run finds again, as its optimizers come in the same order.
         self._stepped: set[int] = set()
         self._set_aside: set[int] = set()
+        # How many a run had that is resumed: those that come up to this number are no new ones. 0 once one stepped.
+        self._had = 0
         self._before = before_step
         self._settle = settle
         self._after = after_step
@@ -90,9 +92,8 @@ class Following:
             if parameter.weight in own:
                 self._trained[name] = parameter.weight
         # One that comes in the middle of a training for weights of another goes on in its place, as fine-tuning does.
-        self._set_aside |= {
-            place for place in self._stepped if self._shares_weights(self.optimizers[place], optimizer)
-        }
+        if len(self.optimizers) >= self._had:
+            self._set_aside |= self._replaced_by(optimizer)
         self.optimizers.append(optimizer)
         optimizer.register_step_pre_hook(self._before_step)
         # Hooks of before may write weights, by noise or a projection for example.
@@ -104,6 +105,10 @@ class Following:
         # It may have stepped before, and have states where nothing is active now.
         self._prune_all(optimizer)
         return True
+
+    def _replaced_by(self, optimizer: Optimizer) -> set[int]:
+        known = [place for place in self._stepped if place < len(self.optimizers)]
+        return {place for place in known if self._shares_weights(self.optimizers[place], optimizer)}
 
     def _shares_weights(self, one: Optimizer, other: Optimizer) -> bool:
         shared = trained_parameters(one).keys() & trained_parameters(other).keys()
@@ -229,6 +234,7 @@ class Following:
         place = next(place for place, one in enumerate(self.optimizers) if one is optimizer)
         self._set_aside.discard(place)
         self._stepped.add(place)
+        self._had = 0
 
     def _end_all(self) -> None:
         for parameter in self._parameters.values():
@@ -261,11 +267,12 @@ class Following:
         self._after()
 
     def state(self) -> dict[str, Any]:
-        """How far the optimizers are apart, and which are used no longer; nothing where they step together."""
+        """Which optimizers have stepped, and where they are apart by how much, and which are used no longer."""
         ahead = {name: p.steps - self.step for name, p in self._parameters.items() if p.steps != self.step}
-        if not ahead and not self._set_aside:
-            return {}
-        return {"counting": {"ahead": ahead, "set_aside": sorted(self._set_aside), **self._absence.state()}}
+        state: dict[str, Any] = {"had": len(self.optimizers), "stepped": sorted(self._stepped)}
+        if ahead or self._set_aside:
+            state |= {"ahead": ahead, "set_aside": sorted(self._set_aside), **self._absence.state()}
+        return {"counting": state} if self._stepped else {}
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Goes on counting from a state that has the step, and what `state` returned."""
@@ -274,6 +281,8 @@ class Following:
         for name, parameter in self._parameters.items():
             parameter.steps = self.step + counting.get("ahead", {}).get(name, 0)
         self._set_aside = set(counting.get("set_aside", ()))
+        self._stepped = set(counting.get("stepped", ()))
+        self._had = counting.get("had", 0)
         self._absence.load(counting)
 
     def _refuse_tied(self) -> None:
