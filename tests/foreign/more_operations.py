@@ -39,7 +39,7 @@ def swap_data_and_back(side: Side, generator: torch.Generator) -> None:
     twin = copy.deepcopy(side.model)
     for _ in range(2):
         for mine, other in zip(side.model.parameters(), twin.parameters(), strict=True):
-            mine.data, other.data = other.data.clone(), mine.data.clone()
+            mine.data, other.data = other.data, mine.data
         side.model(X)
 
 

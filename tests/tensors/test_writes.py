@@ -401,3 +401,44 @@ def test_a_weight_that_was_made_sparse_while_it_was_frozen():
     layer.weight.requires_grad_(True)
     (layer.weight @ torch.ones(4)).sum().backward()
     assert isinstance(layer.weight.grad, SparseWeight)
+
+
+# ---- `.data` that is taken, replaced, and put back ----
+
+
+@pytest.mark.parametrize("role", [Role.MANAGED, Role.FREE])
+def test_data_that_was_taken_keeps_its_numbers_when_other_data_is_assigned(role):
+    pair = Pair(role=role)
+
+    def with_other_data(model):
+        train(model, 1)
+        taken = [parameter.data for parameter in model.parameters()]
+        gradient = model[0].weight.grad.data
+        for parameter in model.parameters():
+            parameter.data = parameter.data * 0.5
+        model[0].weight.grad.data = gradient * 3
+        seen = model(inputs(3)).detach()
+        for parameter, data in zip(model.parameters(), taken, strict=True):
+            parameter.data = data
+        model[0].weight.grad.data = gradient
+        return torch.cat([seen, model(inputs(3)).detach(), whole(model[0].weight.grad)[:, :8]])
+
+    expected, found = pair.run(with_other_data)
+    torch.testing.assert_close(found, expected)
+    pair.run(train)
+    pair.assert_equal(held=role is Role.MANAGED)
+
+
+def test_the_dense_gradient_is_seen_after_other_data_was_assigned():
+    model = Pair().sparse
+    collected = []
+    model[2].weight._cell.collect = collected.append
+    model[2].weight.data = model[2].weight.data * 0.5
+    model(inputs(0)).square().mean().backward()
+    assert len(collected) == 1 and collected[0].shape == (40, 40)
+
+
+def test_shared_memory_stays_shared_when_its_own_data_is_assigned():
+    weight = Pair().sparse[0].weight.share_memory_()
+    weight.data = weight.data
+    assert weight.is_shared()

@@ -179,7 +179,10 @@ class SparseWeight(StoredWeight):
             raise RarefyError(
                 f".data: shape {tuple(new.shape)} is not allowed; a sparse weight keeps its shape {tuple(self.shape)}"
             )
+        if isinstance(new, StoredWeight) and new._cell is self._cell:
+            return
         if new.dtype == self.dtype and new.device == self.device:
+            _leave_cell(self)
             with torch.no_grad():
                 self.alias().copy_(new)
         else:
@@ -262,6 +265,17 @@ def _in_place_of(weight: Any, result: Any) -> Any:
     given = result.alias() if result is weight else result
     vars(given)["_replaces_data"] = True
     return given
+
+
+def _leave_cell(weight: SparseWeight) -> None:
+    """Gives a weight values of its own: who took its `.data` before keeps what was there, to put it back later."""
+    old = weight._cell
+    cell = Cell(old.values.detach().clone(), old.topology, old.role)
+    cell.collect = old.collect
+    weight._cell = cell
+    connection = vars(weight).get("_connection")
+    if connection is not None:
+        connection.cell = cell
 
 
 def _convert(weight: SparseWeight, new: Tensor) -> None:
