@@ -33,6 +33,7 @@ from rarefy.torch_private import (
     forward_pre_hooks,
     multiply_,
     onednn_product,
+    parameters_of,
     remove_hooks,
     scale_in_gradients,
     set_progress,
@@ -40,7 +41,7 @@ from rarefy.torch_private import (
     times_written,
     was_told_to_skip,
 )
-from rarefy.torch_private.compiled import let_sizes_change
+from rarefy.torch_private.compiled import hold_sizes, let_sizes_change, let_sizes_go
 from rarefy.torch_private.replacing import replace_content
 
 
@@ -359,6 +360,15 @@ def test_buffers_of_is_the_dict_itself():
     assert copied[0] is buffers_of(twin) and "running_mean" in buffers_of(twin)
 
 
+def test_parameters_of_is_the_dict_itself():
+    layer = nn.Linear(2, 2)
+    weight = nn.Parameter(torch.ones(2, 2))
+    parameters_of(layer)["weight"] = weight
+    assert layer.weight is weight
+    twin, found = copy.deepcopy((layer, parameters_of(layer)))
+    assert found is parameters_of(twin) and list(found) == ["weight", "bias"]
+
+
 def test_a_part_of_a_flat_parameter_is_known():
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     try:
@@ -441,3 +451,31 @@ def check_that_sizes_change():
 def test_an_older_torch_keeps_sizes_fixed(monkeypatch):
     monkeypatch.setattr(torch.compiler, "config", None)
     let_sizes_change("_of_nobody_")
+
+
+def test_sizes_that_are_held_are_fixed_until_they_are_let_go():
+    torch.compiler.reset()
+    graphs: list[object] = []
+    called = torch.compile(
+        lambda x: x * 2, fullgraph=True, backend=lambda graph, _: graphs.append(graph) or graph.forward
+    )
+    for size in (3, 4, 5, 6):
+        x = torch.ones(size)
+        hold_sizes([x])
+        assert called(x).tolist() == [2.0] * size
+    assert len(graphs) == 4
+    before = dict(vars(x))
+    let_sizes_go([x])
+    assert before and not vars(x)
+    torch.compiler.reset()
+
+
+def test_what_a_graph_says_of_changing_sizes_is_forgotten():
+    torch.compiler.reset()
+    x = torch.ones(3, requires_grad=True)
+    torch._dynamo.mark_dynamic(x, 0)
+    y = torch.compile(lambda x: x.sin() + 1, backend="aot_eager")(x).detach_()
+    assert any("dynamic_indices" in name for name in vars(y))
+    hold_sizes([y])
+    assert not any("dynamic_indices" in name for name in vars(y))
+    torch.compiler.reset()
