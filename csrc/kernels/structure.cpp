@@ -1,5 +1,6 @@
 // Panels from a mask, their transpose, and positions: integer work, compiled once. Every loop over tasks writes to
 // disjoint places that depend on the sizes only, so results are the same for every thread count.
+#include <algorithm>
 #include <cstring>
 #include <vector>
 
@@ -73,33 +74,48 @@ void for_each_nonzero(const Layout& m, const Block& b, Function f) {
     for (int32_t q = starts[row]; q < starts[row + 1]; q++) f(row, b.panel * m.width + m.offsets[q], q);
 }
 
-// Calls f(column, position) for the nonzeros of a row, panel by panel.
+// Some neighbouring rows, which are walked together: of one row, the runs in its panels are too short to be read ahead.
+struct Rows {
+  int first, last;
+};
+constexpr int kRows = 8;
+
+int groups_of(const Layout& m) { return (m.rows + kRows - 1) / kRows; }
+
+Rows rows_of(const Layout& m, int group) {
+  const int first = group * kRows;
+  return {first, m.rows - first < kRows ? m.rows : first + kRows};
+}
+
+// Calls f(row, column, position) for the nonzeros of some rows, panel by panel.
 template <class Function>
-void for_each_in_row(const Layout& m, int row, Function f) {
+void for_each_in_rows(const Layout& m, const Rows& r, Function f) {
   for (int p = 0, panels = m.count(); p < panels; p++) {
     const int32_t* starts = m.starts + static_cast<int64_t>(p) * m.rows;
-    for (int32_t q = starts[row]; q < starts[row + 1]; q++) f(p * m.width + m.offsets[q], q);
+    for (int row = r.first; row < r.last; row++)
+      for (int32_t q = starts[row]; q < starts[row + 1]; q++) f(row, p * m.width + m.offsets[q], q);
   }
 }
 
 template <class Bits>
 void scatter(const Layout& m, const Bits* values, Bits* matrix, int threads) {
   if (m.columns == 0) return;  // memset takes no null pointer
+  const int64_t columns = m.columns;
 #pragma omp parallel for schedule(static) num_threads(threads)
-  for (int row = 0; row < m.rows; row++) {
-    Bits* line = matrix + static_cast<int64_t>(row) * m.columns;
-    memset(line, 0, static_cast<size_t>(m.columns) * sizeof(Bits));
-    for_each_in_row(m, row, [&](int column, int32_t q) { line[column] = values[q]; });
+  for (int group = 0; group < groups_of(m); group++) {
+    const Rows r = rows_of(m, group);
+    memset(matrix + r.first * columns, 0, static_cast<size_t>((r.last - r.first) * columns) * sizeof(Bits));
+    for_each_in_rows(m, r, [&](int row, int column, int32_t q) { matrix[row * columns + column] = values[q]; });
   }
 }
 
 template <class Bits>
 void gather(const Layout& m, const Bits* matrix, Bits* values, int threads) {
+  const int64_t columns = m.columns;
 #pragma omp parallel for schedule(static) num_threads(threads)
-  for (int row = 0; row < m.rows; row++) {
-    const Bits* line = matrix + static_cast<int64_t>(row) * m.columns;
-    for_each_in_row(m, row, [&](int column, int32_t q) { values[q] = line[column]; });
-  }
+  for (int group = 0; group < groups_of(m); group++)
+    for_each_in_rows(m, rows_of(m, group),
+                     [&](int row, int column, int32_t q) { values[q] = matrix[row * columns + column]; });
 }
 
 }  // namespace
@@ -159,8 +175,8 @@ void panels_transpose(const TransposeCall& c) {
 void panels_positions(const PositionsCall& c) {
   const Layout& m = c.panels;
 #pragma omp parallel for schedule(static) num_threads(c.threads)
-  for (int row = 0; row < m.rows; row++)
-    for_each_in_row(m, row, [&](int column, int32_t q) {
+  for (int group = 0; group < groups_of(m); group++)
+    for_each_in_rows(m, rows_of(m, group), [&](int row, int column, int32_t q) {
       c.positions[q] = static_cast<int64_t>(row) * m.columns + column;
     });
 }
@@ -169,13 +185,18 @@ void panels_sources(const SourcesCall& c) {
   const Layout& m = c.panels;
 #pragma omp parallel num_threads(c.threads)
   {
-    // One row of the matrix, wiped after use by the same walk that filled it: cheaper than clearing all columns.
-    std::vector<int32_t> places(static_cast<size_t>(m.columns), -1);
+    // Some rows of the matrix.
+    std::vector<int32_t> places(static_cast<size_t>(m.columns) * kRows);
+    const int64_t columns = m.columns;
 #pragma omp for schedule(static)
-    for (int row = 0; row < m.rows; row++) {
-      for_each_in_row(c.previous, row, [&](int column, int32_t q) { places[column] = q; });
-      for_each_in_row(m, row, [&](int column, int32_t q) { c.places[q] = places[column]; });
-      for_each_in_row(c.previous, row, [&](int column, int32_t) { places[column] = -1; });
+    for (int group = 0; group < groups_of(m); group++) {
+      const Rows r = rows_of(m, group);
+      std::fill(places.begin(), places.end(), -1);
+      int32_t* const found = places.data();
+      for_each_in_rows(c.previous, r,
+                       [&](int row, int column, int32_t q) { found[(row - r.first) * columns + column] = q; });
+      for_each_in_rows(m, r,
+                       [&](int row, int column, int32_t q) { c.places[q] = found[(row - r.first) * columns + column]; });
     }
   }
 }

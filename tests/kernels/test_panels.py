@@ -52,7 +52,9 @@ def test_reference_builds_the_same_structure(isa: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(panels.tensors, plain, strict=True))
 
 
-def test_sources_follow_connections(isa: str) -> None:
+@pytest.mark.parametrize("threads", [1, 3])
+def test_sources_follow_connections(isa: str, threads: int) -> None:
+    torch.set_num_threads(threads)
     old, new = Panels.from_mask(random_mask(90, 700, 0.3, 1)), Panels.from_mask(random_mask(90, 700, 0.05, 2))
     numbers = torch.arange(1.0, 90 * 700 + 1).view(90, 700)
     sources = new.sources_in(old)
