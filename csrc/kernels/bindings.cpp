@@ -157,13 +157,14 @@ void keep_in_groups(int isa, Address scores, Address candidates, Address counts,
   }));
 }
 
-void keep_regular(int isa, Address scores, Address marked, float fill, int64_t rows, int64_t columns, int side, int count,
-                  Address options, int option_count, int64_t start, Address places, Address mask, int threads) {
+void keep_regular(int isa, Address scores, bool by_size, Address marked, float fill, int64_t rows, int64_t columns, int side,
+                  int count, Address options, int option_count, int64_t start, Address places, Address mask, int threads) {
   require(count > 0 && count < side && side <= 256, "side, count: give 0 < count < side <= 256");
   require(rows % side == 0 && columns % side == 0, "side: give one that divides rows and columns");
   require(!options || (side <= 4 && option_count > 0 && option_count <= 90), "options: give up to 90, of a side up to 4");
   finish(table(isa).keep_regular({
       .scores = at<const float>(scores),
+      .by_size = by_size,
       .marked = at<const uint8_t>(marked),
       .fill = fill,
       .rows = rows,
@@ -299,8 +300,9 @@ NB_MODULE(_C, m) {
         "threads"_a);
   m.def("keep_in_groups", &rarefy::keep_in_groups, release, named, "isa"_a, "scores"_a, "candidates"_a, "counts"_a,
         "groups"_a, "m"_a, "mask"_a, "contested"_a, "threads"_a);
-  m.def("keep_regular", &rarefy::keep_regular, release, named, "isa"_a, "scores"_a, "marked"_a, "fill"_a, "rows"_a,
-        "columns"_a, "side"_a, "count"_a, "options"_a, "option_count"_a, "start"_a, "places"_a, "mask"_a, "threads"_a);
+  m.def("keep_regular", &rarefy::keep_regular, release, named, "isa"_a, "scores"_a, "by_size"_a, "marked"_a, "fill"_a,
+        "rows"_a, "columns"_a, "side"_a, "count"_a, "options"_a, "option_count"_a, "start"_a, "places"_a, "mask"_a,
+        "threads"_a);
   m.def("block_sums", &rarefy::block_sums, release, named, "isa"_a, "scores"_a, "rows"_a, "columns"_a, "block_rows"_a,
         "block_columns"_a, "sums"_a, "threads"_a);
   m.def("panels_from_mask", &rarefy::from_mask, release, named, "mask"_a, "rows"_a, "columns"_a, "width"_a, "starts"_a,

@@ -96,6 +96,7 @@ struct KeepInGroupsCall {
 // mask = as many of the highest scores in every row and column of each square tile, by rarefy/patterns/tiles.py.
 struct KeepRegularCall {
   const float* scores;    // [rows, columns], multiples of side
+  bool by_size;           // whether the score is what is there without its sign
   const uint8_t* marked;  // [rows, columns] where `fill` stands for the score; null: nowhere
   float fill;
   int64_t rows;

@@ -15,7 +15,13 @@ RAREFY_INLINE int64_t tile_begin(const KeepRegularCall& c, int64_t tile) {
 RAREFY_INLINE void load_tile(const KeepRegularCall& c, int64_t tile, int side, int stride, float* __restrict scores) {
   const int64_t begin = tile_begin(c, tile);
   for (int r = 0; r < side; r++) memcpy(scores + r * stride, c.scores + begin + r * c.columns, sizeof(float) * side);
-  if (!c.marked) return;
+  if (!c.marked && !c.by_size) return;
+  if (!c.marked) {
+    for (int r = 0; r < side; r++)
+      for (int i = 0; i < side; i++) scores[r * stride + i] = __builtin_fabsf(scores[r * stride + i]);
+    return;
+  }
+  const uint32_t bits = c.by_size ? 0x7fffffffu : 0xffffffffu;
   uint32_t fill;
   memcpy(&fill, &c.fill, 4);
   for (int r = 0; r < side; r++)
@@ -23,8 +29,8 @@ RAREFY_INLINE void load_tile(const KeepRegularCall& c, int64_t tile, int side, i
       uint32_t score;
       memcpy(&score, scores + r * stride + i, 4);
       // All bits of what is marked: no branch, as branches on masks are mispredicted.
-      const uint32_t marked = -static_cast<uint32_t>(c.marked[begin + r * c.columns + i]);
-      score = (score & ~marked) | (fill & marked);
+      const uint32_t marked = c.marked[begin + r * c.columns + i];
+      score = (score & (marked - 1) & bits) | (fill & -marked);
       memcpy(scores + r * stride + i, &score, 4);
     }
 }

@@ -65,6 +65,7 @@ def plainly(
     threads=st.sampled_from([1, 3]),
     fill=st.sampled_from([None, INF, -INF, NAN, 0.5]),
     moved=st.booleans(),
+    by_size=st.booleans(),
     seed=st.integers(0, 99),
 )
 def test_compiled_tiles_are_those_of_plain_torch(
@@ -75,6 +76,7 @@ def test_compiled_tiles_are_those_of_plain_torch(
     threads: int,
     fill: float | None,
     moved: bool,
+    by_size: bool,
     seed: int,
 ) -> None:
     torch.set_num_threads(threads)
@@ -84,8 +86,11 @@ def test_compiled_tiles_are_those_of_plain_torch(
     order = TieOrder(seed << 40)
     if moved:
         order = order.among(torch.randperm(2 * scores.numel(), generator=generator)[1::2])
-    found = tiles.keep_regular_in(scores, *case, order, marked, fill or 0.0)
-    assert torch.equal(found, plainly(scores, case, order, marked, fill or 0.0))
+    before = scores.clone()
+    found = tiles.keep_regular_in(scores, *case, order, marked, fill or 0.0, by_size)
+    ranked = before.abs() if by_size else before
+    assert torch.equal(found, plainly(ranked, case, order, marked, fill or 0.0))
+    assert torch.equal(scores.view(torch.int32), before.view(torch.int32))
 
 
 @pytest.mark.parametrize("case", [(4, 2), (8, 4), (16, 8), (33, 20)])

@@ -152,6 +152,16 @@ def test_drop_and_grow_is_the_naive_rule_in_every_group(case, sparsity, fraction
     assert int(found.sum()) == structure.kept(shape, sparsity)
 
 
+@given(structured(), st.floats(0, 1), st.floats(0, 1), st.integers(0, 99), DTYPES)
+def test_scores_count_without_their_signs_where_that_is_asked_for(case, sparsity, fraction, seed, dtype):
+    structure, shape = case
+    scores = scores_of(shape, seed, dtype) - 0.5
+    mask = structure.keep_top(scores_of(shape, seed + 1), sparsity)
+    options = (sparsity, fraction, TieOrder(9))
+    found = structure.dropped(mask, scores, *options, by_size=True)
+    assert torch.equal(found, structure.dropped(mask, scores.abs(), *options))
+
+
 def test_a_group_that_is_all_active_goes_to_its_count_by_drop_score_alone():
     mask = torch.tensor([[True, True, True, True, True, False, True, False]])
     drop, grow = torch.arange(8.0)[None], -torch.arange(8.0)[None]

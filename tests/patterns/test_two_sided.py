@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from rarefy.errors import RarefyError
 from rarefy.initializers import checkerboard, from_zeros, random, topk
 from rarefy.patterns import Transposable
-from rarefy.patterns.tiles import active_in_tiles, keep_regular, regular_masks
+from rarefy.patterns.tiles import fullest_column, fullest_row, keep_regular, regular_masks
 from rarefy.ties import TieOrder
 
 INF, NAN = float("inf"), float("nan")
@@ -102,21 +102,28 @@ def test_infinite_scores_come_before_sums(seed, counts):
 
 
 @pytest.mark.parametrize("side", [1, 2, 4, 8, 255, 256])
-@pytest.mark.parametrize("share", [0.5, 1.0])
-def test_connections_of_tiles_are_counted(side, share):
-    mask = torch.rand(2 * side, side, generator=torch.Generator().manual_seed(side)) < share
-    rows, columns = active_in_tiles(mask.t().contiguous(), side)
-    whole = mask.t().unflatten(1, (2, side)).sum(2).flatten()
-    assert rows.tolist() == whole.tolist() and columns.flatten().tolist() == mask.sum(1).tolist()
+@pytest.mark.parametrize("share", [0.1, 0.5, 1.0])
+@pytest.mark.parametrize("seed", range(5))
+def test_the_fullest_row_and_column_of_tiles_are_found(side, share, seed):
+    mask = torch.rand(2 * side, side, generator=torch.Generator().manual_seed(seed)) < share
+    in_columns = int(mask.unflatten(0, (2, side)).sum(1).max())
+    assert (fullest_row(mask, side), fullest_column(mask, side)) == (int(mask.sum(1).max()), in_columns)
+    turned = mask.t().contiguous()
+    assert (fullest_column(turned, side), fullest_row(turned, side)) == (int(mask.sum(1).max()), in_columns)
 
 
 @pytest.mark.parametrize("side", [4, 8])
 def test_connections_are_counted_wherever_a_mask_begins(side):
     memory = torch.rand(2 * side * side + 1, generator=torch.Generator().manual_seed(side)) < 0.5
     mask = memory[1:].view(2 * side, side)
-    rows, columns = active_in_tiles(mask, side)
-    assert rows.tolist() == mask.sum(1).tolist()
-    assert columns.tolist() == mask.view(2, side, side).sum(1).tolist()
+    assert fullest_row(mask, side) == int(mask.sum(1).max())
+    assert fullest_column(mask, side) == int(mask.view(2, side, side).sum(1).max())
+
+
+@pytest.mark.parametrize("side", [3, 4])
+def test_a_matrix_without_tiles_has_no_full_rows(side):
+    empty = torch.zeros(0, side, dtype=torch.bool)
+    assert fullest_row(empty, side) == fullest_column(empty, side) == 0
 
 
 def test_equal_scores_are_told_apart_by_the_order():

@@ -47,7 +47,9 @@ def takes_tiles(scores: Tensor, side: int) -> bool:
     return side <= _LONGEST_SIDE and prepared(scores[:0])[1] and native.has("keep_regular")
 
 
-def keep_regular(scores: Tensor, tiles: Tiles, marked: Tensor | None = None, fill: float = 0.0) -> Tensor:
+def keep_regular(
+    scores: Tensor, tiles: Tiles, marked: Tensor | None = None, fill: float = 0.0, by_size: bool = False
+) -> Tensor:
     """The mask that `patterns.tiles.keep_regular_in` makes, of scores that `takes_tiles` takes.
 
     Args:
@@ -55,6 +57,7 @@ def keep_regular(scores: Tensor, tiles: Tiles, marked: Tensor | None = None, fil
         tiles: what each of them keeps.
         marked: bool, shape of `scores`, where `fill` stands for the score; None for nowhere.
         fill: that score.
+        by_size: whether scores count without their signs.
 
     Returns:
         Bool of the shape of `scores`.
@@ -81,6 +84,7 @@ def keep_regular(scores: Tensor, tiles: Tiles, marked: Tensor | None = None, fil
     module.keep_regular(
         isa=native.index_for(scores),
         scores=scores.data_ptr(),
+        by_size=by_size,
         marked=_address(marks),
         fill=fill,
         rows=scores.shape[0],

@@ -72,6 +72,5 @@ class TopKAST(DynamicSparsityAlgorithm):
         structure = self.pattern.structure
         wanted = max(self.current(self.forward_sparsity), view.sparsity)
         reached = structure.within_reach(view.mask.shape, wanted)
-        return structure.dropped(
-            view.mask, view.weight.abs(), reached, fraction=0.0, order=TieOrder.of(view.generator)
-        )
+        order = TieOrder.of(view.generator)
+        return structure.dropped(view.mask, view.weight, reached, fraction=0.0, order=order, by_size=True)

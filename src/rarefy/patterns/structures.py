@@ -17,7 +17,7 @@ from rarefy import kernels, masks
 from rarefy.distributed import is_cut
 from rarefy.errors import ConfigError, RarefyError
 from rarefy.patterns.matrices import from_matrix, to_matrix
-from rarefy.patterns.tiles import active_in_rows
+from rarefy.patterns.tiles import fullest_row
 from rarefy.ties import DEFAULT_ORDER, TieOrder
 
 # Half of the third digit, in which 1 − n/m may be written: 0.667 for 1 of 3.
@@ -126,9 +126,16 @@ class Structure(ABC):
         return self.unfold(masks.drop_and_grow(units, *folded, count, fraction, order), mask.shape)
 
     def dropped(
-        self, mask: Tensor, scores: Tensor, sparsity: float, fraction: float, order: TieOrder = DEFAULT_ORDER
+        self,
+        mask: Tensor,
+        scores: Tensor,
+        sparsity: float,
+        fraction: float,
+        order: TieOrder = DEFAULT_ORDER,
+        *,
+        by_size: bool = False,
     ) -> Tensor:
-        """What `drop_and_grow` leaves before it grows.
+        """What `drop_and_grow` leaves before it grows; `by_size` if scores count without their signs.
 
         Example:
             >>> import torch
@@ -137,7 +144,8 @@ class Structure(ABC):
         """
         units = self.fold_mask(mask)
         count = masks.kept_count(units.shape[1], sparsity)
-        return self.unfold(masks.drop_in_rows(units, self.fold(scores), count, fraction, order), mask.shape)
+        folded = self.fold(scores.abs() if by_size else scores)
+        return self.unfold(masks.drop_in_rows(units, folded, count, fraction, order), mask.shape)
 
     def require(self, mask: Tensor, sparsity: float, source: str, advice: str) -> Tensor:
         """The mask of a piece, if it has this structure.
@@ -189,13 +197,20 @@ class Free(Structure):
         return super().drop_and_grow(mask, *scores, sparsity, fraction, order)
 
     def dropped(
-        self, mask: Tensor, scores: Tensor, sparsity: float, fraction: float, order: TieOrder = DEFAULT_ORDER
+        self,
+        mask: Tensor,
+        scores: Tensor,
+        sparsity: float,
+        fraction: float,
+        order: TieOrder = DEFAULT_ORDER,
+        *,
+        by_size: bool = False,
     ) -> Tensor:
         """What `drop_and_grow` leaves before it grows."""
         if is_cut(mask):
             count = masks.kept_count(mask.numel(), sparsity)
-            return masks.drop_in_pieces(mask, scores, count, fraction, order)[0]
-        return super().dropped(mask, scores, sparsity, fraction, order)
+            return masks.drop_in_pieces(mask, scores.abs() if by_size else scores, count, fraction, order)[0]
+        return super().dropped(mask, scores, sparsity, fraction, order, by_size=by_size)
 
     def layout(self, shape: Sequence[int]) -> tuple[int, int]:
         """One row of connections."""
@@ -282,8 +297,7 @@ class NOfM(Structure):
     def holds(self, mask: Tensor, sparsity: float) -> bool:
         """Whether no group has more active connections than it may."""
         most = masks.kept_count(self.m, sparsity)
-        counts = active_in_rows(self.fold_mask(mask), self.m)
-        return not counts.numel() or int(counts.amax()) <= most
+        return fullest_row(self.fold_mask(mask), self.m) <= most
 
 
 def _norms(matrix: Tensor, block: tuple[int, int]) -> Tensor:

@@ -15,6 +15,7 @@ from rarefy.ties import TieOrder
 MOST_TRIED = 4
 # With 90 masks a tile, their sums in double take 47 MB.
 _TILES_AT_ONCE = 1 << 16
+_WORDS_AT_ONCE = 1 << 17
 
 
 def to_tiles(matrix: Tensor, side: int) -> Tensor:
@@ -35,47 +36,41 @@ def from_tiles(tiles: Tensor, side: int, columns: int) -> Tensor:
     return tiles.reshape(len(tiles) // width, width, side, side).transpose(1, 2).reshape(-1, columns)
 
 
-def active_in_tiles(mask: Tensor, side: int) -> tuple[Tensor, Tensor]:
-    """How many connections of a matrix are active in each row, and in each column, of its tiles.
+def fullest_row(mask: Tensor, side: int) -> int:
+    """The most connections that are active in a row of a tile of a matrix; 0 for an empty one.
 
     Example:
-        >>> mask = torch.tensor([[True, True, False, False], [True, False, False, False]])
-        >>> [counts.tolist() for counts in active_in_tiles(mask, 2)]
-        [[2, 0, 1, 0], [[2, 1, 0, 0]]]
+        >>> fullest_row(torch.tensor([[True, True, False, True]]), 2)
+        2
     """
-    return active_in_rows(mask, side), active_in_columns(mask, side)
-
-
-def active_in_rows(mask: Tensor, side: int) -> Tensor:
-    """The first of `active_in_tiles`, [rows · columns / side].
-
-    Example:
-        >>> active_in_rows(torch.tensor([[True, True, False, True]]), 2).tolist()
-        [2, 1]
-    """
+    if not mask.numel():
+        return 0
     word = {4: torch.int32, 8: torch.int64}.get(side)
     if word is not None:
         flat = mask.reshape(-1)
         # torch reads no words from between two of them.
         words = (flat.clone() if flat.storage_offset() % side else flat).view(word)
-        # The product adds the bytes of a word up in its highest one.
+        # The product adds the bytes of a word up in its highest one, by which the products are then in order.
         ones = 0x0101010101010101 & ((1 << 8 * side) - 1)
-        return (words * ones) >> (8 * side - 8)
+        # Little by little: one product of all would take longer to be put into memory than to be computed.
+        return max(int((some * ones).amax()) for some in words.split(_WORDS_AT_ONCE)) >> (8 * side - 8)
     # Slice by slice, in bytes where those suffice: torch's sums over a short dimension take a multiple of the time.
     units = mask.to(_counting(side)).reshape(-1, side).unbind(1)
-    return functools.reduce(torch.add, units)
+    return int(functools.reduce(torch.add, units).amax())
 
 
-def active_in_columns(mask: Tensor, side: int) -> Tensor:
-    """The second of `active_in_tiles`, [rows / side, columns].
+def fullest_column(mask: Tensor, side: int) -> int:
+    """The most connections that are active in a column of a tile of a matrix; 0 for an empty one.
 
     Example:
-        >>> active_in_columns(torch.tensor([[True, True], [False, True]]), 2).tolist()
-        [[1, 2]]
+        >>> fullest_column(torch.tensor([[True, True], [False, True]]), 2)
+        2
     """
+    if not mask.numel():
+        return 0
     dtype = _counting(side)
     rows, columns = mask.shape
-    return mask.to(dtype).reshape(rows // side, side, columns).sum(1, dtype=dtype)
+    return int(mask.to(dtype).reshape(rows // side, side, columns).sum(1, dtype=dtype).amax())
 
 
 def _counting(side: int) -> torch.dtype:
@@ -84,7 +79,13 @@ def _counting(side: int) -> torch.dtype:
 
 
 def keep_regular_in(
-    matrix: Tensor, side: int, count: int, order: TieOrder, marked: Tensor | None = None, fill: float = 0.0
+    matrix: Tensor,
+    side: int,
+    count: int,
+    order: TieOrder,
+    marked: Tensor | None = None,
+    fill: float = 0.0,
+    by_size: bool = False,
 ) -> Tensor:
     """The mask that `keep_regular` makes of the tiles of a matrix; compiled for float32 and less on the CPU.
 
@@ -95,6 +96,10 @@ def keep_regular_in(
         order: decides among masks of equal sums; entries are numbered tile by tile.
         marked: bool, shape of `matrix`, where another number stands for the score; None for nowhere.
         fill: that number.
+        by_size: whether the score is what the matrix has without its sign, which the kernel leaves out as it reads.
+
+    Returns:
+        Bool, shape of `matrix`, in memory of its own.
 
     Example:
         >>> scores = torch.tensor([[9.0, 1.0], [1.0, 9.0]])
@@ -107,8 +112,9 @@ def keep_regular_in(
     if kernels.takes_tiles(matrix, side):
         options = regular_masks(side, count) if side <= MOST_TRIED else None
         tiles = kernels.Tiles(side, count, options, order.start, order.places)
-        return kernels.keep_regular(matrix, tiles, marked, fill)
-    scores = matrix if marked is None else matrix.masked_fill(marked, fill)
+        return kernels.keep_regular(matrix, tiles, marked, fill, by_size)
+    scores = matrix.abs() if by_size else matrix
+    scores = scores if marked is None else scores.masked_fill(marked, fill)
     return from_tiles(keep_regular(to_tiles(scores, side), side, count, order), side, matrix.shape[1])
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from rarefy import masks
 from rarefy.patterns.matrices import from_matrix, to_matrix
 from rarefy.patterns.structures import NOfM, refuse_indivisible
-from rarefy.patterns.tiles import active_in_rows, active_in_tiles, from_tiles, keep_regular_in, to_tiles
+from rarefy.patterns.tiles import from_tiles, fullest_column, fullest_row, keep_regular_in, to_tiles
 from rarefy.ties import DEFAULT_ORDER, TieOrder
 
 
@@ -67,8 +67,8 @@ class Transposable(NOfM):
     def holds(self, mask: Tensor, sparsity: float) -> bool:
         """Whether no row and no column of a tile has more active connections than it may."""
         most = masks.kept_count(self.m, sparsity)
-        counted = active_in_tiles(to_matrix(mask), self.m)
-        return not any(counts.numel() and int(counts.amax()) > most for counts in counted)
+        matrix = to_matrix(mask)
+        return fullest_row(matrix, self.m) <= most and fullest_column(matrix, self.m) <= most
 
     def keep_top(self, scores: Tensor, sparsity: float, order: TieOrder = DEFAULT_ORDER) -> Tensor:
         """The mask of the highest sums of scores of a piece; see `Structure.keep_top`."""
@@ -100,13 +100,21 @@ class Transposable(NOfM):
         return from_matrix(keep_regular_in(grow, self.m, count, order.other(), kept, math.inf), mask.shape)
 
     def dropped(
-        self, mask: Tensor, scores: Tensor, sparsity: float, fraction: float, order: TieOrder = DEFAULT_ORDER
+        self,
+        mask: Tensor,
+        scores: Tensor,
+        sparsity: float,
+        fraction: float,
+        order: TieOrder = DEFAULT_ORDER,
+        *,
+        by_size: bool = False,
     ) -> Tensor:
         """What `drop_and_grow` leaves before it grows."""
         active = to_matrix(mask)
         # The fullest row says how many a row has: masks that were made elsewhere may have rows with fewer.
-        before = int(active_in_rows(active, self.m).amax()) if active.numel() else 0
+        before = fullest_row(active, self.m)
         count = masks.kept_count(self.m, sparsity)
         stay = count if before == self.m else min(before - round(fraction * before), count)
-        kept = active & keep_regular_in(to_matrix(scores), self.m, stay, order, ~active, -math.inf)
-        return from_matrix(kept, mask.shape)
+        kept = keep_regular_in(to_matrix(scores), self.m, stay, order, ~active, -math.inf, by_size)
+        # Where too few are active, others came along.
+        return from_matrix(kept.logical_and_(active), mask.shape)
