@@ -172,8 +172,7 @@ class CompactStorage:
             weight.grad = moved(weight.grad)
         change_state(optimizers, weight, weight.shape, moved)
         # After the move, which has filled new places with zeros.
-        is_new = sources < 0
-        begin_entries(optimizers, weight, is_new)
+        begin_entries(optimizers, weight, lambda: sources < 0)
         # whatever an optimizer means by it: what is sparse belongs to connections
         for one in sparse_states(optimizers, weight):
             if one.topology.equals(old):
@@ -181,7 +180,7 @@ class CompactStorage:
 
         def carry(entries: Tensor, number: float) -> Tensor:
             moved = move_entries(entries, sources)
-            return moved if number == 0 else masks.fill_inactive_(moved, ~is_new, number)
+            return moved if number == 0 else masks.fill_inactive_(moved, sources >= 0, number)
 
         return carry
 

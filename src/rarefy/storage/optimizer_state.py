@@ -79,19 +79,21 @@ def parts_in_step(optimizer: Optimizer, weight: nn.Parameter) -> Iterator[Tensor
             yield from one.parts
 
 
-def begin_entries(optimizers: Iterable[Optimizer], weight: nn.Parameter, is_new: Tensor) -> None:
+def begin_entries(
+    optimizers: Iterable[Optimizer], weight: nn.Parameter, is_new: Callable[[], Tensor]
+) -> None:
     """Gives new connections of a compact weight the state that the optimizer begins with, where that is not zero.
 
     Args:
         optimizers: and those inside them.
         weight: the parameter.
-        is_new: bool [connections].
+        is_new: bool [connections], made where it is needed: of most optimizers it is not.
     """
     for optimizer in with_inner(optimizers):
         for path, tensor in entries(optimizer.state.get(weight)):
             first = rest_value(optimizer, weight, path)
             if first != 0 and isinstance(tensor, SparseWeight):
-                tensor.entries.masked_fill_(is_new, first)
+                tensor.entries.masked_fill_(is_new(), first)
 
 
 def make_states_dense(optimizers: Iterable[Optimizer], weight: nn.Parameter) -> None:

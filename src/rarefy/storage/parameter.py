@@ -276,7 +276,7 @@ class SparseParameter:
         self.forward.forget()
         is_compact = self.storage.kind == "compact"
         # Compact storage collects of active connections alone.
-        hidden = self.storage.collect(~mask) if is_compact else self.mask & ~mask
+        hidden = ~self.storage.collect(mask) if is_compact else self.mask & ~mask
         # torch counts several times as fast as it looks for one.
         if int(hidden.count_nonzero()):
             self.forward.hidden = hidden if is_compact else self.storage.collect(hidden)
