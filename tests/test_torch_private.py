@@ -39,6 +39,7 @@ from rarefy.torch_private import (
     set_progress,
     softmax_backward,
     times_written,
+    viewed,
     was_told_to_skip,
 )
 from rarefy.torch_private.compiled import hold_sizes, let_sizes_change, let_sizes_go
@@ -134,6 +135,21 @@ def test_an_inference_tensor_counts_no_writes():
         tensor = torch.zeros(2)
         tensor.add_(1)
     assert times_written(tensor) == 0
+
+
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad])
+def test_a_view_of_a_view_is_of_the_first_tensor(mode):
+    weight = nn.Linear(2, 3).weight
+    with mode():
+        assert viewed(weight.t()[0]) is weight and viewed(weight) is weight
+        copied = weight.clone()
+        assert viewed(copied) is copied
+
+
+def test_an_inference_tensor_is_a_view_of_none():
+    with torch.inference_mode():
+        view = torch.zeros(2, 3).t()
+        assert viewed(view) is view
 
 
 def test_hooks_after_accumulation_are_those_that_were_registered():

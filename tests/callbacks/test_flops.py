@@ -50,6 +50,15 @@ def test_a_product_with_a_parameter_is_its_own():
     assert flops.by_parameter == {"w": 2 * (2 * 3 * 2 * 4)} and flops.other == 0
 
 
+def test_a_product_with_a_view_of_a_parameter_is_its_own():
+    weight = nn.ParameterDict({"w": torch.ones(2, 4), "experts": torch.ones(3, 2, 4)})
+    with ForwardFlops(weight) as flops:
+        torch.ones(3, 4) @ weight["w"].t()
+        weight["w"].view(4, 2).t() @ torch.ones(4, 5)
+        F.linear(torch.ones(6, 4), weight["experts"][1])
+    assert flops.by_parameter == {"w": 2 * (3 + 5) * 8, "experts": 2 * 6 * 8} and flops.other == 0
+
+
 def test_attention_counts_scores_and_mixing():
     query, key = torch.ones(2, 4, 5, 8), torch.ones(2, 4, 7, 8)
     with ForwardFlops(nn.Linear(1, 1)) as flops:

@@ -22,7 +22,7 @@ from rarefy.distributed import ranks
 from rarefy.models.call import count
 from rarefy.saliency.objective import Objective, called
 from rarefy.storage.training_cost import PER_POSITION, PRODUCTS, Cost, step_operations, used_by
-from rarefy.torch_private import compiles_its_calls
+from rarefy.torch_private import compiles_its_calls, viewed
 
 log = logging.getLogger("rarefy")
 
@@ -66,7 +66,9 @@ class ForwardFlops(TorchFunctionMode):
         # Called first: an error of the model's comes out as it is, and nothing was counted for it.
         result = func(*args, **(kwargs or {}))
         for weight, operations in _count(func, args, kwargs or {}, result):
-            name = self._names.get(weight) if isinstance(weight, nn.Parameter) else None
+            # Many models multiply with a weight transposed, or with one expert of a stack.
+            owner = None if weight is None else viewed(weight)
+            name = self._names.get(owner) if isinstance(owner, nn.Parameter) else None
             if name is None:
                 self.other += operations
             else:
@@ -160,7 +162,7 @@ def _transposed(_: Tensor, input: Tensor, weight: Tensor, *__: Any, **___: Any) 
 
 
 def _product(result: Tensor, left: Tensor, right: Tensor, *_: Any, **__: Any) -> list[Counted]:
-    weight = right if isinstance(right, nn.Parameter) else left
+    weight = right if isinstance(viewed(right), nn.Parameter) else left
     return [(weight, 2 * result.numel() * left.shape[-1])]
 
 

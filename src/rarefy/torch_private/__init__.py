@@ -121,6 +121,19 @@ def times_written(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
 
+def viewed(tensor: Tensor) -> Tensor:
+    """The tensor that a view is of, or the tensor itself.
+
+    A product with a weight transposed is one with the weight. Without the name, its operations would count twice.
+
+    Example:
+        >>> weight = torch.ones(2, 3)
+        >>> viewed(weight.t()[0]) is weight, viewed(weight) is weight
+        (True, True)
+    """
+    return tensor if tensor._base is None else tensor._base
+
+
 def accumulation_hooks(tensor: Tensor) -> Mapping[int, Callable[..., Any]]:
     """The hooks that run after a leaf's gradient was accumulated.
 
