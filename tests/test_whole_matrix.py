@@ -1,4 +1,4 @@
-"""Every method × pattern × distribution × dtype that is not refused, in both storages side by side.
+"""Every method × pattern × dtype that is not refused, in both storages side by side; in float32 each distribution.
 
 The layers are given the identity and are not fed to each other, so that no sum of their products has more than one
 term that is not zero. Nothing rounds in one storage that does not in the other: weights, masks and optimizer states are
@@ -7,7 +7,6 @@ the same bits in every dtype, or something is wrong.
 
 from __future__ import annotations
 
-import itertools
 import zlib
 from typing import Any
 
@@ -99,6 +98,19 @@ class Run:
         return found
 
 
+def combinations(method: str, dtype: torch.dtype) -> list[tuple[str, str]]:
+    """Patterns and distributions that are not refused; in float32 all, in other dtypes one distribution a pattern."""
+    found = []
+    for key in MATRIX.PATTERNS:
+        working = [one for one in DISTRIBUTIONS if works(method, key, one)]
+        if dtype != torch.float32:
+            # Another one for each dtype: a distribution sees counts alone, which have no dtype.
+            turn = zlib.crc32(f"{method} {key}".encode()) + DTYPES.index(dtype)
+            working = [working[turn % len(working)]] if working else []
+        found += [(key, one) for one in working]
+    return found
+
+
 def chosen_for(method: str, key: str, distribution: str, compute: str, seed: int) -> dict[str, Any]:
     found = options(method, key, distribution, compute, seed)
     balance = BALANCES[seed % 3]
@@ -113,9 +125,7 @@ def chosen_for(method: str, key: str, distribution: str, compute: str, seed: int
 @pytest.mark.parametrize("method", ALGORITHMS)
 def test_both_storages_keep_every_promise_and_hold_the_same_bits(method: str, dtype: torch.dtype) -> None:
     moves = False
-    for key, distribution in itertools.product(MATRIX.PATTERNS, DISTRIBUTIONS):
-        if not works(method, key, distribution):
-            continue
+    for key, distribution in combinations(method, dtype):
         seed = zlib.crc32(f"{method} {key} {distribution} {dtype}".encode())
         what = f"{method}, {key}, {distribution}, {dtype}, seed {seed}"
         runs = [

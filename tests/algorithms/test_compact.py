@@ -142,37 +142,45 @@ def test_a_new_connection_starts_without_weight_and_state(name):
 # ---- going on ------------------------------------------------------------------------------------------------------
 
 
-def resumed(name, first, second, stop, steps=9):
-    """The end of a run that stops, is saved, and goes on with another storage."""
-    model, sparsity, optimizer = prepare(name, first)
-    for step in range(stop):
+STOPS, STEPS = (1, 4, 5), 9
+
+
+def interrupted(name, compute):
+    """A run, its end, and what was saved of it at each of the stops."""
+    model, sparsity, optimizer = prepare(name, compute)
+    saved = {}
+    for step in range(STEPS):
+        if step in STOPS:
+            saved[step] = pickle.dumps((model.state_dict(), optimizer.state_dict(), sparsity.state_dict()))
         learn(model, optimizer, step)
-    saved = pickle.loads(pickle.dumps((model.state_dict(), optimizer.state_dict(), sparsity.state_dict())))
-    model, sparsity, optimizer = prepare(name, second, layers(seed=7))
-    for target, state in zip((model, optimizer, sparsity), saved, strict=True):
+    return model, optimizer, saved
+
+
+def resumed(name, compute, saved, stop):
+    """The end of the run that goes on from what was saved, perhaps with another storage."""
+    model, sparsity, optimizer = prepare(name, compute, layers(seed=7))
+    for target, state in zip((model, optimizer, sparsity), pickle.loads(saved[stop]), strict=True):
         target.load_state_dict(state)
-    for step in range(stop, steps):
+    for step in range(stop, STEPS):
         learn(model, optimizer, step)
-    return snapshot(model, optimizer)
+    return model, optimizer
 
 
 @every_algorithm
-@pytest.mark.parametrize("stop", [1, 4, 5])
-def test_resuming_is_bit_exact(name, stop):
-    model, _, optimizer = prepare(name, "compact")
-    for step in range(9):
-        learn(model, optimizer, step)
-    assert_identical(snapshot(model, optimizer), resumed(name, "compact", "compact", stop))
+def test_resuming_is_bit_exact(name):
+    model, optimizer, saved = interrupted(name, "compact")
+    expected = snapshot(model, optimizer)
+    for stop in STOPS:
+        assert_identical(expected, snapshot(*resumed(name, "compact", saved, stop)))
 
 
 @every_algorithm
 @pytest.mark.parametrize("storages", [("masked", "compact"), ("compact", "masked")])
 def test_a_run_goes_on_with_the_other_storage(name, storages):
-    model, _, optimizer = prepare(name, "masked")
-    for step in range(9):
-        learn(model, optimizer, step)
-    expected, found = model.state_dict(), resumed(name, *storages, stop=5)
-    for key, value in expected.items():
+    first, second = storages
+    model, _, saved = interrupted(name, first)
+    found = resumed(name, second, saved, 5)[0].state_dict()
+    for key, value in model.state_dict().items():
         torch.testing.assert_close(found[key], value, rtol=1e-9, atol=1e-12, msg=key)
 
 

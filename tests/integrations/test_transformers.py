@@ -24,9 +24,9 @@ pytest.importorskip("accelerate")
 
 from rarefy.integrations.transformers import SparsityCallback, decode_state, encode_state  # noqa: E402
 
-STEPS, VOCABULARY = 30, 32
+STEPS, VOCABULARY = 14, 32
 STATIC = {"sparsity": 0.75, "seed": 3}
-RIGL = {"algorithm": "rigl", "sparsity": 0.75, "seed": 3, "update": {"freq": 3, "stop": 25}}
+RIGL = {"algorithm": "rigl", "sparsity": 0.75, "seed": 3, "update": {"freq": 3, "stop": 11}}
 SPARSITY = {"static": STATIC, "rigl": RIGL}
 GMP_SCHEDULE = {"type": "polynomial", "init": 0.0, "final": 0.9, "start": 0, "stop": 20}
 GMP = {"algorithm": "gmp", "sparsity": GMP_SCHEDULE, "update": {"freq": 5}}
@@ -219,12 +219,12 @@ def work(rank, port, folder):
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2")
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     callback = SparsityCallback({key: value for key, value in RIGL.items() if key != "seed"})
-    args = {"per_device_train_batch_size": 1, "save_strategy": "steps", "save_steps": 15, "seed": 3}
+    args = {"per_device_train_batch_size": 1, "save_strategy": "steps", "save_steps": 7, "seed": 3}
     trainer = trainer_of(folder, make("gpt2"), "gpt2", callback, **args)
     trainer.train()
     second = SparsityCallback(RIGL)
     resumed = trainer_of(folder, make("gpt2"), "gpt2", second, **args)
-    resumed.train(resume_from_checkpoint=f"{folder}/checkpoint-15")
+    resumed.train(resume_from_checkpoint=f"{folder}/checkpoint-7")
     assert_identical(snapshot_of(trainer), snapshot_of(resumed))
     torch.save((masks_of(callback.sparsity), losses_of(trainer)), f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
@@ -285,11 +285,9 @@ def test_a_resumed_run_is_the_uninterrupted_run(compute, algorithm, elsewhere, t
     """Step 15 is an update step: connections that were just grown are zero, and active."""
     config = {**SPARSITY[algorithm], "compute": compute}
     whole = SparsityCallback(config)
-    trainer = trainer_of(
-        tmp_path / "whole", make_noisy(), "gpt2", whole, save_strategy="steps", save_steps=15
-    )
+    trainer = trainer_of(tmp_path / "whole", make_noisy(), "gpt2", whole, save_strategy="steps", save_steps=7)
     trainer.train()
-    folder = tmp_path / "whole" / "checkpoint-15"
+    folder = tmp_path / "whole" / "checkpoint-7"
     if elsewhere:
         folder = folder.rename(tmp_path / "moved")
     second = SparsityCallback({**config, "seed": 99})
@@ -303,10 +301,10 @@ def test_a_resumed_run_is_the_uninterrupted_run(compute, algorithm, elsewhere, t
 @pytest.mark.parametrize("storages", [("masked", "compact"), ("compact", "masked"), ("compact", "auto")])
 def test_a_run_goes_on_with_another_storage(storages, tmp_path):
     callbacks = [SparsityCallback({**RIGL, "compute": compute}) for compute in storages]
-    first = trainer_of(tmp_path, make("gpt2"), "gpt2", callbacks[0], save_strategy="steps", save_steps=15)
+    first = trainer_of(tmp_path, make("gpt2"), "gpt2", callbacks[0], save_strategy="steps", save_steps=7)
     first.train()
     second = trainer_of(tmp_path, make("gpt2"), "gpt2", callbacks[1])
-    second.train(resume_from_checkpoint=str(tmp_path / "checkpoint-15"))
+    second.train(resume_from_checkpoint=str(tmp_path / "checkpoint-7"))
     assert_same_run(callbacks[0].sparsity, losses_of(first), callbacks[1].sparsity, losses_of(second))
 
 
