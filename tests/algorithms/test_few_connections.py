@@ -50,6 +50,28 @@ def test_methods_by_which_outputs_lose_their_last_connection_name_the_option(alg
     assert "keep_rows" not in text({"sparsity": 0.97, "param_filter": "head.weight"}), "fewer than outputs"
 
 
+def loss(model, batch):
+    return model.head(batch).square().mean() + sum(layer.weight.square().mean() for layer in model.layers)
+
+
+@pytest.mark.parametrize(
+    ("options", "is_even"),
+    [
+        ({"init_method": {"name": "snip", "batches": [torch.ones(2, 16)], "loss": loss}}, True),
+        (
+            {"init_method": {"name": "snip", "batches": [torch.ones(2, 16)], "loss": loss, "scope": "layer"}},
+            False,
+        ),
+        ({"algorithm": "gmp", "sparsity": [0.0, 0.9], "distribution": "global"}, True),
+        ({"init_method": "topk"}, False),
+    ],
+)
+def test_where_weights_compete_the_numbers_are_called_even_shares(options, is_even):
+    (text,) = warned({"sparsity": 0.9, **options}, Classifier())
+    assert "head.weight [4, 16] keeps 6 of 64 connections" in text
+    assert ("connections if all weights keep the same share;" in text) == is_even
+
+
 def test_many_are_one_warning_too():
     (text,) = warned(0.99, Classifier())
     assert text.startswith(

@@ -78,6 +78,13 @@ class Beginning(UserHooks, Timing):
     def _set_mask(self, parameter: SparseParameter, mask: Tensor) -> None:
         """Gives a weight a new topology."""
 
+    @property
+    def has_known_shares(self) -> bool:
+        """Whether `distribution` says what each weight keeps; not where connections of all of them compete."""
+        method = self.init_method
+        is_competition = isinstance(method, FromData) and method.lets_compete(self._competes_by_weight())
+        return self.distribution != GLOBAL and not is_competition
+
     # Gradients are measured here, and masks outlive the mode in which `apply` was called.
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -194,12 +201,15 @@ class Beginning(UserHooks, Timing):
             seed=self.seed or 0,
             batches=batches,
             loss=loss,
-            is_by_weight=competes_by_weight(
-                self.init_method,
-                dynamic=self.dynamic,
-                distribution=self.distribution,
-                structure=self.pattern.structure,
-            ),
+            is_by_weight=self._competes_by_weight(),
+        )
+
+    def _competes_by_weight(self) -> bool:
+        return competes_by_weight(
+            self.init_method,
+            dynamic=self.dynamic,
+            distribution=self.distribution,
+            structure=self.pattern.structure,
         )
 
     def _targets(

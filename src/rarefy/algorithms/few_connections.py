@@ -27,6 +27,11 @@ class SharesOut(Protocol):
     pattern: Pattern
     distribution: str
 
+    @property
+    def has_known_shares(self) -> bool:
+        """Whether the distribution says what each weight keeps."""
+        ...
+
 
 # A random mask gives some outputs more connections and some fewer: with 4 on average one output of 55 has none (e⁻⁴),
 # with 2 one of 7.
@@ -45,6 +50,8 @@ def few_connections(algorithm: SharesOut, chosen: Mapping[str, Candidate]) -> di
     shapes = {name: candidate.shape for name, candidate in chosen.items()}
     highest = min(highest_number(algorithm.sparsity), algorithm.pattern.structure.highest_sparsity)
     shares = share_out(algorithm.distribution, highest, shapes)
+    # What weights win in a competition is known after it only.
+    condition = "" if algorithm.has_known_shares else " if all weights keep the same share"
     # Of drop-and-grow methods alone an output can lose its last connection while others gain.
     loses_outputs = getattr(algorithm, "keep_rows", None) is False
     found = {}
@@ -57,7 +64,9 @@ def few_connections(algorithm: SharesOut, chosen: Mapping[str, Candidate]) -> di
             advice = (
                 " (keep_rows: true keeps one of each output)" if loses_outputs and kept >= outputs else ""
             )
-            found[name] = f"{name} {list(shape)} keeps {kept} of {shape.numel()} connections{advice}"
+            found[name] = (
+                f"{name} {list(shape)} keeps {kept} of {shape.numel()} connections{condition}{advice}"
+            )
     return found
 
 

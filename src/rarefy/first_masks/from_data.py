@@ -38,12 +38,18 @@ class FromData(ABC):
             RarefyError: a weight that the method cannot measure, or would leave without a connection.
         """
 
+    def lets_compete(self, is_by_weight: bool) -> bool:
+        """Whether the connections of all weights compete.
+
+        Args:
+            is_by_weight: whether each weight has a target of its own where nothing else is asked for.
+        """
+        scope = getattr(self, "scope", None)
+        return scope == "global" or (scope is None and not is_by_weight)
+
     def chosen(self, task: Task, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The masks of the highest scores, among all weights or within each."""
-        is_global = getattr(self, "scope", None) == "global" or (
-            getattr(self, "scope", None) is None and not task.is_by_weight
-        )
         shares: Mapping[str, float] = task.targets
-        if is_global:
+        if self.lets_compete(task.is_by_weight):
             shares = compete(scores, task.patterns, task.sparsity, task.seed, f"init_method {self.name}")
         return {name: task.keep_top(name, score, shares[name]) for name, score in scores.items()}
