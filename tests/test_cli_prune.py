@@ -194,7 +194,14 @@ def test_bytes_are_tokens_without_a_tokenizer(tmp_path: Path) -> None:
 
 
 FAULTS: list[tuple[list[Any], str]] = [
-    (["none", "new", "--sparsity", 0.5], "does not exist; give a checkpoint_<step> directory or a model_dir"),
+    (
+        ["none", "new", "--sparsity", 0.5],
+        "none: does not exist; give a checkpoint_<step> directory or a model_dir, or a Hugging Face folder, which",
+    ),
+    (
+        ["taken", "new", "--sparsity", 0.5],
+        "the model_dir of a run that saved one, or a Hugging Face folder, which has a config.json",
+    ),
     (["out", "new"], "--sparsity: a missing value is not allowed; give a fraction in [0, 1)"),
     (["out", "new", "--sparsity", 1.5], "--sparsity: 1.5 is not allowed"),
     (

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from rarefy.checkpoint.directory import CheckpointParts, save
+from rarefy.checkpoint.error import CheckpointError
 from rarefy.checkpoint.manifest import write_file
 from rarefy.checkpoint.mask_names import free_mask_name
 from rarefy.checkpoint.saved_model import SavedModel, open_saved
@@ -124,12 +125,24 @@ def _prune_folder(job: PruneJob, progress: Progress | None) -> Pruned:
 
 
 def _prune_run(job: PruneJob, progress: Progress | None) -> Pruned:
-    saved = open_saved(job.source)
+    saved = _run_at(job.source)
     run = Job(saved, job.params, job.allow_imports)
     model = run.model()
     done = _pruned(job, model, _batches(job, model, None, run), progress)
     output.write(job.out, _checkpoint(saved, model, done.masks))
     return done
+
+
+def _run_at(source: Path) -> SavedModel:
+    try:
+        return open_saved(source)
+    except CheckpointError as error:
+        is_run = DIRECTORY_NAME.fullmatch(source.resolve().name) or any(source.glob("checkpoint_*"))
+        if source.is_file() or is_run:
+            raise
+        # It may have been meant as the other kind of folder.
+        remedy = f"{error.remedy}, or a Hugging Face folder, which has a {output.FOLDER_MARK}"
+        raise CheckpointError(error.path, error.problem, remedy) from error
 
 
 def _pruned(job: PruneJob, model: nn.Module, batches: Iterable[Any], progress: Progress | None) -> Pruned:
