@@ -302,6 +302,60 @@ def test_a_kill_leaves_the_old_or_the_new_checkpoint(tmp_path, tmp_path_factory,
     succeeds(code, tmp_path, tmp_path_factory.mktemp("said"), str(KILLS), "0")
 
 
+# Dies before its first, second, … change of a file or folder, until a write has no more of them.
+DEATHS = """
+import itertools, os, signal, sys
+import torch
+from pathlib import Path
+from rarefy.checkpoint.directory import *
+
+torch.set_num_threads(1)
+root = Path(sys.argv[1])
+CHANGES = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree"}
+
+def write(count):
+    parts = CheckpointParts(model={"w": torch.full((10,), count)}, state={"count": count})
+    save(root, STEP, parts, keep_last=1)
+
+def die_before(change):
+    left = iter(range(change))
+    def hook(event, _):
+        if event in CHANGES and next(left, None) is None:
+            os.kill(os.getpid(), signal.SIGKILL)
+    sys.addaudithook(hook)
+
+def refuse(message):
+    raise SystemExit(message)
+
+count = 0
+write(count)
+last = count
+for change in itertools.count():
+    count += 1
+    child = os.fork()
+    if child == 0:
+        die_before(change)
+        write(count)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    newest = newest_valid(root, refuse)
+    assert newest is not None, f"no checkpoint left by a kill before change {change}"
+    found = load(newest).state["count"]
+    assert found in (last, count), (found, last, count)
+    last = found
+    if status == 0:
+        break
+    assert os.WTERMSIG(status) == signal.SIGKILL, status
+assert last == count and change > 15, (last, count, change)
+assert [path.name for path in root.iterdir()] == [newest.name], list(root.iterdir())
+"""
+
+
+@pytest.mark.parametrize("step", ["count", "0"], ids=["new steps", "the same step"])
+def test_a_kill_before_any_change_of_a_file_loses_nothing(tmp_path, tmp_path_factory, step):
+    succeeds(DEATHS.replace("STEP", step), tmp_path, tmp_path_factory.mktemp("said"))
+
+
 def test_the_interpreter_finishes_the_last_checkpoint_before_it_exits(tmp_path):
     code = 'CheckpointWriter(root).save_async(3, CheckpointParts(model={"w": torch.ones(1_000_000)}))'
     # A fresh interpreter, which ends as they do.
