@@ -273,13 +273,3 @@ def test_zero_inactive_works_across_strides_and_on_trained_weights():
     masks.zero_inactive_(weight.data, mask)
     assert torch.equal(weight != 0, mask)
     assert weight.is_contiguous(memory_format=torch.channels_last)
-
-
-@pytest.mark.parametrize("size", [0, 1, 7, 2**20 + 3])
-def test_a_part_of_a_mask_is_told_from_other_masks(size):
-    whole = torch.rand(size, generator=torch.Generator().manual_seed(0)) < 0.5
-    assert masks.is_part(whole, whole) and masks.is_part(torch.zeros_like(whole), whole)
-    for place in (~whole).nonzero()[[0, -1]].flatten() if size > 1 else ():
-        mask = whole.clone()
-        mask[place] = True
-        assert not masks.is_part(mask, whole) and masks.is_part(whole, mask)

@@ -18,7 +18,6 @@ from rarefy.ties import DEFAULT_ORDER, TieOrder, settle, settle_rows
 
 # From the number of candidates of a row, or of each row, to how many of them are kept.
 _Counts = Callable[[Tensor], Tensor]
-_PLACES_AT_ONCE = 1 << 20
 
 
 def kept_count(total: int, sparsity: float) -> int:
@@ -190,26 +189,6 @@ def active_count(mask: Tensor) -> int:
     """
     own = local_part(mask).count_nonzero()
     return int(Cut.of(mask).sum(own)) if is_cut(mask) else int(own)
-
-
-def is_part(mask: Tensor, whole: Tensor) -> bool:
-    """Whether all connections of a mask are active in another.
-
-    Args:
-        mask: bool, whole or a DTensor.
-        whole: like the mask.
-
-    Example:
-        >>> mask = torch.tensor([True, False])
-        >>> is_part(mask, mask), is_part(mask, ~mask)
-        (True, False)
-    """
-    if is_cut(mask) or not mask.numel():
-        return not int((mask > whole).count_nonzero())
-    # Little by little: one answer for all would take longer to be put into memory than to be computed.
-    parts = (one.reshape(-1).split(_PLACES_AT_ONCE) for one in (mask, whole))
-    # As bytes, of which torch finds the highest several times as fast.
-    return not any(int((some > rest).view(torch.uint8).amax()) for some, rest in zip(*parts, strict=True))
 
 
 def drop_and_grow_in_pieces(

@@ -31,8 +31,8 @@ from rarefy.optim.density_scaling import DensityScaling
 from rarefy.patterns import Pattern, parse_pattern
 from rarefy.schedules import AtSteps, Constant, Schedule, UpdateSchedule
 from rarefy.storage.choice import COMPACT, HALF, check_compact
+from rarefy.storage.growth import GrowthRequest
 from rarefy.storage.parameter import SparseParameter
-from rarefy.storage.updating import GrowthRequest
 
 _Algorithm = TypeVar("_Algorithm", bound="SparsityAlgorithm")
 

@@ -19,9 +19,9 @@ from rarefy.patterns.diagonals import Diagonals
 from rarefy.patterns.structures import FREE, NOfM
 from rarefy.schedules import FromFunction
 from rarefy.storage.gradients import Shortlist
+from rarefy.storage.growth import GrowthRequest
 from rarefy.storage.parameter import SparseParameter
 from rarefy.storage.ranking import ranked_in_place
-from rarefy.storage.updating import DenseForm, GrowthRequest
 from rarefy.ties import TieOrder, settle_rows
 
 
@@ -174,7 +174,7 @@ class DropAndGrow(DynamicSparsityAlgorithm):
             return None
         return GrowthRequest(self.gradient_score, self._most_grown)
 
-    def _next_mask(self, parameter: SparseParameter, sparsity: float, form: DenseForm) -> Tensor | None:
+    def _next_mask(self, parameter: SparseParameter, sparsity: float) -> Tensor | None:
         """The same as by `update_mask`, without the dense weight where connections are ranked one by one."""
         held = parameter.dense_gradient.value
         if isinstance(held, Shortlist) and not held.covers(self._grow_counts(parameter, sparsity)):
@@ -191,7 +191,7 @@ class DropAndGrow(DynamicSparsityAlgorithm):
             or parameter.pattern.axis is not None
             or parameter.is_sharded
         ):
-            return super()._next_mask(parameter, sparsity, form)
+            return super()._next_mask(parameter, sparsity)
         grad = self._own_dense_gradient(parameter) if self._merges else self._dense_gradient(parameter)
         return None if grad is None else self._drop_and_grow(parameter, sparsity, grad)
 

@@ -18,12 +18,10 @@ from rarefy.distributed import differing, mean_over_ranks, ranks
 from rarefy.distributions import GLOBAL
 from rarefy.errors import ConfigError, RarefyError
 from rarefy.initializers import check_mask, generator_for
-from rarefy.masks import is_part
 from rarefy.patterns.structures import FREE
 from rarefy.schedules import parse_update_schedule, update_steps
 from rarefy.storage.gradients import Shortlist
 from rarefy.storage.parameter import SparseParameter
-from rarefy.storage.updating import DenseForm
 from rarefy.ties import TieOrder
 
 
@@ -150,8 +148,7 @@ class DynamicSparsityAlgorithm(SparsityAlgorithm):
         if self.restricts_forward and self.update_schedule(0):
             targets = self.shares(self.target_sparsity)
             for name in names:
-                parameter = self.parameters[name]
-                self._restrict_forward(parameter, targets[name], 0, self._dense_form(parameter))
+                self._restrict_forward(self.parameters[name], targets[name], 0)
 
     @torch.no_grad()
     def update(self) -> None:
@@ -182,8 +179,7 @@ class DynamicSparsityAlgorithm(SparsityAlgorithm):
         for name, parameter in self.parameters.items():
             if not self._attachment.is_frozen(parameter):
                 # What they win is not known yet, so the view has no target.
-                form = self._dense_form(parameter)
-                views = self._views(parameter, 0.0, None, parameter.dense_state(), form)
+                views = self._views(parameter, 0.0, None, parameter.dense_state())
                 found[name] = parameter.pattern.merge([self.score(view) for view in views])
         return found
 
@@ -222,16 +218,13 @@ class DynamicSparsityAlgorithm(SparsityAlgorithm):
         parameter.show()
         # Anew for each weight, so that its mask does not depend on how many came before.
         self.generator = generator_for(self.seed or 0, parameter.name, self.updates)
-        form = self._dense_form(parameter)
-        mask = self._next_mask(parameter, sparsity, form)
-        # Held for the forward mask alone, and not where a hook may write to the weight before.
-        if not self.restricts_forward or self._topology_hooks or self._computed_hooks:
-            form.forget()
+        mask = self._next_mask(parameter, sparsity)
         if mask is not None:
             self._set_mask(parameter, mask)
-            form.follow(mask)
             if self.restricts_forward:
-                self._restrict_forward(parameter, sparsity, self.updates, form)
+                # Compact storage would have to build it; but a hook may have given the weight another one.
+                known = None if self._topology_hooks or self._computed_hooks else mask
+                self._restrict_forward(parameter, sparsity, self.updates, known)
         parameter.hide()
         if mask is None:
             self._tell_missing(parameter)
@@ -248,7 +241,7 @@ class DynamicSparsityAlgorithm(SparsityAlgorithm):
                 stacklevel=2,
             )
 
-    def _next_mask(self, parameter: SparseParameter, sparsity: float, form: DenseForm) -> Tensor | None:
+    def _next_mask(self, parameter: SparseParameter, sparsity: float) -> Tensor | None:
         """The new mask of a parameter, by `update_mask`; None where the gradient for it is missing."""
         gradient = self._gradient(parameter)
         if self.needs != "none" and gradient is None:
@@ -257,7 +250,7 @@ class DynamicSparsityAlgorithm(SparsityAlgorithm):
             gradient = gradient.dense(parameter.shape)
         # In dense form, which the pattern can cut; the storage takes it back below.
         state = parameter.dense_state()
-        views = self._views(parameter, sparsity, gradient, state, form)
+        views = self._views(parameter, sparsity, gradient, state)
         pieces = [self._checked(call_update_mask(self.update_mask, view), view) for view in views]
         # Pieces of the state are views of it, so what `update_mask` wrote is there.
         parameter.store_state(state)
@@ -270,21 +263,21 @@ class DynamicSparsityAlgorithm(SparsityAlgorithm):
         pattern = parameter.pattern
         return is_own and parameter.is_sharded and pattern.axis is None and pattern.structure == FREE
 
-    def _dense_form(self, parameter: SparseParameter) -> DenseForm:
-        return DenseForm(parameter, self._takes_pieces(parameter))
-
     def _views(
         self,
         parameter: SparseParameter,
         sparsity: float,
         gradient: Tensor | None,
         state: Mapping[str, Tensor],
-        form: DenseForm,
+        mask: Tensor | None = None,
     ) -> Sequence[WeightView]:
-        """One view for each balanced group."""
+        """One view for each balanced group; `mask` is that of the parameter, where it is at hand."""
         split = parameter.pattern.split
-        weights = split(form.weight)
-        old_masks = split(form.mask)
+        takes_pieces = self._takes_pieces(parameter)
+        weights = split(parameter.weight.detach() if takes_pieces else parameter.dense_weight())
+        if mask is None:
+            mask = parameter.mask_in_pieces if takes_pieces else parameter.mask
+        old_masks = split(mask)
         gradients = [None] * len(weights) if gradient is None else split(gradient)
         states = {name: split(numbers) for name, numbers in state.items()}
         facts = (sparsity, self.step, self.generator)
@@ -302,19 +295,17 @@ class DynamicSparsityAlgorithm(SparsityAlgorithm):
         return self.pattern.structure.require(mask, view.sparsity, source, advice)
 
     def _restrict_forward(
-        self, parameter: SparseParameter, sparsity: float, update: int, form: DenseForm
+        self, parameter: SparseParameter, sparsity: float, update: int, mask: Tensor | None = None
     ) -> None:
-        """Asks for the forward mask of a topology that has just begun."""
+        """Asks for the forward mask of a topology that has just begun; `mask` as of `_views`."""
         self.generator = generator_for(self.seed or 0, parameter.name, update)
         source = f"{type(self).__name__}.forward_mask"
         pieces = []
-        for view in self._views(parameter, sparsity, None, parameter.dense_state(), form):
+        for view in self._views(parameter, sparsity, None, parameter.dense_state(), mask):
             piece = self.forward_mask(view)
             pieces.append(view.mask if piece is None else check_mask(piece, view.weight, source))
-        mask = parameter.pattern.merge(pieces)
-        if not is_part(mask, form.mask):
+        if not parameter.set_forward_mask(parameter.pattern.merge(pieces)):
             raise RarefyError(f"{source} returned inactive connections; return a part of view.mask")
-        parameter.set_forward_mask(mask)
 
     def _gradient(self, parameter: SparseParameter) -> Tensor | Shortlist | None:
         """The gradient that the algorithm asked for; None without one (a frozen weight keeps its topology)."""

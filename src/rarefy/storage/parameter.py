@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from rarefy.checkpoint.matching import in_weight
 from rarefy.distributed import is_cut, whole
 from rarefy.filters import Candidate
+from rarefy.masks import active_count
 from rarefy.nn import make_compact, make_dense
 from rarefy.patterns import Pattern
 from rarefy.storage.compact import CompactStorage
@@ -266,21 +267,24 @@ class SparseParameter:
 
     # ---- forward passes ----
 
-    def set_forward_mask(self, mask: Tensor) -> None:
-        """Lets forward passes use only these connections; the others are trained on as if their weight were used.
+    def set_forward_mask(self, mask: Tensor) -> bool:
+        """Lets forward passes use only these connections, bool [shape of the dense weight]; whether all are active.
 
-        Args:
-            mask: bool, shape of the dense weight, a part of the active ones.
+        The others are trained on as if their weight were used. Where one of these is inactive, nothing changes.
         """
-        self.show()
-        self.forward.forget()
         is_compact = self.storage.kind == "compact"
         # Compact storage collects of active connections alone.
         hidden = ~self.storage.collect(mask) if is_compact else self.mask & ~mask
-        # torch counts several times as fast as it looks for one.
-        if int(hidden.count_nonzero()):
+        count = int(hidden.count_nonzero())
+        # By counts, since torch counts several times as fast as it looks for one.
+        if count + active_count(mask) != self.active:
+            return False
+        self.show()
+        self.forward.forget()
+        if count:
             self.forward.hidden = hidden if is_compact else self.storage.collect(hidden)
             self.hide()
+        return True
 
     def show(self) -> None:
         """Puts the true values into the weight, for the optimizer or an update."""

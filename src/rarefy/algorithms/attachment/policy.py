@@ -7,7 +7,7 @@ from typing import ClassVar, Protocol
 
 from rarefy.algorithms.attachment.trained_form import Form
 from rarefy.algorithms.view import Needs, StepView
-from rarefy.storage.updating import GrowthRequest
+from rarefy.storage.growth import GrowthRequest
 
 
 class Policy(Form, Protocol):
