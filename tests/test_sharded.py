@@ -148,6 +148,23 @@ def resumed(rank, name, order, folder):
     return same, [tuple(one.to_local().shape) for one in numbers]
 
 
+def brought(rank):
+    """The states of connections that a state dict brings, and of those that are inactive then; how many are new."""
+    run = Run(Case(RIGL), "before", (rank, 2))
+    optimizer = torch.optim.Adagrad(run.model.parameters(), initial_accumulator_value=0.5)
+    run.sparsity.apply(optimizer)
+    weight, active = run.model[0].weight, run.model[0].weight_mask.to_local()
+    first = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
+    other = {name: tensor.clone() for name, tensor in first.items()}
+    other["0.weight_mask"].to_local().logical_not_()
+    run.model.load_state_dict(other)
+    old = active.clone()
+    run.model.load_state_dict(first)
+    state = optimizer.state[weight]["sum"].to_local()
+    new = active & ~old
+    return state[new].unique().tolist(), state[~active].unique().tolist(), int(new.sum())
+
+
 def finalized(rank):
     run = Run(CASES["rigl erk"], "after", (rank, 2))
     run.go(2)
@@ -167,6 +184,7 @@ def work(rank, address, folder, ranks):
     if ranks == 2:
         results["refusals"] = refusals(rank)
         results["facts"] = facts(rank)
+        results["brought"] = brought(rank)
         results["gathered"] = gathered(rank)
         results["resumed"] = {
             name: resumed(rank, name, order, folder)
@@ -265,6 +283,11 @@ def test_masks_are_cut_like_their_weights(in_two):
     assert first["mask is cut like its weight"] and second["mask is cut like its weight"]
     assert (first["rows"], second["rows"]) == (7, 7)
     assert [storage for storage, _ in first["shown"]] == ["masked"] * 3
+
+
+def test_optimizers_begin_with_connections_that_a_state_dict_brings(in_two):
+    for new, inactive, count in (result["brought"] for result in in_two):
+        assert new == [0.5] and inactive == [0.0] and count > 5
 
 
 def test_what_ranks_each_connection_by_itself_gathers_nothing(in_two):

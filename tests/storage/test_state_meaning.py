@@ -157,7 +157,8 @@ def test_second_moments_in_a_rotated_basis_stay():
     ],
 )
 @pytest.mark.parametrize("compute", ["masked", "compact"])
-def test_new_connections_begin_as_the_optimizer_does(make, key, rest, compute):
+@pytest.mark.parametrize("loads", [False, True])
+def test_new_connections_begin_as_the_optimizer_does(make, key, rest, compute, loads):
     torch.manual_seed(0)
     layer = nn.Linear(64, 64)
     optimizer = make(layer.parameters())
@@ -167,11 +168,15 @@ def test_new_connections_begin_as_the_optimizer_does(make, key, rest, compute):
     sparsity.apply(layer)
     (parameter,) = sparsity.parameters.values()
     old = parameter.mask.clone()
+    first = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
     x, y = torch.randn(32, 64), torch.randn(32, 64)
     for _ in range(3):
         optimizer.zero_grad()
         (layer(x) - y).square().mean().backward()
         optimizer.step()
+    if loads:
+        old = parameter.mask.clone()
+        layer.load_state_dict(first)
     state = parameter.storage.spread(optimizer.state[parameter.weight][key].detach())
     grown = parameter.mask & ~old
     assert grown.any() and torch.allclose(state[grown], torch.tensor(rest))

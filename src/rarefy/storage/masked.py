@@ -253,7 +253,11 @@ class MaskedStorage:
         """Nothing to do: the gradient is dense before its zeros are put in place."""
 
     def take_mask(self, mask: Tensor, optimizers: Iterable[Optimizer]) -> None:
-        """The buffer is loaded like any other."""
+        """Lets the optimizers begin with what it grows; the buffer is loaded like any other."""
+        # Of connections that nobody knows, none can be told to be new.
+        is_known = self.is_in_place and not self.has_lost_mask
+        if is_known and mask.shape == self.shape and not mask.is_meta:
+            begin_state(optimizers, self.weight, mask.to(self.mask.device).bool() > self.mask)
         self._known = None
 
     def after_load(self, optimizers: Iterable[Optimizer]) -> None:

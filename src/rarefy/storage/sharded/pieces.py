@@ -280,7 +280,11 @@ class ShardedStorage:
     # ---- files ----
 
     def take_mask(self, mask: Tensor, optimizers: Iterable[Optimizer]) -> None:
-        """Nothing to do: the buffer is loaded like any other."""
+        """Lets the optimizers begin with what it grows; the buffer is loaded like any other."""
+        if self.is_in_place and mask.shape == self.shape and not mask.is_meta:
+            own = self.own_mask
+            grown = self.collect(mask).to(own.device).bool() > own
+            begin_state(optimizers, self.weight, self.cut.wrap(grown))
 
     def after_load(self, optimizers: Iterable[Optimizer]) -> None:
         """Prunes by the mask that was loaded."""
