@@ -52,14 +52,35 @@ def test_reference_builds_the_same_structure(isa: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(panels.tensors, plain, strict=True))
 
 
-@pytest.mark.parametrize("threads", [1, 3])
-def test_sources_follow_connections(isa: str, threads: int) -> None:
+@FUZZ
+@given(
+    # Rows that are walked together are eight.
+    rows=st.sampled_from([0, 1, 7, 8, 9, 31, 90]),
+    columns=st.sampled_from([0, 1, 5, 100, 127, 700]),
+    densities=st.tuples(*[st.sampled_from([0, 0.05, 0.3, 1])] * 2),
+    threads=st.sampled_from([1, 2, 3]),
+    seed=st.integers(0, 99),
+)
+def test_sources_and_positions_are_those_that_are_found_one_by_one(
+    isa: str, rows: int, columns: int, densities: tuple[float, float], threads: int, seed: int
+) -> None:
     torch.set_num_threads(threads)
-    old, new = Panels.from_mask(random_mask(90, 700, 0.3, 1)), Panels.from_mask(random_mask(90, 700, 0.05, 2))
-    numbers = torch.arange(1.0, 90 * 700 + 1).view(90, 700)
-    sources = new.sources_in(old)
-    moved = torch.cat([old.gather(numbers), torch.zeros(1)])[sources]
-    assert torch.equal(new.dense(moved), numbers * old.mask() * new.mask())
+    old, new = (
+        Panels.from_mask(random_mask(rows, columns, density, seed + place))
+        for place, density in enumerate(densities)
+    )
+    known = {position: place for place, position in enumerate(walked(old))}
+    assert old.positions().tolist() == list(known)
+    assert new.sources_in(old).tolist() == [known.get(position, -1) for position in walked(new)]
+
+
+def walked(panels: Panels) -> list[int]:
+    """The positions of connections, by panel, then row, then column."""
+    active = [
+        divmod(position, panels.columns) for position in panels.mask().flatten().nonzero().flatten().tolist()
+    ]
+    active.sort(key=lambda place: (place[1] // panels.width, *place))
+    return [row * panels.columns + column for row, column in active]
 
 
 @pytest.mark.parametrize(
