@@ -168,6 +168,46 @@ def test_wanda_naively():
             assert mask.nonzero().flatten().tolist() == sorted(kept.tolist())
 
 
+class Tied(nn.Module):
+    """Two layers of one weight, which is given other inputs in each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = nn.Linear(8, 8)
+        self.second = nn.Linear(8, 8)
+        self.second.weight = self.first.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(self.first(x).exp())
+
+
+@pytest.mark.parametrize("compute", ["masked", "auto"])
+def test_wanda_of_a_tied_weight_sees_the_inputs_of_both_layers(compute):
+    model = Tied()
+    x = torch.cat([x for x, _ in batches()])
+    both = torch.cat([x, model.first(x).exp()]).norm(dim=0)
+    expected = (model.first.weight.abs() * both).topk(4, dim=1).indices.sort(dim=1).values
+    found = applied("wanda", model, compute=compute)
+    assert list(found) == ["first.weight"]
+    assert torch.equal(found["first.weight"].nonzero()[:, 1].view(8, 4), expected)
+
+
+class Lookup(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+        self.table = nn.Embedding(8, 8)
+        self.table.weight = self.layer.weight
+
+
+def test_wanda_of_a_weight_that_is_tied_to_one_it_cannot_see():
+    with pytest.raises(
+        RarefyError, match="init_method wanda needs the inputs of layer.weight, which a Embedding"
+    ):
+        applied("wanda", Lookup(), param_filter="layer.weight")
+
+
 class Turned(nn.Module):
     """A layer that has its weight as [in, out], as Hugging Face's Conv1D."""
 

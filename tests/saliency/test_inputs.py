@@ -50,7 +50,7 @@ def test_linear_layers():
 def test_keyword_inputs_are_seen():
     layer = nn.Linear(2, 1)
     sums = SquareSums("wanda")
-    with watched({"w": layer}, sums.see):
+    with watched([("w", layer)], sums.see):
         layer(input=torch.tensor([[1.0, 2.0]]))
         layer(torch.tensor([[1.0, 0.0]]))
     layer(torch.ones(1, 2))

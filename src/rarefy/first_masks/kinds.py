@@ -14,6 +14,7 @@ from torch import Tensor
 
 from rarefy.distributed import failing_together
 from rarefy.errors import RarefyError
+from rarefy.filters import candidates
 from rarefy.first_masks.by_output import keep_by_output
 from rarefy.first_masks.from_data import FromData, Scope
 from rarefy.first_masks.task import Task
@@ -220,11 +221,14 @@ class Wanda(FromData):
 
     def masks(self, task: Task) -> dict[str, Tensor]:
         """The masks of all weights; see `FromData.masks`."""
-        for name, place in task.places.items():
+        # A tied weight is multiplied with the inputs of each of its layers.
+        places = [(one.name, place) for one in candidates(task.model) for place in one.places]
+        places = [(name, place) for name, place in places if name in task.weights]
+        for name, place in places:
             check_watchable(name, place, f"init_method {self.name}")
         sums = SquareSums(f"init_method {self.name}")
         objective = Objective(task.model, task.loss, task.seed)
-        modules = {name: place.module for name, place in task.places.items()}
+        modules = [(name, place.module) for name, place in places]
         # Sums are exchanged afterwards, for which the others must not wait in vain.
         with failing_together(task.device):
             with in_mode(task.model, False), torch.no_grad(), watched(modules, sums.see):

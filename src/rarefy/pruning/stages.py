@@ -92,7 +92,7 @@ class Walk:
         return order
 
     def _run(self, batch: Any, modules: Mapping[str, nn.Module], see: See) -> None:
-        with torch.no_grad(), watched(modules, see):
+        with torch.no_grad(), watched(modules.items(), see):
             self._objective.run({}, batch, self._loss)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -49,23 +49,23 @@ def is_linear(module: nn.Module) -> bool:
 
 @contextmanager
 def watched(
-    modules: Mapping[str, nn.Module], see: Callable[[str, nn.Module, Tensor], None]
+    modules: Iterable[tuple[str, nn.Module]], see: Callable[[str, nn.Module, Tensor], None]
 ) -> Iterator[None]:
     """Shows the inputs of modules while they are called.
 
     Args:
-        modules: by any name.
+        modules: each with a name, which may be that of others too.
         see: called with the name, the module and its first input, detached, before each call.
 
     Example:
         >>> layer = nn.Linear(2, 1)
-        >>> with watched({"layer": layer}, lambda name, module, x: print(name, tuple(x.shape))):
+        >>> with watched([("layer", layer)], lambda name, module, x: print(name, tuple(x.shape))):
         ...     layer(torch.ones(3, 2)).shape
         layer (3, 2)
         torch.Size([3, 1])
     """
     with ExitStack() as stack:
-        for name, module in modules.items():
+        for name, module in modules:
 
             def before(
                 module: nn.Module, inputs: tuple[Any, ...], keywords: Mapping[str, Any], name: str = name
