@@ -203,7 +203,7 @@ class Lookup(nn.Module):
 
 def test_wanda_of_a_weight_that_is_tied_to_one_it_cannot_see():
     with pytest.raises(
-        RarefyError, match="init_method wanda needs the inputs of layer.weight, which a Embedding"
+        RarefyError, match=r"init_method wanda needs the inputs of layer\.weight, which a Embedding"
     ):
         applied("wanda", Lookup(), param_filter="layer.weight")
 
