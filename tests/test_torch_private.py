@@ -8,13 +8,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import multiprocessing
 import re
 import warnings
 import weakref
 from types import SimpleNamespace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -22,10 +23,13 @@ from torch import nn, optim
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
+from torch.optim.swa_utils import get_swa_multi_avg_fn
 
 from rarefy import torch_private
 from rarefy.torch_private import (
+    ADDS_LISTS,
     COMPILED_PREFIX,
+    SUBTRACTS_LISTS,
     accumulation_hooks,
     buffers_of,
     compiles_its_calls,
@@ -165,6 +169,27 @@ def test_many_tensors_are_multiplied_in_place():
     tensors = [torch.tensor([1.0, -2.0]), torch.tensor([[4.0]], dtype=torch.bfloat16)]
     multiply_(tensors, 0.5)
     assert [tensor.tolist() for tensor in tensors] == [[0.5, -1.0], [[2.0]]]
+
+
+def test_averages_of_many_tensors_subtract_and_add_lists():
+    seen = []
+
+    class Seen(torch.Tensor):
+        @classmethod
+        def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.append(func)
+            return super().__torch_function__(func, types, args, kwargs or {})
+
+    for count in (1, torch.tensor(1)):
+        average = torch.tensor([2]).as_subclass(Seen)
+        with contextlib.suppress(RuntimeError):  # torch adds no fractions to whole numbers
+            get_swa_multi_avg_fn()([average], [torch.tensor([4])], count)
+    assert [func for func in seen if func is SUBTRACTS_LISTS or func in ADDS_LISTS] == [
+        SUBTRACTS_LISTS,
+        ADDS_LISTS[0],
+        SUBTRACTS_LISTS,
+        ADDS_LISTS[1],
+    ]
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])

@@ -13,7 +13,13 @@ import copy
 import pytest
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_ema_multi_avg_fn, update_bn
+from torch.optim.swa_utils import (
+    AveragedModel,
+    get_ema_avg_fn,
+    get_ema_multi_avg_fn,
+    get_swa_multi_avg_fn,
+    update_bn,
+)
 
 import rarefy
 from foreign.networks import RIGL, SET, STATIC, inputs, network, sparse, step_once, weights
@@ -173,6 +179,28 @@ def test_averaged_model_with_buffers_that_is_not_tracked(average, compute):
     for name, value in reference.state_dict().items():
         torch.testing.assert_close(dense(averaged.state_dict()[name]), value, rtol=1e-5, atol=1e-7)
     torch.testing.assert_close(averaged.eval()(inputs()), reference.eval()(inputs()))
+
+
+@pytest.mark.parametrize("compute", ["masked", "compact"])
+@pytest.mark.parametrize("count", ["tensor", "number"])
+def test_averaged_model_with_buffers_that_averages_many_tensors_at_once(count, compute):
+    """As torch does on a GPU by itself."""
+    at_once = get_swa_multi_avg_fn()
+
+    def average(own, other, number):
+        at_once(own, other, number if count == "tensor" else int(number))
+
+    model, optimizer, sparsity = sparse(SET, compute=compute, update={"freq": 1})
+    averaged = AveragedModel(model, use_buffers=True, multi_avg_fn=average)
+    ever = torch.zeros(48, 32, dtype=torch.bool)
+    seen = []
+    for step in range(4):
+        step_once(model, optimizer, step)
+        averaged.update_parameters(model)
+        ever |= model[0].weight_mask
+        seen.append(sparsity.parameters["0.weight"].dense_weight().clone())
+    assert torch.equal(torch.as_tensor(averaged.module[0].weight_mask), ever)
+    torch.testing.assert_close(dense(averaged.module[0].weight.detach()), torch.stack(seen).mean(0))
 
 
 def dense(tensor):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
@@ -10,7 +12,14 @@ from torch import Tensor, nn
 
 from rarefy.errors import RarefyError
 from rarefy.tensors import Role, SparseWeight, as_array, become, in_mode_of
-from rarefy.torch_private import make_wrapper, mapped, no_subclass_functions, without_subclass_functions
+from rarefy.torch_private import (
+    ADDS_LISTS,
+    SUBTRACTS_LISTS,
+    make_wrapper,
+    mapped,
+    no_subclass_functions,
+    without_subclass_functions,
+)
 
 _aten = torch.ops.aten
 
@@ -130,6 +139,8 @@ class CopiedMask(Tensor):
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in ADDS_LISTS:
+            return _add_differences(*args, **(kwargs or {}))
         if func in _DIFFERENCES:
             args = mapped(_number, args)
         with without_subclass_functions():
@@ -145,12 +156,21 @@ class CopiedMask(Tensor):
         return self.as_subclass(Tensor).__reduce_ex__(protocol)
 
 
-_DIFFERENCES = (torch.sub, Tensor.sub, Tensor.__sub__, Tensor.__rsub__)
+_DIFFERENCES = (torch.sub, Tensor.sub, Tensor.__sub__, Tensor.__rsub__, SUBTRACTS_LISTS)
 _STAYS = (Tensor.to, Tensor.cpu, Tensor.cuda, Tensor.detach, Tensor.clone)
 
 
 def _number(value: Any) -> Any:
     return value.float() if isinstance(value, Tensor) and value.dtype == torch.bool else value
+
+
+def _add_differences(
+    masks: Sequence[Tensor], differences: Sequence[Tensor], counts: Any = None, *, alpha: float = 1.0
+) -> None:
+    """What `ADDS_LISTS` do to averages, of which bool tensors keep what is not zero."""
+    factors = itertools.repeat(alpha) if counts is None else (1 / count for count in counts)
+    for mask, difference, factor in zip(masks, differences, factors, strict=False):
+        mask.copy_(mask.float() + difference * factor)
 
 
 def _shown(value: Any) -> Any:

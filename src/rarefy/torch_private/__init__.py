@@ -170,6 +170,16 @@ def multiply_(tensors: list[Tensor], factor: float) -> None:
     torch._foreach_mul_(tensors, factor)
 
 
+SUBTRACTS_LISTS = torch._foreach_sub
+"""How torch's averages take differences of many tensors: always on a GPU, and by `get_swa_multi_avg_fn`.
+
+Without the name an average with buffers would fail on the bool masks in a copy of a sparse model.
+"""
+
+ADDS_LISTS = (torch._foreach_add_, torch._foreach_addcdiv_)
+"""How they add them, multiplied by `alpha` or divided by a list."""
+
+
 # ---- operations ----
 
 
