@@ -209,6 +209,8 @@ class CompactStorage:
             weight.grad = weight.companion(weight.topology.gather(grad.detach()))
 
     gradient_is_selected = True
+    # What was assigned is gathered into a gradient of its own.
+    has_assigned_gradient = False
 
     def after_accumulation(self, grad: Tensor, dense: DenseGradient | None) -> None:
         """The dense gradient came before, through the hook of the weight.

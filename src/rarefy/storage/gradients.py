@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rarefy import masks
 from rarefy.distributed.merged import Exchange, largest_means
@@ -292,6 +292,57 @@ class LastSelected:
     def is_intact(self, grad: Tensor) -> bool:
         """Whether `grad` was selected and no one (clipping, noise, an assignment) wrote to it since."""
         return self._grad is not None and self._grad() is grad and self._version == times_written(grad)
+
+
+def refuse_layout(name: str, grad: Tensor) -> None:
+    """Refuses a gradient in one of torch's sparse layouts, whose zeros nobody could put in place.
+
+    Args:
+        name: of the weight.
+        grad: of it.
+
+    Raises:
+        RarefyError: it is.
+
+    Example:
+        >>> refuse_layout("0.weight", torch.ones(2, 2))
+    """
+    if grad.layout is not torch.strided:
+        raise RarefyError(
+            f"{name} has a sparse gradient; build its module with sparse=False, or assign grad.to_dense()"
+        )
+
+
+def take_apart(weight: nn.Parameter, others: Iterable[nn.Parameter]) -> None:
+    """Copies an assigned gradient that cannot be written to for this weight alone.
+
+    It is another weight's gradient too, or one number that was expanded.
+
+    Args:
+        weight: whose gradient it is.
+        others: weights that have gradients, this one among them.
+
+    Example:
+        >>> one, other = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
+        >>> one.grad = other.grad = torch.ones(2)
+        >>> take_apart(one, [one, other])
+        >>> one.grad.zero_(), other.grad
+        (tensor([0., 0.]), tensor([1., 1.]))
+    """
+    grad = weight.grad
+    if not _is_plain(grad):
+        return
+    is_expanded = any(
+        stride == 0 and size > 1 for stride, size in zip(grad.stride(), grad.shape, strict=True)
+    )
+    found = (other.grad for other in others if other is not weight)
+    is_shared = any(_is_plain(other) and other.data_ptr() == grad.data_ptr() for other in found)
+    if is_expanded or is_shared:
+        weight.grad = grad.clone(memory_format=torch.contiguous_format)
+
+
+def _is_plain(grad: Tensor | None) -> TypeGuard[Tensor]:
+    return type(grad) in (Tensor, nn.Parameter) and grad is not None and grad.layout is torch.strided
 
 
 class ActivePlaces:

@@ -207,7 +207,13 @@ class MaskedStorage:
     def gradient_is_selected(self) -> bool:
         """True without a gradient to select."""
         grad = self.weight.grad
-        return grad is None or grad.layout is not torch.strided or self.last_selected.is_intact(grad)
+        return grad is None or self.last_selected.is_intact(grad)
+
+    @property
+    def has_assigned_gradient(self) -> bool:
+        """Whether it is another tensor than the one that was selected last."""
+        grad = self.weight.grad
+        return grad is not None and not self.last_selected.is_of(grad)
 
     def after_accumulation(self, grad: Tensor, dense: DenseGradient | None) -> None:
         """Drops the gradient of inactive connections, once it was added to the dense one."""

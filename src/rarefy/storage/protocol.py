@@ -147,6 +147,11 @@ class Storage(Protocol):
         """Whether no one wrote to the gradient since its zeros were put in place."""
         ...
 
+    @property
+    def has_assigned_gradient(self) -> bool:
+        """Whether the gradient, in which zeros are to be put in place, is a tensor that somebody assigned."""
+        ...
+
     def after_accumulation(self, grad: Tensor, dense: DenseGradient | None) -> None:
         """Called once a micro-batch was added to `grad`; `dense` collects the dense gradient if that is wanted."""
         ...

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -27,7 +26,7 @@ from rarefy.errors import RarefyError
 from rarefy.filters import Candidate
 from rarefy.patterns import Pattern
 from rarefy.storage.choice import TIMED_AT, choose_storage, restore_storage, storage_state
-from rarefy.storage.gradients import Shortlist
+from rarefy.storage.gradients import Shortlist, refuse_layout
 from rarefy.storage.masked import refuse_lost_mask
 from rarefy.storage.parameter import SparseParameter
 from rarefy.torch_private import scale_in_gradients, times_written
@@ -302,6 +301,7 @@ class Attachment:
 
     def _before_accumulation(self, parameter: SparseParameter, grad: Tensor) -> None:
         if self._collects_dense_grad():
+            parameter.require_parameter()
             parameter.before_accumulation()
 
     def _after_accumulation(self, parameter: SparseParameter, weight: Tensor) -> None:
@@ -312,8 +312,7 @@ class Attachment:
         if weight is not parameter.weight:
             return  # one that another has replaced may go on learning elsewhere
         self._forms.refuse_left(parameter)
-        if grad.layout is not torch.strided:
-            raise RarefyError(f"{parameter.name} has a sparse gradient; build its module with sparse=False")
+        refuse_layout(parameter.name, grad)
         # Before the zeros are put in place, which is a write too.
         version = times_written(grad)
         parameter.after_accumulation(grad, self._collects_dense_grad())
@@ -334,6 +333,8 @@ class Attachment:
         self._find(parameter)
         self._forms.begin(parameter)
         grad = parameter.weight.grad
+        if grad is not None:
+            refuse_layout(parameter.name, grad)
         if optimizer is None or grad is None:
             parameter.storage.select_gradient(None)
             return

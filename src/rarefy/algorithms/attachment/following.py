@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
 
+from rarefy.algorithms.attachment.gradient_hooks import put_first
 from rarefy.algorithms.attachment.step_watch import Absence, StepWatch
 from rarefy.errors import RarefyError
+from rarefy.storage.gradients import take_apart
 from rarefy.storage.optimizer_state import parts_in_step
 from rarefy.storage.optimizer_traits import preserves_zeros, trained_parameters, with_inner
 from rarefy.storage.parameter import SparseParameter
@@ -23,17 +24,6 @@ from rarefy.storage.saved_state import load_entries, save_entries
 from rarefy.torch_private import was_told_to_skip
 from rarefy.torch_private.compiled import hold_sizes, let_sizes_go
 from rarefy.torch_private.ddp import outside_of_graphs
-
-
-def _put_first(handle: RemovableHandle) -> bool:
-    """Has a hook called before those that were registered earlier; returns whether there are any.
-
-    An average of weights that somebody takes after each step is one of the weights as they are when the step is over.
-    """
-    hooks = handle.hooks_dict_ref()
-    assert hooks is not None
-    hooks.move_to_end(handle.id, last=False)
-    return len(hooks) > 1
 
 
 class Following:
@@ -84,7 +74,7 @@ class Following:
         inner = [one for one in with_inner([optimizer])[1:] if own <= set(trained_parameters(one))]
         if inner:
             # SAM, Lookahead and their kin: the innermost takes the steps, and the wrapper may write afterwards.
-            if _put_first(optimizer.register_step_post_hook(lambda *_: self._prune_all(inner[-1]))):
+            if put_first(optimizer.register_step_post_hook(lambda *_: self._prune_all(inner[-1]))):
                 optimizer.register_step_post_hook(self._restore_zeros)
             return self.follow(inner[-1])
         for name, parameter in self._parameters.items():
@@ -96,8 +86,9 @@ class Following:
             self._set_aside |= self._replaced_by(optimizer)
         self.optimizers.append(optimizer)
         optimizer.register_step_pre_hook(self._before_step)
-        # Hooks of before may write weights, by noise or a projection for example.
-        if _put_first(optimizer.register_step_post_hook(self._after_step)):
+        # An average that somebody takes after each step is one of the weights as they are when the step is over;
+        # hooks of before may write weights too, by noise or a projection for example.
+        if put_first(optimizer.register_step_post_hook(self._after_step)):
             optimizer.register_step_post_hook(self._restore_zeros)
         optimizer.register_state_dict_post_hook(partial(save_entries, self._parameters))
         optimizer.register_load_state_dict_pre_hook(partial(load_entries, self._parameters))
@@ -190,7 +181,10 @@ class Following:
             parameter.require_parameter()
         self._refuse_replaced(optimizer, own)
         skips = was_told_to_skip(optimizer)
+        sparse = [parameter.weight for parameter in self._parameters.values()]
         for parameter in self._parameters.values():
+            if parameter.storage.has_assigned_gradient:
+                take_apart(parameter.weight, [*own, *sparse])
             parameter.state.drop_draft()
             is_own = parameter.weight in own and not skips
             if is_own:

@@ -39,6 +39,7 @@ class ShardedStorage:
     kind = "masked"
     form = "masked"
     has_lost_mask = False
+    has_assigned_gradient = False
 
     def __init__(self, module: nn.Module, leaf: str, mask_leaf: str, mask: Tensor | None = None) -> None:
         self.module = module
