@@ -108,6 +108,18 @@ def test_memory_that_is_taken_anew_on_the_same_device(compute):
 
 
 @both_storages
+def test_memory_that_is_taken_anew_while_there_are_gradients(compute):
+    model, optimizer, _ = sparse(STATIC, compute=compute)
+    step_once(model, optimizer, 0)
+    assert model[0].weight.grad is not None
+    model.to_empty(device="cpu")
+    for mask in model.buffers():
+        mask.fill_(True)
+    with pytest.raises(rarefy.errors.RarefyError, match=LOST):
+        step_once(model, optimizer, 1)
+
+
+@both_storages
 def test_names_and_shapes_of_a_model_without_memory(compute):
     model, _, _ = sparse(STATIC, compute=compute)
     shapes = {name: tuple(one.shape) for name, one in model.state_dict().items()}

@@ -17,6 +17,7 @@ from foreign.networks import RIGL, SET, STATIC, assert_zeros, inputs, loss_of, s
 from rarefy.errors import RarefyError
 from sparse_weights import whole
 
+TOP_KAST = {"algorithm": "top_kast", "sparsity": 0.8, "forward_sparsity": 0.9, "update": {"freq": 2}}
 STORAGES = pytest.mark.parametrize("compute", ["masked", "compact"])
 ARRAYS = {
     "numpy": lambda weight: weight.detach().numpy(),
@@ -71,11 +72,36 @@ def test_an_address_of_a_weight_that_holds_nan():
     assert model(inputs()).isnan().all()
 
 
-def test_a_weight_that_was_exchanged_for_a_dense_tensor_is_refused():
-    model, optimizer, _ = sparse(SET, compute="compact")
+@pytest.mark.parametrize("block", [SET, TOP_KAST], ids=["set", "top_kast"])
+@pytest.mark.parametrize("use", ["step", "summary", "state dict", "load", "copy", "optimizer"])
+def test_a_weight_that_was_exchanged_for_a_dense_tensor_is_refused(use, block):
+    model, optimizer, sparsity = sparse(block, compute="compact")
+    step_once(model, optimizer, 0)
+    saved = copy.deepcopy(model.state_dict())
     torch.utils.swap_tensors(model[0].weight, nn.Parameter(torch.ones(48, 32)))
+    uses = {
+        "step": lambda: step_once(model, optimizer, 1),
+        "summary": lambda: rarefy.summary(sparsity).actual_sparsity,
+        "state dict": model.state_dict,
+        "load": lambda: model.load_state_dict(saved),
+        "copy": lambda: copy.deepcopy(model),
+        "optimizer": lambda: sparsity.apply(torch.optim.SGD(model.parameters(), lr=0.1)),
+    }
     with pytest.raises(RarefyError, match=r"exchanged for a dense tensor by torch\.utils\.swap_tensors"):
-        step_once(model, optimizer, 0)
+        uses[use]()
+
+
+@pytest.mark.parametrize("block", [SET, TOP_KAST], ids=["set", "top_kast"])
+def test_a_weight_that_was_exchanged_is_finalized_and_begins_anew(block):
+    model, optimizer, sparsity = sparse(block, compute="compact")
+    step_once(model, optimizer, 0)
+    torch.utils.swap_tensors(model[0].weight, nn.Parameter(torch.ones(48, 32)))
+    rarefy.finalize(model)
+    assert type(model[0].weight) is nn.Parameter and bool((model[0].weight == 1).all())
+    assert [name for name, _ in model.named_buffers()] == [] and not sparsity.parameters
+    model, optimizer, sparsity = sparse(block, model, compute="compact")
+    step_once(model, optimizer, 0)
+    assert_zeros_of_any(sparsity)
 
 
 def test_a_masked_weight_that_was_exchanged_for_another_goes_on():

@@ -67,7 +67,8 @@ class WeightMask(Tensor):
         if not isinstance(weight, SparseWeight):
             raise RarefyError(
                 "a weight in compact storage was exchanged for a dense tensor by torch.utils.swap_tensors, and its "
-                "mask is lost; write to it with copy_ or load_state_dict, or set compute: masked"
+                "mask is lost; write to it with copy_ or load_state_dict instead, or set compute: masked; this model "
+                "can go on after rarefy.finalize(model), with sparsity and optimizer applied anew"
             )
         return weight.topology.mask()
 

@@ -85,8 +85,13 @@ class CompactStorage:
 
     @property
     def has_lost_mask(self) -> bool:
-        """Whether a plain mask with other connections is in the place of the one that shows those of the weight."""
+        """Whether a plain mask with other connections is in the place of the one that shows those of the weight.
+
+        Also where the weight itself was exchanged for a dense tensor, so that there are none to show.
+        """
         shown = getattr(self.module, self.mask_leaf, None)
+        if isinstance(shown, WeightMask) and not isinstance(shown.weight, SparseWeight):
+            return True
         if self._known is None or not isinstance(shown, Tensor) or isinstance(shown, WeightMask):
             return False
         # `functional_call` puts other tensors in the place of both, for one call.
@@ -260,6 +265,9 @@ class CompactStorage:
         """Takes the topology of a state dict that is about to be loaded."""
         weight = getattr(self.module, self.leaf)
         if not isinstance(weight, SparseWeight):
+            shown = getattr(self.module, self.mask_leaf, None)
+            if isinstance(shown, WeightMask):
+                shown.dense()  # refuses a weight that was exchanged: nothing tells what its optimizer's state is of
             self._known = None
             return
         # Where the mask was lost, the weight still knows its connections.

@@ -12,6 +12,7 @@ from rarefy import kernels, masks
 from rarefy.checkpoint.mask_names import free_mask_name
 from rarefy.distributed import WHOLE_WEIGHTS, cut_by
 from rarefy.errors import RarefyError
+from rarefy.nn import WeightMask
 from rarefy.storage.gradients import ActivePlaces, DenseGradient, LastSelected
 from rarefy.storage.optimizer_state import begin_state, rest_inactive
 from rarefy.storage.protocol import Carry, Storage, checksum
@@ -313,6 +314,9 @@ def refuse_lost_mask(storage: Storage) -> None:
         >>> refuse_lost_mask(MaskedStorage(nn.Linear(2, 2), "weight"))
     """
     if storage.has_lost_mask:
+        shown = getattr(storage.module, storage.mask_leaf)
+        if isinstance(shown, WeightMask):
+            shown.dense()  # which says how its weight was exchanged
         raise RarefyError(
             f"the mask of {storage.leaf} of a {type(storage.module).__name__} is another tensor now, with other "
             "connections than its algorithm gave it: model.to_empty() left memory without values, or somebody assigned "

@@ -50,7 +50,7 @@ class Cell:
         collect: called with every dense gradient of the weight, while it is wanted; else None.
     """
 
-    __slots__ = ("_seen", "_snapshot", "collect", "role", "topology", "values", "writes")
+    __slots__ = ("__weakref__", "_seen", "_snapshot", "collect", "role", "topology", "values", "writes")
 
     def __init__(self, values: Tensor, topology: Topology, role: Role = Role.FREE) -> None:
         self.values = values

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from rarefy.tensors import SparseWeight
 from rarefy.torch_private import times_written
 
 # A gradient scaler may skip as many steps while it looks for its scale.
@@ -24,7 +25,7 @@ class StepWatch:
         self._passes = 0
         self._fresh = 0
         self._version = 0
-        self._latest: weakref.ref[Tensor] | None = None
+        self._latest: weakref.ref[object] | None = None
         self._has_told = False
 
     def saw_gradient(self, name: str, grad: Tensor, has_optimizer: bool, version: int) -> None:
@@ -41,10 +42,10 @@ class StepWatch:
         if self._has_told or name != self._name:
             return
         self._passes += 1
-        is_same = self._latest is not None and self._latest() is grad
+        is_same = self._latest is not None and self._latest() is _content_of(grad)
         # Accumulation is one write; a further one since is somebody's.
         self._fresh += not is_same or version > self._version + 1
-        self._latest = weakref.ref(grad)
+        self._latest = weakref.ref(_content_of(grad))
         self._version = times_written(grad)
         if not has_optimizer and self._passes == 2:
             self._tell(f"{name} has had two backward passes, and no optimizer is followed")
@@ -121,3 +122,8 @@ class Absence:
             "topology and the others are counted without it, until its optimizer steps again",
             stacklevel=2,
         )
+
+
+def _content_of(grad: Tensor) -> object:
+    """What a weak reference holds on to: `to_empty` exchanges sparse tensors whole, and no tensor that one knows."""
+    return grad._cell if isinstance(grad, SparseWeight) else grad
