@@ -55,6 +55,36 @@ def test_a_state_loads_after_its_model_or_is_refused(saves, loads, order):
     assert torch.equal(fresh[0][0].weight_mask, trained[0][0].weight_mask)
 
 
+@pytest.mark.parametrize("goes_on", ["masked", "compact"])
+def test_entries_that_are_loaded_before_the_optimizer_is_followed_are_refused(goes_on):
+    trained = parts("compact", seed=0)
+    train(*trained[:2], range(3))
+    saved = copy.deepcopy(trained[1].state_dict())
+    model, _, sparsity = parts(goes_on, seed=1)
+    model.load_state_dict(trained[0].state_dict())
+    sparsity.load_state_dict(copy.deepcopy(trained[2].state_dict()))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    optimizer.load_state_dict(saved)
+    with pytest.raises(RarefyError, match=r"0\.weight has one entry for each connection.*apply it first"):
+        sparsity.apply(optimizer)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    sparsity.apply(optimizer)
+    optimizer.load_state_dict(saved)
+    train(model, optimizer, range(3, 5))
+    train(*trained[:2], range(3, 5))
+    torch.testing.assert_close(model[0].bias, trained[0][0].bias)
+
+
+def test_a_state_that_has_by_chance_as_many_numbers_as_connections_is_none():
+    model, _, sparsity = parts("compact", seed=0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    weight = model[0].weight
+    number = sparsity.parameters["0.weight"].active
+    optimizer.state[weight] = {"exp_avg": torch.zeros(16, 8).double(), "of_rows": torch.ones(number)}
+    sparsity.apply(optimizer)
+    assert optimizer.state[weight]["of_rows"].shape == (number,)
+
+
 def test_what_was_saved_as_entries_is_marked_by_its_keys():
     """A tensor that has by chance as many numbers as there are connections is none of them."""
     model, optimizer, sparsity = parts("compact", seed=0)

@@ -96,6 +96,33 @@ def load_entries(
     return {**rest, "state": saved, **_notes(topology, marks)}
 
 
+def refuse_entries(parameters: Mapping[str, SparseParameter], optimizer: Optimizer) -> None:
+    """Refuses an optimizer that has loaded what `save_entries` saved, before anything could tell of which connections.
+
+    Args:
+        parameters: sparse weights by name; those that the optimizer does not train are left out.
+        optimizer: that is followed from now on.
+
+    Raises:
+        RarefyError: it has.
+    """
+    for parameter in parameters.values():
+        weight = parameter.weight
+        if weight.dim() == 1 or weight not in optimizer.state:
+            continue
+        found = list(entries(optimizer.state[weight]))
+        # One that has another state of the whole shape has not loaded entries, whatever length the rest has.
+        if any(state.shape == weight.shape for _, state in found):
+            continue
+        for path, state in found:
+            if state.dim() == 1 and _is_of(optimizer, weight, {torch.Size([parameter.active])}, path, state):
+                raise RarefyError(
+                    f"the optimizer's state of {parameter.name} has one entry for each connection, as compact storage "
+                    "saves it, and was loaded before sparsity.apply(optimizer), so that nothing tells of which "
+                    "connections; apply it first, then call optimizer.load_state_dict"
+                )
+
+
 def dense_entries(state_dict: Mapping[str, Any], masks: Mapping[int, Tensor]) -> dict[int, Any]:
     """What `save_entries` saved, in the shapes of dense weights, for weights that have another topology by now.
 

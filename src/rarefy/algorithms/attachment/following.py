@@ -20,7 +20,7 @@ from rarefy.storage.gradients import take_apart
 from rarefy.storage.optimizer_state import parts_in_step
 from rarefy.storage.optimizer_traits import preserves_zeros, trained_parameters, with_inner
 from rarefy.storage.parameter import SparseParameter
-from rarefy.storage.saved_state import load_entries, save_entries
+from rarefy.storage.saved_state import load_entries, refuse_entries, save_entries
 from rarefy.torch_private import was_told_to_skip
 from rarefy.torch_private.compiled import hold_sizes, let_sizes_go
 from rarefy.torch_private.ddp import outside_of_graphs
@@ -81,6 +81,8 @@ class Following:
             parameter.require_parameter()
             if parameter.weight in own:
                 self._trained[name] = parameter.weight
+        if optimizer.state:
+            refuse_entries(self._parameters, optimizer)
         # One that comes in the middle of a training for weights of another goes on in its place, as fine-tuning does.
         if len(self.optimizers) >= self._had:
             self._set_aside |= self._replaced_by(optimizer)
