@@ -38,6 +38,7 @@ from rarefy.torch_private import (
     multiply_,
     onednn_product,
     parameters_of,
+    put_first,
     remove_hooks,
     scale_in_gradients,
     set_progress,
@@ -163,6 +164,19 @@ def test_hooks_after_accumulation_are_those_that_were_registered():
     assert list(accumulation_hooks(weight).values()) == [print]
     handle.remove()
     assert len(accumulation_hooks(weight)) == 0
+
+
+def test_a_hook_that_is_put_first_is_called_first():
+    weight = nn.Parameter(torch.ones(1))
+    called = []
+    for number in (1, 2):
+        weight.register_post_accumulate_grad_hook(lambda _, number=number: called.append(number))
+    first = weight.register_post_accumulate_grad_hook(lambda _: called.append(0))
+    assert put_first(first)
+    weight.sum().backward()
+    first.remove()
+    weight.sum().backward()
+    assert called == [0, 1, 2, 1, 2]
 
 
 def test_many_tensors_are_multiplied_in_place():

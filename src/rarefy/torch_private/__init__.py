@@ -14,6 +14,7 @@ from torch import Tensor, nn, optim
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
+from torch.utils.hooks import RemovableHandle
 
 # ---- modules and their hooks ----
 
@@ -142,6 +143,21 @@ def accumulation_hooks(tensor: Tensor) -> Mapping[int, Callable[..., Any]]:
         0
     """
     return getattr(tensor, "_post_accumulate_grad_hooks", None) or {}
+
+
+def put_first(handle: RemovableHandle) -> bool:
+    """Has a hook called before those that were registered earlier; returns whether there are any.
+
+    Whatever they do (an average of weights, a norm that is clipped), they find rarefy's part done.
+    """
+    hooks = handle.hooks_dict_ref()
+    assert hooks is not None
+    earlier = {key: hook for key, hook in hooks.items() if key != handle.id}
+    for key, hook in earlier.items():
+        # Put in anew: torch walks through hooks of tensors in C++, which does not see what `move_to_end` does.
+        del hooks[key]
+        hooks[key] = hook
+    return bool(earlier)
 
 
 def is_part_of_a_flat_parameter(tensor: Tensor) -> bool:

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from rarefy.algorithms.attachment.gradient_hooks import put_first
 from rarefy.algorithms.attachment.step_watch import Absence, StepWatch
 from rarefy.errors import RarefyError
 from rarefy.storage.gradients import take_apart
@@ -21,7 +20,7 @@ from rarefy.storage.optimizer_state import parts_in_step
 from rarefy.storage.optimizer_traits import preserves_zeros, trained_parameters, with_inner
 from rarefy.storage.parameter import SparseParameter
 from rarefy.storage.saved_state import load_entries, refuse_entries, save_entries
-from rarefy.torch_private import was_told_to_skip
+from rarefy.torch_private import put_first, was_told_to_skip
 from rarefy.torch_private.compiled import hold_sizes, let_sizes_go
 from rarefy.torch_private.ddp import outside_of_graphs
 

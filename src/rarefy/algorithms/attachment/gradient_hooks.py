@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from rarefy.errors import RarefyError
 from rarefy.storage.parameter import SparseParameter
-from rarefy.torch_private import accumulation_hooks
+from rarefy.torch_private import accumulation_hooks, put_first
 from rarefy.torch_private.ddp import outside_of_graphs
 
 GradientHook = Callable[[SparseParameter, Tensor], None]
@@ -142,27 +142,3 @@ def _watchers(weight: nn.Parameter) -> Iterator[SparseParameter]:
     for hook in accumulation_hooks(weight).values():
         if isinstance(hook, WeakHook) and hook.parameter is not None:
             yield hook.parameter
-
-
-def put_first(handle: RemovableHandle) -> bool:
-    """Has a hook called before those that were registered earlier; returns whether there are any.
-
-    Whatever they do (an average of weights, a norm that is clipped), they find rarefy's part done.
-
-    Example:
-        >>> import torch
-        >>> weight, heard = torch.ones(1, requires_grad=True), []
-        >>> _ = weight.register_post_accumulate_grad_hook(lambda _: heard.append("earlier"))
-        >>> put_first(weight.register_post_accumulate_grad_hook(lambda _: heard.append("first")))
-        True
-        >>> weight.sum().backward(); heard
-        ['first', 'earlier']
-    """
-    hooks = handle.hooks_dict_ref()
-    assert hooks is not None
-    earlier = {key: hook for key, hook in hooks.items() if key != handle.id}
-    for key, hook in earlier.items():
-        # Put in anew: torch walks through hooks of tensors in C++, which does not see what `move_to_end` does.
-        del hooks[key]
-        hooks[key] = hook
-    return bool(earlier)
