@@ -12,6 +12,7 @@ import contextlib
 import copy
 import multiprocessing
 import re
+import sys
 import warnings
 import weakref
 from types import SimpleNamespace
@@ -47,7 +48,7 @@ from rarefy.torch_private import (
     viewed,
     was_told_to_skip,
 )
-from rarefy.torch_private.compiled import hold_sizes, let_sizes_change, let_sizes_go
+from rarefy.torch_private.compiled import hold_sizes, let_sizes_change, let_sizes_go, sizes_may_change
 from rarefy.torch_private.replacing import replace_content
 
 
@@ -503,9 +504,20 @@ def check_that_sizes_change():
     torch.compiler.reset()
 
 
+def test_whether_sizes_may_change_is_known():
+    with torch.compiler.config.patch(dynamic_sources=""):
+        assert not sizes_may_change("_of_nobody_")
+        let_sizes_change("_of_nobody_")
+        assert sizes_may_change("_of_nobody_") and not sizes_may_change("_of_somebody_")
+
+
 def test_an_older_torch_keeps_sizes_fixed(monkeypatch):
     monkeypatch.setattr(torch.compiler, "config", None)
     let_sizes_change("_of_nobody_")
+    # It may compile whatever it is given once its compiler is loaded.
+    assert "torch._dynamo" in sys.modules and sizes_may_change("_of_nobody_")
+    monkeypatch.delitem(sys.modules, "torch._dynamo")
+    assert not sizes_may_change("_of_nobody_")
 
 
 def test_sizes_that_are_held_are_fixed_until_they_are_let_go():

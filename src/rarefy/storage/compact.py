@@ -90,9 +90,9 @@ class CompactStorage:
         Also where the weight itself was exchanged for a dense tensor, so that there are none to show.
         """
         shown = getattr(self.module, self.mask_leaf, None)
-        if isinstance(shown, WeightMask) and not isinstance(shown.weight, SparseWeight):
-            return True
-        if self._known is None or not isinstance(shown, Tensor) or isinstance(shown, WeightMask):
+        if isinstance(shown, WeightMask):
+            return not isinstance(shown.weight, SparseWeight)
+        if self._known is None or not isinstance(shown, Tensor):
             return False
         # `functional_call` puts other tensors in the place of both, for one call.
         if not isinstance(getattr(self.module, self.leaf, None), nn.Parameter):

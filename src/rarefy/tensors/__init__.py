@@ -2,7 +2,7 @@
 
 from rarefy.kernels import move_entries
 from rarefy.tensors.gradient import came_through_its_hook
-from rarefy.tensors.stored import Cell, Role, as_array, in_mode_of
+from rarefy.tensors.stored import Cell, Role, are_known_to_compilers, as_array, in_mode_of
 from rarefy.tensors.topology import Topology
 from rarefy.tensors.weight import SparseWeight, become
 from rarefy.tensors.writes import set_topology
@@ -12,6 +12,7 @@ __all__ = [
     "Role",
     "SparseWeight",
     "Topology",
+    "are_known_to_compilers",
     "as_array",
     "become",
     "came_through_its_hook",

@@ -17,7 +17,7 @@ from rarefy.errors import RarefyError
 from rarefy.kernels import move_entries
 from rarefy.tensors.topology import Topology
 from rarefy.torch_private import make_wrapper, not_compiled, times_written
-from rarefy.torch_private.compiled import let_sizes_change
+from rarefy.torch_private.compiled import let_sizes_change, sizes_may_change
 
 
 class Role(Enum):
@@ -147,6 +147,11 @@ class _Flatten:
         if tensor is None:
             let_sizes_change(_PREFIX)
         return owner._flatten if tensor is None else tensor._flatten
+
+
+def are_known_to_compilers() -> bool:
+    """Whether a compiler may have taken a sparse weight apart in this process."""
+    return sizes_may_change(_PREFIX)
 
 
 class StoredWeight(Tensor):

@@ -68,6 +68,10 @@ def _shown(value: Any) -> Any:
 
 
 _LINEAR = F.linear
+# What is read of a tensor several times a step: facts, through which no gradient comes.
+_FACTS = frozenset(
+    getattr(Tensor, name).__get__ for name in ("grad", "requires_grad", "layout", "is_sparse", "_version")
+)
 _CONVERSIONS = frozenset(
     (
         Tensor.to,
@@ -137,6 +141,9 @@ class SparseWeight(StoredWeight):
         # First, since a lone token spends as long on the way here as in the kernel.
         if func is _LINEAR:
             return linear(*args, **kwargs) if kwargs else linear(*args)
+        if func in _FACTS:
+            with without_subclass_functions():
+                return func(*args)
         if torch.compiler.is_compiling():
             return _while_tracing(func, args, kwargs or {})
         product = PRODUCTS.get(func)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,12 +30,34 @@ def let_sizes_change(prefix: str) -> None:
         >>> torch.compiler.config.dynamic_sources.count("_rarefy_")
         1
     """
-    settings: Any = getattr(torch.compiler, "config", None)
-    found = getattr(settings, _SOURCES, None)
-    # Names are those of places in a program, such as L['self'].weight._rarefy_order.
-    wanted = rf"(?!.*(param_groups|\.state\b)).*\.{prefix}"
+    wanted, found = _source(prefix), _sources()
     if found is not None and wanted not in found.split(","):
-        setattr(settings, _SOURCES, f"{found},{wanted}".strip(","))
+        setattr(torch.compiler.config, _SOURCES, f"{found},{wanted}".strip(","))
+
+
+def sizes_may_change(prefix: str) -> bool:
+    """Whether `let_sizes_change` was called, or a torch that has no such setting may compile.
+
+    Args:
+        prefix: as of `let_sizes_change`.
+
+    Example:
+        >>> let_sizes_change("_rarefy_")
+        >>> sizes_may_change("_rarefy_")
+        True
+    """
+    found = _sources()
+    # To ask torch whether it compiles would load its compiler, which takes seconds.
+    return "torch._dynamo" in sys.modules if found is None else _source(prefix) in found
+
+
+def _sources() -> str | None:
+    return getattr(getattr(torch.compiler, "config", None), _SOURCES, None)
+
+
+def _source(prefix: str) -> str:
+    # Names are those of places in a program, such as L['self'].weight._rarefy_order.
+    return rf"(?!.*(param_groups|\.state\b)).*\.{prefix}"
 
 
 def hold_sizes(tensors: Iterable[Tensor]) -> None:
@@ -47,30 +68,22 @@ def hold_sizes(tensors: Iterable[Tensor]) -> None:
     compiled step of an optimizer fails beside a compiled model, and once a topology has changed.
 
     Args:
-        tensors: looked at where a compiler is loaded alone.
+        tensors: that a step computes with.
 
     Example:
-        >>> import torch._dynamo
         >>> tensor = torch.ones(2, 3)
         >>> hold_sizes([tensor]); tensor._dynamo_static_indices
         {0, 1}
         >>> let_sizes_go([tensor]); hasattr(tensor, "_dynamo_static_indices")
         False
     """
-    if _is_loaded():
-        for tensor in tensors:
-            for name in _CHANGING:
-                vars(tensor).pop(name, None)
-            setattr(tensor, _FIXED, set(range(tensor.dim())))
+    for tensor in tensors:
+        for name in _CHANGING:
+            vars(tensor).pop(name, None)
+        setattr(tensor, _FIXED, set(range(tensor.dim())))
 
 
 def let_sizes_go(tensors: Iterable[Tensor]) -> None:
     """The reverse of `hold_sizes`."""
-    if _is_loaded():
-        for tensor in tensors:
-            vars(tensor).pop(_FIXED, None)
-
-
-def _is_loaded() -> bool:
-    # To ask torch would load it, which takes seconds.
-    return "torch._dynamo" in sys.modules
+    for tensor in tensors:
+        vars(tensor).pop(_FIXED, None)

@@ -20,6 +20,7 @@ from rarefy.storage.optimizer_state import parts_in_step
 from rarefy.storage.optimizer_traits import preserves_zeros, trained_parameters, with_inner
 from rarefy.storage.parameter import SparseParameter
 from rarefy.storage.saved_state import load_entries, refuse_entries, save_entries
+from rarefy.tensors import are_known_to_compilers
 from rarefy.torch_private import put_first, was_told_to_skip
 from rarefy.torch_private.compiled import hold_sizes, let_sizes_go
 from rarefy.torch_private.ddp import outside_of_graphs
@@ -182,26 +183,30 @@ class Following:
             parameter.require_parameter()
         self._refuse_replaced(optimizer, own)
         skips = was_told_to_skip(optimizer)
-        sparse = [parameter.weight for parameter in self._parameters.values()]
-        for parameter in self._parameters.values():
+        weights = [parameter.weight for parameter in self._parameters.values()]
+        for parameter, weight in zip(self._parameters.values(), weights, strict=True):
             if parameter.storage.has_assigned_gradient:
-                take_apart(parameter.weight, [*own, *sparse])
+                take_apart(weight, [*own, *weights])
             parameter.state.drop_draft()
-            is_own = parameter.weight in own and not skips
+            is_own = weight in own and not skips
             if is_own:
                 # The optimizer goes on from the true numbers of all active connections.
                 parameter.show()
-                if parameter.weight.grad is None:
+                if weight.grad is None:
                     parameter.dense_gradient.discard()
             self._before(parameter, optimizer if is_own else None)
-            if is_own:
-                hold_sizes(parts_in_step(optimizer, parameter.weight))
+        if not skips and are_known_to_compilers():
+            for parameter in self._parameters.values():
+                if parameter.weight in own:
+                    hold_sizes(parts_in_step(optimizer, parameter.weight))
 
     # A compiled step would otherwise have the whole update traced.
     @outside_of_graphs
     def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
+        is_known = are_known_to_compilers()
         for parameter in self._parameters.values():
-            let_sizes_go(parts_in_step(optimizer, parameter.weight))
+            if is_known:
+                let_sizes_go(parts_in_step(optimizer, parameter.weight))
             self._settle(parameter)
             parameter.dense_gradient.used()
             parameter.state.keep_draft()
