@@ -89,7 +89,7 @@ def gpt_run(folder: Path, compute: str, algorithm: str) -> tuple[Trainer, Record
         model_dir=folder,
         model=tiny_gpt,
         device="cpu",
-        optimizer=lambda model: torch.optim.AdamW(model.parameters(), lr=3e-3),
+        optimizer=lambda model: torch.optim.AdamW(model.parameters(), lr=3e-3, fused=True),
         sparsity={**ALGORITHMS[algorithm], "compute": compute},
         loop={"max_steps": 200},
         checkpoint={"steps": None},
