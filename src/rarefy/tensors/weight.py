@@ -69,9 +69,7 @@ def _shown(value: Any) -> Any:
 
 _LINEAR = F.linear
 # What is read of a tensor several times a step: facts, through which no gradient comes.
-_FACTS = frozenset(
-    getattr(Tensor, name).__get__ for name in ("grad", "requires_grad", "layout", "is_sparse", "_version")
-)
+_FACTS = frozenset(getattr(Tensor, name).__get__ for name in ("grad", "requires_grad", "layout", "is_sparse"))
 _CONVERSIONS = frozenset(
     (
         Tensor.to,

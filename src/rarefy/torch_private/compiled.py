@@ -30,7 +30,8 @@ def let_sizes_change(prefix: str) -> None:
         >>> torch.compiler.config.dynamic_sources.count("_rarefy_")
         1
     """
-    wanted, found = _source(prefix), _sources()
+    wanted = _source(prefix)
+    found = _sources()
     if found is not None and wanted not in found.split(","):
         setattr(torch.compiler.config, _SOURCES, f"{found},{wanted}".strip(","))
 
