@@ -17,10 +17,15 @@ PRELOAD = (
     "torch",
     "torch.distributed.fsdp",
     "torch.distributed.tensor.parallel",
+    # What the first optimizer of a process imports.
+    "torch._dynamo",
+    "torch.utils.tensorboard",
     "rarefy.cli.app",
     "rarefy.run.builder",
     "rarefy.checkpoint.dcp",
     "rarefy.checkpoint.saved_model",
+    # What the files of tests import, and what a started process takes for its main module.
+    "pytest",
 )
 
 
@@ -57,6 +62,16 @@ class Script:
             target=_as_program, args=(code, arguments, surroundings, str(home or Path.cwd()), places)
         )
         self._process.start()
+
+    @property
+    def pid(self) -> int:
+        """Of its process."""
+        assert self._process.pid is not None
+        return self._process.pid
+
+    def is_alive(self) -> bool:
+        """Whether it has not ended."""
+        return self._process.is_alive()
 
     def end(self, timeout: float = 240) -> tuple[int, str, str]:
         """Its exit code, which is that of `subprocess`, and what it printed and complained of."""

@@ -17,11 +17,11 @@ from rarefy.models import build_model
 from rarefy.run.builder import Builder
 from rarefy.run.schema import parse
 
-STEPS, WORLDS, STRATEGIES = 60, (2, 4), ("ddp", "fsdp2")
+STEPS, WORLDS, STRATEGIES = 8, (2, 4), ("ddp", "fsdp2")
 pytestmark = NEEDS_FULLY_SHARD
-UPDATE = {"freq": 12, "stop": 50}
+UPDATE = {"freq": 3, "stop": 7}
 DYNAMIC = {"sparsity": 0.7, "update": UPDATE}
-GROWING = {"type": "linear", "init": 0.2, "slope": 0.01}
+GROWING = {"type": "linear", "init": 0.2, "slope": 0.06}
 # One weight after the other, as a step costs the same whatever becomes sparse in which way.
 EACH: dict[str, dict[str, Any]] = {
     "*layers.0.*proj_q*weight": {"algorithm": "static", "sparsity": 0.7},
@@ -179,12 +179,14 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Any]:
     }
 
 
-def assert_same(found: tuple[Any, Any], alone: Record, steps: slice, rounding: float) -> None:
+def assert_same(
+    found: tuple[Any, Any], alone: Record, steps: slice, rounding: float, norm_rounding: float
+) -> None:
     metrics, masks = found
     assert len(metrics) == len(alone.metrics[steps])
     for (loss, norm), (expected_loss, expected_norm) in zip(metrics, alone.metrics[steps], strict=True):
         assert loss == pytest.approx(expected_loss, rel=rounding)
-        assert norm == pytest.approx(expected_norm, rel=100 * rounding)
+        assert norm == pytest.approx(expected_norm, rel=norm_rounding)
     assert masks == alone.masks[steps]
 
 
@@ -193,10 +195,12 @@ def test_any_number_of_processes_learns_the_same(case: str, results: dict[int, A
     (tmp_path / "a.txt").write_bytes(TEXT)
     alone = run(tmp_path, case)
     updates = sum(before != after for before, after in zip(alone.masks, alone.masks[1:], strict=False))
-    assert updates == (0 if case == "bf16" else 4)
+    assert updates == (0 if case == "bf16" else 2)
     for (world, ranks), strategy in itertools.product(results.items(), STRATEGIES):
         half = {2: slice(0, STEPS // 2), 4: slice(STEPS // 2, STEPS)}[world]
         for rank in ranks:
             steps = half if case == "resumed" else slice(None)
-            # Sums of bfloat16 products round in another way where they are of fewer samples.
-            assert_same(rank[strategy, case], alone, steps, 1e-2 if case == "bf16" else 1e-6)
+            # Sums of bfloat16 products round in another way where they are of fewer samples. Otherwise a loss that is
+            # told is a float32, and a norm of gradients a float64, which shows any gradient that is not the mean.
+            roundings = (1e-2, 1e-2) if case == "bf16" else (1e-6, 1e-9)
+            assert_same(rank[strategy, case], alone, steps, *roundings)
