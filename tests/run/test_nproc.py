@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import pytest
 import yaml
 
 import rarefy
+from forks import Script
 from rarefy.cli.processes import refuse_nested, without_flag
 from rarefy.errors import RarefyError
 
@@ -28,9 +27,18 @@ class Watch(Callback):
         time.sleep(0.02)
 """
 SOURCE = str(Path(rarefy.__file__).parents[1])
+# In a group of its own, to which a terminal's Ctrl-C goes; what it starts are programs from scratch.
+COMMAND = """
+import os
+
+from rarefy.cli.app import app
+
+os.setsid()
+app()
+"""
 
 
-def start(folder: Path, *flags: str) -> subprocess.Popen[str]:
+def start(folder: Path, *flags: str) -> Script:
     (folder / "watch.py").write_text(CODE)
     (folder / "a.txt").write_bytes(bytes(range(256)) * 4)
     sizes = {
@@ -57,38 +65,38 @@ def start(folder: Path, *flags: str) -> subprocess.Popen[str]:
     }
     file = folder / "params.yaml"
     file.write_text(yaml.safe_dump({"trainer": {"init": init, "fit": {"train_dataloader": data}}}))
-    return subprocess.Popen(
-        [sys.executable, "-m", "rarefy", "run", "params.yaml", "--nproc", "2", *flags],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": SOURCE, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+    environment = {"PYTHONPATH": SOURCE, "OMP_NUM_THREADS": "1"}
+    arguments = ("run", "params.yaml", "--nproc", "2", *flags)
+    return Script(COMMAND, *arguments, folder=folder, environment=environment, home=folder)
 
 
-def wait_for(file: Path, run: subprocess.Popen[str]) -> int:
+def wait_for(file: Path, run: Script) -> int:
     end = time.monotonic() + 240
-    while time.monotonic() < end and run.poll() is None:
+    while time.monotonic() < end and run.is_alive():
         if file.exists() and file.read_text():
             return int(file.read_text())
         time.sleep(0.05)
-    raise AssertionError(run.communicate()[0])
+    raise AssertionError(run.end())
+
+
+def ended(run: Script) -> tuple[int, str]:
+    """The exit code, and all that was said."""
+    code, said, complaints = run.end()
+    return code, said + complaints
 
 
 def test_two_processes_train_and_a_killed_one_ends_the_other(tmp_path: Path) -> None:
     run = start(tmp_path)
-    said, _ = run.communicate(timeout=240)
-    assert run.returncode == 0, said
+    code, said = ended(run)
+    assert code == 0, said
     assert said.count("actual sparsity") == 1
     assert {"pid_0", "pid_1", "md"} <= set(os.listdir(tmp_path))
     (tmp_path / "pid_1").unlink()
 
     run = start(tmp_path, "--max_steps", "100000")
     os.kill(wait_for(tmp_path / "pid_1", run), signal.SIGKILL)
-    said, _ = run.communicate(timeout=240)
-    assert run.returncode == 1, said
+    code, said = ended(run)
+    assert code == 1, said
     message = (
         "Error: process 1 of 2 was ended by SIGKILL, and the others with it; the same command goes on from"
     )
@@ -99,16 +107,16 @@ def test_ctrl_c_to_all_processes_saves_once_and_ends_with_130(tmp_path: Path) ->
     run = start(tmp_path, "--max_steps", "100000")
     wait_for(tmp_path / "pid_0", run)
     os.killpg(run.pid, signal.SIGINT)
-    said, _ = run.communicate(timeout=240)
-    assert run.returncode == 130, said
+    code, said = ended(run)
+    assert code == 130, said
     assert "stopped by SIGINT after step" in said and "Traceback" not in said
     assert [name for name in os.listdir(tmp_path / "md") if name.startswith("checkpoint_")]
 
 
 def test_a_wrong_file_is_said_once_before_any_process_is_started(tmp_path: Path) -> None:
     run = start(tmp_path, "--set", "trainer.init.sparsity.sparsty=0.3")
-    said, _ = run.communicate(timeout=240)
-    assert run.returncode == 2
+    code, said = ended(run)
+    assert code == 2
     assert said.count("Error") == 1 and "did you mean sparsity?" in said
 
 
