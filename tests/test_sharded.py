@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from pathlib import Path
 
@@ -221,8 +222,14 @@ def in_four(tmp_path_factory):
     return started(tmp_path_factory.mktemp("four"), 4)
 
 
-def assert_as_in_one_process(case, found):
-    expected = Run(case).go()
+@functools.cache
+def alone(name):
+    """What one process makes of a case."""
+    return Run(CASES[name]).go()
+
+
+def assert_as_in_one_process(name, found):
+    expected = alone(name)
     for one, other in zip(expected["masks"], found["masks"], strict=True):
         assert all(torch.equal(mask, other[name]) for name, mask in one.items())
     torch.testing.assert_close(found["tensors"], expected["tensors"], rtol=1e-10, atol=1e-13)
@@ -231,17 +238,17 @@ def assert_as_in_one_process(case, found):
 @pytest.mark.parametrize("name", CASES)
 def test_two_processes_make_the_masks_of_one(in_two, name):
     for result in in_two:
-        assert_as_in_one_process(CASES[name], result[name])
+        assert_as_in_one_process(name, result[name])
 
 
 @pytest.mark.parametrize("name", IN_FOUR)
 def test_four_processes_make_the_masks_of_one(in_four, name):
     for result in in_four:
-        assert_as_in_one_process(CASES[name], result[name])
+        assert_as_in_one_process(name, result[name])
 
 
 def test_a_mesh_of_copies_and_pieces_makes_the_masks_of_one(in_four):
-    assert_as_in_one_process(CASES["rigl erk"], in_four[3]["copies"])
+    assert_as_in_one_process("rigl erk", in_four[3]["copies"])
 
 
 def test_of_processes_with_the_same_pieces_one_writes_them(in_four):
@@ -252,7 +259,7 @@ def test_of_processes_with_the_same_pieces_one_writes_them(in_four):
 
 
 def test_the_cases_change_masks():
-    masks = Run(CASES["rigl erk"]).go()["masks"]
+    masks = alone("rigl erk")["masks"]
     assert any(not torch.equal(masks[0][name], mask) for name, mask in masks[-1].items())
 
 
