@@ -13,7 +13,7 @@ from torch.distributed.fsdp import fully_shard
 
 import rarefy
 
-STEPS = 3
+STEPS = 2
 # Rows that two and four processes cannot share out evenly, and fewer rows than processes.
 SIZES = (12, 14, 8, 3)
 LARGE = ["0.weight", "2.weight"]

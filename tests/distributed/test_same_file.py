@@ -76,6 +76,7 @@ class Double(nn.Module):
     """A decoder in float64, with masked tokens, so that each process has another number of them."""
 
     layers: ClassVar[int] = 1
+    decoder: Any
 
     def __init__(self, **options: Any) -> None:
         super().__init__()
