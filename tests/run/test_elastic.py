@@ -37,22 +37,21 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("strategy", "counts"),
-    [("fsdp2", (2, 3)), ("fsdp2", (2, 1, 2)), ("ddp", (2, 1, 2)), ("fsdp2", (4, 2)), ("ddp", (4, 2))],
+    ("strategy", "saves", "counts"),
+    [("fsdp2", 3, (2, 3)), ("fsdp2", 2, (4, 2, 1, 2)), ("ddp", 2, (4, 2, 1, 2))],
     ids=str,
 )
 def test_another_number_of_processes_goes_on(
-    tmp_path: Path, whole: Path, strategy: str, counts: tuple[int, ...]
+    tmp_path: Path, whole: Path, strategy: str, saves: int, counts: tuple[int, ...]
 ) -> None:
-    killed = made(tmp_path / "killed", strategy)
-    # After checkpoints 3 and 6.
-    for count, kill_at in zip(counts[:-1], ("5", "7"), strict=False):
+    killed = made(tmp_path / "killed", strategy, saves)
+    # One step is lost each time.
+    for number, count in enumerate(counts[:-1], 1):
+        kill_at = str(number * saves + 1)
         codes = run(killed, count, lambda _, kill_at=kill_at: {"KILL_AFTER_STEP": kill_at})
         assert codes == [-signal.SIGKILL] * count, (killed / "said.txt").read_text()
-    newest = {2: 3, 3: 6}[len(counts)]
     assert {path.name for path in (killed / "md").glob("checkpoint_*")} <= {
-        "checkpoint_3",
-        f"checkpoint_{newest}",
+        f"checkpoint_{number * saves}" for number in range(1, len(counts))
     }
     assert run(killed, counts[-1]) == [0] * counts[-1], (killed / "said.txt").read_text()
     assert (killed / "said.txt").read_text().count("continuing from") >= len(counts) - 1
