@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
 from collections.abc import Mapping
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import pytest
+
+import rarefy
 
 # What is missing in the environment, or in an older torch, is passed over. Of all tests together, as the first list
 # that is given in a process counts.
@@ -77,6 +80,9 @@ class Script:
         """Its exit code, which is that of `subprocess`, and what it printed and complained of."""
         self._process.join(timeout)
         if self._process.exitcode is None:
+            # With what it has started, where it is a group of its own.
+            if os.getpgid(self.pid) == self.pid:
+                os.killpg(self.pid, signal.SIGKILL)
             self._process.kill()
             self._process.join()
             pytest.fail(f"the script did not end: {self._read()}")
@@ -89,6 +95,13 @@ class Script:
         for file in self._printed:
             file.unlink()
         return said, errors
+
+
+def rarefy_in(folder: Path, *arguments: str) -> Script:
+    """The command line in a folder, in a group of processes of its own; what it starts are programs from scratch."""
+    code = "import os; from rarefy.cli.app import app; os.setsid(); app()"
+    environment = {"PYTHONPATH": str(Path(rarefy.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    return Script(code, *arguments, folder=folder, environment=environment, home=folder)
 
 
 def _as_program(

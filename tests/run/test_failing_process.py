@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import yaml
 
-import rarefy
+from forks import rarefy_in
 
 CODE = """
 import os
@@ -25,7 +21,6 @@ class Fails(Callback):
         if os.environ["RANK"] == "1" and trainer.global_step == 5:
             raise RarefyError("the disk of this machine is full")
 """
-SOURCE = str(Path(rarefy.__file__).parents[1])
 
 
 def write(folder: Path) -> None:
@@ -60,34 +55,12 @@ def write(folder: Path) -> None:
     (folder / "params.yaml").write_text(text)
 
 
-def start(folder: Path, command: list[str]) -> subprocess.Popen[str]:
-    folder.mkdir()
-    write(folder)
-    return subprocess.Popen(
-        [sys.executable, "-m", *command],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": SOURCE, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def said_by(run: subprocess.Popen[str]) -> str:
-    try:
-        return run.communicate(timeout=240)[0]
-    except subprocess.TimeoutExpired:
-        os.killpg(run.pid, signal.SIGKILL)
-        raise AssertionError(run.communicate()[0]) from None
-
-
 def test_a_process_that_fails_ends_the_other_with_its_words(tmp_path: Path) -> None:
-    command = ["rarefy", "run", "params.yaml", "--nproc", "2"]
+    write(tmp_path)
     began = time.monotonic()
-    run = start(tmp_path / "raise", command)
-    said = said_by(run)
-    assert run.returncode == 1, said
+    code, *words = rarefy_in(tmp_path, "run", "params.yaml", "--nproc", "2").end()
+    said = "".join(words)
+    assert code == 1, said
     assert "Error (process 1 of 2): the disk of this machine is full" in said
     assert "unexpected" not in said
     assert "Traceback" not in said

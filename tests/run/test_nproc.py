@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-import rarefy
-from forks import Script
+from forks import Script, rarefy_in
 from rarefy.cli.processes import refuse_nested, without_flag
 from rarefy.errors import RarefyError
 
@@ -25,16 +24,6 @@ class Watch(Callback):
     def on_train_batch_end(self, trainer, metrics):
         open(f"pid_{os.environ['RANK']}", "w").write(str(os.getpid()))
         time.sleep(0.02)
-"""
-SOURCE = str(Path(rarefy.__file__).parents[1])
-# In a group of its own, to which a terminal's Ctrl-C goes; what it starts are programs from scratch.
-COMMAND = """
-import os
-
-from rarefy.cli.app import app
-
-os.setsid()
-app()
 """
 
 
@@ -65,9 +54,7 @@ def start(folder: Path, *flags: str) -> Script:
     }
     file = folder / "params.yaml"
     file.write_text(yaml.safe_dump({"trainer": {"init": init, "fit": {"train_dataloader": data}}}))
-    environment = {"PYTHONPATH": SOURCE, "OMP_NUM_THREADS": "1"}
-    arguments = ("run", "params.yaml", "--nproc", "2", *flags)
-    return Script(COMMAND, *arguments, folder=folder, environment=environment, home=folder)
+    return rarefy_in(folder, "run", "params.yaml", "--nproc", "2", *flags)
 
 
 def wait_for(file: Path, run: Script) -> int:

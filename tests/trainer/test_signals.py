@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from forks import Script
 from rarefy.callbacks.events import Callback
 from rarefy.checkpoint.directory import load, newest_valid
 from rarefy.trainer import signals
@@ -55,31 +54,26 @@ if __name__ == "__main__":
 """
 
 
-def run_script(folder: Path, *signals: str) -> subprocess.CompletedProcess:
-    script = folder / "script.py"
-    script.write_text(SCRIPT)
-    command = [sys.executable, str(script), str(folder / "run"), *signals]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+def run_script(folder: Path, *signals: str) -> tuple[int, str, str]:
+    """Its exit code, what it printed, and what it complained of."""
+    return Script(SCRIPT, str(folder / "run"), *signals, folder=folder).end(60)
 
 
 @pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
 def test_a_signal_ends_the_run_after_the_step_with_a_checkpoint(tmp_path: Path, name: str, code: int) -> None:
-    stopped = run_script(tmp_path, name)
+    exit_code, said, complaints = run_script(tmp_path, name)
     where = tmp_path / "run" / "checkpoint_4"
-    assert stopped.returncode == code, stopped.stderr
-    assert (
-        stopped.stdout
-        == f"stopped by {name} after step 4, saved in {where}; the same command goes on from there\n"
-    )
+    assert exit_code == code, complaints
+    assert said == f"stopped by {name} after step 4, saved in {where}; the same command goes on from there\n"
     key = "Ctrl-C" if name == "SIGINT" else name
     told = f"\n{key}: finishing step 4, then saving; {key} again stops at once without saving\n"
-    assert told in stopped.stderr
+    assert told in complaints
     assert load(where).state["progress"]["global_step"] == 4
 
 
 def test_a_second_signal_stops_at_once_and_leaves_no_checkpoint(tmp_path: Path) -> None:
-    terminated = run_script(tmp_path, "SIGTERM", "SIGTERM")
-    assert terminated.returncode == -signal.SIGTERM
+    exit_code, _, _ = run_script(tmp_path, "SIGTERM", "SIGTERM")
+    assert exit_code == -signal.SIGTERM
     assert newest_valid(tmp_path / "run", pytest.fail) is None
     assert not (tmp_path / "run").exists()
 
