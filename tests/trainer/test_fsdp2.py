@@ -28,8 +28,8 @@ from rarefy.validation.block import read_block
 
 pytestmark = NEEDS_FULLY_SHARD
 RANKS = 2
-STEPS = 60
-SPARSITY = {"algorithm": "rigl", "sparsity": 0.5, "drop_fraction": 0.5, "update": {"freq": 12}}
+STEPS, HALF = 24, 12
+SPARSITY = {"algorithm": "rigl", "sparsity": 0.5, "drop_fraction": 0.5, "update": {"freq": 5}}
 
 
 CLIPPED = {"enabled": False, "max_gradient_norm": 0.05}
@@ -107,7 +107,7 @@ def train(folder, rank=0, ranks=1, steps=STEPS, **options):
         callbacks=[seen, *more],
         seed=1,
         loop={"num_steps": steps, "grad_accum_steps": 2 // ranks},
-        checkpoint={"steps": 30},
+        checkpoint={"steps": HALF},
         **{"model": Net, "optimizer": adam, "precision": CLIPPED, "sparsity": SPARSITY, **options},
     )
     trainer.fit(batches(rank, ranks), [torch.ones(2, 8)])
@@ -131,7 +131,7 @@ def copies(folder, rank, parallel):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(directory, "_write", alone)
-        return train(folder, rank, RANKS, 30, parallel=parallel)
+        return train(folder, rank, RANKS, HALF, parallel=parallel)
 
 
 def carried(folder, rank):
@@ -154,7 +154,7 @@ def carried(folder, rank):
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(directory, "read_pieces", reading)
-        restore(trainer.session, folder / "run" / "checkpoint_30", "model,optimizer")
+        restore(trainer.session, folder / "run" / f"checkpoint_{HALF}", "model,optimizer")
     states = trainer.optimizer.state_dict()["state"]
     cut = {index: is_cut(state["exp_avg"]) for index, state in states.items()}
     states = {i: {key: whole(value) for key, value in state.items()} for i, state in states.items()}
@@ -245,13 +245,13 @@ def work(rank, address, folder):
     parallel = {"strategy": "fsdp2", "reshard_after_forward": True}
     results = {
         "run": train(Path(folder, "run"), rank, RANKS, parallel=parallel),
-        "first half": train(Path(folder, "halves"), rank, RANKS, steps=30, parallel=parallel),
-        "second half": train(Path(folder, "halves"), rank, RANKS, steps=30, parallel=parallel),
+        "first half": train(Path(folder, "halves"), rank, RANKS, steps=HALF, parallel=parallel),
+        "second half": train(Path(folder, "halves"), rank, RANKS, steps=HALF, parallel=parallel),
         "bfloat16": train(
-            Path(folder, "16"), rank, RANKS, 30, parallel={**parallel, "mixed_precision": "bfloat16"}
+            Path(folder, "16"), rank, RANKS, HALF, parallel={**parallel, "mixed_precision": "bfloat16"}
         ),
         "offloaded": train(
-            Path(folder, "offloaded"), rank, RANKS, 30, parallel={**parallel, "cpu_offload": True}
+            Path(folder, "offloaded"), rank, RANKS, HALF, parallel={**parallel, "cpu_offload": True}
         ),
         "policies": policies(),
         "carried": carried(Path(folder), rank),
@@ -315,8 +315,10 @@ def test_a_resumed_run_is_the_uninterrupted_one(results):
 
 
 def test_mixed_precision_trains_too(results):
-    losses = [loss for loss, _ in results[0]["bfloat16"]["steps"]]
-    assert losses != [loss for loss, _ in results[0]["first half"]["steps"]] and losses[-1] < losses[0]
+    losses, exact = ([loss for loss, _ in results[0][name]["steps"]] for name in ("bfloat16", "first half"))
+    assert losses != exact and losses[-1] < losses[0]
+    # Masks may part at the first update, and the losses with them.
+    assert losses[:5] == pytest.approx(exact[:5], rel=0.01)
 
 
 def test_mixed_precision_keeps_the_weights_in_their_format(results):
@@ -332,7 +334,7 @@ def test_pieces_on_the_cpu_learn_the_same(results, folder):
         assert result["offloaded"]["steps"] == result["first half"]["steps"]
         state = result["first half"]["state"]
         assert all(torch.equal(tensor, state[name]) for name, tensor in result["offloaded"]["state"].items())
-    halves, offloaded = (load(folder / name / "checkpoint_30") for name in ("halves", "offloaded"))
+    halves, offloaded = (load(folder / name / f"checkpoint_{HALF}") for name in ("halves", "offloaded"))
     for index, state in halves.optimizer["state"].items():
         for key, value in state.items():
             assert torch.equal(offloaded.optimizer["state"][index][key], value)
@@ -352,14 +354,14 @@ def test_what_is_put_away_after_a_forward_pass(results):
 def test_a_copy_of_the_model_in_each_so_many_processes(results, tmp_path):
     assert [result["held"]["by default"][1] for result in results] == [5, 4]
     assert [result["held"]["one copy each"][1] for result in results] == [9, 9]
-    expected = train(tmp_path, steps=30)
+    expected = train(tmp_path, steps=HALF)
     for result in results:
         torch.testing.assert_close(result["copies"]["steps"], expected["steps"], rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(result["copies"]["state"], expected["state"], rtol=1e-4, atol=1e-5)
 
 
 def test_the_first_of_the_processes_that_hold_the_same_writes_it(results, folder):
-    path = folder / "copies" / "checkpoint_30"
+    path = folder / "copies" / f"checkpoint_{HALF}"
     assert not list(path.glob("*.00001.safetensors"))
     saved = load(path)
     expected = results[0]["copies"]["state"]
@@ -368,7 +370,7 @@ def test_the_first_of_the_processes_that_hold_the_same_writes_it(results, folder
 
 
 def test_another_phase_takes_over_the_rows_that_a_process_holds(results, folder):
-    saved = load(folder / "run" / "checkpoint_30").optimizer["state"]
+    saved = load(folder / "run" / f"checkpoint_{HALF}").optimizer["state"]
     for result in results:
         states, cut, whole_parts = result["carried"]
         assert not {"model", "optimizer"} & set(whole_parts)
