@@ -169,6 +169,9 @@ class SparsityCallback(TrainerCallback):
             return
         # Before the hooks of `apply`: as the checkpoint had it.
         raw = optimizer.state_dict()
+        if loaded is not None:
+            # Entries without their topology are refused, which `apply` cannot know; it comes with them below.
+            optimizer.state.clear()
         self.sparsity.apply(optimizer)
         self._optimizer = optimizer
         if loaded is not None:
