@@ -166,6 +166,17 @@ def brought(rank):
     return state[new].unique().tolist(), state[~active].unique().tolist(), int(new.sum())
 
 
+def assigned(rank):
+    """Whether a gradient that somebody holds stays whole when it is used, and zeros are held."""
+    run = Run(CASES["static"], "before", (rank, 2))
+    run.step()
+    weight = run.model[0].weight
+    weight.grad = held = torch.ones_like(weight)
+    run.optimizer.step()
+    mask = run.model[0].weight_mask.to_local()
+    return bool(held.to_local().all()), not weight.to_local()[~mask].any()
+
+
 def finalized(rank):
     run = Run(CASES["rigl erk"], "after", (rank, 2))
     run.go(2)
@@ -186,6 +197,7 @@ def work(rank, address, folder, ranks):
         results["refusals"] = refusals(rank)
         results["facts"] = facts(rank)
         results["brought"] = brought(rank)
+        results["assigned"] = assigned(rank)
         results["gathered"] = gathered(rank)
         results["resumed"] = {
             name: resumed(rank, name, order, folder)
@@ -295,6 +307,10 @@ def test_masks_are_cut_like_their_weights(in_two):
 def test_optimizers_begin_with_connections_that_a_state_dict_brings(in_two):
     for new, inactive, count in (result["brought"] for result in in_two):
         assert new == [0.5] and inactive == [0.0] and count > 5
+
+
+def test_a_gradient_that_was_assigned_stays_whole_where_it_is_held(in_two):
+    assert [result["assigned"] for result in in_two] == [(True, True)] * 2
 
 
 def test_what_ranks_each_connection_by_itself_gathers_nothing(in_two):

@@ -59,6 +59,42 @@ def test_a_tensor_that_is_the_gradient_of_a_dense_weight_too(compute):
 
 
 @both_storages
+def test_a_tensor_that_is_the_gradient_of_a_weight_of_another_optimizer_too(compute):
+    model, optimizer, sparsity = sparse(
+        STATIC,
+        square(),
+        lambda parameters: descent(list(parameters)[:2]),
+        compute=compute,
+        param_filter="0.weight",
+    )
+    other = descent(model[2].parameters())
+    before = model[2].weight.detach().clone()
+    model[0].weight.grad = model[2].weight.grad = torch.ones(32, 32)
+    optimizer.step()
+    other.step()
+    torch.testing.assert_close(model[2].weight.detach(), before - 0.1)
+    assert_zeros_of_any(sparsity)
+
+
+@both_storages
+@pytest.mark.parametrize("is_view", [False, True])
+def test_a_tensor_that_is_assigned_in_each_step_is_whole_in_each(is_view, compute):
+    model, optimizer, sparsity = sparse(SET, square(), descent, compute=compute)
+    memory = torch.ones(2, 32, 32)
+    grads = list(memory) if is_view else [one.clone() for one in memory]
+    for step in range(6):
+        step_once(model, optimizer, step)
+        stays = {name: one.mask.clone() for name, one in sparsity.parameters.items()}
+        before = {name: one.dense_weight().clone() for name, one in sparsity.parameters.items()}
+        model[0].weight.grad, model[2].weight.grad = grads
+        optimizer.step()
+        for name, one in sparsity.parameters.items():
+            change = (one.dense_weight() - before[name])[stays[name] & one.mask]
+            torch.testing.assert_close(change, torch.full_like(change, -0.1))
+    assert_zeros_of_any(sparsity)
+
+
+@both_storages
 @pytest.mark.parametrize("kind", ["one number that was expanded", "of inference mode"])
 def test_a_gradient_that_cannot_be_written_to(kind, compute):
     model, optimizer, sparsity = sparse(STATIC, None, descent, compute=compute)

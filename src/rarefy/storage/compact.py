@@ -214,8 +214,9 @@ class CompactStorage:
             weight.grad = weight.companion(weight.topology.gather(grad.detach()))
 
     gradient_is_selected = True
-    # What was assigned is gathered into a gradient of its own.
-    has_assigned_gradient = False
+
+    def own_gradient(self) -> None:
+        """Nothing to do: what was assigned is gathered into a gradient of its own."""
 
     def after_accumulation(self, grad: Tensor, dense: DenseGradient | None) -> None:
         """The dense gradient came before, through the hook of the weight.

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rarefy import masks
 from rarefy.distributed.merged import Exchange, largest_means
@@ -311,38 +311,6 @@ def refuse_layout(name: str, grad: Tensor) -> None:
         raise RarefyError(
             f"{name} has a sparse gradient; build its module with sparse=False, or assign grad.to_dense()"
         )
-
-
-def take_apart(weight: nn.Parameter, others: Iterable[nn.Parameter]) -> None:
-    """Copies an assigned gradient that cannot be written to for this weight alone.
-
-    It is another weight's gradient too, or one number that was expanded.
-
-    Args:
-        weight: whose gradient it is.
-        others: weights that have gradients, this one among them.
-
-    Example:
-        >>> one, other = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
-        >>> one.grad = other.grad = torch.ones(2)
-        >>> take_apart(one, [one, other])
-        >>> one.grad.zero_(), other.grad
-        (tensor([0., 0.]), tensor([1., 1.]))
-    """
-    grad = weight.grad
-    if not _is_plain(grad):
-        return
-    is_expanded = any(
-        stride == 0 and size > 1 for stride, size in zip(grad.stride(), grad.shape, strict=True)
-    )
-    found = (other.grad for other in others if other is not weight)
-    is_shared = any(_is_plain(other) and other.data_ptr() == grad.data_ptr() for other in found)
-    if is_expanded or is_shared:
-        weight.grad = grad.clone(memory_format=torch.contiguous_format)
-
-
-def _is_plain(grad: Tensor | None) -> TypeGuard[Tensor]:
-    return type(grad) in (Tensor, nn.Parameter) and grad is not None and grad.layout is torch.strided
 
 
 class ActivePlaces:

@@ -210,11 +210,12 @@ class MaskedStorage:
         grad = self.weight.grad
         return grad is None or self.last_selected.is_intact(grad)
 
-    @property
-    def has_assigned_gradient(self) -> bool:
-        """Whether it is another tensor than the one that was selected last."""
+    def own_gradient(self) -> None:
+        """Copies another tensor than the one that was selected last."""
         grad = self.weight.grad
-        return grad is not None and not self.last_selected.is_of(grad)
+        if grad is not None and grad.layout is torch.strided and not self.last_selected.is_of(grad):
+            # Contiguous, as one number that was expanded has no room for zeros.
+            self.weight.grad = grad.clone(memory_format=torch.contiguous_format)
 
     def after_accumulation(self, grad: Tensor, dense: DenseGradient | None) -> None:
         """Drops the gradient of inactive connections, once it was added to the dense one."""

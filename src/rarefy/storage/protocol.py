@@ -147,9 +147,8 @@ class Storage(Protocol):
         """Whether no one wrote to the gradient since its zeros were put in place."""
         ...
 
-    @property
-    def has_assigned_gradient(self) -> bool:
-        """Whether the gradient, in which zeros are to be put in place, is a tensor that somebody assigned."""
+    def own_gradient(self) -> None:
+        """Copies a gradient that somebody assigned, and may hold or assign elsewhere, before zeros are put in place."""
         ...
 
     def after_accumulation(self, grad: Tensor, dense: DenseGradient | None) -> None:

@@ -15,7 +15,6 @@ from torch.optim import Optimizer
 
 from rarefy.algorithms.attachment.step_watch import Absence, StepWatch
 from rarefy.errors import RarefyError
-from rarefy.storage.gradients import take_apart
 from rarefy.storage.optimizer_state import parts_in_step
 from rarefy.storage.optimizer_traits import preserves_zeros, trained_parameters, with_inner
 from rarefy.storage.parameter import SparseParameter
@@ -183,10 +182,9 @@ class Following:
             parameter.require_parameter()
         self._refuse_replaced(optimizer, own)
         skips = was_told_to_skip(optimizer)
-        weights = [parameter.weight for parameter in self._parameters.values()]
-        for parameter, weight in zip(self._parameters.values(), weights, strict=True):
-            if parameter.storage.has_assigned_gradient:
-                take_apart(weight, [*own, *weights])
+        for parameter in self._parameters.values():
+            weight = parameter.weight
+            parameter.storage.own_gradient()
             parameter.state.drop_draft()
             is_own = weight in own and not skips
             if is_own:

@@ -39,7 +39,6 @@ class ShardedStorage:
     kind = "masked"
     form = "masked"
     has_lost_mask = False
-    has_assigned_gradient = False
 
     def __init__(self, module: nn.Module, leaf: str, mask_leaf: str, mask: Tensor | None = None) -> None:
         self.module = module
@@ -237,6 +236,12 @@ class ShardedStorage:
         """
         found = [one for (one,) in self.cut.gathered(factor) if one != 1]
         return found[0] if found else 1.0
+
+    def own_gradient(self) -> None:
+        """Copies another tensor than the one that was selected last."""
+        grad = self.weight.grad
+        if grad is not None and grad.layout is torch.strided and not self.last_selected.is_of(grad):
+            self.weight.grad = grad.clone()
 
     @property
     def gradient_is_selected(self) -> bool:
