@@ -20,6 +20,11 @@ torch.set_num_threads(1)
 # What somebody calibrated on this machine must not decide what is tested.
 os.environ["RAREFY_CACHE"] = str(Path(__file__).parent / "no_cache")
 
+# Nor must the terminal in which somebody runs the tests, or what a build server asks of one.
+os.environ["TERM"] = "xterm"
+for name in ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+    os.environ.pop(name, None)
+
 # Which storage `auto` takes is not to depend on how busy this machine is.
 os.environ["RAREFY_CALIBRATE"] = "0"
 
