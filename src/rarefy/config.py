@@ -274,13 +274,12 @@ def accepted_options(kind: type[SparsityAlgorithm]) -> list[str]:
 
 def _check_keys(kind: type[SparsityAlgorithm], options: Mapping[str, Any], entry: _Entry) -> None:
     accepted = accepted_options(kind)
-    everywhere = {name for known in ALGORITHMS.values() for name in accepted_options(known)}
     for key in options:
         if key in accepted:
             continue
         # Spelt rightly, but another algorithm's: naming its owners helps more than a guess at the spelling.
-        if key in everywhere:
-            takers = [name for name, known in ALGORITHMS.items() if key in accepted_options(known)]
+        takers = [name for name, known in ALGORITHMS.items() if key in accepted_options(known)]
+        if takers:
             what = f"`{key}` with algorithm {kind.name or kind.__name__}"
             raise ConfigError(entry.where(key), what, f"it with {', '.join(takers)} only, or leave it out")
         raise ConfigError(

@@ -106,6 +106,18 @@ def test_types_that_cannot_be_read_check_nothing() -> None:
     assert rarefy.configure({"algorithm": Unreadable, "sparsity": 0.5}).algorithms[0].name == "set"
 
 
+def test_a_class_that_is_changed_in_place_takes_what_it_now_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As notebooks do it with a class whose file has changed."""
+    assert "cooling" not in options_of(Unreadable)
+
+    def construct(self: Any, sparsity: Any, cooling: int = 3, **options: Any) -> None:
+        rarefy.SET.__init__(self, sparsity, **options)
+
+    monkeypatch.setattr(Unreadable, "__init__", construct)
+    assert options_of(Unreadable)["cooling"].default == 3
+    rarefy.configure({"algorithm": Unreadable, "sparsity": 0.5, "cooling": 4})
+
+
 def test_every_option_of_every_algorithm_has_a_type_and_a_description() -> None:
     for kind in ALGORITHMS.values():
         for option in options_of(kind).values():

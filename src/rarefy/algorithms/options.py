@@ -8,6 +8,7 @@ a new algorithm is described where it is taken and nowhere else.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
 import warnings
@@ -156,20 +157,33 @@ def options_of(kind: type) -> dict[str, OptionField]:
     for base in inspect.getmro(kind):
         if "__init__" not in vars(base):
             continue
-        # Of the function in the class itself, so with `self`.
-        parameters = list(inspect.signature(vars(base)["__init__"]).parameters.values())[1:]
-        hints = _hints_of(vars(base)["__init__"])
-        words = _descriptions_of(base)
-        for one in parameters:
-            if one.kind not in (one.VAR_KEYWORD, one.VAR_POSITIONAL) and one.name not in found:
-                hint = hints.get(one.name)
-                description = words.get(one.name, "")
-                types = next(marks_in(hint, OptionType), None), next(marks_in(hint, StepMark), None)
-                found[one.name] = OptionField(one.name, one.default, *types, description)
+        # A class of somebody else may be changed in place, as notebooks do it.
+        is_ours = base.__module__.partition(".")[0] == __name__.partition(".")[0]
+        fields, passes_on = (_known_fields_of if is_ours else _fields_of)(base)
+        found |= {name: one for name, one in fields.items() if name not in found}
         # Without `**options` nothing is passed on to the bases.
-        if not any(one.kind is one.VAR_KEYWORD for one in parameters):
+        if not passes_on:
             break
     return found
+
+
+def _fields_of(base: type) -> tuple[dict[str, OptionField], bool]:
+    """What the constructor in a class itself names, and whether it takes `**options` for its base."""
+    # Of the function in the class itself, so with `self`.
+    parameters = list(inspect.signature(vars(base)["__init__"]).parameters.values())[1:]
+    hints = _hints_of(vars(base)["__init__"])
+    words = _descriptions_of(base)
+    found = {}
+    for one in parameters:
+        if one.kind not in (one.VAR_KEYWORD, one.VAR_POSITIONAL):
+            hint = hints.get(one.name)
+            types = next(marks_in(hint, OptionType), None), next(marks_in(hint, StepMark), None)
+            found[one.name] = OptionField(one.name, one.default, *types, words.get(one.name, ""))
+    return found, any(one.kind is one.VAR_KEYWORD for one in parameters)
+
+
+# A block is checked against all algorithms, whose constructors take milliseconds each to read.
+_known_fields_of = functools.cache(_fields_of)
 
 
 def _hints_of(constructor: Any) -> Mapping[str, Any]:
