@@ -57,6 +57,12 @@ def groups(folder: Path) -> set[tuple[float, float]]:
         ("init.seed", 2, "init.seed is 2, was 1"),
         ("init.model.name", "./tiny.py:Other", "init.model.name is ./tiny.py:Other, was ./tiny.py:Tiny"),
         ("init.optimizer", {"SGD": {"lr": 0.01}}, "init.optimizer is SGD, was AdamW"),
+        (
+            "init.optimizer.AdamW.adjust_learning_rate",
+            {"body": 0.5},
+            "init.optimizer.AdamW.adjust_learning_rate is {'body': 0.5}, was nothing",
+        ),
+        ("init.optimizer.AdamW.amsgrad", True, "init.optimizer.AdamW.amsgrad is true, was nothing"),
         ("init.loop.grad_accum_steps", 2, "init.loop.grad_accum_steps is 2, was 1"),
         ("fit.train_dataloader.seed", 5, "fit.train_dataloader.seed is 5, was nothing"),
         ("fit.train_dataloader.count", 9, "fit.train_dataloader.count is 9, was nothing"),
@@ -99,6 +105,24 @@ def test_what_takes_effect_is_said(tmp_path: Path) -> None:
         assert words in said
     assert said.count("changed since") == 6
     assert groups(tmp_path) == {(0.002, 0.5), (0.002, 0.0)}
+
+
+@pytest.mark.parametrize("name", ["AdamW", "torch.optim:AdamW"])
+def test_an_option_takes_effect_whatever_it_is_called_and_whatever_it_holds(tmp_path: Path, name: str) -> None:
+    content = begun(tmp_path, optimizer={name: {"learning_rate": 0.01, "betas": [0.5, 0.9]}})
+    options = {"learning_rate": 0.002, "betas": [0.5, 0.75]}
+    code, said = run(tmp_path, changed(content, "init.optimizer", {name: options}))
+    assert code == 0, said
+    assert f"changed since checkpoint_4: init.optimizer.{name}.learning_rate is 0.002, was 0.01" in said
+    saved = load(tmp_path / "out" / "checkpoint_6").optimizer["param_groups"]
+    assert {(group["lr"], tuple(group["betas"])) for group in saved} == {(0.002, (0.5, 0.75))}
+
+
+def test_a_rate_of_any_name_from_which_torch_computes_its_own_is_refused(tmp_path: Path) -> None:
+    theirs = [{"torch.optim.lr_scheduler:StepLR": {"step_size": 1, "gamma": 0.5}}]
+    content = begun(tmp_path, optimizer={"AdamW": {"learning_rate": 0.01}}, schedulers=theirs)
+    code, said = run(tmp_path, changed(content, "init.optimizer.AdamW.learning_rate", 3.0))
+    assert code == 2 and "is of another file: init.optimizer.AdamW.learning_rate is 3.0" in said
 
 
 def test_options_of_the_model_take_effect_where_the_weights_fit(tmp_path: Path) -> None:

@@ -20,6 +20,8 @@ from rarefy.validation import shorten
 from rarefy.validation.numerals import read_number, share_hint
 
 SCALE_KEY = "adjust_learning_rate"
+# What a file may call an option, and its name in torch.
+OTHER_NAMES: Mapping[str, str] = {"learning_rate": "lr"}
 _NO_DECAY_KINDS = ("norm", "embedding")
 
 Groups = Mapping[str, tuple[Sequence[str], float]]
@@ -240,10 +242,11 @@ def _takes(kind: Any, option: str) -> bool:
 def _torch_options(kind: Any, options: dict[str, Any], path: str) -> dict[str, Any]:
     """The options under torch's names."""
     options = dict(options)
-    if "learning_rate" in options:
-        if "lr" in options:
-            raise ConfigError(path, "learning_rate beside lr", "one of the two", "lr: 1.0e-3")
-        options["lr"] = options.pop("learning_rate")
+    for other, name in OTHER_NAMES.items():
+        if other in options:
+            if name in options:
+                raise ConfigError(path, f"{other} beside {name}", "one of the two", "lr: 1.0e-3")
+            options[name] = options.pop(other)
     # An option of the Model Zoo's AdamW.
     is_foreign = "correct_bias" in options and not _takes(kind, "correct_bias")
     if is_foreign and options.pop("correct_bias") is not True:

@@ -16,6 +16,7 @@ from rarefy.checkpoint.directory import load_params
 from rarefy.checkpoint.error import CheckpointError
 from rarefy.errors import RarefyError, join_path
 from rarefy.optim.lr_schedules import LRSchedule
+from rarefy.optim.optimizers import OTHER_NAMES
 from rarefy.run.builder import Builder
 from rarefy.run.schema import TrainerConfig, parse
 from rarefy.schedules import step_keys
@@ -35,6 +36,9 @@ _NEEDS_RESTART = (
     r"init\.model\.(name|from_hf|rotary_pairs)$",
     r"init\.seed$",
     r"init\.optimizer$",
+    # What divides parameters into groups, in whose order a state is read; and what has a state of its own.
+    r"init\.optimizer\.(.*\.)?(adjust_learning_rate|amsgrad|centered)\b",
+    r"init\.optimizer\.(?i:rmsprop)\.momentum$",
     r"init\.schedulers\b",
     r"init\.loop\.grad_accum_steps$",
     r"init\.sparsity\b",
@@ -114,8 +118,7 @@ def compare(builder: Builder, checkpoint: Path) -> list[Callback]:
     for change in changes:
         log.info("changed since %s: %s", checkpoint.name, change)
     _tell_moved_steps(before, builder)
-    # The fourth part of `init.optimizer.AdamW.lr`.
-    options = {one.path.split(".")[3] for one in changes if one.path.startswith("init.optimizer.")}
+    options = {_option_of(one, builder) for one in changes} - {""}
     # A schedule of rarefy sets the rate, whatever the optimizer was built with.
     options -= {"lr"} if builder.schedulers else set()
     return [KeepOptions(options)] if options else []
@@ -222,10 +225,21 @@ def _between_dense_and_sparse(change: ChangedKey) -> bool:
     return change.path == "init.sparsity" and None in (change.before, change.now)
 
 
+def _option_of(change: ChangedKey, builder: Builder) -> str:
+    """The option of the optimizer that was changed, by its name in torch; empty for any other key."""
+    # The name may be an import path, with dots in it.
+    (name,) = builder.config.init.optimizer or [""]
+    start = f"init.optimizer.{name}."
+    if not change.path.startswith(start):
+        return ""
+    # Of `betas[1]` all of them.
+    option = re.split(r"[.\[]", change.path.removeprefix(start))[0]
+    return OTHER_NAMES.get(option, option)
+
+
 def _is_lr_of_torch_schedule(change: ChangedKey, builder: Builder) -> bool:
     """Whether a rate was changed from which schedulers of torch have computed their own."""
-    is_rate = re.fullmatch(r"init\.optimizer\.\w+\.lr", change.path) is not None
-    return is_rate and not all(isinstance(one, LRSchedule) for one in builder.schedulers)
+    return _option_of(change, builder) == "lr" and not all(isinstance(one, LRSchedule) for one in builder.schedulers)
 
 
 def _tell_moved_steps(before: TrainerConfig, builder: Builder) -> None:
