@@ -323,3 +323,29 @@ def test_the_pass_of_its_own_leaves_the_batch_and_the_attributes_of_the_model_al
     assert sparsity.parameters["layer.weight"].tokens is None
     model(batch).backward()
     assert sparsity.parameters["layer.weight"].tokens == 3
+
+
+class LooksUp(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(50, 4)
+        self.layer = nn.Linear(4, 2)
+
+    def forward(self, batch):
+        return self.layer(self.table(batch)).sum()
+
+
+def test_tables_and_biases_multiply_nothing(make_trainer):
+    """They were counted as linear layers: a table of 50 rows twenty times as much as all that the model multiplies."""
+    trainer = make_trainer()
+    trainer.model = LooksUp()
+    sparsity = Static(0.5, param_filter=["table.weight", "layer.*"])
+    sparsity.apply(trainer.model)
+    flops = TrainingFlops()
+    flops.begin(trainer)
+    batch = torch.zeros(3, 5, dtype=torch.long)
+    flops.before_forward(trainer, batch)
+    trainer.model(batch)
+    flops.after_forward(trainer, [sparsity], batch)
+    dense = 3 * 2 * 3 * 5 * 4 * 2
+    assert flops.total == Cost(dense // 2, dense)

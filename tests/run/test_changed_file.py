@@ -108,7 +108,9 @@ def test_what_takes_effect_is_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["AdamW", "torch.optim:AdamW"])
-def test_an_option_takes_effect_whatever_it_is_called_and_whatever_it_holds(tmp_path: Path, name: str) -> None:
+def test_an_option_takes_effect_whatever_it_is_called_and_whatever_it_holds(
+    tmp_path: Path, name: str
+) -> None:
     content = begun(tmp_path, optimizer={name: {"learning_rate": 0.01, "betas": [0.5, 0.9]}})
     options = {"learning_rate": 0.002, "betas": [0.5, 0.75]}
     code, said = run(tmp_path, changed(content, "init.optimizer", {name: options}))

@@ -126,6 +126,37 @@ def test_targets_of_a_distribution(tmp_path: Path) -> None:
     assert abs(sum(plan.stages[0].kept for plan in (body, middle, head)) - 40) <= 1
 
 
+OWN_WEIGHTS = """
+import torch
+from torch import nn
+
+
+class Two(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.w1 = nn.Parameter(torch.randn(16, 8))
+        self.w2 = nn.Parameter(torch.randn(4, 16))
+        self.attention = nn.MultiheadAttention(4, 1, batch_first=True)
+        self.bias = nn.Parameter(torch.zeros(4))
+
+    def forward(self, batch):
+        x = torch.tanh(batch["x"] @ self.w1.t()) @ self.w2.t() + self.bias
+        return self.attention(x[None], x[None], x[None])[0].square().mean()
+"""
+
+
+def test_the_cost_of_each_weight_is_its_own(tmp_path: Path) -> None:
+    """Weights of one module shared what all of them cost: twice 90% of it was more than there is."""
+    (tmp_path / "own.py").write_text(OWN_WEIGHTS)
+    block = {"sparsity": 0.5, "param_filter": ["w*", "bias", "attention.*weight"]}
+    cost = previewed(tmp_path, sparsity=block, model={"name": "./own.py:Two"}).cost
+    first, second = 4 * 16 * 8, 4 * 4 * 16
+    projections = 4 * 4 * 4 * 4
+    scores = 2 * 4 * 4 * 4
+    assert cost.dense_flops == 2 * (2 * first + 3 * (second + projections + scores))
+    assert cost.dense_flops - cost.sparse_flops == 2 * first + 3 * (second + projections)
+
+
 def test_cost(tmp_path: Path) -> None:
     cost = previewed(tmp_path, sparsity={"sparsity": 0.75, "param_filter": "middle.weight"}).cost
     forward = 2 * 4 * (8 * 16 + 16 * 16 + 16)

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import logging
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -45,6 +46,7 @@ class ForwardFlops(TorchFunctionMode):
 
     Attributes:
         by_parameter: operations by parameter name, as if every weight were dense.
+        in_training: the same with the backward pass: gradients of weights, and of inputs that want one.
         other: operations between activations.
 
     Example:
@@ -58,26 +60,47 @@ class ForwardFlops(TorchFunctionMode):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self._names = {parameter: name for name, parameter in model.named_parameters()}
-        self.by_parameter: dict[str, int] = {}
+        self.by_parameter: Counter[str] = Counter()
+        self.in_training: Counter[str] = Counter()
         self.other = 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Calls the function, then counts what it did."""
         # Called first: an error of the model's comes out as it is, and nothing was counted for it.
         result = func(*args, **(kwargs or {}))
-        for weight, operations in _count(func, args, kwargs or {}, result):
+        counted = _count(func, args, kwargs or {}, result)
+        products = 1 + _gradients_of(args, kwargs or {}) if counted else 0
+        for weight, operations in counted:
             # Many models multiply with a weight transposed, or with one expert of a stack.
             owner = None if weight is None else viewed(weight)
             name = self._names.get(owner) if isinstance(owner, nn.Parameter) else None
             if name is None:
                 self.other += operations
             else:
-                self.by_parameter[name] = self.by_parameter.get(name, 0) + operations
+                self.by_parameter[name] += operations
+                self.in_training[name] += operations * products
         return result
+
+
+@contextlib.contextmanager
+def watched(model: nn.Module, batch: Any) -> Iterator[ForwardFlops]:
+    """Counts the operations of the forward pass of a batch, which is made inside; a compiled model makes one more.
+
+    Args:
+        model: that computes.
+        batch: that it is about to compute with.
+    """
+    if is_compiled(model):
+        yield counted_apart(model, batch)
+        return
+    with ForwardFlops(model) as flops:
+        yield flops
 
 
 def with_unseen(counted: Mapping[str, int], sizes: Mapping[str, int], batch: Any) -> dict[str, int]:
     """Operations by weight; a weight that computes in a way of its own counts as a linear layer.
+
+    A table of embeddings is looked up, and multiplies nothing.
 
     Args:
         counted: what was seen, by name of the weight.
@@ -148,6 +171,15 @@ def _count(func: Any, args: Any, kwargs: Mapping[str, Any], result: Any) -> list
         return []
 
 
+def _gradients_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
+    """How many products a backward pass makes for one of the forward pass: of inputs and of weights that want one."""
+    if not torch.is_grad_enabled():
+        return PRODUCTS - 1
+    wanted = [one for one in (*args, *kwargs.values()) if isinstance(one, Tensor) and one.requires_grad]
+    are_weights = {isinstance(viewed(one), nn.Parameter) for one in wanted}
+    return len(are_weights)
+
+
 def _linear(_: Tensor, input: Tensor, weight: Tensor, *__: Any, **___: Any) -> list[Counted]:
     return [(weight, 2 * math.prod(input.shape[:-1]) * weight.numel())]
 
@@ -178,6 +210,10 @@ def _attention(result: Tensor, query: Tensor, key: Tensor, *_: Any, **__: Any) -
     return [(None, 2 * scores * (query.shape[-1] + result.shape[-1]))]
 
 
+def _lookup(_: Tensor, __: Tensor, weight: Tensor, *___: Any, **____: Any) -> list[Counted]:
+    return [(weight, 0)]
+
+
 def _multi_head(
     result: Any, query: Tensor, key: Tensor, value: Tensor, width: int, heads: int, *rest: Any, **_: Any
 ) -> list[Counted]:
@@ -201,6 +237,7 @@ _RULES: Mapping[Any, Callable[..., list[Counted]]] = {
     **dict.fromkeys((torch.matmul, Tensor.matmul, Tensor.__matmul__), _product),
     **dict.fromkeys((torch.mm, Tensor.mm, torch.bmm, Tensor.bmm), _product),
     **dict.fromkeys((torch.addmm, torch.baddbmm), _added_product),
+    **dict.fromkeys((F.embedding, F.embedding_bag), _lookup),
     F.scaled_dot_product_attention: _attention,
     F.multi_head_attention_forward: _multi_head,
 }
@@ -292,7 +329,9 @@ class TrainingFlops:
         if self._flops is not None:
             flops = self._flops
             self.close()
-            sizes = {name: one.shape.numel() for leaf in algorithms for name, one in leaf.parameters.items()}
+            shapes = {name: one.shape for leaf in algorithms for name, one in leaf.parameters.items()}
+            # Biases and gains are element-wise work.
+            sizes = {name: shape.numel() for name, shape in shapes.items() if len(shape) > 1}
             weights = with_unseen(flops.by_parameter, sizes, batch)
             # Texts of any length would fill the memory with forms that never come again.
             if len(self._passes) >= MOST_FORMS:

@@ -239,7 +239,9 @@ def _option_of(change: ChangedKey, builder: Builder) -> str:
 
 def _is_lr_of_torch_schedule(change: ChangedKey, builder: Builder) -> bool:
     """Whether a rate was changed from which schedulers of torch have computed their own."""
-    return _option_of(change, builder) == "lr" and not all(isinstance(one, LRSchedule) for one in builder.schedulers)
+    return _option_of(change, builder) == "lr" and not all(
+        isinstance(one, LRSchedule) for one in builder.schedulers
+    )
 
 
 def _tell_moved_steps(before: TrainerConfig, builder: Builder) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from rarefy import filters
 from rarefy.algorithms.base import SparsityAlgorithm
+from rarefy.callbacks.flops import watched
 from rarefy.distributions import share_out
 from rarefy.models.call import loss_of, to_device
 from rarefy.patterns import Pattern
@@ -137,12 +139,12 @@ def preview(builder: Builder) -> RunPreview:
     algorithms = trainer.sparsity.algorithms if trainer.sparsity is not None else []
     check_tokens(trainer.model, data, f"{config.path}.fit.train_dataloader")
     # Before the costs: the optimizer's state, which counts in them, is made by its first step.
-    loss, flops = one_step(trainer, next(iter(data)))
+    loss, flops, by_weight = one_step(trainer, next(iter(data)))
     for validation in builder.fit_validations:
         check_tokens(trainer.model, validation, f"{config.path}.fit.val_dataloader")
         try_batch(trainer, next(iter(validation)))
     parameters = tuple(plan_parameters(trainer.model, algorithms, total))
-    cost = plan_cost(trainer, parameters, flops)
+    cost = CostPlan(flops, flops - _of_inactive(by_weight, parameters), *_memory(trainer))
     return RunPreview(parameters, tuple(plan_updates(algorithms, total)), cost, loss, total)
 
 
@@ -171,10 +173,7 @@ def _preview_of_large(builder: Builder, large: LargeModel, total: int) -> RunPre
     # Weights, gradients and two numbers of state, as of Adam; a mask takes a byte a position.
     masks = sum(one.size for one in sparse.values())
     memory = 4 * large.weight_bytes
-    inactive = sum(
-        by_weight.get(one.name, 0) * (1 - one.stages[-1].kept / one.size) for one in sparse.values()
-    )
-    cost = CostPlan(flops, flops - round(inactive), memory, memory + masks)
+    cost = CostPlan(flops, flops - _of_inactive(by_weight, parameters), memory, memory + masks)
     updates = tuple(plan_updates(algorithms, total))
     return RunPreview(
         parameters, updates, cost, None, total, f"{large}; planned without weights, no step was taken"
@@ -257,7 +256,7 @@ def plan_updates(algorithms: list[SparsityAlgorithm], total_steps: int) -> Itera
         yield UpdatePlan(algorithm.label, first, last, len(steps))
 
 
-def one_step(trainer: Trainer, batch: Any) -> tuple[float, dict[str, int]]:
+def one_step(trainer: Trainer, batch: Any) -> tuple[float, int, dict[str, int]]:
     """Takes one step on one batch; the model's weights change.
 
     Args:
@@ -265,8 +264,8 @@ def one_step(trainer: Trainer, batch: Any) -> tuple[float, dict[str, int]]:
         batch: as its data gives it.
 
     Returns:
-        The loss, and the floating-point operations of forward and backward by module name (`Global`: all), those of
-        compact storage as if it was dense.
+        The loss, the floating-point operations of forward and backward, those of compact storage as if it was dense,
+        and those with each weight by its name.
 
     Raises:
         RarefyError: the model refuses the batch or returns no loss.
@@ -275,18 +274,18 @@ def one_step(trainer: Trainer, batch: Any) -> tuple[float, dict[str, int]]:
     choose_size(trainer.session, batch)
     trainer.model.train()
     total = 0.0
+    by_weight: Counter[str] = Counter()
     with FlopCounterMode(display=False, custom_mapping=_AS_DENSE) as counter:
         for part in parts_of(trainer.session, batch):
-            with trainer.precision.autocast():
-                loss = loss_of(trainer.session.forward(to_device(part, trainer.device)))
+            part = to_device(part, trainer.device)
+            with trainer.precision.autocast(), watched(trainer.model, part) as flops:
+                loss = loss_of(trainer.session.forward(part))
+            by_weight.update(flops.in_training)
             loss.backward()
             total += float(loss.detach())
     # Without a scaler: what is wanted is the state that the step makes, to be measured.
     trainer.trained_by.step()
-    # The counter names modules from the class of the model on.
-    prefix = f"{type(trainer.model).__name__}."
-    counts = counter.get_flop_counts().items()
-    return total, {name.removeprefix(prefix): sum(ops.values()) for name, ops in counts}
+    return total, counter.get_total_flops(), by_weight
 
 
 @torch.no_grad()
@@ -303,25 +302,10 @@ def try_batch(trainer: Trainer, batch: Any) -> None:
         loss_of(trainer.session.forward(to_device(part, trainer.device)))
 
 
-def plan_cost(trainer: Trainer, parameters: tuple[ParameterPlan, ...], flops: dict[str, int]) -> CostPlan:
-    """Cost of a step, from what one step took.
-
-    Args:
-        trainer: after the step.
-        parameters: the plan of every parameter.
-        flops: by module name, from `one_step`.
-    """
-    return CostPlan(flops.get("Global", 0), _without_inactive(flops, parameters), *_memory(trainer))
-
-
-def _without_inactive(flops: dict[str, int], parameters: tuple[ParameterPlan, ...]) -> int:
-    """All operations but those on connections that are inactive at the end."""
-    sparse = flops.get("Global", 0)
-    for plan in parameters:
-        if plan.stages:
-            counted = flops.get(plan.name.rpartition(".")[0], 0)
-            sparse -= round(counted * (1 - plan.stages[-1].kept / max(plan.size, 1)))
-    return sparse
+def _of_inactive(by_weight: Mapping[str, int], parameters: tuple[ParameterPlan, ...]) -> int:
+    """The operations on connections that are inactive at the end."""
+    planned = ((one, one.stages[-1].kept) for one in parameters if one.stages)
+    return round(sum(by_weight.get(one.name, 0) * (1 - kept / max(one.size, 1)) for one, kept in planned))
 
 
 def _forward_as_dense(x: tuple[int, ...], *rest: Any, **__: Any) -> int:
