@@ -11,6 +11,8 @@ import tiny_run
 from rarefy.yaml_files.yaml_file import UnsetVariableError, YamlError, expand, load_text, parse_value
 
 HERE = {"HOME": "/home/me", "RUNS": "/runs", "N": "5", "EMPTY": "", "WORDS": "[1, 2]", "USER": "me"}
+# Deeper than Python follows.
+HERE["NESTED"] = "[" * 2000
 
 
 @pytest.fixture
@@ -40,6 +42,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> None:
         ("${N}${N}", "55"),
         ("${WORDS}", "[1, 2]"),
         ("'${UNKNOWN:-[a}'", "[a"),
+        pytest.param("${NESTED}", HERE["NESTED"], id="nested"),
         ("step ${N} of $N", "step 5 of $N"),
         ("costs $5/h", "costs $5/h"),
         ("a~b", "a~b"),

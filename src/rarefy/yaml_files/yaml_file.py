@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -174,9 +174,7 @@ def parse_value(text: str) -> Any:
 
 def _construct(text: str, name: str) -> Any:
     try:
-        # Before it is built: a few lines of aliases of aliases can expand to billions of values.
-        _check_size(text, name)
-        return expand(_unshared(yaml.load(text, Loader=_Loader)), _scalar)
+        return expand(_unshared(_loaded(text, name)), _scalar)
     except UnsetVariableError as error:
         at = text.find(error.text)
         raise YamlError(name, str(error), text.count("\n", 0, at) + 1 if at >= 0 else None) from error
@@ -192,9 +190,17 @@ def _construct(text: str, name: str) -> Any:
 def _scalar(text: str) -> Any:
     """The value of a text that a variable holds, which need not be YAML."""
     try:
-        return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError:
+        return _loaded(text, "")
+    except (yaml.YAMLError, YamlError):
         return text
+
+
+def _loaded(text: str, name: str) -> Any:
+    loader = _Loader(text, name)
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
 
 
 def _unshared(value: Any) -> Any:
@@ -232,7 +238,7 @@ class _Size:
 
 @dataclass
 class _SizeCheck:
-    """Follows the parser's events, which need no recursion, and stops at the first excess."""
+    """Follows the parser's events, and stops at the first excess."""
 
     name: str
     stack: list[_Size] = field(default_factory=lambda: [_Size()])
@@ -273,15 +279,18 @@ def _line(event: yaml.Event) -> int | None:
     return event.start_mark.line + 1 if event.start_mark else None
 
 
-def _check_size(text: str, name: str) -> None:
-    check = _SizeCheck(name)
-    events: Iterator[yaml.Event] = yaml.parse(text, Loader=yaml.SafeLoader)
-    for event in events:
-        check.visit(event)
-
-
 class _Loader(yaml.SafeLoader):
-    """`yaml.SafeLoader` that refuses a key given twice and reads `1e-4` as a number."""
+    """`yaml.SafeLoader` that refuses an excess and a key given twice, and reads `1e-4` as a number."""
+
+    def __init__(self, text: str, name: str) -> None:
+        super().__init__(text)
+        self._size = _SizeCheck(name)
+
+    def get_event(self) -> Any:
+        # Before anything is built: a few lines of aliases of aliases can expand to billions of values.
+        event = super().get_event()
+        self._size.visit(event)
+        return event
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)

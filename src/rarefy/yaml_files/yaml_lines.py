@@ -5,8 +5,12 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import yaml
+
+# The text has been read before, with words for its faults; not every installation has the compiled loader.
+_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def line_of(text: str, path: str, key: str = "") -> int | None:
@@ -36,7 +40,7 @@ def line_of(text: str, path: str, key: str = "") -> int | None:
 def _root(text: str) -> yaml.Node | None:
     # The line is a help in the message of another error, which must not be replaced by this one.
     with contextlib.suppress(yaml.YAMLError):
-        return yaml.compose(text, Loader=yaml.SafeLoader)
+        return yaml.compose(text, Loader=_LOADER)
     return None
 
 
