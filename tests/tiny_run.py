@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import copy
+import functools
 from pathlib import Path
 from typing import Any
 
+import typer.testing
 import yaml
 from typer.testing import CliRunner, Result
 
 from rarefy.cli.app import app
+
+# Or all commands would be made anew for each call.
+typer.testing._get_command = functools.cache(typer.testing._get_command)
 
 CODE = """
 import os
