@@ -59,7 +59,7 @@ def test_second_derivatives():
     torch.autograd.gradgradcheck(lambda t: tuple(part**3 for part in prefixes(t, (1, 4))), tensor)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch itself
+@pytest.mark.filterwarnings("ignore:.torch.jit")
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 def test_tracing():
     heads = heads_of(300).float()
@@ -67,7 +67,7 @@ def test_tracing():
     torch.testing.assert_close(traced(2 * heads), causal_attention(2 * heads, 2 * heads, 2 * heads))
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.torch.jit")
 def test_forward_mode_differentiation():
     heads, tangent = heads_of(300), heads_of(300, 1)
     with sdpa_kernel(SDPBackend.MATH):

@@ -19,7 +19,7 @@ from foreign.networks import STATIC, inputs, network, sparse
 from rarefy.errors import RarefyError
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit", "ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.torch.jit")
 @pytest.mark.parametrize("compute", ["masked", "compact"])
 @pytest.mark.parametrize("inside", [False, True])
 def test_torchscript_is_refused_and_possible_once_finalized(compute, inside):
@@ -34,7 +34,7 @@ def test_torchscript_is_refused_and_possible_once_finalized(compute, inside):
     assert not any("script" in name for name in vars(dense[0]))
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit", "ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.torch.jit")
 @pytest.mark.parametrize("compute", ["masked", "compact"])
 def test_a_trace(compute):
     model, *_ = sparse(STATIC, compute=compute)

@@ -129,7 +129,7 @@ def test_models_are_looked_at_and_loaded_in_inference_mode(storage, block):
     assert sparsity.step == 4
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit", "ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.torch.jit")
 @pytest.mark.parametrize("storage", ["masked", "compact"])
 def test_a_model_that_trains_is_traced_before_its_first_forward_pass(storage):
     model, _, _ = sparse(RIGL, compute=storage)

@@ -35,7 +35,7 @@ from foreign.operations import (
 
 # torch's own, where the first jvp loads its rules.
 pytestmark = [
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.torch.jit"),
     # A gradient may be forgotten in the step before an update.
     pytest.mark.filterwarnings("ignore:.* keeps its topology:UserWarning"),
 ]

@@ -157,7 +157,7 @@ OTHERS: dict[str, tuple[Tensor, Callable[[Tensor], Tensor]]] = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.trace:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.torch.jit")
 @pytest.mark.parametrize("name", OTHERS)
 def test_torch_computes_what_the_kernel_cannot(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     x, function = OTHERS[name]

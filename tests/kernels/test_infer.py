@@ -144,7 +144,7 @@ def test_a_layer_under_autocast() -> None:
     torch.testing.assert_close(y.float(), sparse(x).detach(), rtol=0.05, atol=0.05)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch itself
+@pytest.mark.filterwarnings("ignore:.torch.jit")  # torch warns of it
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 def test_tracing_sees_the_operation(isa: str) -> None:
     sparse, x = layer(30, 50, 0.3), torch.randn(3, 50)

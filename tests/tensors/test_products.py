@@ -178,7 +178,7 @@ def test_arguments_that_do_not_fit(x, bias, problem):
         F.linear(x, Pair().sparse[0].weight, bias)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.torch.jit")
 def test_torchscript_tracing_keeps_values_as_constants():
     model = Pair().sparse
     with torch.no_grad():
