@@ -172,6 +172,28 @@ def test_a_compiled_optimizer_step_writes_to_the_values():
     assert torch.equal(shown, weight.dense())
 
 
+def with_another_weight(model, other, x):
+    own = model[0].weight.data
+    model[0].weight.data = other
+    y = model(x)
+    model[0].weight.data = own
+    return y
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_an_assignment_to_data_in_a_compiled_function_is_refused_and_leaves_the_weight_alone(backend):
+    pair = Pair()
+    other = torch.ones_like(pair.dense[0].weight)
+    with torch.no_grad(), pytest.raises(Exception, match=r"is not allowed on a sparse weight, .* with copy_"):
+        torch.compile(with_another_weight, backend=backend)(pair.sparse, other, inputs(0))
+    pair.assert_equal(rtol=0, atol=0)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            *pair.run(lambda m: with_another_weight(m, other * pair.masks["0.weight"], inputs(0)))
+        )
+    pair.assert_equal(rtol=0, atol=0)
+
+
 def test_a_free_weight_takes_no_dense_write_in_a_compiled_function():
     weight = SparseWeight.from_dense(torch.ones(4, 4), torch.eye(4, dtype=torch.bool), Role.FREE)
     write = torch.compile(lambda one: one.copy_(torch.ones(4, 4)), backend="aot_eager")

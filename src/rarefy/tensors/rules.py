@@ -19,6 +19,9 @@ Rule = Callable[[Any, Any, dict[str, Any]], Any]
 _REDUCED_AS_THEY_ARE = ("c10d::allreduce_", "c10d::broadcast_", "c10d::allreduce_coalesced_")
 _OURS = ("aten::", "prims::", "rarefy::")
 
+# What an assignment to `.data` is in a compiled function from torch 2.14 on; before, it is `set_`.
+_ASSIGNMENT = "shallow_copy_data_"
+
 
 def alias(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """`detach`, `alias`: another tensor of the same cell."""
@@ -130,12 +133,16 @@ def equal(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 def reshaped(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """`set_` and `resize_`: a sparse weight keeps its shape.
 
+    What a compiler makes of an assignment to `.data` comes here too: whoever took an alias of the weight before would
+    see the numbers that are assigned, where a dense one keeps the old ones.
+
     Raises:
         RarefyError: always.
     """
+    name = func._schema.name.removeprefix("aten::")
+    given = "an assignment to .data in a compiled function" if name == _ASSIGNMENT else name
     raise RarefyError(
-        f"{func._schema.name.removeprefix('aten::')} is not allowed on a sparse weight, whose shape and memory are "
-        "fixed; write to it with copy_"
+        f"{given} is not allowed on a sparse weight, whose shape and memory are fixed; write to it with copy_"
     )
 
 
@@ -181,4 +188,5 @@ RULES: Mapping[Any, Rule] = {
     aten.equal.default: equal,
     **dict.fromkeys((aten.set_.source_Tensor, aten.set_.source_Storage, aten.set_.default), reshaped),
     **dict.fromkeys((aten.resize_.default, aten.resize_as_.default), reshaped),
+    **({getattr(aten, _ASSIGNMENT).default: reshaped} if hasattr(aten, _ASSIGNMENT) else {}),
 }
