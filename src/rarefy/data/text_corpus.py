@@ -174,8 +174,12 @@ def _find(source: str) -> tuple[Path, list[str]]:
 
 def _find_stdlib() -> tuple[Path, list[str]]:
     root = Path(sysconfig.get_path("stdlib"))
-    files = (file.relative_to(root) for file in root.rglob("*.py"))
-    return root, [file.as_posix() for file in files if not _SKIPPED.intersection(file.parts[:-1])]
+    names = []
+    for folder, below, files in os.walk(root):
+        # Not entered at all: what is installed has many times the files.
+        below[:] = [name for name in below if name not in _SKIPPED]
+        names += [Path(folder, name).relative_to(root).as_posix() for name in files if name.endswith(".py")]
+    return root, names
 
 
 def _find_glob(pattern: str) -> tuple[Path, list[str]]:
