@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import pytest
@@ -109,3 +110,11 @@ def needs_torch(version: str, why: str) -> pytest.MarkDecorator:
     present = tuple(int(number) for number in torch.__version__.split(".")[:2])
     wanted = tuple(int(number) for number in version.split("."))
     return pytest.mark.skipif(present < wanted, reason=f"torch {version} or newer: before, {why}")
+
+
+# Imported by name, since torch 2.6 does not do it.
+SIZES_MAY_CHANGE = hasattr(importlib.import_module("torch.compiler.config"), "dynamic_sources")
+
+needs_changing_sizes = pytest.mark.skipif(
+    not SIZES_MAY_CHANGE, reason="torch takes sizes of parameters for fixed"
+)

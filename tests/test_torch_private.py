@@ -26,6 +26,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 from torch.optim.swa_utils import get_swa_multi_avg_fn
 
+from helpers import needs_changing_sizes
+from ranks import NEEDS_FULLY_SHARD
 from rarefy import torch_private
 from rarefy.torch_private import (
     ADDS_LISTS,
@@ -34,6 +36,7 @@ from rarefy.torch_private import (
     accumulation_hooks,
     buffers_of,
     compiles_its_calls,
+    ddp,
     end_workers,
     forward_pre_hooks,
     multiply_,
@@ -439,21 +442,32 @@ def test_a_part_of_a_flat_parameter_is_known():
         torch.distributed.destroy_process_group()
 
 
-def test_who_made_a_dtensor_is_known():
+@pytest.fixture
+def mesh():
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     try:
-        mesh = init_device_mesh("cpu", (1,))
-        model = nn.Sequential(nn.Linear(2, 2))
-        fully_shard(model, mesh=mesh)
-        parallel = parallelize_module(nn.Linear(2, 2), mesh, ColwiseParallel())
-        assert not torch_private.is_distributed_by_hand(model[0])
-        assert torch_private.is_distributed_by_hand(parallel)
-        model(torch.ones(1, 2))
-        parallel(torch.ones(1, 2))
-        assert torch_private.is_managed_by_fully_shard(model[0])
-        assert not torch_private.is_managed_by_fully_shard(parallel)
+        yield init_device_mesh("cpu", (1,))
     finally:
         torch.distributed.destroy_process_group()
+
+
+@pytest.mark.filterwarnings("ignore:DTensor random operators may not have complete support")  # torch 2.6
+def test_a_module_that_was_distributed_by_hand_is_known(mesh):
+    parallel = parallelize_module(nn.Linear(2, 2), mesh, ColwiseParallel())
+    assert ddp.is_distributed_by_hand(parallel)
+    parallel(torch.ones(1, 2))
+    assert ddp.is_distributed_by_hand(parallel)
+    assert not torch_private.is_managed_by_fully_shard(parallel)
+
+
+@NEEDS_FULLY_SHARD
+def test_a_module_that_fully_shard_cut_is_known(mesh):
+    model = nn.Sequential(nn.Linear(2, 2))
+    fully_shard(model, mesh=mesh)
+    assert not ddp.is_distributed_by_hand(model[0])
+    model(torch.ones(1, 2))
+    assert torch_private.is_managed_by_fully_shard(model[0])
+    assert not ddp.is_distributed_by_hand(model[0])
 
 
 def test_workers_that_live_on_are_ended():
@@ -466,11 +480,6 @@ def test_workers_that_live_on_are_ended():
     assert len(list(loader)) == 4
     end_workers(loader)
     end_workers([1, 2])
-
-
-needs_changing_sizes = pytest.mark.skipif(
-    not hasattr(torch.compiler.config, "dynamic_sources"), reason="torch takes sizes of parameters for fixed"
-)
 
 
 @needs_changing_sizes
@@ -504,6 +513,7 @@ def check_that_sizes_change():
     torch.compiler.reset()
 
 
+@needs_changing_sizes
 def test_whether_sizes_may_change_is_known():
     with torch.compiler.config.patch(dynamic_sources=""):
         assert not sizes_may_change("_of_nobody_")

@@ -12,7 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from rarefy.torch_private import is_distributed_by_hand, is_part_of_a_flat_parameter
+from rarefy.torch_private import is_part_of_a_flat_parameter
+from rarefy.torch_private.ddp import is_distributed_by_hand
 
 WHOLE_WEIGHTS = (
     "sparsity needs whole weights in each process, or pieces that fully_shard cuts: wrap the model in "

@@ -385,15 +385,3 @@ def is_managed_by_fully_shard(module: nn.Module) -> bool:
     """
     hooks = module._state_dict_pre_hooks.values()
     return any(getattr(hook, "__module__", "").startswith("torch.distributed.fsdp") for hook in hooks)
-
-
-def is_distributed_by_hand(module: nn.Module) -> bool:
-    """Whether `parallelize_module` or `distribute_module` made the parameters of this module DTensors.
-
-    Without the name a weight of tensor parallelism would be refused only once it has a gradient.
-
-    Example:
-        >>> is_distributed_by_hand(nn.Linear(2, 2))
-        False
-    """
-    return bool(getattr(module, "_distribute_module_applied", False))

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 LEFT_OUT = "_ddp_params_and_buffers_to_ignore"
@@ -69,3 +70,18 @@ outside_of_graphs: Any = torch._disable_dynamo
 Without the name compiled models would not see who wraps them, which their first backward pass refuses, and a compiled
 step of an optimizer would have updates traced.
 """
+
+
+def is_distributed_by_hand(module: nn.Module) -> bool:
+    """Whether `parallelize_module` or `distribute_module` made the parameters of this module DTensors.
+
+    Without the names a weight of tensor parallelism would be refused only once it has a gradient.
+
+    Example:
+        >>> is_distributed_by_hand(nn.Linear(2, 2))
+        False
+    """
+    # torch 2.6 leaves no mark, but the hooks by which inputs become DTensors.
+    hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
+    has_hooks = any(getattr(hook, "__module__", "") == "torch.distributed.tensor._api" for hook in hooks)
+    return has_hooks or bool(getattr(module, "_distribute_module_applied", False))
