@@ -16,6 +16,7 @@ from torch import nn
 
 import rarefy
 from foreign.networks import STATIC, inputs, network, sparse
+from helpers import needs_changing_sizes
 from rarefy.errors import RarefyError
 
 
@@ -88,9 +89,7 @@ class Graphs:
         return torch._dynamo.backends.debugging.aot_eager(graph, examples)
 
 
-@pytest.mark.skipif(
-    not hasattr(torch.compiler.config, "dynamic_sources"), reason="torch takes sizes of parameters for fixed"
-)
+@needs_changing_sizes
 @pytest.mark.parametrize("name", ["gmp", "granet"])
 def test_a_compiled_model_prunes_more_often_than_torch_compiles(name):
     trained, graphs = [], Graphs()

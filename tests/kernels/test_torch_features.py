@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import rarefy
-from helpers import needs_torch
+from helpers import SIZES_MAY_CHANGE, needs_torch
 from rarefy.nn import SparseLinear
 
 
@@ -83,7 +83,7 @@ def test_a_compiled_training_loop_recompiles_where_shapes_change_only_under_a_to
     model, counts = trained("compact", 8, True, **block)
     expected, _ = trained("compact", 8, False, **block)
     torch.testing.assert_close(model.state_dict(), expected.state_dict())
-    if hasattr(torch.compiler.config, "dynamic_sources"):
+    if SIZES_MAY_CHANGE:
         assert counts == [1] * 8
     else:
         assert counts[2] == 1 and counts[5] == 2 and counts[-1] <= 3

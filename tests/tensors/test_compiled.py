@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import sparse_weights
-from helpers import needs_torch
+from helpers import needs_changing_sizes, needs_torch
 from rarefy.errors import RarefyError
 from rarefy.tensors import Role, SparseWeight
 from sparse_weights import Pair, inputs, masks_of, move, whole
@@ -60,11 +60,6 @@ def test_nothing_is_compiled_again_while_the_number_of_connections_stays():
             if isinstance(parameter, SparseWeight):
                 move(parameter, parameter.topology.mask().roll(step + 1, 0))
     assert counter.graphs == 1
-
-
-needs_changing_sizes = pytest.mark.skipif(
-    not hasattr(torch.compiler.config, "dynamic_sources"), reason="torch takes sizes of parameters for fixed"
-)
 
 
 @needs_changing_sizes
