@@ -25,6 +25,11 @@ MAX_VALUES = 100_000
 _FLOAT = re.compile(r"^[-+]?(?:\.[0-9_]+|[0-9][0-9_]*(?:\.[0-9_]*)?)(?:[eE][-+]?[0-9]+)?$")
 
 
+# In YAML 1.1 `010` is 8 and `1:20` is 80, in YAML 1.2 they are 10 and a text.
+_OTHER_BASE = re.compile(r"^[-+]?(?:0[0-7_]+|[0-9][0-9_]*(?::[0-5]?[0-9])+(?:\.[0-9_]*)?)$")
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+
+
 class UnsetVariableError(ValueError):
     """A variable without a value and without a default.
 
@@ -314,6 +319,12 @@ class _Loader(yaml.SafeLoader):
         node.value = list(last.values())
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        if node.tag in _NUMBERS and _OTHER_BASE.match(str(node.value)):
+            raise yaml.MarkedYAMLError(
+                problem=f"{node.value} is another number to some programs than to others (base 8 or 60); put it in "
+                "quotes if it is a text, or write the number without leading zeros and colons",
+                problem_mark=node.start_mark,
+            )
         try:
             return super().construct_object(node, deep)
         # A date such as 2024-13-45 has the form of one, and fails only when it is made.
