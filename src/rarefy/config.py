@@ -374,6 +374,7 @@ def _warn_out_of_range(algorithm: SparsityAlgorithm, entry: _Entry, num_steps: i
             bounds = f"[0, {highest:.4g}]"
             message = f"{where} is {schedule(worst):.4g} at step {worst}, outside {bounds}; it is clamped"
             warnings.warn(message, stacklevel=2)
+            algorithm.clamped.told.append(schedule)
 
 
 def _warn_of_idle_drops(algorithm: SparsityAlgorithm, entry: _Entry) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from rarefy.distributed import Cut, is_cut, whole
 from rarefy.errors import ConfigError, RarefyError, did_you_mean
 from rarefy.patterns import FREE, Pattern, Structure
 from rarefy.ties import TieOrder
+from rarefy.torch_private import times_written
 from rarefy.validation import shorten
 
 _ADVICE = "use init_method: topk"
@@ -228,6 +230,9 @@ def _required_arguments(function: Callable[..., Any]) -> int:
     return sum(parameter.default is parameter.empty for parameter in positional)
 
 
+# ---- what a user's code returned for a weight, here and in an update, and what it was to leave alone ----
+
+
 def check_mask(mask: Any, weight: Tensor, source: str) -> Tensor:
     """A mask that came from a user's code, checked against its weight.
 
@@ -251,3 +256,73 @@ def check_mask(mask: Any, weight: Tensor, source: str) -> Tensor:
         raise RarefyError(f"{source} returned {got}; return a bool tensor of shape {list(weight.shape)}")
     # Users build masks on the CPU, wherever the weight is.
     return mask.to(weight.device)
+
+
+def check_scores(scores: Any, like: Tensor, source: str) -> Tensor:
+    """Scores that came from a user's code: one number for each connection.
+
+    Args:
+        scores: what the code returned.
+        like: the weight, or the part of the gradient, that they are of.
+        source: what returned them, for the message.
+
+    Raises:
+        RarefyError: they are no numbers that can be ranked, or of another shape.
+
+    Example:
+        >>> check_scores(torch.tensor([1.0]), torch.zeros(1), "my grow_score").tolist()
+        [1.0]
+    """
+    is_ranked = isinstance(scores, Tensor) and scores.dtype != torch.bool and not scores.is_complex()
+    if not is_ranked or scores.shape != like.shape:
+        got = f"{scores.dtype} {list(scores.shape)}" if isinstance(scores, Tensor) else type(scores).__name__
+        raise RarefyError(
+            f"{source} returned {got}; return a tensor of real numbers of shape {list(like.shape)}, one for each "
+            "connection (scores.expand_as(weight) repeats rows or columns)"
+        )
+    return scores
+
+
+def refuse_empty(name: str, mask: Tensor, step: int, sparsity: float) -> None:
+    """Refuses a topology without any connection: nothing would pass through the layer, or be learned before it.
+
+    Args:
+        name: of the weight.
+        mask: bool, that it is about to get.
+        step: of the update.
+        sparsity: the target.
+
+    Raises:
+        RarefyError: no connection is active.
+    """
+    if mask.numel() and masks.active_count(mask) == 0:
+        raise RarefyError(
+            f"{name} would have no connection left at step {step} (target sparsity {sparsity:g}); give a sparsity that "
+            "stays below 1, a mask with connections, or a param_filter without this weight"
+        )
+
+
+@contextlib.contextmanager
+def left_alone(source: str, name: str, **shown: Tensor | None) -> Iterator[None]:
+    """Refuses what a user's code wrote to what it was shown: of some storages that is the weight itself, or a copy.
+
+    Args:
+        source: what is called, for the message.
+        name: of the parameter.
+        **shown: what it is given.
+
+    Raises:
+        RarefyError: one of them was written to in place.
+
+    Example:
+        >>> with left_alone("my update_mask", "fc.weight", weight=torch.zeros(1)):
+        ...     pass
+    """
+    before = {key: (one, times_written(one)) for key, one in shown.items() if one is not None}
+    yield
+    for key, (one, written) in before.items():
+        if times_written(one) != written:
+            raise RarefyError(
+                f"{source} changed the {key} of {name} in place; work on a copy of it ({key}.clone()), or with "
+                "operations that make a new tensor (abs in place of abs_)"
+            )

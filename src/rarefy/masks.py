@@ -14,6 +14,7 @@ from torch import Tensor
 
 from rarefy import kernels
 from rarefy.distributed import Cut, highest, is_cut, local_part
+from rarefy.errors import RarefyError
 from rarefy.ties import DEFAULT_ORDER, TieOrder, settle, settle_rows
 
 # From the number of candidates of a row, or of each row, to how many of them are kept.
@@ -335,7 +336,16 @@ def _top_in_rows(scores: Tensor, candidates: Tensor | None, counts: _Counts, ord
 
 
 def _top(scores: Tensor, candidates: Tensor | None, count: int, order: TieOrder) -> Tensor:
-    """The mask of the `count` highest scores among the candidates, or of all."""
+    """The mask of the `count` highest scores among the candidates, or of all.
+
+    Raises:
+        RarefyError: they have other shapes, so that entries in a row would not belong together.
+    """
+    if candidates is not None and candidates.shape != scores.shape:
+        raise RarefyError(
+            f"scores of shape {list(scores.shape)} for a mask of shape {list(candidates.shape)} are not allowed; give "
+            "one score for each connection"
+        )
     if is_cut(scores):
         return _top_in_pieces(scores, candidates, count, order)
     # Once, for the selection and for `settle`; nothing is rounded.

@@ -41,12 +41,12 @@ def batches(*values: float) -> list[torch.Tensor]:
 
 
 def make(folder: Path, model: type[nn.Module] = Scale, lr: float = 1.0, **options) -> Trainer:
-    defaults = {"loop": {"num_steps": 4}, "loggers": [], "seed": 0}
+    sgd = {"optimizer": lambda one: torch.optim.SGD(one.parameters(), lr=lr)}
+    defaults = {"loop": {"num_steps": 4}, "loggers": [], "seed": 0, **sgd}
     return Trainer(
         model_dir=folder,
         model=model,
         device="cpu",
-        optimizer=lambda one: torch.optim.SGD(one.parameters(), lr=lr),
         **{**defaults, **options},
     )
 
@@ -95,6 +95,25 @@ def test_micro_batches_are_averaged_and_an_epoch_ends_with_what_is_left(tmp_path
     trainer.fit(batches(1, 3, 10))
     assert trainer.global_step == 2
     assert trainer.model.weight.item() == -(2.0 + 10.0)  # type: ignore[operator]
+
+
+class OwnRate(torch.optim.Optimizer):
+    """Works its rate out by itself."""
+
+    def __init__(self, parameters: Any) -> None:
+        super().__init__(parameters, {"lr": None})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        for one in self.param_groups[0]["params"]:
+            one.sub_(one.grad)
+
+
+def test_no_rate_is_logged_of_an_optimizer_that_has_none(tmp_path: Path) -> None:
+    recorder = Recorder()
+    trainer = make(tmp_path, loggers=[recorder], optimizer=lambda one: OwnRate(one.parameters()))
+    trainer.fit(batches(1, 3))
+    assert trainer.global_step == 4 and "loss" in recorder.metrics[4] and "lr" not in recorder.metrics[4]
 
 
 def test_what_is_logged(tmp_path: Path) -> None:

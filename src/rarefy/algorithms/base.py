@@ -17,7 +17,7 @@ from rarefy.algorithms import option_checks, options
 from rarefy.algorithms.attachment import Attached, Attachment, check_state
 from rarefy.algorithms.attachment.hooks import UserHooks
 from rarefy.algorithms.beginning import Beginning, check_competition
-from rarefy.algorithms.few_connections import few_connections, refuse_empty, warn_of_few
+from rarefy.algorithms.few_connections import few_connections, warn_of_few
 from rarefy.algorithms.reparametrization import Reparametrizing
 from rarefy.algorithms.summary import Shown
 from rarefy.algorithms.view import Needs, StepView, declared_needs, is_replaced, refuse_abstract
@@ -27,9 +27,10 @@ from rarefy.errors import ConfigError, RarefyError
 from rarefy.filters import Candidate
 from rarefy.first_masks.from_data import FromData
 from rarefy.first_masks.names import competes_by_weight, parse_first_masks
+from rarefy.initializers import refuse_empty
 from rarefy.optim.density_scaling import DensityScaling
 from rarefy.patterns import Pattern, parse_pattern
-from rarefy.schedules import AtSteps, Constant, Schedule, UpdateSchedule
+from rarefy.schedules import AtSteps, Clamped, Constant, Schedule, UpdateSchedule
 from rarefy.storage.choice import COMPACT, HALF, check_compact
 from rarefy.storage.growth import GrowthRequest
 from rarefy.storage.parameter import SparseParameter
@@ -209,6 +210,7 @@ class SparsityAlgorithm(Attached, Beginning, Reparametrizing, Sparsifier):
         # Where each option was written, from `configure`; nowhere, if it was given in Python.
         self.paths: Mapping[str, str] = {}
         self.updates = 0
+        self.clamped = Clamped(self.label)
         self.target_sparsity = 0.0
         self.defers = False
         self.awaiting: set[str] = set()

@@ -26,14 +26,19 @@ from rarefy.masks import all_active
 from rarefy.patterns import Pattern
 from rarefy.roles import Place
 from rarefy.saliency.objective import Batches, Loss, Shares, own_loss
-from rarefy.schedules import Schedule, UpdateSchedule, next_update
+from rarefy.schedules import Clamped, Schedule, UpdateSchedule, next_update
 from rarefy.storage.parameter import SparseParameter
 
 
 class Timing:
-    """What schedules say, for a class that has a step and a number of updates."""
+    """What schedules say, for a class that has a step and a number of updates.
+
+    Attributes:
+        clamped: the schedules of which somebody has said that they leave [0, 1].
+    """
 
     updates: int
+    clamped: Clamped
     sparsity: Schedule
     pattern: Pattern
     update_schedule: UpdateSchedule
@@ -49,7 +54,10 @@ class Timing:
 
     def current(self, schedule: Schedule, ahead: int = 0) -> float:
         """The value of a schedule at this step, or `ahead` steps later, clamped to [0, 1]."""
-        return min(max(schedule(self.step + ahead, self.updates), 0.0), 1.0)
+        value = schedule(self.step + ahead, self.updates)
+        if not ahead:
+            self.clamped.look_at(schedule, value, self.step)
+        return min(max(value, 0.0), 1.0)
 
     def target_at(self, step: int, updates: int) -> float:
         """The sparsity that the schedule asks for at a step, clamped to what the pattern allows."""
@@ -216,6 +224,7 @@ class Beginning(UserHooks, Timing):
         self, shapes: Mapping[str, torch.Size], scores: Mapping[str, Tensor] = MappingProxyType({})
     ) -> dict[str, float]:
         """The sparsity that each parameter shall have now; what competes by `scores` has what it wins."""
+        self.clamped.look_at(self.sparsity, self.sparsity(self.step, self.updates), self.step)
         self.target_sparsity = self.target_at(self.step, self.updates)
         targets = share_out(self.distribution, self.target_sparsity, shapes)
         if scores:

@@ -13,6 +13,7 @@ from rarefy.algorithms.options import Flag, FractionSchedule, Sparsity
 from rarefy.algorithms.view import WeightView, also_by_parts, is_replaced
 from rarefy.distributed import merged, ranks
 from rarefy.errors import ConfigError, RarefyError
+from rarefy.initializers import check_scores
 from rarefy.masks import active_count, grow_highest, kept_count
 from rarefy.patterns.constant_fan import FanIn
 from rarefy.patterns.diagonals import Diagonals
@@ -94,10 +95,16 @@ class DropAndGrow(DynamicSparsityAlgorithm):
         """Ranks connections by their own entries of the dense gradient, any part of which it may be given."""
         raise NotImplementedError
 
+    def _checked(self, scores: Tensor, like: Tensor, method: str) -> Tensor:
+        return check_scores(scores, like, f"{type(self).__name__}.{method}")
+
+    def _ranked(self, gradient: Tensor) -> Tensor:
+        return self._checked(self.gradient_score(gradient), gradient, "gradient_score")
+
     @also_by_parts
     def update_mask(self, view: WeightView) -> Tensor:
         """Drops, then grows; see the class."""
-        score = self.drop_score(view.weight, view.gradient)
+        score = self._checked(self.drop_score(view.weight, view.gradient), view.weight, "drop_score")
         if active_count(view.mask) == view.mask.numel():
             return self.keep_top(self.favoured(view, view.mask, score), view.sparsity)
         return self.exchanged(view, view.mask, score)
@@ -110,7 +117,7 @@ class DropAndGrow(DynamicSparsityAlgorithm):
             mask: bool, the connections to start from.
             score: of dropping.
         """
-        grow = self.grow_score(view.weight, view.gradient)
+        grow = self._checked(self.grow_score(view.weight, view.gradient), view.weight, "grow_score")
         fraction = self.current(self.drop_fraction)
         order = TieOrder.of(self.generator)
         structure = self.pattern.structure
@@ -172,7 +179,7 @@ class DropAndGrow(DynamicSparsityAlgorithm):
         # The mean over processes may rank an entry first that none of them ranks high.
         if ranks() > 1 or self.accumulates or not is_known or not self._ranks_one_by_one:
             return None
-        return GrowthRequest(self.gradient_score, self._most_grown)
+        return GrowthRequest(self._ranked, self._most_grown)
 
     def _next_mask(self, parameter: SparseParameter, sparsity: float) -> Tensor | None:
         """The same as by `update_mask`, without the dense weight where connections are ranked one by one."""
@@ -202,8 +209,8 @@ class DropAndGrow(DynamicSparsityAlgorithm):
         if self._merges and isinstance(grad, Tensor):
             grad = Shortlist.merged(grad, ~kept, count, merged.Exchange.of_all(self.traffic))
         if isinstance(grad, Shortlist):
-            return grad.grow(kept, count, self.gradient_score, order.other())
-        return grow_highest(kept, ranked_in_place(grad, self.gradient_score), count, order.other())
+            return grad.grow(kept, count, self._ranked, order.other())
+        return grow_highest(kept, ranked_in_place(grad, self._ranked), count, order.other())
 
     def _most_grown(self, parameter: SparseParameter) -> list[int]:
         """The most that an update now or after this step adds in each piece."""

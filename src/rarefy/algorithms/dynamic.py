@@ -17,7 +17,7 @@ from rarefy.algorithms.view import Numbers, WeightView, arguments_of, call_updat
 from rarefy.distributed import differing, mean_over_ranks, ranks
 from rarefy.distributions import GLOBAL
 from rarefy.errors import ConfigError, RarefyError
-from rarefy.initializers import check_mask, generator_for
+from rarefy.initializers import check_mask, check_scores, generator_for
 from rarefy.patterns.structures import FREE
 from rarefy.schedules import parse_update_schedule, update_steps
 from rarefy.storage.gradients import Shortlist
@@ -180,7 +180,7 @@ class DynamicSparsityAlgorithm(SparsityAlgorithm):
             if not self._attachment.is_frozen(parameter):
                 # What they win is not known yet, so the view has no target.
                 views = self._views(parameter, 0.0, None, parameter.dense_state())
-                found[name] = parameter.pattern.merge([self.score(view) for view in views])
+                found[name] = parameter.pattern.merge([self._scored(view) for view in views])
         return found
 
     def score(self, view: WeightView) -> Tensor:
@@ -193,6 +193,12 @@ class DynamicSparsityAlgorithm(SparsityAlgorithm):
             Scores of the shape of the weight; higher = keep.
         """
         raise NotImplementedError
+
+    def _scored(self, view: WeightView) -> Tensor:
+        source = f"{type(self).__name__}.score"
+        with view.left_alone(source):
+            scores = self.score(view)
+        return check_scores(scores, view.weight, source)
 
     def _refuse_diverged(self) -> None:
         """Refuses masks that differ between processes: gradients would be averages over different models."""
@@ -251,7 +257,7 @@ class DynamicSparsityAlgorithm(SparsityAlgorithm):
         # In dense form, which the pattern can cut; the storage takes it back below.
         state = parameter.dense_state()
         views = self._views(parameter, sparsity, gradient, state)
-        pieces = [self._checked(call_update_mask(self.update_mask, view), view) for view in views]
+        pieces = [self._asked(view) for view in views]
         # Pieces of the state are views of it, so what `update_mask` wrote is there.
         parameter.store_state(state)
         return parameter.pattern.merge(pieces)
@@ -274,10 +280,11 @@ class DynamicSparsityAlgorithm(SparsityAlgorithm):
         """One view for each balanced group; `mask` is that of the parameter, where it is at hand."""
         split = parameter.pattern.split
         takes_pieces = self._takes_pieces(parameter)
-        weights = split(parameter.weight.detach() if takes_pieces else parameter.dense_weight())
+        # Through `.data`: writes to what is shown are counted apart from those to the module's own tensors.
+        weights = split((parameter.weight if takes_pieces else parameter.dense_weight()).data)
         if mask is None:
             mask = parameter.mask_in_pieces if takes_pieces else parameter.mask
-        old_masks = split(mask)
+        old_masks = split(mask.data)
         gradients = [None] * len(weights) if gradient is None else split(gradient)
         states = {name: split(numbers) for name, numbers in state.items()}
         facts = (sparsity, self.step, self.generator)
@@ -287,10 +294,12 @@ class DynamicSparsityAlgorithm(SparsityAlgorithm):
             for weight, mask, grad, numbers in zip(weights, old_masks, gradients, own, strict=True)
         ]
 
-    def _checked(self, mask: Tensor, view: WeightView) -> Tensor:
-        """What `update_mask` returned, if it is a mask that obeys the pattern."""
+    def _asked(self, view: WeightView) -> Tensor:
+        """What `update_mask` returns, if it is a mask that obeys the pattern."""
         source = f"{type(self).__name__}.update_mask"
         advice = "choose with self.keep_top(scores, sparsity)"
+        with view.left_alone(source):
+            mask = call_update_mask(self.update_mask, view)
         mask = check_mask(mask, view.weight, source)
         return self.pattern.structure.require(mask, view.sparsity, source, advice)
 
@@ -302,7 +311,8 @@ class DynamicSparsityAlgorithm(SparsityAlgorithm):
         source = f"{type(self).__name__}.forward_mask"
         pieces = []
         for view in self._views(parameter, sparsity, None, parameter.dense_state(), mask):
-            piece = self.forward_mask(view)
+            with view.left_alone(source):
+                piece = self.forward_mask(view)
             pieces.append(view.mask if piece is None else check_mask(piece, view.weight, source))
         if not parameter.set_forward_mask(parameter.pattern.merge(pieces)):
             raise RarefyError(f"{source} returned inactive connections; return a part of view.mask")

@@ -1,4 +1,4 @@
-"""Weights that would keep no connection are refused; of hardly one for each output a warning says how to spare them."""
+"""Of weights that would keep hardly a connection for each output a warning says how to spare them."""
 
 from __future__ import annotations
 
@@ -8,14 +8,12 @@ import warnings
 from collections.abc import Iterable, Mapping
 from typing import Protocol
 
-from torch import Tensor, nn
+from torch import nn
 
 from rarefy.algorithms.option_checks import highest_number
 from rarefy.distributed import is_first
 from rarefy.distributions import share_out
-from rarefy.errors import RarefyError
 from rarefy.filters import Candidate, candidates
-from rarefy.masks import active_count
 from rarefy.patterns import Pattern
 from rarefy.schedules import Schedule
 
@@ -68,25 +66,6 @@ def few_connections(algorithm: SharesOut, chosen: Mapping[str, Candidate]) -> di
                 f"{name} {list(shape)} keeps {kept} of {shape.numel()} connections{condition}{advice}"
             )
     return found
-
-
-def refuse_empty(name: str, mask: Tensor, step: int, sparsity: float) -> None:
-    """Refuses a topology without any connection: nothing would pass through the layer, or be learned before it.
-
-    Args:
-        name: of the weight.
-        mask: bool, that it is about to get.
-        step: of the update.
-        sparsity: the target.
-
-    Raises:
-        RarefyError: no connection is active.
-    """
-    if mask.numel() and active_count(mask) == 0:
-        raise RarefyError(
-            f"{name} would have no connection left at step {step} (target sparsity {sparsity:g}); give a sparsity that "
-            "stays below 1, a mask with connections, or a param_filter without this weight"
-        )
 
 
 def warn_of_few(model: nn.Module, few: Mapping[str, str], chosen: Iterable[str]) -> None:

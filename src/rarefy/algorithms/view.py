@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, cast
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from rarefy.errors import RarefyError
+from rarefy.initializers import left_alone
 
 Needs = Literal["none", "active", "dense"]
 NEEDS: tuple[Needs, ...] = ("none", "active", "dense")
@@ -90,6 +92,11 @@ class WeightView:
     generator: torch.Generator
     gradient: Tensor | None
     state: Numbers
+
+    def left_alone(self, source: str) -> AbstractContextManager[None]:
+        """Refuses what is written in place to weight, mask or gradient while `source` is called."""
+        shown = {"weight": self.weight, "mask": self.mask, "gradient": self.gradient}
+        return left_alone(source, self.name, **shown)
 
     @classmethod
     def of(cls, weight: Tensor, mask: Tensor, sparsity: float, gradient: Tensor | None = None) -> WeightView:

@@ -12,6 +12,7 @@ from rarefy.schedules.updates import (
 )
 from rarefy.schedules.values import (
     SCHEDULES,
+    Clamped,
     Constant,
     Cosine,
     Cycling,
@@ -27,6 +28,7 @@ from rarefy.schedules.values import (
 __all__ = [
     "SCHEDULES",
     "AtSteps",
+    "Clamped",
     "Constant",
     "Cosine",
     "Cycling",

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Protocol
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from rarefy.errors import ConfigError
+from rarefy.errors import ConfigError, RarefyError
 from rarefy.schedules.values import CONFIG, SCHEDULES, require_order
 from rarefy.validation import Step, StepCount, StepMark, build, marked_fields, shorten
 
@@ -92,8 +92,17 @@ class WhenTrue:
     function: Callable[..., Any]
 
     def __call__(self, step: int) -> bool:
-        """Whether `step` is an update step."""
-        return bool(self.function(step))
+        """Whether `step` is an update step.
+
+        Raises:
+            RarefyError: the function returned nothing, or a text, which Python would take for False or True.
+        """
+        answer = self.function(step)
+        if answer is None or isinstance(answer, str):
+            raise RarefyError(
+                f"the update function returned {shorten(answer)} at step {step}; return True or False"
+            )
+        return bool(answer)
 
 
 def parse_update_schedule(value: Any, *, path: str = "update") -> UpdateSchedule:

@@ -6,6 +6,7 @@ A schedule is a pure function of the step k and of the number of updates before 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
 from typing import Annotated, Any, Protocol
@@ -193,13 +194,45 @@ class FromFunction:
         """The value at `step`.
 
         Raises:
-            RarefyError: the function returned NaN.
+            RarefyError: the function returned NaN, or no number.
         """
+        answer = self.function(step)
+        try:
+            value = float(answer)
+        except (TypeError, ValueError):
+            said = f"the schedule function returned {shorten(answer)} at step {step}; return a number"
+            raise RarefyError(said) from None
         # NaN compares false with every bound, and would pass all later checks.
-        value = float(self.function(step))
         if math.isnan(value):
             raise RarefyError(f"the schedule function returned NaN at step {step}; return a number")
         return value
+
+
+class Clamped:
+    """Says once of each schedule that it leaves [0, 1]; where the length of the run is known it is said before.
+
+    Args:
+        owner: what messages call the algorithm.
+
+    Attributes:
+        told: the schedules of which it was said.
+    """
+
+    def __init__(self, owner: str) -> None:
+        self.told: list[Schedule] = []
+        self._owner = owner
+
+    def look_at(self, schedule: Schedule, value: float, step: int) -> None:
+        """Called with each value that is about to be clamped."""
+        # Formulas that end at a bound may be beyond it in the last digit.
+        if -1e-9 <= value <= 1.0 + 1e-9 or any(schedule is one for one in self.told):
+            return
+        self.told.append(schedule)
+        hint = f" (did you mean {value / 100:.4g}?)" if 2.0 <= value <= 100.0 else ""
+        said = (
+            f"{self._owner}: a schedule gives {value:.4g}{hint} at step {step}, outside [0, 1]; it is clamped"
+        )
+        warnings.warn(said, stacklevel=2)
 
 
 _KINDS = (Constant, Linear, Exp, Power, Cosine, Polynomial, Cycling, FromFunction)

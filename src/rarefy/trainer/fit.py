@@ -106,7 +106,9 @@ class Fit:
         session.tokens_per_step = self._throughput.add(batches)
         progress.global_step += 1
         self._count_skip(outcome)
-        metrics = {"loss": outcome.loss, "grad_norm": outcome.grad_norm, "lr": outcome.lr}
+        metrics = {"loss": outcome.loss, "grad_norm": outcome.grad_norm}
+        if outcome.lr is not None:
+            metrics["lr"] = outcome.lr
         if session.is_log_step:
             metrics |= self._rare_metrics()
             session.log(metrics)

@@ -25,13 +25,13 @@ class StepOutcome:
     Args:
         loss: mean over the micro-batches.
         grad_norm: norm over all parameters, before clipping.
-        lr: the learning rate of the first parameter group in this step.
+        lr: the learning rate of the first parameter group in this step; None where the optimizer works it out.
         culprit: why the step was skipped; None when it was taken.
     """
 
     loss: float
     grad_norm: float
-    lr: float
+    lr: float | None
     culprit: str | None = None
 
 
@@ -96,7 +96,8 @@ def _learn(session: Session, part: Part, index: int, count: int, batches: int) -
 
 def _outcome(session: Session, loss: float, norm: Tensor) -> StepOutcome:
     grad_norm = norm.item()
-    lr = float(session.needed_optimizer.param_groups[0]["lr"])
+    rate = session.needed_optimizer.param_groups[0].get("lr")
+    lr = None if rate is None else float(rate)
     if math.isfinite(loss) and math.isfinite(grad_norm):
         return StepOutcome(loss, grad_norm, lr)
     # Looked for only now: on every step it would cost as much as the norm.

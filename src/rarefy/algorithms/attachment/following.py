@@ -131,7 +131,8 @@ class Following:
             for group in optimizer.param_groups
             if any(other is weight for other in group["params"])
         ]
-        rates = [float(group.get("lr", 1.0)) for group in groups]
+        # Optimizers that work their rates out by themselves (Adafactor of transformers) have none, or None.
+        rates = [1.0 if group.get("lr") is None else float(group["lr"]) for group in groups]
         # One that learned in this step and was frozen since, as a discriminator while its generator learns, is not.
         is_wanted = weight.requires_grad or parameter.has_learned
         return not is_wanted or bool(self.optimizers and not any(rates))
