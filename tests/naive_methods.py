@@ -202,11 +202,11 @@ def written(init: float, final: float, stop: int) -> dict[str, Any]:
 
 
 CYCLE = [0.5, 0.8, 0.65]
-ANNEALED = {"type": "cosine", "init": 0.4, "half_period": 120}
+ANNEALED = {"type": "cosine", "init": 0.4, "half_period": 60}
 
 
 def annealed(step: int) -> float:
-    return 0.2 + 0.2 * float(np.cos(np.pi * step / 120))
+    return 0.2 + 0.2 * float(np.cos(np.pi * step / 60))
 
 
 def cycle(step: int, update: int) -> float:
@@ -215,32 +215,32 @@ def cycle(step: int, update: int) -> float:
 
 CASES: Mapping[str, Case] = {
     "static": Case(static, {"sparsity": 0.8}, lambda step, update: 0.8),
-    "gmp": Case(gmp, {"sparsity": written(0.1, 0.9, 80)}, cubic(0.1, 0.9, 80)),
+    "gmp": Case(gmp, {"sparsity": written(0.1, 0.9, 40)}, cubic(0.1, 0.9, 40)),
     "gmp cycling": Case(gmp, {"sparsity": CYCLE}, cycle),
     "set": Case(set_, {"sparsity": 0.8, "drop_fraction": ANNEALED}, lambda step, update: 0.8, annealed),
     "set cycling": Case(set_, {"sparsity": CYCLE, "drop_fraction": ANNEALED}, cycle, annealed),
     "rigl": Case(rigl, {"sparsity": 0.8, "drop_fraction": ANNEALED}, lambda step, update: 0.8, annealed),
     "rigl cycling": Case(rigl, {"sparsity": CYCLE, "drop_fraction": ANNEALED}, cycle, annealed),
-    "movement": Case(movement, {"sparsity": written(0.0, 0.9, 80)}, cubic(0.0, 0.9, 80), observe=moved),
+    "movement": Case(movement, {"sparsity": written(0.0, 0.9, 40)}, cubic(0.0, 0.9, 40), observe=moved),
     "movement cycling": Case(movement, {"sparsity": CYCLE}, cycle, observe=moved),
-    "powerprop": Case(powerprop, {"sparsity": written(0.1, 0.9, 80)}, cubic(0.1, 0.9, 80), step=powers(2.0)),
+    "powerprop": Case(powerprop, {"sparsity": written(0.1, 0.9, 40)}, cubic(0.1, 0.9, 40), step=powers(2.0)),
     "powerprop of another power": Case(
         powerprop,
-        {"sparsity": written(0.1, 0.9, 80), "alpha": 1.375},
-        cubic(0.1, 0.9, 80),
+        {"sparsity": written(0.1, 0.9, 40), "alpha": 1.375},
+        cubic(0.1, 0.9, 40),
         step=powers(1.375),
     ),
     "top_kast": Case(top_kast, {"sparsity": CYCLE, "forward_sparsity": 0.9}, cycle, forward=strongest),
     # Phases of two steps: compressed, dense, compressed, …
     "ac_dc": Case(
         gmp,
-        {"sparsity": 0.8, "update": {"freq": 2, "stop": 101}},
+        {"sparsity": 0.8, "update": {"freq": 2, "stop": 53}},
         lambda step, update: [0.8, 0.0][update % 2],
     ),
     "granet": Case(
         granet,
-        {"sparsity": written(0.5, 0.9, 80), "drop_fraction": ANNEALED},
-        cubic(0.5, 0.9, 80),
+        {"sparsity": written(0.5, 0.9, 40), "drop_fraction": ANNEALED},
+        cubic(0.5, 0.9, 40),
         annealed,
     ),
     "granet cycling": Case(granet, {"sparsity": CYCLE, "drop_fraction": ANNEALED}, cycle, annealed),

@@ -1,4 +1,4 @@
-"""Over 50 updates every method takes the masks of its naive NumPy version, one by one, in both storages."""
+"""Over 25 updates every method takes the masks of its naive NumPy version, one by one, in both storages."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from contract_rows import ROWS, takes
 from naive_methods import CASES, FREQ, NAMES, RATE, SEED, SIZES, Network, batch
 from rarefy.methods.registry import ALGORITHMS
 
-UPDATES = 50
+UPDATES = 25
 
 
 def build(name: str, compute: str) -> tuple[nn.Sequential, torch.optim.Optimizer, Any]:
