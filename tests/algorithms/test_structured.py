@@ -125,7 +125,7 @@ def test_the_pattern_holds_after_every_update_in_both_storages_alike(name, chang
     runs = [prepared(model, one) for model, one in zip(models, options, strict=True)]
     first = masks_of(runs[0][0])
     moved = False
-    for step in range(9):
+    for step in range(6):
         for model, (sparsity, optimizer) in zip(models, runs, strict=True):
             learn(model, optimizer, step)
             assert_obeys(sparsity)
@@ -165,7 +165,7 @@ def test_resume_is_bit_identical(name, changes, compute):
     options = {**block_for(name, changes), "compute": compute}
     model = layers()
     sparsity, optimizer = prepared(model, options)
-    for step in range(8):
+    for step in range(6):
         if step == 3:
             saved = copy.deepcopy((model.state_dict(), optimizer.state_dict(), sparsity.state_dict()))
         learn(model, optimizer, step)
@@ -173,7 +173,7 @@ def test_resume_is_bit_identical(name, changes, compute):
     again, other = prepared(resumed, {**options, "seed": 5})
     for target, state in zip((resumed, other, again), saved, strict=True):
         target.load_state_dict(state)
-    for step in range(3, 8):
+    for step in range(3, 6):
         learn(resumed, other, step)
     assert_identical(snapshot(model, optimizer), snapshot(resumed, other))
     assert str(rarefy.summary(sparsity)) == str(rarefy.summary(again))
@@ -307,7 +307,7 @@ def test_a_custom_mask_without_the_pattern_is_refused(changes):
 def test_a_distribution_holds_at_every_update(name, distribution):
     model = small_model()
     sparsity, optimizer = prepared(model, block_for(name, {"distribution": distribution}))
-    for step in range(9):
+    for step in range(5):
         train_step(model, optimizer, step)
         assert_obeys(sparsity)
         kept = sum(int(parameter.mask.sum()) for parameter in sparse_parameters(sparsity))
