@@ -17,9 +17,9 @@ from rarefy.models import build_model
 from rarefy.run.builder import Builder
 from rarefy.run.schema import parse
 
-STEPS, WORLDS, STRATEGIES = 8, (2, 4), ("ddp", "fsdp2")
+STEPS, WORLDS, STRATEGIES = 6, (2, 4), ("ddp", "fsdp2")
 pytestmark = NEEDS_FULLY_SHARD
-UPDATE = {"freq": 3, "stop": 7}
+UPDATE = {"freq": 2, "stop": 5}
 DYNAMIC = {"sparsity": 0.7, "update": UPDATE}
 GROWING = {"type": "linear", "init": 0.2, "slope": 0.06}
 # One weight after the other, as a step costs the same whatever becomes sparse in which way.
