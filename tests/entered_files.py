@@ -13,6 +13,7 @@ from types import FrameType
 from typing import Any
 
 import torch
+import torch._dynamo  # which the first optimizer imports anyway, and slowly under a profile function
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.optim.optimizer import register_optimizer_step_post_hook
