@@ -132,10 +132,21 @@ def everything(trainer: Trainer) -> dict[str, torch.Tensor]:
     return found
 
 
-def compare(tmp_path: Path, *stops: int, resume_with: Callable = run, **options) -> None:
-    """Runs once straight through, and once with a death in each of these steps."""
-    whole, whole_losses = run(tmp_path / "whole", **options)
-    expected, losses = everything(whole), {}
+def straight(folder: Path, **options) -> tuple[dict[str, torch.Tensor], Losses]:
+    """What a run without a death ends with."""
+    trainer, losses = run(folder, **options)
+    return everything(trainer), losses
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, torch.Tensor], Losses]:
+    return straight(tmp_path_factory.mktemp("whole"))
+
+
+def compare(tmp_path: Path, *stops: int, resume_with: Callable = run, whole: Any = None, **options) -> None:
+    """Runs once straight through, unless that is given, and once with a death in each of these steps."""
+    expected, whole_losses = whole or straight(tmp_path / "whole", **options)
+    losses = {}
     for stop in (*stops, None):
         trainer, part = resume_with(tmp_path / "parts", until=stop, **options)
         losses |= part.losses
@@ -151,9 +162,9 @@ def test_every_algorithm(tmp_path: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("stop", range(1, STEPS))
-def test_every_step(tmp_path: Path, stop: int) -> None:
+def test_every_step(tmp_path: Path, stop: int, whole: tuple[dict[str, torch.Tensor], Losses]) -> None:
     """Among them: right before and after updates, validations, epochs, and in an epoch."""
-    compare(tmp_path, stop)
+    compare(tmp_path, stop, whole=whole)
 
 
 @pytest.mark.parametrize("make", [momentum, adamw])
