@@ -1,3 +1,6 @@
+import functools
+import itertools
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -95,17 +98,22 @@ def sorted_keep_top(scores: Tensor, count: int, candidates: Tensor | None = None
     return mask.view(scores.shape)
 
 
+@functools.cache
+def many(kind: str) -> tuple[Tensor, list[tuple[int, Tensor | None, Tensor]]]:
+    """Scores, and what is kept of how many candidates."""
+    scores = scores_of(kind, 200_003, 1)
+    candidates = torch.rand(200_003, generator=torch.Generator().manual_seed(0)) < 0.1
+    asked = itertools.product((1, 700, 20_000, 150_000, 200_002), (None, candidates))
+    return scores, [(count, allowed, sorted_keep_top(scores, count, allowed)) for count, allowed in asked]
+
+
 @pytest.mark.parametrize("threads", [1, 2, 3, 5])
 @pytest.mark.parametrize("kind", KINDS)
 def test_keep_top_of_many(isa: str, kind: str, threads: int) -> None:
-    scores = scores_of(kind, 200_003, 1)
-    candidates = torch.rand(200_003) < 0.1
-    for count in (1, 700, 20_000, 150_000, 200_002):
-        for allowed in (None, candidates):
-            expected = sorted_keep_top(scores, count, allowed)
-            torch.set_num_threads(threads)
-            assert torch.equal(keep_top(scores, count, allowed), expected)
-            torch.set_num_threads(1)
+    scores, cases = many(kind)
+    torch.set_num_threads(threads)
+    for count, allowed, expected in cases:
+        assert torch.equal(keep_top(scores, count, allowed), expected)
 
 
 def test_keep_top_of_sorted_scores(isa: str) -> None:
