@@ -17,6 +17,7 @@ import yaml
 from typer.testing import CliRunner
 
 import tiny_run
+from forks import Script
 from rarefy.checkpoint.directory import load
 from rarefy.cli.app import app
 from rarefy.cli.overview import listing
@@ -458,17 +459,12 @@ def test_a_model_dir_stands_for_its_newest_valid_checkpoint(params: Path) -> Non
     assert result.exit_code == 2 and "empty: holds no valid checkpoint" in result.stderr
 
 
-def test_a_shell_completes_commands_and_flags() -> None:
+def test_a_shell_completes_commands_and_flags(tmp_path: Path) -> None:
     def completed(words: str) -> set[str]:
         line = {"_RAREFY_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
-        command = [
-            sys.executable,
-            "-c",
-            "import sys; sys.argv[0] = 'rarefy'; import rarefy.cli as c; c.main()",
-        ]
-        return set(
-            subprocess.run(command, env=os.environ | line, capture_output=True, text=True).stdout.split()
-        )
+        code = "import sys; sys.argv[0] = 'rarefy'; import rarefy.cli as c; c.main()"
+        _, said, _ = Script(code, folder=tmp_path, environment=line).end()
+        return set(said.split())
 
     assert {"run", "export", "report"} <= completed("rarefy ")
     assert completed("rarefy run --checkp") == {"--checkpoint_path"}
