@@ -241,8 +241,8 @@ def test_resume_is_bit_identical(name, changes):
     model = small_model()
     sparsity, optimizer = prepare(name, model, **changes)
     losses, saved = [], {}
-    for step in range(12):
-        if step in (1, 4, 5, 9):
+    for step in range(8):
+        if step in (1, 4, 5):
             saved[step] = copy.deepcopy((model.state_dict(), optimizer.state_dict(), sparsity.state_dict()))
         losses.append(train_step(model, optimizer, step, micro_batches=2))
     for stop, states in saved.items():
@@ -250,7 +250,7 @@ def test_resume_is_bit_identical(name, changes):
         again, other_optimizer = prepare(name, resumed, seed=55, **changes)
         for target, state in zip((resumed, other_optimizer, again), states, strict=True):
             target.load_state_dict(state)
-        found = [train_step(resumed, other_optimizer, step, micro_batches=2) for step in range(stop, 12)]
+        found = [train_step(resumed, other_optimizer, step, micro_batches=2) for step in range(stop, 8)]
         assert found == losses[stop:], stop
         assert_identical(snapshot(model, optimizer), snapshot(resumed, other_optimizer))
         assert same(sparsity.state_dict(), again.state_dict())
