@@ -24,6 +24,7 @@ from torch import nn, optim
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
+from torch.nn.utils import parametrize
 from torch.optim.swa_utils import get_swa_multi_avg_fn
 
 from helpers import needs_changing_sizes
@@ -34,11 +35,12 @@ from rarefy.torch_private import (
     COMPILED_PREFIX,
     SUBTRACTS_LISTS,
     accumulation_hooks,
+    attribute,
     buffers_of,
     compiles_its_calls,
     ddp,
-    end_workers,
     forward_pre_hooks,
+    has_memory,
     multiply_,
     onednn_product,
     parameters_of,
@@ -52,6 +54,7 @@ from rarefy.torch_private import (
     was_told_to_skip,
 )
 from rarefy.torch_private.compiled import hold_sizes, let_sizes_change, let_sizes_go, sizes_may_change
+from rarefy.torch_private.ddp import end_workers
 from rarefy.torch_private.replacing import replace_content
 
 
@@ -419,6 +422,24 @@ def test_buffers_of_is_the_dict_itself():
     assert copied[0] is buffers_of(twin) and "running_mean" in buffers_of(twin)
 
 
+def test_zeros_that_torch_makes_believe_have_no_memory():
+    assert has_memory(torch.zeros(2)) and not has_memory(torch._efficientzerotensor((2,)))
+
+
+def test_an_attribute_is_what_getattr_finds():
+    layer = nn.BatchNorm1d(2)
+    for name in ("weight", "bias", "running_mean", "eps", "forward"):
+        assert attribute(layer, name) is getattr(layer, name) or attribute(layer, name) == getattr(
+            layer, name
+        )
+    assert attribute(layer, "missing") is None
+    # A parameter that became something computed is found in its new place.
+    parametrize.register_parametrization(layer, "weight", nn.Identity())
+    assert torch.equal(attribute(layer, "weight"), layer.weight)
+    layer.register_parameter("bias", None)
+    assert attribute(layer, "bias") is None
+
+
 def test_parameters_of_is_the_dict_itself():
     layer = nn.Linear(2, 2)
     weight = nn.Parameter(torch.ones(2, 2))
@@ -457,7 +478,7 @@ def test_a_module_that_was_distributed_by_hand_is_known(mesh):
     assert ddp.is_distributed_by_hand(parallel)
     parallel(torch.ones(1, 2))
     assert ddp.is_distributed_by_hand(parallel)
-    assert not torch_private.is_managed_by_fully_shard(parallel)
+    assert not ddp.is_managed_by_fully_shard(parallel)
 
 
 @NEEDS_FULLY_SHARD
@@ -466,7 +487,7 @@ def test_a_module_that_fully_shard_cut_is_known(mesh):
     fully_shard(model, mesh=mesh)
     assert not ddp.is_distributed_by_hand(model[0])
     model(torch.ones(1, 2))
-    assert torch_private.is_managed_by_fully_shard(model[0])
+    assert ddp.is_managed_by_fully_shard(model[0])
     assert not ddp.is_distributed_by_hand(model[0])
 
 

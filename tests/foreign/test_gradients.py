@@ -430,3 +430,25 @@ def test_many_micro_batches_are_no_lost_optimizer(compute):
             loss_of(model, step).backward()
         optimizer.step()
     assert sparsity.step == 1
+
+
+@pytest.mark.filterwarnings("error")
+def test_an_optimizer_of_other_parameters_steps_between_micro_batches():
+    model = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 16))
+    # Adafactor does not leave zeros as they are, so they are put in place after its steps.
+    optimizers = [
+        torch.optim.SGD([model[0].weight, model[1].weight], lr=0.1),
+        torch.optim.Adafactor([model[0].bias, model[1].bias]),
+    ]
+    sparsity = rarefy.Static(0.5, compute="masked")
+    sparsity.apply(model)
+    for optimizer in optimizers:
+        sparsity.apply(optimizer)
+    # More passes than gradients that nobody uses are given time for.
+    for batch in range(40):
+        model(torch.randn(4, 16)).square().mean().backward()
+        optimizers[1].step()
+        if batch % 20 == 19:
+            optimizers[0].step()
+            optimizers[0].zero_grad()
+    assert sparsity.step == 2

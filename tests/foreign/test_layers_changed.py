@@ -77,6 +77,32 @@ def test_what_takes_the_weight_away_afterwards_is_refused(wrap, is_followed):
         train(model, optimizer, 1) if is_followed else sparsity.apply(optimizer)
 
 
+def as_attribute(layer, leaf):
+    vars(layer)[leaf] = getattr(layer, leaf).detach() + 0
+
+
+def as_property(layer, leaf):
+    own = getattr(layer, leaf)
+    layer.__class__ = type("Scaled", (nn.Linear,), {leaf: property(lambda _: own * 1)})
+
+
+@pytest.mark.parametrize("leaf", ["weight", "weight_mask"])
+@pytest.mark.parametrize("hide", [as_attribute, as_property])
+@pytest.mark.parametrize("compute", ["masked", "compact"])
+def test_what_hides_a_weight_or_its_mask_is_refused(compute, hide, leaf):
+    model = nn.Sequential(nn.Linear(16, 16))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    sparsity = rarefy.Static(0.5, compute=compute)
+    sparsity.apply(model)
+    sparsity.apply(optimizer)
+    hide(model[0], leaf)
+    with pytest.raises(
+        RarefyError, match="was sparse and is no parameter of it any more, or its mask is gone"
+    ):
+        model(torch.ones(2, 16)).sum().backward()
+        optimizer.step()
+
+
 def test_pruned_by_torch_before_is_followed_and_its_removal_is_refused():
     model = network()
     prune.l1_unstructured(model[0], "weight", 0.8)

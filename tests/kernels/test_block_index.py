@@ -63,3 +63,37 @@ def test_blocks_of_another_size_move_by_connections():
     assert torch.equal(one.positions()[one.sources_in(one)], one.positions())
     assert torch.equal(small.positions()[one.sources_in(small)], one.positions())
     assert large.nonzeros == 1024
+
+
+class Marked(torch.Tensor):
+    """A subclass, whose operations may be watched."""
+
+
+@pytest.mark.parametrize("batch", [(), (0,), (1,), (2, 3), (70,)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_by_the_shortest_way_have_the_bits_of_the_operation(isa, batch, dtype):
+    index = index_of(random_mask(3, 5, (8, 16), 0.4, 0), (8, 16))
+    assert isinstance(index, BlockIndex)
+    # Not contiguous, where there is more than one token.
+    grad, x = (torch.randn(size, *batch).to(dtype).movedim(0, -1) for size in (index.rows, index.columns))
+    values = torch.randn(index.nonzeros)
+    for needs in ([True, True, True], [True, False, False], [False, True, True]):
+        found = index.infer_gradients(grad, x, values, needs)
+        wanted = index.gradients(grad, x, values, needs)
+        assert (found is None) == (isa == "reference")
+        for one, other, needed in zip(found or wanted, wanted, needs, strict=True):
+            assert not needed or (torch.equal(one, other) and one.shape == other.shape)
+
+
+def test_gradients_that_are_left_to_the_operation():
+    index = index_of(random_mask(2, 2, (8, 8), 1.0, 0), (8, 8))
+    assert isinstance(index, BlockIndex)
+    grad, x, values, needs = torch.ones(2, 16), torch.ones(2, 16), torch.ones(index.nonzeros), [True] * 3
+    assert index.infer_gradients(grad, x, values.clone().requires_grad_(), needs) is None
+    assert index.infer_gradients(grad.as_subclass(Marked), x, values, needs) is None
+    assert index.infer_gradients(grad, x.bfloat16(), values, needs) is None
+    for other in (torch.ones(1, 16), torch.ones(3, 16), torch.ones(2, 15), torch.ones(16)):
+        assert index.infer_gradients(grad, other, values, needs) is None
+    assert index.infer_gradients(grad.double(), x.double(), values, needs) is None
+    assert index.infer_gradients(grad, x, values.double(), needs) is None
+    assert index.infer_gradients(grad, x, values.repeat_interleave(2)[::2], needs) is None

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from rarefy.errors import RarefyError
-from rarefy.kernels import Panels, infer, instruction_set, sparse_linear
+from rarefy.kernels import Panels, infer, infer_gradients, instruction_set, sparse_linear
 from rarefy.nn import SparseLinear
 
 from .test_sparse_linear import Recorder
@@ -178,3 +178,58 @@ def test_no_columns(isa: str) -> None:
     sparse = SparseLinear(torch.ones(3, 0, dtype=torch.bool))
     with torch.no_grad():
         assert torch.equal(sparse(torch.ones(2, 0)), sparse.bias.expand(2, 3))
+
+
+# ---- gradients ----
+
+ALL = [True, True, True]
+
+
+def shortest_gradients(sparse: SparseLinear, x: Tensor, grad: Tensor) -> tuple[Tensor, ...] | None:
+    with torch.no_grad():
+        return infer_gradients(grad, x, sparse.weight.entries, panels_of(sparse), ALL)
+
+
+@pytest.mark.parametrize("needs", [ALL, [True, False, False], [False, True, False], [False, False, True]])
+@pytest.mark.parametrize("batch", [(), (0,), (1,), (2, 3), (70,)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_have_the_bits_of_the_operation(
+    isa: str, batch: tuple[int, ...], dtype: torch.dtype, needs: list[bool]
+) -> None:
+    sparse = layer(30, 50, 0.3)
+    panels = panels_of(sparse)
+    parts = (
+        torch.randn(*batch, 30, dtype=dtype),
+        torch.randn(*batch, 50, dtype=dtype),
+        sparse.weight.entries,
+    )
+    with torch.no_grad():
+        found = infer_gradients(*parts, panels, needs)
+        wanted = panels.gradients(*parts, needs)
+    assert (found is None) == (isa == "reference")
+    for one, other, needed in zip(found or wanted, wanted, needs, strict=True):
+        assert not needed or (torch.equal(one, other) and one.shape == other.shape)
+
+
+def test_gradients_of_what_is_not_contiguous(isa: str) -> None:
+    sparse, x, grad = layer(30, 50, 0.3), torch.randn(50, 4).t(), torch.randn(30, 4).t()
+    found = shortest_gradients(sparse, x, grad)
+    wanted = shortest_gradients(sparse, x.contiguous(), grad.contiguous())
+    assert (found is None) == (isa == "reference")
+    assert found is None or all(map(torch.equal, found, wanted or ()))
+
+
+def test_gradients_that_are_left_to_the_general_way() -> None:
+    sparse, x, grad = layer(30, 50, 0.3), torch.ones(2, 50), torch.ones(2, 30)
+    assert infer_gradients(grad, x.requires_grad_(), sparse.weight.entries, panels_of(sparse), ALL) is None
+    x = x.detach()
+    with Recorder():
+        assert shortest_gradients(sparse, x, grad) is None
+    assert shortest_gradients(sparse, x.double(), grad.double()) is None
+    assert shortest_gradients(sparse, x.bfloat16(), grad) is None
+    assert shortest_gradients(sparse, x, grad.as_subclass(Marked)) is None
+    assert shortest_gradients(sparse, x, torch._efficientzerotensor((2, 30))) is None
+    for other in (torch.ones(1, 50), torch.ones(3, 50), torch.ones(2, 49), torch.ones(50)):
+        assert shortest_gradients(sparse, other, grad) is None
+    without_columns = Panels.from_mask(torch.ones(30, 0, dtype=torch.bool))
+    assert infer_gradients(grad, torch.ones(2, 0), torch.ones(0), without_columns, ALL) is None

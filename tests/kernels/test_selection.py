@@ -1,5 +1,6 @@
 import functools
 import itertools
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -228,6 +229,25 @@ def test_zero_inactive_of_a_strided_view(isa: str) -> None:
     storage = torch.ones(6, 4)
     zero_inactive_(storage.t(), torch.zeros(4, 6, dtype=torch.bool))
     assert (storage == 0).all()
+
+
+@pytest.mark.parametrize("is_strided", [False, True])
+@pytest.mark.parametrize("write", [zero_inactive_, lambda tensor, mask: fill_inactive_(tensor, mask, 3.0)])
+def test_autograd_notices_what_was_written(
+    isa: str, write: Callable[[Tensor, Tensor], Tensor], is_strided: bool
+) -> None:
+    y = torch.ones(4, 2, requires_grad=True) * 2
+    square = y * y
+    mask = torch.zeros(2, 4, dtype=torch.bool).t() if is_strided else torch.zeros(4, 2, dtype=torch.bool)
+    write(y.detach(), mask)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        square.sum().backward()
+
+
+def test_zero_inactive_in_a_compiled_function(isa: str) -> None:
+    mask = torch.tensor([True, False, True])
+    compiled = torch.compile(lambda x: zero_inactive_(x * 2, mask) + 1, backend="aot_eager", fullgraph=True)
+    assert compiled(torch.tensor([1.0, float("nan"), 3.0])).tolist() == [3.0, 1.0, 7.0]
 
 
 def test_zero_inactive_contract(isa: str) -> None:

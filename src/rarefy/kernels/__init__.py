@@ -15,7 +15,7 @@ from rarefy.kernels.instruction_sets import available, half_obstacle, instructio
 from rarefy.kernels.linear_gradients import check_activations, dense_gradient
 from rarefy.kernels.moving import move_entries
 from rarefy.kernels.native import Layout
-from rarefy.kernels.ops import infer, sparse_linear, zero_inactive_
+from rarefy.kernels.ops import infer, infer_gradients, sparse_linear, zero_inactive_
 from rarefy.kernels.panels import Panels
 from rarefy.kernels.selection import (
     block_sums,
@@ -47,6 +47,7 @@ __all__ = [
     "holds_zeros",
     "index_of",
     "infer",
+    "infer_gradients",
     "instruction_set",
     "keep_in_groups",
     "keep_regular",

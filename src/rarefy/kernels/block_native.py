@@ -64,8 +64,8 @@ def backward(
     """Gradients of x, values and bias (empty where not needed), for contiguous grad and x of one dtype.
 
     Args:
-        grad: [tokens, rows].
-        x: [tokens, columns].
+        grad: [..., rows].
+        x: [..., columns].
         values: float32, contiguous.
         transpose: starts and indices by block column, and the order.
         sizes: those of the `BlockTopology`.
@@ -79,7 +79,7 @@ def backward(
     module.blocks_backward(
         isa=native.index_for(x),
         unit=matrix_unit(),
-        tokens=x.shape[0],
+        tokens=x.shape[:-1].numel(),
         shape=_shape(module, sizes),
         by_column=_lines(module, starts, indices),
         order=order.data_ptr(),

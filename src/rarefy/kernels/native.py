@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rarefy.errors import RarefyError
 from rarefy.kernels.instruction_sets import extension, instruction_set_index, remedy
-from rarefy.torch_private import has_mode, has_transform
+from rarefy.torch_private import has_memory, has_mode, has_transform
 
 # In the order in which the extension numbers them.
 _DTYPES = (torch.float32, torch.bfloat16)
@@ -74,9 +74,23 @@ def unwatched(*tensors: Tensor) -> bool:
     grads = torch.is_grad_enabled()
     # The memory of a view that is negated lazily, as `z.conj().imag` is, has the other sign.
     return all(
-        type(tensor) in _PLAIN and not (grads and tensor.requires_grad) and not tensor.is_neg()
+        type(tensor) in _PLAIN
+        and not (grads and tensor.requires_grad)
+        and not tensor.is_neg()
+        and has_memory(tensor)
         for tensor in tensors
     )
+
+
+def fits(grad: Tensor, x: Tensor, rows: int, columns: int) -> bool:
+    """Whether these are gradients of rows and inputs of columns for the same tokens, as the kernels read them unasked.
+
+    Example:
+        >>> fits(torch.ones(5, 3), torch.ones(5, 2), 3, 2), fits(torch.ones(4, 3), torch.ones(5, 2), 3, 2)
+        (True, False)
+    """
+    batch = x.shape[:-1]
+    return x.shape == (*batch, columns) and grad.shape == (*batch, rows)
 
 
 def build(
@@ -199,7 +213,7 @@ def forward(index: int, x: Tensor, values: Tensor, bias: Tensor | None, weight: 
 def backward(
     grad: Tensor, x: Tensor, values: Tensor, transposed: Layout, order: Tensor, needs: list[bool]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x, values and bias (empty where not needed), for contiguous grad and x of one dtype."""
+    """Gradients of x, values and bias (else empty), for contiguous grad and x [..., columns] of one dtype."""
     grad_x = torch.empty_like(x) if needs[0] else x.new_empty(0)
     grad_values = torch.empty_like(values) if needs[1] else values.new_empty(0)
     # The columns of the transpose are the outputs.
@@ -207,7 +221,7 @@ def backward(
     module = _module()
     module.backward(
         isa=_index(),
-        tokens=x.shape[0],
+        tokens=x.shape[:-1].numel(),
         transposed=described(module, transposed),
         order=order.data_ptr(),
         values=values.data_ptr(),

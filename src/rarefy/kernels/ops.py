@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 from torch.utils.flop_counter import register_flop_formula
 
 from rarefy.errors import RarefyError
@@ -94,6 +95,36 @@ def infer(
     return native.forward(index, x.contiguous(), values, bias, layout)
 
 
+def infer_gradients(
+    grad: Tensor, x: Tensor, values: Tensor, panels: Panels, needs: list[bool]
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """What `Panels.gradients` returns, by the shortest way; None where something else has to see the operation.
+
+    Args:
+        grad: of y.
+        x: as `sparse_linear` took it.
+        values: as `sparse_linear` took them.
+        panels: the topology.
+        needs: which gradients to compute: of x, values and bias.
+
+    Example:
+        >>> panels = Panels.from_mask(torch.tensor([[True, False], [True, True]]))
+        >>> parts = torch.ones(1, 2), torch.ones(1, 2), torch.ones(3)
+        >>> [part.tolist() for part in infer_gradients(*parts, panels, [True, True, True])]
+        [[[2.0, 1.0]], [1.0, 1.0, 1.0], [1.0, 1.0]]
+    """
+    if torch.compiler.is_compiling() or not native.unwatched(grad, x, values):
+        return None
+    if panels.half or grad.dtype is not x.dtype or not _is_full(values, panels.nonzeros):
+        return None
+    # Hooks on saved tensors may hand back another x than they were given.
+    if not panels.columns or not native.fits(grad, x, panels.rows, panels.columns):
+        return None
+    if native.index_for(grad, x, values) is None:
+        return None
+    return native.backward(grad.contiguous(), x.contiguous(), values, panels.back_layout, panels.order, needs)
+
+
 def _is_full(tensor: Tensor, size: int) -> bool:
     """Whether a kernel can read this vector."""
     return tensor.dtype is torch.float32 and tensor.numel() == size and tensor.is_contiguous()
@@ -126,10 +157,16 @@ def zero_inactive_(tensor: Tensor, mask: Tensor) -> Tensor:
     if mask.dtype != torch.bool or mask.shape != tensor.shape:
         given = f"{mask.dtype} with shape {tuple(mask.shape)}"
         raise RarefyError(f"mask: {given} is not allowed; give a bool mask with shape {tuple(tensor.shape)}")
-    if native.serves(tensor) and tensor.is_contiguous():
-        torch.ops.rarefy.zero_inactive_(tensor, mask)
-    else:
+    if torch.compiler.is_compiling() or not (native.serves(tensor) and tensor.is_contiguous()):
         reference.zero_inactive_(tensor, mask)
+    # The way through the dispatcher takes longer than the kernel of a small tensor.
+    elif mask.is_contiguous() and mask.is_cpu and native.unwatched(tensor, mask):
+        native.fill_inactive_(tensor, mask)
+        # Autograd refuses to go back through a tensor that was written to since it was saved.
+        increment_version(tensor)
+    else:
+        torch.ops.rarefy.zero_inactive_(tensor, mask)
+        increment_version(tensor)
     return tensor
 
 

@@ -93,6 +93,13 @@ class Panels:
         return Layout(self.rows, self.columns, self.width, self.starts, self.offsets)
 
     @property
+    def back_layout(self) -> Layout:
+        """The connections by columns of the matrix, as the kernels of the backward pass take them."""
+        return Layout(
+            self.columns, self.rows, self.transposed_width, self.transposed_starts, self.transposed_offsets
+        )
+
+    @property
     def sizes(self) -> list[int]:
         """The four whole numbers, in the order in which the operations take them."""
         return [self.rows, self.columns, self.width, self.transposed_width]

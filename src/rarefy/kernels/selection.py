@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from rarefy.errors import RarefyError
 from rarefy.kernels import native, reference
@@ -177,6 +178,7 @@ def fill_inactive_(tensor: Tensor, mask: Tensor, number: float) -> Tensor:
     bits = int(data.new_full((1,), number).view(word))
     # Without a sign, as the kernel takes them.
     native.fill_inactive_(data, mask, bits % 2**64)
+    increment_version(tensor)
     return tensor
 
 

@@ -22,7 +22,7 @@ from rarefy.storage.ranking import Score
 from rarefy.tensors import SparseWeight, came_through_its_hook, move_entries, set_topology
 from rarefy.tensors.topology import Topology
 from rarefy.ties import TieOrder
-from rarefy.torch_private import is_part_of_a_flat_parameter
+from rarefy.torch_private import attribute, is_part_of_a_flat_parameter
 
 
 class CompactStorage:
@@ -72,7 +72,8 @@ class CompactStorage:
             RarefyError: its connections are lost.
         """
         refuse_lost_mask(self)
-        return getattr(self.module, self.leaf)
+        found = attribute(self.module, self.leaf)
+        return getattr(self.module, self.leaf) if found is None else found
 
     @property
     def is_in_place(self) -> bool:
@@ -89,7 +90,7 @@ class CompactStorage:
 
         Also where the weight itself was exchanged for a dense tensor, so that there are none to show.
         """
-        shown = getattr(self.module, self.mask_leaf, None)
+        shown = attribute(self.module, self.mask_leaf)
         if isinstance(shown, WeightMask):
             return not isinstance(shown.weight, SparseWeight)
         if self._known is None or not isinstance(shown, Tensor):
@@ -224,14 +225,15 @@ class CompactStorage:
         Raises:
             RarefyError: it did not.
         """
-        if not came_through_its_hook(self.weight):
+        weight = self.weight
+        if not came_through_its_hook(weight):
             kind = type(self.module).__name__.removeprefix("FSDP")
             raise RarefyError(
                 f"{self.leaf} of a {kind} got a gradient past its hooks, which fully_shard, a cleared _backward_hooks "
                 "and, below torch 2.10, hooks on saved tensors (torch.utils.checkpoint) take away; use checkpoint(..., "
                 "use_reentrant=True), call fully_shard before sparsity.apply(model), or set compute: masked"
             )
-        if dense is not None and self.weight._cell.collect is not None:
+        if dense is not None and weight._cell.collect is not None:
             dense.pair()
             dense.seal(grad)
 
@@ -290,7 +292,7 @@ class CompactStorage:
             RarefyError: it is neither a plain parameter nor a sparse one, or cut in pieces.
         """
         weight = self.weight
-        shown: Any = getattr(self.module, self.mask_leaf, None)
+        shown: Any = attribute(self.module, self.mask_leaf)
         # The very class, and the mask of this very weight: loading with assign=True or an assignment puts others
         # there.
         is_ours = type(weight) is SparseWeight and isinstance(shown, WeightMask) and shown.weight is weight

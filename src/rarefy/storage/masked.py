@@ -18,6 +18,7 @@ from rarefy.storage.optimizer_state import begin_state, rest_inactive
 from rarefy.storage.protocol import Carry, Storage, checksum
 from rarefy.storage.ranking import Score
 from rarefy.ties import TieOrder
+from rarefy.torch_private import attribute
 
 
 class MaskedStorage:
@@ -46,7 +47,9 @@ class MaskedStorage:
     @property
     def weight(self) -> nn.Parameter:
         """The parameter that holds the weight."""
-        return getattr(self.module, self.leaf)
+        found = attribute(self.module, self.leaf)
+        # Which raises torch's own error.
+        return getattr(self.module, self.leaf) if found is None else found
 
     @property
     def is_in_place(self) -> bool:
@@ -65,7 +68,7 @@ class MaskedStorage:
     @property
     def has_lost_mask(self) -> bool:
         """Whether another tensor is in the place of the mask, with other connections."""
-        own = getattr(self.module, self.mask_leaf, None)
+        own = attribute(self.module, self.mask_leaf)
         # Another tool's tensor under the same name is no mask, and is refused elsewhere.
         if own is self._known or not isinstance(own, Tensor) or own.dtype != torch.bool:
             return False
@@ -82,8 +85,11 @@ class MaskedStorage:
         Raises:
             RarefyError: it is lost.
         """
-        refuse_lost_mask(self)
-        return getattr(self.module, self.mask_leaf)
+        own = attribute(self.module, self.mask_leaf)
+        if own is None or own is not self._known:
+            refuse_lost_mask(self)
+            return getattr(self.module, self.mask_leaf)
+        return own
 
     @property
     def active(self) -> int:
@@ -155,8 +161,10 @@ class MaskedStorage:
         mask = self.mask
         # Through `.data`: autograd lets nobody write to a leaf.
         masks.zero_inactive_(weight.data, mask)
-        if weight.grad is not None:
-            masks.zero_inactive_(weight.grad, mask)
+        grad = weight.grad
+        # Looked at before: a write would make one that has been used look like a new one.
+        if grad is not None and not (grad.is_cpu and kernels.holds_zeros(grad, mask)):
+            masks.zero_inactive_(grad, mask)
         rest_inactive(optimizers, weight, mask)
 
     def check_in_place(self) -> None:
@@ -165,8 +173,8 @@ class MaskedStorage:
         Raises:
             RarefyError: it was parametrized, pruned by torch, removed, resized, or cut in pieces.
         """
-        weight = getattr(self.module, self.leaf, None)
-        mask = getattr(self.module, self.mask_leaf, None)
+        weight = attribute(self.module, self.leaf)
+        mask = attribute(self.module, self.mask_leaf)
         if not isinstance(weight, nn.Parameter) or not isinstance(mask, Tensor) or mask.dtype != torch.bool:
             raise taken_away(self.module, self.leaf)
         cut = cut_by(weight, self.module)
@@ -219,10 +227,10 @@ class MaskedStorage:
 
     def after_accumulation(self, grad: Tensor, dense: DenseGradient | None) -> None:
         """Drops the gradient of inactive connections, once it was added to the dense one."""
-        self.check_in_place()
+        mask = self.mask
         if dense is not None:
-            dense.add(grad, self.mask)
-        masks.zero_inactive_(grad, self.mask)
+            dense.add(grad, mask)
+        masks.zero_inactive_(grad, mask)
         self.last_selected.remember(grad)
         if dense is not None:
             dense.seal(grad)
@@ -324,6 +332,24 @@ def refuse_lost_mask(storage: Storage) -> None:
             "one; load a state dict that has the masks, or call rarefy.finalize(model), give it values and apply "
             "sparsity anew"
         )
+
+
+def refuse_hidden(module: nn.Module, leaves: Iterable[str]) -> None:
+    """Refuses a weight or a mask behind another thing of its name, which the module computes with.
+
+    Args:
+        module: that has them.
+        leaves: their attribute names.
+
+    Raises:
+        RarefyError: a property or an attribute of the instance hides one.
+
+    Example:
+        >>> refuse_hidden(nn.Linear(2, 2), ["weight"])
+    """
+    for leaf in leaves:
+        if getattr(module, leaf, None) is not attribute(module, leaf):
+            raise taken_away(module, leaf)
 
 
 def cut_in_pieces(module: nn.Module, leaf: str, cut: str) -> RarefyError:

@@ -25,7 +25,8 @@ from rarefy.storage.protocol import Kind, Storage
 from rarefy.storage.ranking import Score
 from rarefy.storage.sharded import ShardedStorage, followed, in_pieces, refuse_gathered
 from rarefy.ties import DEFAULT_ORDER, TieOrder
-from rarefy.torch_private import is_managed_by_fully_shard
+from rarefy.torch_private import attribute
+from rarefy.torch_private.ddp import is_managed_by_fully_shard
 
 
 class SparseParameter:
@@ -73,7 +74,7 @@ class SparseParameter:
         """How its zeros are held at present."""
         known = self._storage
         # `fully_shard` may cut the weight at any time after it was adopted, and tells nobody.
-        if isinstance(known, MaskedStorage) and is_cut(getattr(known.module, known.leaf, None)):
+        if isinstance(known, MaskedStorage) and is_cut(attribute(known.module, known.leaf)):
             self._storage = followed(known)
         if self._storage is not known:
             # What was kept of the whole weight is cut as it was.
@@ -95,7 +96,8 @@ class SparseParameter:
     @property
     def weight(self) -> nn.Parameter:
         """The parameter that the optimizer trains, of the dense weight's shape in every storage."""
-        return self.storage.weight
+        weight = self._storage.weight
+        return self.storage.weight if is_cut(weight) else weight
 
     @property
     def is_in_place(self) -> bool:
@@ -348,8 +350,7 @@ class SparseParameter:
             self.active_gradient = grad.detach().clone() if scale is None else grad.detach() / scale
         if wants_dense:
             # A scaler that takes its factor out leaves no other trace in the gradient than the factor itself.
-            factor = self._factor_since(grad) if scale is None else 1 / scale
-            self.dense_gradient.scale(factor)
+            self.dense_gradient.scale(self._factor_since(grad) if scale is None else 1 / scale)
             self.dense_gradient.close()
 
     def _factor_since(self, grad: Tensor) -> float:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -52,7 +53,16 @@ def _at(place: int, given: Any, length: int) -> Any:
 
 def _in_place(func: Any, args: Any, kwargs: dict[str, Any]) -> None:
     length = len(args[0])
-    places = [_Place(func, place, length, args, kwargs) for place in range(length)]
+    lists = [given for given in (*args, *kwargs.values()) if _is_list(given, length)]
+    written = [given for given in written_arguments(func, args, kwargs) if _is_list(given, length)]
+    places = [
+        _Place(
+            [given[place] for given in written],
+            [given[place] for given in lists],
+            partial(_zeros_stay, func, [_at(place, given, length) for given in args], kwargs),
+        )
+        for place in range(length)
+    ]
 
     def unwrapped(given: Any) -> Any:
         if not _is_list(given, length):
@@ -69,25 +79,19 @@ class _Place:
     """One place of the lists of an operation that writes: on the values of the first tensor that is written to.
 
     Args:
-        func: the operation.
-        place: which one.
-        length: of the lists.
-        args: of the operation.
-        kwargs: of the operation.
+        written: the tensors there that are written to.
+        tensors: all of them.
+        zeros_stay: whether the operation leaves zeros zero.
     """
 
-    def __init__(self, func: Any, place: int, length: int, args: Any, kwargs: dict[str, Any]) -> None:
-        lists = [given for given in (*args, *kwargs.values()) if _is_list(given, length)]
-        written = written_arguments(func, args, kwargs)
-        self._written = [given[place] for given in written if _is_list(given, length)]
+    def __init__(self, written: list[Any], tensors: list[Any], zeros_stay: Callable[[], bool]) -> None:
+        self._written = written
         self._given: list[tuple[Any, Any]] = []
         self._owner: StoredWeight | None = None
-        first = self._written[0]
-        if isinstance(first, StoredWeight):
-            alone = [_at(place, given, length) for given in args]
-            if first.role is not Role.FREE or _zeros_stay(func, alone, kwargs):
-                self._owner = first
-                self._make_room([given[place] for given in lists])
+        first = written[0]
+        if isinstance(first, StoredWeight) and (first.role is not Role.FREE or zeros_stay()):
+            self._owner = first
+            self._make_room(tensors)
 
     def _make_room(self, tensors: Sequence[Any]) -> None:
         assert self._owner is not None

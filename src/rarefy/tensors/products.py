@@ -67,7 +67,7 @@ def gradients(
     """
     wants_dense = needs[1] and weight._cell.collect is not None
     wanted = [needs[0], needs[1] and not wants_dense, needs[2]]
-    of_x, of_values, of_bias = weight.topology.index.gradients(grad, x, weight.entries, wanted)
+    of_x, of_values, of_bias = weight.topology.gradients(grad, x, weight.entries, wanted)
     if wants_dense:
         return of_x, in_layout(dense_gradient(grad.to(x.dtype), x), weight.topology.is_transposed), of_bias
     return of_x, weight.companion(of_values) if needs[1] else of_values, of_bias

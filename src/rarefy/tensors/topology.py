@@ -18,6 +18,7 @@ from rarefy.kernels import (
     Panels,
     index_of,
     infer,
+    infer_gradients,
     sources_between,
 )
 
@@ -229,6 +230,17 @@ class Topology:
         if isinstance(self.index, BlockIndex):
             return self.index.infer(x, values, bias)
         return None if self.layout is None else infer(x, values, bias, self.layout, self.half)
+
+    def gradients(
+        self, grad: Tensor, x: Tensor, values: Tensor, needs: list[bool]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The gradients of x, values and bias of the product; those that are not needed are of any content."""
+        index = self.index
+        if isinstance(index, BlockIndex):
+            found = index.infer_gradients(grad, x, values, needs)
+        else:
+            found = infer_gradients(grad, x, values, index, needs)
+        return index.gradients(grad, x, values, needs) if found is None else found
 
     def in_row_major_order(self, values: Tensor) -> Tensor:
         """Values by row and column of the weight, an order that does not depend on the machine."""

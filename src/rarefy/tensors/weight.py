@@ -6,6 +6,7 @@ Which rule computes an operation on it: its own, the element-wise one, or a dens
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
@@ -24,8 +25,8 @@ from rarefy.tensors.stored import PARTS, Cell, Role, StoredWeight, as_array
 from rarefy.tensors.topology import Topology
 from rarefy.tensors.writes import RearrangedWeight, written_through
 from rarefy.torch_private import (
+    READS_VERSION,
     has_mode,
-    leaves,
     mapped,
     not_compiled,
     without_subclass_functions,
@@ -45,7 +46,7 @@ def dispatch(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
             return result
     if is_foreign(func):
         return foreign(func, args, kwargs)
-    if any(isinstance(one, RearrangedWeight) for one in leaves([args, kwargs])):
+    if _has_view(args) or _has_view(kwargs.values()):
         if func._schema.is_mutable:
             return written_through(func, args, kwargs)
         return func(*mapped(_shown, args), **mapped(_shown, kwargs))
@@ -63,13 +64,27 @@ def _by_kind(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     return viewed_or_dense(func, args, kwargs)
 
 
+def _has_view(arguments: Iterable[Any]) -> bool:
+    """Whether a view of a sparse weight is among the arguments of an operation, or in one of its lists."""
+    return any(
+        _has_view(one) if isinstance(one, list | tuple) else isinstance(one, RearrangedWeight)
+        for one in arguments
+    )
+
+
 def _shown(value: Any) -> Any:
     return value.dense() if isinstance(value, RearrangedWeight) else value
 
 
 _LINEAR = F.linear
 # What is read of a tensor several times a step: facts, through which no gradient comes.
-_FACTS = frozenset(getattr(Tensor, name).__get__ for name in ("grad", "requires_grad", "layout", "is_sparse"))
+_FACTS = frozenset(
+    (
+        *(getattr(Tensor, name).__get__ for name in ("grad", "requires_grad", "layout", "is_sparse")),
+        READS_VERSION,
+        Tensor.is_inference,
+    )
+)
 _CONVERSIONS = frozenset(
     (
         Tensor.to,

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 LEFT_OUT = "_ddp_params_and_buffers_to_ignore"
 """The attribute of a module by which `DistributedDataParallel` learns, while it is built, which names to leave alone.
@@ -72,6 +73,21 @@ step of an optimizer would have updates traced.
 """
 
 
+def is_managed_by_fully_shard(module: nn.Module) -> bool:
+    """Whether `fully_shard` cut the parameters of this very module.
+
+    torch tells which module `fully_shard` was called on, but not which modules inside it were cut; from the first
+    forward pass on they have a hook of it that runs before a state dict is made. Without the name a DTensor of somebody
+    else would be taken for one whose gradient is a mean.
+
+    Example:
+        >>> is_managed_by_fully_shard(nn.Linear(2, 2))
+        False
+    """
+    hooks = module._state_dict_pre_hooks.values()
+    return any(getattr(hook, "__module__", "").startswith("torch.distributed.fsdp") for hook in hooks)
+
+
 def is_distributed_by_hand(module: nn.Module) -> bool:
     """Whether `parallelize_module` or `distribute_module` made the parameters of this module DTensors.
 
@@ -85,3 +101,15 @@ def is_distributed_by_hand(module: nn.Module) -> bool:
     hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
     has_hooks = any(getattr(hook, "__module__", "") == "torch.distributed.tensor._api" for hook in hooks)
     return has_hooks or bool(getattr(module, "_distribute_module_applied", False))
+
+
+def end_workers(loader: Any) -> None:
+    """Ends the worker processes that a DataLoader keeps from epoch to epoch; anything else is left alone.
+
+    Workers that leave SIGTERM alone would be waited for without end when the interpreter exits. If torch renames these,
+    a run with `persistent_workers` hangs at its end, and the test of this function fails.
+    """
+    iterator = getattr(loader, "_iterator", None)
+    if isinstance(iterator, _MultiProcessingDataLoaderIter):
+        loader._iterator = None
+        iterator._shutdown_workers()

@@ -14,7 +14,7 @@ from rarefy.checkpoint import rng
 from rarefy.errors import RarefyError
 from rarefy.models.call import loss_of, to_device
 from rarefy.models.protocol import Metrics, ReportsMetrics
-from rarefy.torch_private import end_workers
+from rarefy.torch_private.ddp import end_workers
 from rarefy.trainer.feed import Loader, open_loader
 from rarefy.trainer.micro_batches import parts_of
 from rarefy.trainer.session import Session

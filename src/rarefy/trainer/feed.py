@@ -15,7 +15,7 @@ from rarefy.checkpoint import rng
 from rarefy.data.loader import ResumableLoader
 from rarefy.distributed import ranks
 from rarefy.errors import RarefyError
-from rarefy.torch_private import end_workers
+from rarefy.torch_private.ddp import end_workers
 from rarefy.trainer.signals import signals_held_back
 
 log = logging.getLogger("rarefy")

@@ -351,7 +351,7 @@ class Attachment:
             gradient = parameter.storage.collect(unscaled.detach())
             state = Numbers(parameter.state.draft(weight.device))
             policy.observe(StepView(parameter.name, weight, gradient, state, self.step + 1))
-        if parameter.has_learned:
+        if parameter.has_learned and policy.reparametrizes:
             self._forms.enter(parameter, self._following.is_still(parameter, optimizer))
 
     def _step_is_over(self) -> None:

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from rarefy.algorithms.attachment.step_watch import Absence, StepWatch
 from rarefy.errors import RarefyError
+from rarefy.storage.masked import refuse_hidden
 from rarefy.storage.optimizer_state import parts_in_step
 from rarefy.storage.optimizer_traits import preserves_zeros, trained_parameters, with_inner
 from rarefy.storage.parameter import SparseParameter
@@ -181,6 +182,7 @@ class Following:
         self._refuse_tied()
         for parameter in self._parameters.values():
             parameter.require_parameter()
+            refuse_hidden(parameter.module, (parameter.places[0].leaf, parameter.storage.mask_leaf))
         self._refuse_replaced(optimizer, own)
         skips = was_told_to_skip(optimizer)
         for parameter in self._parameters.values():

@@ -172,14 +172,12 @@ class TrainedForms:
 
     @torch.no_grad()
     def enter(self, parameter: SparseParameter, is_frozen: bool = False) -> None:
-        """Puts the trained form of a weight and its gradient in place; the weight has a gradient.
+        """Puts the trained form of a weight and its gradient in place; the weight has a gradient, and there is one.
 
         Args:
             parameter: the weight.
             is_frozen: whether the step does not change it, though the optimizer's states go on (a learning rate of 0).
         """
-        if not self._form.reparametrizes:
-            return
         self.recover(parameter)
         storage = parameter.storage
         weight = parameter.weight
@@ -203,11 +201,13 @@ class TrainedForms:
         """Whether the module has what the last step was of, and no other weight for a call (`functional_call`)."""
         return getattr(parameter, "weight", None) is self._stepped.get(parameter.name)
 
-    @torch.no_grad()
     def leave(self, parameter: SparseParameter) -> None:
         """Puts weight and gradient back, if the trained form is in place."""
-        if not self._has_entered(parameter):
-            return
+        if self._has_entered(parameter):
+            self._leave(parameter)
+
+    @torch.no_grad()
+    def _leave(self, parameter: SparseParameter) -> None:
         gradient, trained = self._gradients.pop(parameter.name)
         entries = parameter.storage.entries.data
         kept = self._kept.pop(parameter.name, None)

@@ -18,7 +18,7 @@ from rarefy.storage.optimizer_state import begin_state, rest_inactive
 from rarefy.storage.protocol import Carry, Storage, checksum
 from rarefy.storage.ranking import Score
 from rarefy.ties import TieOrder
-from rarefy.torch_private import is_managed_by_fully_shard
+from rarefy.torch_private.ddp import is_managed_by_fully_shard
 
 
 class ShardedStorage:
