@@ -53,7 +53,7 @@ class ForwardFlops(TorchFunctionMode):
         >>> model = nn.Linear(8, 4)
         >>> with ForwardFlops(model) as flops:
         ...     _ = model(torch.ones(2, 8))
-        >>> flops.by_parameter
+        >>> dict(flops.by_parameter)
         {'weight': 128}
     """
 
@@ -130,7 +130,8 @@ def counted_apart(model: nn.Module, batch: Any) -> ForwardFlops:
         Exception: whatever the model raises.
 
     Example:
-        >>> counted_apart(torch.compile(nn.Linear(8, 4), backend="eager"), torch.ones(2, 8)).by_parameter
+        >>> flops = counted_apart(torch.compile(nn.Linear(8, 4), backend="eager"), torch.ones(2, 8))
+        >>> dict(flops.by_parameter)
         {'_orig_mod.weight': 128}
     """
     flops = ForwardFlops(model)
