@@ -23,6 +23,10 @@ from rarefy.tensors import SparseWeight
 RANKS, STEPS = 2, 7
 ALGORITHMS = ("static", "gmp", "set", "rigl")
 STORAGES = ("masked", "compact")
+# (reentrant, storage); older versions lose the hooks of compact weights there, which is refused.
+CHECKPOINTED = [(reentrant, compute) for reentrant in (False, True) for compute in STORAGES]
+if torch.__version__ < (2, 10):
+    CHECKPOINTED.remove((False, "compact"))
 
 
 class Net(nn.Module):
@@ -266,10 +270,10 @@ def work(rank: int) -> dict[str, Any]:
         for algorithm in ALGORITHMS:
             runs[algorithm, compute] = learn(rank, algorithm, compute)
         runs["accumulated", compute] = learn(rank, "rigl", compute, pieces=2)
-        for reentrant in (False, True):
-            runs[reentrant, compute] = learn(rank, "rigl", compute, reentrant=reentrant)
         runs["unused", compute] = unused_by_one(rank, compute)
         runs["without bias", compute] = refusal(lambda: without_bias(rank, compute))  # noqa: B023
+    for reentrant, compute in CHECKPOINTED:
+        runs[reentrant, compute] = learn(rank, "rigl", compute, reentrant=reentrant)
     runs["weights"] = other_first_weights(rank)
     runs["wrapped before", "masked"] = wrapped_before(rank, "masked")
     runs["wrapped before", "compact"] = refusal(lambda: wrapped_before(rank, "compact"))
@@ -316,8 +320,7 @@ def test_micro_batches_are_exchanged_once(results: Any, compute: str) -> None:
         assert_same(result["accumulated", compute], alone)
 
 
-@pytest.mark.parametrize("compute", STORAGES)
-@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize(("reentrant", "compute"), CHECKPOINTED)
 def test_checkpointed_layers_are_averaged(results: Any, reentrant: bool, compute: str) -> None:
     alone = learn(None, "rigl", compute)
     for result in results:
