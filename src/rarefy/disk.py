@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from rarefy.errors import RarefyError
+
+LOCK_NAME = ".running"
+"""The file by whose lock a run has its folder to itself; without a lock it is left over from a run that was killed."""
+
+# A run that was told to end saves its state first, and workers of one that was killed live on for some seconds.
+_WAIT = 10.0
 
 
 def flush(path: Path) -> None:
@@ -54,3 +62,73 @@ def writing(path: Path) -> Iterator[None]:
         raise RarefyError(
             f"{path}: cannot be written: {reason}; free space or fix the permissions"
         ) from error
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keeps other runs from a folder until it is left; where a file system has no locks nobody is kept out.
+
+    Args:
+        folder: is made if it is not there.
+
+    Raises:
+        RarefyError: another run is at work in it.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> with alone_in(folder):
+        ...     print([one.name for one in folder.iterdir()])
+        ['.running']
+    """
+    descriptor = _locked(folder)
+    try:
+        yield
+    finally:
+        if descriptor is not None:
+            _give_back(folder, descriptor)
+
+
+def _locked(folder: Path) -> int | None:
+    """A descriptor that holds the lock; None where it cannot be had, and is not needed."""
+    last = time.monotonic() + _WAIT
+    while True:
+        try:
+            return _try_to_lock(folder)
+        except BlockingIOError:
+            if time.monotonic() >= last:
+                raise RarefyError(
+                    f"{folder}: another run is writing to it; wait until it has ended, or give this one another "
+                    "model_dir"
+                ) from None
+            time.sleep(0.1)
+        # What keeps the folder from being written to is said where something is written to it.
+        except OSError:
+            with suppress(OSError):
+                (folder / LOCK_NAME).unlink()
+            return None
+
+
+def _try_to_lock(folder: Path) -> int:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / LOCK_NAME
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Whoever had it may have removed the file since it was opened here.
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                return descriptor
+        raise BlockingIOError
+    except OSError:
+        os.close(descriptor)
+        raise
+
+
+def _give_back(folder: Path, descriptor: int) -> None:
+    with suppress(OSError):
+        # Before the lock goes: afterwards it may be the next one's file.
+        (folder / LOCK_NAME).unlink()
+        # Said, as a worker that was forked since holds the same lock.
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+    os.close(descriptor)

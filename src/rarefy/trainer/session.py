@@ -6,6 +6,7 @@ Loop, step, validation and saving take a session; none of them knows the `Traine
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from rarefy.algorithms.base import Sparsifier, SparsityAlgorithm
 from rarefy.callbacks.dispatch import Dispatcher
 from rarefy.checkpoint.directory import CheckpointConfig, CheckpointWriter
-from rarefy.distributed import Parallel, Traffic
+from rarefy.disk import alone_in
+from rarefy.distributed import Parallel, Traffic, is_first
 from rarefy.errors import RarefyError
 from rarefy.models.call import ModelCall
 from rarefy.trainer.feed import TrainFeed
@@ -154,6 +156,10 @@ class Session:
         if self.feed is None:
             raise RarefyError("no fit is running, so there is no training data; call fit() first")
         return self.feed
+
+    def alone(self) -> AbstractContextManager[None]:
+        """Keeps other runs out of `model_dir`: two would go on from each other's checkpoints, and mix their logs."""
+        return alone_in(self.model_dir) if is_first() else nullcontext()
 
     def set_up(self) -> None:
         """Tells the callbacks, once, that everything exists."""

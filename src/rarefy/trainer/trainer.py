@@ -46,7 +46,7 @@ class Trainer:
     """Trains and validates a model, dense or sparse.
 
     Args:
-        model_dir: where checkpoints and logs go; made when something is written.
+        model_dir: where checkpoints and logs go; made by `fit`, one of which may run in it at a time.
         model: a module, or a function that makes one. `forward(batch)` returns a loss, `(loss, outputs)`
             or an object with `.loss`; a mapping becomes keyword arguments where `forward` names its keys.
         device: `auto`, `cpu`, `gpu` or a torch device.
@@ -166,8 +166,18 @@ class Trainer:
             Interrupted: SIGINT or SIGTERM came; the state is saved.
             NotFiniteError: too many steps in a row had no finite gradient; the state is saved.
             CheckpointError: a checkpoint could not be read or written.
-            RarefyError: no optimizer, or data without a batch.
+            RarefyError: no optimizer, data without a batch, or another run that writes to `model_dir`.
         """
+        with self.session.alone():
+            self._fit(train_dataloader, val_dataloader, ckpt_path, load_states)
+
+    def _fit(
+        self,
+        train_dataloader: Loader,
+        val_dataloader: Validations | None,
+        ckpt_path: CheckpointPath,
+        load_states: States,
+    ) -> None:
         session = self.session
         session.set_up()
         # Before the data is opened, which a trainer that only validates does not need.
@@ -175,13 +185,13 @@ class Trainer:
         session.feed = TrainFeed(train_dataloader, self.loop.grad_accum_steps)
         validations = open_validations(val_dataloader)
         try:
-            self._fit(session, validations, ckpt_path, load_states)
+            self._train(session, validations, ckpt_path, load_states)
         # A position in the data has started its workers, whether a step follows or not.
         finally:
             session.feed.close()
             close_validations(validations)
 
-    def _fit(
+    def _train(
         self, session: Session, validations: Mapping[str, Any], ckpt_path: CheckpointPath, load_states: States
     ) -> None:
         found = state.find_checkpoint(session, ckpt_path)
