@@ -37,6 +37,7 @@ def learn(network, optimizer, step):
     optimizer.step()
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit")  # inductor, where it is imported first
 @pytest.mark.parametrize("backend", ["eager", "aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_training_a_compiled_model(backend):
     pair = Pair()
