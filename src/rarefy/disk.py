@@ -99,7 +99,7 @@ def _locked(folder: Path) -> int | None:
             if time.monotonic() >= last:
                 raise RarefyError(
                     f"{folder}: another run is writing to it; wait until it has ended, or give this one another "
-                    "model_dir"
+                    "model_dir or checkpoint_root"
                 ) from None
             time.sleep(0.1)
         # What keeps the folder from being written to is said where something is written to it.

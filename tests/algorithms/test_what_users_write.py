@@ -184,7 +184,8 @@ def test_what_was_said_before_the_run_is_not_said_again() -> None:
 def test_a_formula_that_ends_at_a_bound_is_within() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        train(rarefy.SET(0.5, drop_fraction=lambda step: -1e-17))
+        layer = train(rarefy.SET(0.5, drop_fraction=lambda step: -1e-17))
+    assert layer.weight_mask.float().mean() == 0.5  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
 
 
 @pytest.mark.parametrize("answer", [None, "much", 1j, [0.5]])

@@ -10,6 +10,7 @@ from torch import nn
 
 from rarefy.callbacks import ProgressLogger
 from rarefy.callbacks.events import Callback, Logger
+from rarefy.disk import alone_in
 from rarefy.errors import ConfigError, RarefyError
 from rarefy.optim.lr_schedules import LinearLR
 from rarefy.trainer.trainer import Trainer
@@ -249,6 +250,29 @@ def test_checkpoints_may_go_elsewhere(tmp_path: Path) -> None:
     trainer = make(tmp_path / "run", checkpoint={"checkpoint_root": tmp_path / "far"})
     trainer.fit(batches(1))
     assert (tmp_path / "far" / "checkpoint_4").is_dir() and not list((tmp_path / "run").iterdir())
+
+
+@pytest.mark.parametrize("folder", ["run", "far"])
+def test_another_run_in_one_of_its_folders_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str
+) -> None:
+    monkeypatch.setattr("rarefy.disk._WAIT", 0.0)
+    trainer = make(tmp_path / "run", checkpoint={"checkpoint_root": tmp_path / "far"})
+    with (
+        alone_in(tmp_path / folder),
+        pytest.raises(RarefyError, match=f"{folder}: another run is writing to it"),
+    ):
+        trainer.fit(batches(1))
+    # What it had locked before is free again.
+    trainer.fit(batches(1))
+    assert trainer.global_step == 4
+
+
+def test_checkpoints_in_a_folder_by_another_name_are_no_other_run(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path)
+    trainer = make(tmp_path / "run", checkpoint={"checkpoint_root": tmp_path / "link" / "run"})
+    trainer.fit(batches(1))
+    assert (tmp_path / "run" / "checkpoint_4").is_dir()
 
 
 def test_log_metrics_reach_every_logger_at_the_global_step(tmp_path: Path) -> None:

@@ -5,8 +5,8 @@ Loop, step, validation and saving take a session; none of them knows the `Traine
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -157,9 +157,15 @@ class Session:
             raise RarefyError("no fit is running, so there is no training data; call fit() first")
         return self.feed
 
-    def alone(self) -> AbstractContextManager[None]:
-        """Keeps other runs out of `model_dir`: two would go on from each other's checkpoints, and mix their logs."""
-        return alone_in(self.model_dir) if is_first() else nullcontext()
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keeps other runs out: two would go on from each other's checkpoints, and mix their logs."""
+        # Resolved, as one folder by two names would keep this run out itself.
+        folders = dict.fromkeys(one.resolve() for one in (self.model_dir, self.checkpoint_root))
+        with ExitStack() as held:
+            for folder in folders if is_first() else ():
+                held.enter_context(alone_in(folder))
+            yield
 
     def set_up(self) -> None:
         """Tells the callbacks, once, that everything exists."""

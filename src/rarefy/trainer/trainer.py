@@ -166,32 +166,23 @@ class Trainer:
             Interrupted: SIGINT or SIGTERM came; the state is saved.
             NotFiniteError: too many steps in a row had no finite gradient; the state is saved.
             CheckpointError: a checkpoint could not be read or written.
-            RarefyError: no optimizer, data without a batch, or another run that writes to `model_dir`.
+            RarefyError: no optimizer, data without a batch, or another run that writes to the same folder.
         """
-        with self.session.alone():
-            self._fit(train_dataloader, val_dataloader, ckpt_path, load_states)
+        session = self.session
+        with session.alone():
+            session.set_up()
+            # Before the data is opened, which a trainer that only validates does not need.
+            _ = session.needed_optimizer
+            session.feed = TrainFeed(train_dataloader, self.loop.grad_accum_steps)
+            validations = open_validations(val_dataloader)
+            try:
+                self._fit(session, validations, ckpt_path, load_states)
+            # A position in the data has started its workers, whether a step follows or not.
+            finally:
+                session.feed.close()
+                close_validations(validations)
 
     def _fit(
-        self,
-        train_dataloader: Loader,
-        val_dataloader: Validations | None,
-        ckpt_path: CheckpointPath,
-        load_states: States,
-    ) -> None:
-        session = self.session
-        session.set_up()
-        # Before the data is opened, which a trainer that only validates does not need.
-        _ = session.needed_optimizer
-        session.feed = TrainFeed(train_dataloader, self.loop.grad_accum_steps)
-        validations = open_validations(val_dataloader)
-        try:
-            self._train(session, validations, ckpt_path, load_states)
-        # A position in the data has started its workers, whether a step follows or not.
-        finally:
-            session.feed.close()
-            close_validations(validations)
-
-    def _train(
         self, session: Session, validations: Mapping[str, Any], ckpt_path: CheckpointPath, load_states: States
     ) -> None:
         found = state.find_checkpoint(session, ckpt_path)
