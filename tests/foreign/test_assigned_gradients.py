@@ -49,6 +49,27 @@ def test_one_tensor_that_is_the_gradient_of_two_weights(block, compute):
 
 
 @both_storages
+@pytest.mark.parametrize("block", [STATIC, SET, RIGL])
+def test_weights_that_change_their_gradients_for_each_others(block, compute):
+    model, optimizer, sparsity = sparse(block, square(), descent, compute=compute)
+    layers = [model[0], model[2]]
+    for step in range(4):
+        model(inputs(step)).square().mean().backward()
+        before = [one.dense_weight().clone() for one in sparsity.parameters.values()]
+        masks = [one.mask.clone() for one in sparsity.parameters.values()]
+        found = [layer.weight.grad + torch.zeros(32, 32) for layer in layers]
+        layers[0].weight.grad, layers[1].weight.grad = layers[1].weight.grad, layers[0].weight.grad
+        optimizer.step()
+        for one, old, grad, mask in zip(
+            sparsity.parameters.values(), before, found[::-1], masks, strict=True
+        ):
+            stays = mask & one.mask
+            torch.testing.assert_close(one.dense_weight()[stays], (old - 0.1 * grad)[stays])
+        optimizer.zero_grad()
+    assert_zeros_of_any(sparsity)
+
+
+@both_storages
 def test_a_tensor_that_is_the_gradient_of_a_dense_weight_too(compute):
     model, optimizer, sparsity = sparse(STATIC, square(), descent, compute=compute, param_filter="0.weight")
     before = model[2].weight.detach().clone()

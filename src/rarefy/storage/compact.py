@@ -203,10 +203,13 @@ class CompactStorage:
         self.restore()
         weight = self.weight
         grad = weight.grad
-        if isinstance(grad, SparseWeight):
+        if isinstance(grad, SparseWeight) and not grad.topology.equals(weight.topology):
+            # That of another weight: as dense as it is there.
+            weight.grad = weight.companion(weight.topology.gather(grad.dense()))
+        elif isinstance(grad, SparseWeight):
             # Assigned, not accumulated, so nobody paired it: its entries tell whether it was made of the dense
             # one that arrived.
-            if dense is not None and grad.topology.equals(weight.topology):
+            if dense is not None:
                 dense.claim(lambda arrived: is_multiple(grad.entries, weight.topology.gather(arrived)))
         elif grad is not None:
             # Zeros at all inactive positions: what the gradient was made of had been selected.

@@ -172,7 +172,7 @@ class TrainedForms:
 
     @torch.no_grad()
     def enter(self, parameter: SparseParameter, is_frozen: bool = False) -> None:
-        """Puts the trained form of a weight and its gradient in place, if there is such a form and a gradient.
+        """Puts the trained form of a weight and its gradient in place; there are a form and a gradient.
 
         Args:
             parameter: the weight.
