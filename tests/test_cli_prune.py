@@ -213,6 +213,9 @@ FAULTS: list[tuple[list[Any], str]] = [
         "--pattern: '{n' is not allowed; give unstructured, 2:4",
     ),
     (["out", "new", "--sparsity", 0.5, "--pattern", "4:2"], "--pattern: "),
+    (["out", "new", "--pattern", "4:2"], "--pattern: 4:2 is not allowed; give n of m with 0 < n < m"),
+    (["out", "new", "--pattern", "0:0"], "--pattern: 0:0 is not allowed; give n of m with 0 < n < m"),
+    (["out", "new", "--pattern", "{block: [8, 8]}"], "--sparsity: a missing value"),
     (
         ["out", "new", "--sparsity", 0.5, "--param_filter", "x"],
         "--param_filter: 'x' (it matches no parameter)",

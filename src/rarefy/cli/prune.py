@@ -118,8 +118,12 @@ def _sparsity(given: float | None, pattern: Any) -> float:
     """The sparsity; of n of m it follows."""
     if given is not None:
         return given
-    if isinstance(pattern, dict) and isinstance(pattern.get("n"), int) and pattern.get("m"):
-        return 1 - pattern["n"] / pattern["m"]
+    numbers = (pattern.get("n"), pattern.get("m")) if isinstance(pattern, dict) else ()
+    match numbers:
+        case (int(n), int(m)) if 0 < n < m:
+            return 1 - n / m
+        case (int(n), int(m)):
+            raise ConfigError("--pattern", f"{n}:{m}", "n of m with 0 < n < m", "--pattern 2:4")
     raise ConfigError("--sparsity", "a missing value", "a fraction in [0, 1)", "--sparsity 0.6")
 
 
