@@ -237,11 +237,11 @@ bool backward_tiles(const BackwardCall& c) {
 template <class Element>
 bool backward_of(const BackwardCall& c) {
   const Layout& t = c.transposed;
-  // Below a twelfth the panels are so wide that longer tiles outgrow the cache.
-  const bool has_many = t.nonzeros() * 12 > static_cast<int64_t>(t.rows) * t.columns;
   const bool has_tiles = c.tokens >= int64_t{2} * kLongBackwardVectors * kLanes * c.threads;
-  return has_many && has_tiles && on_intel() ? backward_tiles<kLongBackwardVectors, Element>(c)
-                                             : backward_tiles<kBackwardVectors, Element>(c);
+  if (!on_intel() || !has_tiles) return backward_tiles<kBackwardVectors, Element>(c);
+  // Below a twelfth the panels are so wide that the longest tiles outgrow the cache.
+  const bool has_many = t.nonzeros() * 12 > static_cast<int64_t>(t.rows) * t.columns;
+  return has_many ? backward_tiles<kLongBackwardVectors, Element>(c) : backward_tiles<kMiddleBackwardVectors, Element>(c);
 }
 
 }  // namespace

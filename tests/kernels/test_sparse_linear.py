@@ -67,6 +67,8 @@ LARGE = [
     Case(300, 1900, (67,), 0.05, threads=5, dtype=torch.bfloat16),  # ... and in the backward pass
     Case(300, 500, (330,), 0.2, threads=1),  # longer tiles in the backward pass too, and the end of one
     Case(200, 1900, (600,), 0.1, threads=2, dtype=torch.bfloat16),  # ... in several blocks of rows
+    Case(500, 300, (370,), 0.05, threads=1),  # tiles of middling length in the backward pass
+    Case(200, 1900, (700,), 0.05, threads=2),  # ... in several blocks of rows
     Case(5200, 400, (1030,), 0.1, threads=2),  # rows that are sorted by length, two blocks of them
     Case(1700, 1700, (5,), 0.01),
     Case(700, 900, (1,), 0.1),

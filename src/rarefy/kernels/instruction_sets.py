@@ -110,6 +110,17 @@ def instruction_set_index() -> int | None:
     return _chosen(os.environ.get(VARIABLE)).number
 
 
+def on_intel() -> bool:
+    """Whether choices hold that were measured on Intel's processors with AVX-512, whose instructions are in use.
+
+    Example:
+        >>> on_intel() in (True, False)
+        True
+    """
+    module = extension()
+    return module is not None and instruction_set() == "v4" and module.is_intel()
+
+
 def matrix_unit() -> str:
     """What multiplies pairs of bfloat16 in layers of blocks; empty where float32 vectors do, because they are faster.
 

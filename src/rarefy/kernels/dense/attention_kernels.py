@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rarefy.kernels import native
 from rarefy.kernels.dense import attention_calls
-from rarefy.kernels.instruction_sets import extension, instruction_set, matrix_unit
+from rarefy.kernels.instruction_sets import matrix_unit, on_intel
 from rarefy.torch_private import has_forward_gradients, is_batched
 
 # With fewer positions most of a tile is padding; with more, scores outgrow the cache, or it was not measured.
@@ -67,8 +67,7 @@ def vectors_pay() -> bool:
         >>> vectors_pay() in (True, False)
         True
     """
-    module: Any = extension()
-    return instruction_set() == "v4" and module.is_intel()
+    return on_intel()
 
 
 def native_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
