@@ -9,6 +9,9 @@ namespace {
 // Bytes of dL/dy that are multiplied with all of x before the rest: they are read for every block column.
 constexpr int64_t kGroupBytes = int64_t{1} << 20;
 
+// Uses of each column of dL/dy from which on its rows are copied: more than in a forward pass, since panels want the cache too.
+constexpr int64_t kOften = 512;
+
 // Tokens of a chunk: the more weights, the longer it takes to read and write the sums of dL/dW every time; the fewer, the more
 // it matters that panels of dL/dy and x stay in the second-level cache.
 int most_tokens(const BlocksBackwardCall& c) {
@@ -26,13 +29,14 @@ struct MatrixShare {
   float* bias;     // sums of dL/db, or null
   float* grad;     // panels of dL/dy
   float* x;        // panels of x
-  Bfloat16* copy;  // the last step of dL/dy
+  Bfloat16* copy;  // rows of dL/dy
 };
 
 // Memory of one call.
 struct MatrixWorkspace {
   const BlocksBackwardCall& call;
   BackwardGrid grid;
+  Turns turns;
   size_t grad_cells;  // a thread
   size_t x_cells;
   size_t copy_cells;
@@ -42,9 +46,10 @@ struct MatrixWorkspace {
   Buffer panels;
 
   MatrixWorkspace(const BlocksBackwardCall& c, BackwardGrid g, int chunk)
-      : call(c), grid(g), grad_cells(c.grad_values || c.grad_bias ? static_cast<size_t>(chunk) * c.shape.rows / 2 : 0),
+      : call(c), grid(g), turns(values(), c.shape.rows, g.line_groups, kOften),
+        grad_cells(c.grad_values || c.grad_bias ? static_cast<size_t>(chunk) * c.shape.rows / 2 : 0),
         x_cells(c.grad_values ? static_cast<size_t>(chunk) * c.shape.columns / 2 : 0),
-        copy_cells(static_cast<size_t>(kTokenStep) * c.shape.rows / 2),
+        copy_cells(static_cast<size_t>(turns.copied()) * c.shape.rows / 2),
         weights(c.grad_x ? values() / 2 * sizeof(float) : 0),
         value_sums(c.grad_values ? values() * (g.token_groups - 1) * sizeof(float) : 0),
         bias_sums(c.grad_bias ? static_cast<size_t>(c.shape.rows) * (g.token_groups - 1) * sizeof(float) : 0),
@@ -94,6 +99,7 @@ RAREFY_INLINE int32_t first_at(const BlockLines& lines, int32_t begin, int32_t e
 template <int kUnit>
 struct MatrixBackward {
   const BlocksBackwardCall& call;
+  Turns turns;
   const float* weights;  // cells, in the order of by_column
 
   // A chunk of tokens; where it is the `first` of its share, sums start from zero.
@@ -104,35 +110,53 @@ struct MatrixBackward {
     bool first;
   };
 
-  // dL/dy and x as panels, and dL/dx from the rows of dL/dy that are near then.
-  void read(const MatrixShare& share, const Chunk& chunk) const {
+  // dL/dx of the tokens [token, token + tokens).
+  void multiply(const MatrixShare& share, int64_t token, int tokens) const {
     const BlockShape& s = call.shape;
-    const int column = share.lines.begin * s.width, columns = (share.lines.end - share.lines.begin) * s.width;
-    const Bfloat16* grad = static_cast<const Bfloat16*>(call.grad) + chunk.token * s.rows;
-    const Bfloat16* x = static_cast<const Bfloat16*>(call.x) + chunk.token * s.columns + column;
-    RowProduct product{
+    const RowProduct product{
         .weights = {.lines = call.by_column, .depth = s.height, .width = s.width, .cells = weights},
-        .rows = with_whole_steps(grad, s.rows, chunk.tokens, share.copy),
+        .rows = turns.take<kUnit>(static_cast<const Bfloat16*>(call.grad) + token * s.rows, s.rows, tokens, share.copy),
         .bias = nullptr,
-        .out = static_cast<Bfloat16*>(call.grad_x) + chunk.token * s.columns,
+        .out = static_cast<Bfloat16*>(call.grad_x) + token * s.columns,
         .stride = s.columns,
-        .ahead = {},
+        .is_streamed = is_streamed(call.grad_x, s.columns, call.tokens),
+        .ahead = RowsAhead::of(call.grad, s.rows, token + tokens, share.end, turns.tokens),
     };
+    product.template run<kUnit>(share.lines);
+  }
+
+  // The tokens [begin, end) of a chunk as panels: dL/dy, and with it dL/db.
+  void pack_grad(const MatrixShare& share, const Chunk& chunk, int begin, int end) const {
+    const int64_t rows = call.shape.rows;
+    const Bfloat16* grad = static_cast<const Bfloat16*>(call.grad) + chunk.token * rows;
+    for (int t = begin; t < end; t += kTokenStep)
+      pack_pairs<true>(grad + t * rows, rows, chunk.tokens - t, call.shape.rows, {share.grad, chunk.room}, t, share.bias);
+  }
+
+  // The same: x.
+  void pack_x(const MatrixShare& share, const Chunk& chunk, int begin, int end) const {
+    const BlockShape& s = call.shape;
+    const int64_t column = static_cast<int64_t>(share.lines.begin) * s.width;
+    const int columns = (share.lines.end - share.lines.begin) * s.width;
+    const Bfloat16* x = static_cast<const Bfloat16*>(call.x) + chunk.token * s.columns + column;
+    for (int t = begin; t < end; t += kTokenStep)
+      pack_pairs<false>(x + static_cast<int64_t>(t) * s.columns, s.columns, chunk.tokens - t, columns, {share.x, chunk.room}, t,
+                        nullptr);
+  }
+
+  // dL/dy and x as panels, and dL/dx from the rows of dL/dy that are near then. Panels of x would push out many weights, and
+  // wait until all of the chunk is multiplied.
+  void read(const MatrixShare& share, const Chunk& chunk) const {
+    constexpr int64_t few = int64_t{128} << 10;
+    const bool waits = call.blocks() * call.shape.size() > few;
     configure_tiles(kUnit);
-    const int turn = tokens_of_a_turn(call.blocks() * s.size());
-    for (int begin = 0; begin < chunk.tokens; begin += turn) {
-      const int end = min_of(chunk.tokens, begin + turn);
-      if (call.grad_values || share.bias)
-        for (int t = begin; t < end; t += kTokenStep)
-          pack_pairs<true>(grad + static_cast<int64_t>(t) * s.rows, s.rows, chunk.tokens - t, s.rows, {share.grad, chunk.room},
-                           t, share.bias);
-      product.ahead = RowsAhead::of(call.grad, s.rows, chunk.token + end, share.end, turn);
-      if (call.grad_x) product.run<kUnit>(share.lines, begin, end);
-      if (call.grad_values)
-        for (int t = begin; t < end; t += kTokenStep)
-          pack_pairs<false>(x + static_cast<int64_t>(t) * s.columns, s.columns, chunk.tokens - t, columns,
-                            {share.x, chunk.room}, t, nullptr);
+    for (int begin = 0; begin < chunk.tokens; begin += turns.tokens) {
+      const int end = min_of(chunk.tokens, begin + turns.tokens);
+      if (call.grad_values || share.bias) pack_grad(share, chunk, begin, end);
+      if (call.grad_x) multiply(share, chunk.token + begin, end - begin);
+      if (call.grad_values && !waits) pack_x(share, chunk, begin, end);
     }
+    if (call.grad_values && waits) pack_x(share, chunk, 0, chunk.tokens);
   }
 
   // dL/dW of the blocks [begin, end) of one line, from their column `column` on.
@@ -200,7 +224,7 @@ bool backward_with(const BlocksBackwardCall& c) {
   if (!w.ok()) return false;
   const int64_t size = c.shape.size();
   float* weights = w.weights.as<float>();
-  const MatrixBackward<kUnit> pass{c, weights};
+  const MatrixBackward<kUnit> pass{c, w.turns, weights};
 #pragma omp parallel num_threads(c.threads)
   {
     if (c.grad_x) {
@@ -212,6 +236,7 @@ bool backward_with(const BlocksBackwardCall& c) {
 #pragma omp for schedule(static, 1)
     for (int id = 0; id < grid.token_groups * grid.line_groups; id++)
       pass.run_share(w.share(id, omp_get_thread_num()), chunk);
+    _mm_sfence();  // streamed gradients are there for all threads
     RAREFY_TILE_RELEASE();
     if (c.grad_values) add_groups(w.value_sums.as<float>(), w.values(), grid.token_groups, c.grad_values);
     if (c.grad_bias) add_groups(w.bias_sums.as<float>(), c.shape.rows, grid.token_groups, c.grad_bias);

@@ -142,6 +142,18 @@ def test_more_block_rows_than_are_multiplied_together(monkeypatch: pytest.Monkey
     check(Case(67, 3, (48, 16), (300,), 0.2, threads=2, dtype=torch.bfloat16))
 
 
+@pytest.mark.parametrize("case", [
+    # x and dL/dy are copied tile after tile, with a ragged end, and dL/dx is written past the caches.
+    Case(32, 132, (32, 32), (501,), 0.2, threads=1, dtype=torch.bfloat16),
+    Case(64, 264, (16, 16), (501,), 0.2, threads=1, dtype=torch.bfloat16),
+    # So is y, by threads of which one begins in the middle of a line of the cache.
+    Case(704, 16, (16, 16), (190,), 0.25, threads=3, dtype=torch.bfloat16, seed=1),
+])  # fmt: skip
+def test_more_than_the_caches_hold(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAREFY_KERNELS", "v4_amx")
+    check(case)
+
+
 def test_what_is_not_a_number_stays_in_its_token(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAREFY_KERNELS", "v4_amx")
     topology = BlockTopology.from_blocks(torch.eye(3, dtype=torch.bool), (32, 32))
