@@ -7,6 +7,7 @@
 #include "operations.h"
 #include "partition.h"
 #include "tile.h"
+#include "tile_queue.h"
 
 namespace rarefy::RAREFY_ISA {
 namespace {
@@ -182,41 +183,39 @@ void run_tile(const BackwardCall& c, int64_t token, const Share& share, const Ti
   });
 }
 
-// Share `id` of the grid: zero its sums, then go through its tiles of tokens in order.
-template <int Most, class Element>
-void run_share(const BackwardCall& c, const Workspace& w, int id, const Tiles& tiles) {
-  constexpr int T = Most * kLanes;
-  const int group = id / w.grid.row_groups, row_group = id % w.grid.row_groups;
-  const Layout& t = c.transposed;
-  Share share{part(t, w.grid.row_groups, row_group), w.values.as<float>(), nullptr, nullptr};
-  if (c.grad_values) {
-    share.value_sums = w.value_sums.as<float>() + w.nonzeros * group;
-    for (int p = 0, panels = t.count(); p < panels; p++) {
-      const int32_t* starts = t.starts + static_cast<int64_t>(p) * t.rows;
-      const int32_t begin = starts[share.rows.begin], end = starts[share.rows.end];
-      memset(share.value_sums + begin, 0, static_cast<size_t>(end - begin) * 4);
-    }
-  }
-  if (share.rows.begin == share.rows.end) return;
+// Share `id` of the grid.
+Share share_of(const BackwardCall& c, const Workspace& w, int id) {
+  const int group = id / w.grid.row_groups;
+  Share share{part(c.transposed, w.grid.row_groups, id % w.grid.row_groups), w.values.as<float>(), nullptr, nullptr};
+  if (c.grad_values) share.value_sums = w.value_sums.as<float>() + w.nonzeros * group;
   // Every group of rows reads all of dL/dy: the first one adds it up for all.
-  if (c.grad_bias && share.rows.begin == 0) {
-    share.bias_sums = w.bias_sums.as<float>() + w.columns * group;
-    memset(share.bias_sums, 0, static_cast<size_t>(w.columns) * 4);
+  const bool is_first = share.rows.begin == 0 && share.rows.end > 0;
+  if (c.grad_bias && is_first) share.bias_sums = w.bias_sums.as<float>() + w.columns * group;
+  return share;
+}
+
+void clear_sums(const Layout& t, const Share& share) {
+  for (int p = 0, panels = t.count(); share.value_sums && p < panels; p++) {
+    const int32_t* starts = t.starts + static_cast<int64_t>(p) * t.rows;
+    const int32_t begin = starts[share.rows.begin], end = starts[share.rows.end];
+    memset(share.value_sums + begin, 0, static_cast<size_t>(end - begin) * 4);
   }
-  const int64_t tiles_total = (c.tokens + T - 1) / T;
-  const int64_t end = share_begin(tiles_total, w.grid.token_groups, group + 1);
-  for (int64_t tile = share_begin(tiles_total, w.grid.token_groups, group); tile < end; tile++)
-    run_tile<Most, Element>(c, tile * T, share, tiles);
+  if (share.bias_sums) memset(share.bias_sums, 0, static_cast<size_t>(t.columns) * 4);
 }
 
 template <int Most, class Element>
 bool backward_tiles(const BackwardCall& c) {
   constexpr int T = Most * kLanes;
   const Layout& t = c.transposed;
-  const Grid grid = make_grid(c, (c.tokens + T - 1) / T, t.nonzeros());
+  const int64_t tiles_total = (c.tokens + T - 1) / T;
+  Grid grid = make_grid(c, tiles_total, t.nonzeros());
+  if (spare_group_pays(c.threads, grid.token_groups, tiles_total, t.nonzeros())) grid.token_groups++;
+  const auto first_tile = [&](int group) { return share_begin(tiles_total, grid.token_groups, group); };
   const int packed = one_block(t.rows, T, 2) ? min_of(t.width, t.columns) : t.columns;
   const Workspace w(c, grid, static_cast<size_t>(packed) * T, accumulator_floats(t.rows, T, 2));
-  if (!w.ok()) return false;
+  const int shares = grid.token_groups * grid.row_groups;
+  const TileQueue queue(shares, [&](int id) { return first_tile(id / grid.row_groups + 1) - first_tile(id / grid.row_groups); });
+  if (!w.ok() || !queue.ok()) return false;
 #pragma omp parallel num_threads(c.threads)
   {
     if (c.grad_x) {
@@ -225,9 +224,13 @@ bool backward_tiles(const BackwardCall& c) {
       for (int64_t q = 0; q < w.nonzeros; q++) w.values.as<float>()[q] = c.values[c.order[q]];
     }
     const Tiles tiles = w.tiles_of(omp_get_thread_num());
-    const int shares = grid.token_groups * grid.row_groups;
 #pragma omp for schedule(static, 1)
-    for (int id = 0; id < shares; id++) run_share<Most, Element>(c, w, id, tiles);
+    for (int id = 0; id < shares; id++) clear_sums(t, share_of(c, w, id));
+    for (TileQueue::Turn turn; queue.next(turn);) {
+      const int64_t tile = first_tile(turn.line / grid.row_groups) + turn.tile;
+      run_tile<Most, Element>(c, tile * T, share_of(c, w, turn.line), tiles);
+    }
+#pragma omp barrier
     if (c.grad_values) reduce(w.value_sums.as<float>(), w.nonzeros, grid.token_groups, c.order, c.grad_values);
     if (c.grad_bias) reduce(w.bias_sums.as<float>(), w.columns, grid.token_groups, nullptr, c.grad_bias);
   }

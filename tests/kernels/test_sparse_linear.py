@@ -69,6 +69,7 @@ LARGE = [
     Case(200, 1900, (600,), 0.1, threads=2, dtype=torch.bfloat16),  # ... in several blocks of rows
     Case(500, 300, (370,), 0.05, threads=1),  # tiles of middling length in the backward pass
     Case(200, 1900, (700,), 0.05, threads=2),  # ... in several blocks of rows
+    Case(90, 150, (3100,), 0.3, threads=3),  # tiles that whoever is free takes
     Case(5200, 400, (1030,), 0.1, threads=2),  # rows that are sorted by length, two blocks of them
     Case(1700, 1700, (5,), 0.01),
     Case(700, 900, (1,), 0.1),
@@ -149,11 +150,13 @@ def layer(
     return panels, values, torch.randn(rows, dtype=dtype, requires_grad=True)
 
 
+# With many tokens whoever is free takes the next ones, in the order that each sum has.
+@pytest.mark.parametrize("tokens", [700, 3100])
 @pytest.mark.parametrize("threads", [1, 2, 3, 5])
-def test_repeats_bit_for_bit(isa: str, threads: int) -> None:
+def test_repeats_bit_for_bit(isa: str, threads: int, tokens: int) -> None:
     torch.set_num_threads(threads)
     panels, values, bias = layer(120, 200)
-    x = torch.randn(700, 200, requires_grad=True)
+    x = torch.randn(tokens, 200, requires_grad=True)
     losses = (sparse_linear(x, values, bias, panels).square().sum() for _ in range(4))
     runs = [torch.autograd.grad(loss, [x, values, bias]) for loss in losses]
     assert all(torch.equal(a, b) for run in runs[1:] for a, b in zip(runs[0], run, strict=True))
