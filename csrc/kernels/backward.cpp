@@ -252,7 +252,8 @@ bool backward_of(const BackwardCall& c) {
 bool backward(const BackwardCall& c) {
   if (c.transposed.rows <= 0) return true;
   BackwardCall call = c;
-  call.threads = useful_threads(c.threads, c.transposed.nonzeros() * c.tokens);
+  const int64_t tokens = max_of(c.tokens, int64_t{kLanes});  // fewer take as long as a vector of them
+  call.threads = useful_threads(c.threads, c.transposed.nonzeros() * tokens);
   return c.element == Element::kFloat32 ? backward_of<float>(call) : backward_of<Bfloat16>(call);
 }
 
