@@ -47,7 +47,7 @@ _WITHOUT_MATRIX_UNIT = {
 
 # Dense bfloat16 on a matrix unit is four to seven times as fast as float32: single connections pay above 91% only,
 # blocks of 16 from 65% on, if there are many tokens. With few, the dense layer is busy with its weight, and both pay
-# earlier. Measured with one thread on an Intel Xeon with AMX; with two, lone tokens are dearer than one thread makes them.
+# earlier. Measured with one thread on an Intel Xeon with AMX, but for lone tokens, which gain less with two.
 _WITH_MATRIX_UNIT = {
     ("v4", torch.float32): BreakEven(0.46, 115, 1.7e7, 26, 3.7e6),
     ("v4", torch.bfloat16): BreakEven(0.092, 82, 1.2e8, 260, 4.7e7),
