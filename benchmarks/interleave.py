@@ -28,7 +28,10 @@ def lowest_tenths(
     warmup: int = 2,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, float]:
-    """The same, but the seconds that a tenth of the calls do not exceed: those of a machine that nobody disturbs."""
+    """The same, but the seconds that a tenth of the calls do not exceed: those of a machine that nobody disturbs.
+
+    With fewer than ten rounds these are the least.
+    """
     times = rounds_of(candidates, rounds, warmup, clock)
     return {name: sorted(values)[len(values) // 10] for name, values in times.items()}
 

@@ -214,7 +214,7 @@ bool backward_tiles(const BackwardCall& c) {
   const int packed = one_block(t.rows, T, 2) ? min_of(t.width, t.columns) : t.columns;
   const Workspace w(c, grid, static_cast<size_t>(packed) * T, accumulator_floats(t.rows, T, 2));
   const int shares = grid.token_groups * grid.row_groups;
-  const TileQueue queue(shares, [&](int id) { return first_tile(id / grid.row_groups + 1) - first_tile(id / grid.row_groups); });
+  TileQueue queue(shares, [&](int id) { return first_tile(id / grid.row_groups + 1) - first_tile(id / grid.row_groups); });
   if (!w.ok() || !queue.ok()) return false;
 #pragma omp parallel num_threads(c.threads)
   {

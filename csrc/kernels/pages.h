@@ -10,7 +10,7 @@
 namespace rarefy::RAREFY_ISA {
 
 // Asks for pages of 2 MB instead of 4 KB for a large result. From 32 MB on glibc takes it from the system in every step, and
-// each page costs an interruption: a fifth of a backward pass. Whether there are large ones is up to the system.
+// each page costs an interruption: a quarter of a backward pass. Whether there are large ones is up to the system.
 static inline void want_large_pages(void* result, size_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   constexpr size_t least = size_t{32} << 20, page = 4096;

@@ -4,6 +4,8 @@
 // Groups move from thread to thread, and their sums with them. Blocks, which read and write all sums for few products, lose
 // more by that than they gain.
 #pragma once
+#include <omp.h>
+
 #include "buffer.h"
 
 namespace rarefy::RAREFY_ISA {
@@ -14,7 +16,11 @@ class TileQueue {
   template <class Function>
   TileQueue(int lines, Function tiles_of) : count_(lines), lines_(lines * sizeof(Line)) {
     for (int i = 0; ok() && i < lines; i++) lines_.as<Line>()[i] = {.next = 0, .end = tiles_of(i), .is_taken = false};
+    omp_init_lock(&lock_);
   }
+  ~TileQueue() { omp_destroy_lock(&lock_); }
+  TileQueue(const TileQueue&) = delete;
+  TileQueue& operator=(const TileQueue&) = delete;
   bool ok() const { return lines_.ok(); }
 
   struct Turn {
@@ -22,16 +28,16 @@ class TileQueue {
     int64_t tile = 0;  // of its line
   };
   // Ends this turn and begins another one. False: what is left has somebody who works on it.
-  bool next(Turn& turn) const {
-#pragma omp critical(rarefy_tile_queue)
-    {
-      if (turn.line >= 0) lines()[turn.line].is_taken = false;
-      turn.line = longest();
-      if (turn.line >= 0) {
-        lines()[turn.line].is_taken = true;
-        turn.tile = lines()[turn.line].next++;
-      }
+  bool next(Turn& turn) {
+    // One lock a queue: a name would be one for the whole process, which a fork could take with it while it is held.
+    omp_set_lock(&lock_);
+    if (turn.line >= 0) lines()[turn.line].is_taken = false;
+    turn.line = longest();
+    if (turn.line >= 0) {
+      lines()[turn.line].is_taken = true;
+      turn.tile = lines()[turn.line].next++;
     }
+    omp_unset_lock(&lock_);
     return turn.line >= 0;
   }
 
@@ -52,6 +58,7 @@ class TileQueue {
 
   int count_;
   Buffer lines_;
+  omp_lock_t lock_;
 };
 
 // Whether one group more than threads pays: a thread that is ready then finds tiles to take. Its sums have to be few.

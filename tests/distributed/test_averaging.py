@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 import rarefy
 from ranks import in_processes
+from rarefy.algorithms.attachment import averaging
 from rarefy.cost import pays_off
 from rarefy.errors import RarefyError
 from rarefy.tensors import SparseWeight
@@ -221,6 +223,15 @@ def other_kernels(rank: int) -> None:
     network(batch(rank))
 
 
+def other_processor(rank: int) -> None:
+    """Entries are in another order where panels have another width."""
+    model = Net()
+    sparsity_of("static").apply(model)
+    network = DistributedDataParallel(model)
+    with patch.object(averaging, "on_intel", lambda: rank == 0):
+        network(batch(rank))
+
+
 def chosen_by_auto(rank: int) -> list[Any]:
     """`auto` in float32, before the first step, after it, and in a run that goes on from there."""
     found = []
@@ -285,6 +296,7 @@ def work(rank: int) -> dict[str, Any]:
     runs["failed"] = after_a_failure(rank)
     runs["evaluated"] = evaluated_by_one(rank)
     runs["kernels"] = refusal(lambda: other_kernels(rank))
+    runs["processor"] = refusal(lambda: other_processor(rank))
     runs["auto"] = chosen_by_auto(rank)
     runs["compiled first"] = compiled(rank, is_wrapped_first=False)
     runs["wrapped first"] = compiled(rank, is_wrapped_first=True)
@@ -403,8 +415,9 @@ def test_one_process_may_evaluate_alone(results: Any) -> None:
     assert all(result["evaluated"] for result in results)
 
 
-def test_processes_with_other_storage_are_refused(results: Any) -> None:
-    assert all("store sparse weights in different ways" in result["kernels"] for result in results)
+@pytest.mark.parametrize("case", ["kernels", "processor"])
+def test_processes_with_other_storage_are_refused(results: Any, case: str) -> None:
+    assert all("store sparse weights in different ways" in result[case] for result in results)
 
 
 @pytest.mark.parametrize("order", ["compiled first", "wrapped first"])

@@ -54,6 +54,19 @@ def test_a_matrix_unit_that_is_missing_is_refused(monkeypatch: pytest.MonkeyPatc
         forget()
 
 
+def test_the_reference_path_asks_for_no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there are none, that would be a warning, which RAREFY_KERNELS=reference is to silence."""
+    monkeypatch.setenv("RAREFY_KERNELS", "reference")
+    monkeypatch.setattr(dispatch, "extension", lambda: pytest.fail("they were asked for"))
+    assert not dispatch.on_intel()
+
+
+def test_kernels_that_do_not_know_the_vendor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "instruction_set", lambda: "v4")
+    monkeypatch.setattr(dispatch, "extension", lambda: object())
+    assert not dispatch.on_intel()
+
+
 def test_unknown_names_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAREFY_KERNELS", "v9")
     with pytest.raises(RarefyError, match="RAREFY_KERNELS: v9 is not available here; give one of reference"):

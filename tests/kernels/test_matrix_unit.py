@@ -148,6 +148,10 @@ def test_more_block_rows_than_are_multiplied_together(monkeypatch: pytest.Monkey
     Case(64, 264, (16, 16), (501,), 0.2, threads=1, dtype=torch.bfloat16),
     # So is y, by threads of which one begins in the middle of a line of the cache.
     Case(704, 16, (16, 16), (190,), 0.25, threads=3, dtype=torch.bfloat16, seed=1),
+    # So is dL/dx, of which each thread has some columns.
+    Case(4, 1400, (16, 16), (95,), 0.5, threads=3, dtype=torch.bfloat16),
+    # The longest turns.
+    Case(64, 64, (32, 32), (150,), 0.45, threads=1, dtype=torch.bfloat16),
 ])  # fmt: skip
 def test_more_than_the_caches_hold(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAREFY_KERNELS", "v4_amx")

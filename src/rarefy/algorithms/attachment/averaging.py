@@ -22,7 +22,7 @@ from torch.utils.hooks import RemovableHandle
 from rarefy.algorithms.attachment.left_out import OF_A_COPY, leave_out, refuse_copied_wrapper
 from rarefy.distributed import Traffic, differing, means_over_ranks
 from rarefy.errors import RarefyError, join_path
-from rarefy.kernels import instruction_set
+from rarefy.kernels.instruction_sets import instruction_set, on_intel
 from rarefy.storage.parameter import SparseParameter
 from rarefy.storage.protocol import checksum
 from rarefy.torch_private import leaves
@@ -361,12 +361,15 @@ class Round:
             RarefyError: there are some.
         """
         compact = [one.name for one in self._parameters if one.storage.kind == "compact"]
-        facts = {"storage": "\n".join(compact), "kernels": instruction_set() if compact else ""}
+        # The order of entries follows from how wide panels are, and that from both.
+        kernels = f"{instruction_set()}{' on Intel' if on_intel() else ''}"
+        facts = {"storage": "\n".join(compact), "kernels": kernels if compact else ""}
         sums = {name: zlib.crc32(text.encode()) for name, text in facts.items()}
         if differing(sums, self._parameters[0].weight.device, self._group):
             raise RarefyError(
                 "the processes store sparse weights in different ways: compact storage needs the same kernels in each "
-                f"(here: {instruction_set()}); set compute: masked, or RAREFY_INSTRUCTION_SET to one that all have"
+                f"(here: {kernels}); set compute: masked, or RAREFY_KERNELS to one that all have, v3 where only some "
+                "processors are Intel's"
             )
 
 
