@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 from block_sizes import block_size
-from interleave import lowest_tenths, medians
+from interleave import let_choose_summary, medians
 from torch import Tensor
 
 from rarefy.allocator import keep_freed_memory
@@ -119,8 +119,7 @@ def lines(
         candidates = {name: waited_for(step) for name, step in candidates.items()}
     is_cpu_time = torch.get_num_threads() == 1 and not is_on_gpu
     clock = time.process_time if is_cpu_time else time.perf_counter
-    timed = lowest_tenths if arguments.lowest_tenths else medians
-    seconds = timed(candidates, arguments.rounds, warmup=1, clock=clock)
+    seconds = medians(candidates, arguments.rounds, warmup=1, clock=clock, summary=arguments.summary)
     for dtype in dtypes:
         dense = seconds[f"dense {dtype}"]
         one = dense / GPU_CALLS if is_on_gpu else dense
@@ -153,9 +152,7 @@ def main(words: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument(
-        "--lowest_tenths", action="store_true", help="in place of medians, for a machine that others disturb"
-    )
+    let_choose_summary(parser)
     arguments = parser.parse_args(words)
     torch.set_float32_matmul_precision("high" if arguments.tf32 else "highest")
     machine = place(torch.device(arguments.device))

@@ -21,7 +21,7 @@ from unittest.mock import patch
 import torch
 from block_sizes import block_size
 from gpt_setup import batch_of, gpt_trainer, step_of
-from interleave import lowest_tenths, medians
+from interleave import let_choose_summary, medians
 
 from rarefy.algorithms.summary import summary
 from rarefy.allocator import keep_freed_memory
@@ -36,7 +36,6 @@ def speed_up(
     bf16: bool,
     block: tuple[int, int] | None,
     timed: Callable[..., dict[str, float]],
-    rounds: int,
     samples: int,
     length: int,
 ) -> tuple[float, float]:
@@ -49,7 +48,7 @@ def speed_up(
         "torch": partial(by_torch_alone, dense),
         "sparse": partial(step_of, gpt_trainer(options, bf16=bf16), batch),
     }
-    seconds = timed(steps, rounds, warmup=2)
+    seconds = timed(steps)
     return seconds["dense"] / seconds["sparse"], seconds["torch"] / seconds["sparse"]
 
 
@@ -104,9 +103,7 @@ def main() -> None:
     )
     parser.add_argument("--sparsities", nargs="+", type=float, default=SPARSITIES)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument(
-        "--lowest_tenths", action="store_true", help="in place of medians, for a machine that others disturb"
-    )
+    let_choose_summary(parser)
     parser.add_argument("--samples", type=int, default=4)
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--memory", action="store_true")
@@ -122,9 +119,9 @@ def main() -> None:
         if arguments.cpu_time:
             torch.set_num_threads(1)
         clock = time.process_time if arguments.cpu_time else time.perf_counter
-        timed = partial(lowest_tenths if arguments.lowest_tenths else medians, clock=clock)
+        timed = partial(medians, rounds=arguments.rounds, warmup=2, clock=clock, summary=arguments.summary)
         for sparsity in arguments.sparsities:
-            sizes = arguments.rounds, arguments.samples, arguments.length
+            sizes = arguments.samples, arguments.length
             ratio, of_torch = speed_up(sparsity, arguments.bf16, arguments.block, timed, *sizes)
             blocks = (
                 "" if arguments.block is None else f", blocks {arguments.block[0]} x {arguments.block[1]}"

@@ -10,9 +10,10 @@ import argparse
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
-from interleave import lowest_tenths, medians
+from interleave import let_choose_summary, medians
 from torch import Tensor
 
 from rarefy.allocator import keep_freed_memory
@@ -40,7 +41,6 @@ def speed_up(
     sparsity: float,
     dtype: torch.dtype,
     timed: Callable[..., dict[str, float]],
-    rounds: int,
 ) -> float:
     """How many times faster the sparse layer is than the dense one."""
     rows, columns, tokens = layer
@@ -52,7 +52,7 @@ def speed_up(
         "sparse": sparse_step(panels, panels.gather(weight), *inputs),
     }
     clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
-    seconds = timed(candidates, rounds, clock=clock)
+    seconds = timed(candidates, clock=clock)
     return seconds["dense"] / seconds["sparse"]
 
 
@@ -62,9 +62,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument(
-        "--lowest_tenths", action="store_true", help="in place of medians, for a machine that others disturb"
-    )
+    let_choose_summary(parser)
     arguments = parser.parse_args()
     keep_freed_memory()
     os.environ["RAREFY_KERNELS"] = arguments.isa
@@ -72,10 +70,10 @@ def main() -> None:
     torch.manual_seed(0)
     with torch.no_grad():
         dtype = getattr(torch, arguments.dtype)
-        timed = lowest_tenths if arguments.lowest_tenths else medians
+        timed = partial(medians, rounds=arguments.rounds, summary=arguments.summary)
         for rows, columns, tokens in LAYERS:
             layer = (rows, columns, tokens)
-            ratios = [speed_up(layer, s, dtype, timed, arguments.rounds) for s in SPARSITIES]
+            ratios = [speed_up(layer, s, dtype, timed) for s in SPARSITIES]
             cells = " / ".join(f"{ratio:.1f}" for ratio in ratios)
             print(
                 f"{arguments.isa} {arguments.dtype} [{rows},{columns}] x {tokens}: {cells} times faster",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import random
 import statistics
 import time
@@ -13,33 +14,13 @@ def medians(
     rounds: int,
     warmup: int = 2,
     clock: Callable[[], float] = time.perf_counter,
+    summary: Callable[[list[float]], float] = statistics.median,
 ) -> dict[str, float]:
     """Median seconds of one call of each candidate, over `rounds` interleaved rounds after `warmup` more.
 
     The order is shuffled in every round: whoever follows a candidate with a large working set finds cold caches.
+    `summary` takes another number than the median of a candidate's seconds.
     """
-    times = rounds_of(candidates, rounds, warmup, clock)
-    return {name: statistics.median(values) for name, values in times.items()}
-
-
-def lowest_tenths(
-    candidates: Mapping[str, Callable[[], object]],
-    rounds: int,
-    warmup: int = 2,
-    clock: Callable[[], float] = time.perf_counter,
-) -> dict[str, float]:
-    """The same, but the seconds that a tenth of the calls do not exceed: those of a machine that nobody disturbs.
-
-    With fewer than ten rounds these are the least.
-    """
-    times = rounds_of(candidates, rounds, warmup, clock)
-    return {name: sorted(values)[len(values) // 10] for name, values in times.items()}
-
-
-def rounds_of(
-    candidates: Mapping[str, Callable[[], object]], rounds: int, warmup: int, clock: Callable[[], float]
-) -> dict[str, list[float]]:
-    """The seconds of every call after the first `warmup` rounds."""
     order = random.Random(0)
     times: dict[str, list[float]] = {name: [] for name in candidates}
     for round_number in range(rounds + warmup):
@@ -48,4 +29,21 @@ def rounds_of(
             run()
             if round_number >= warmup:
                 times[name].append(clock() - start)
-    return times
+    return {name: summary(values) for name, values in times.items()}
+
+
+def lowest_tenth(seconds: list[float]) -> float:
+    """What a tenth of them do not exceed, with fewer than ten the least: those of a machine that nobody disturbs."""
+    return sorted(seconds)[len(seconds) // 10]
+
+
+def let_choose_summary(parser: argparse.ArgumentParser) -> None:
+    """Gives the arguments a `summary`."""
+    parser.add_argument(
+        "--lowest_tenths",
+        dest="summary",
+        action="store_const",
+        const=lowest_tenth,
+        default=statistics.median,
+        help="in place of medians, for a machine that others disturb",
+    )
