@@ -113,11 +113,42 @@ struct BlocksBackward {
     bool first;
   };
 
+  int64_t blocks_of(const BackwardShare& share) const {
+    return call.by_column.starts[share.lines.end] - call.by_column.starts[share.lines.begin];
+  }
+
+  // x of a chunk, which is read after dL/dx. Where threads share its columns, what each reads is no run of memory.
+  Ahead x_of(const BackwardShare& share, const Chunk& chunk) const {
+    const BlockShape& s = call.shape;
+    const bool is_whole = share.lines.end - share.lines.begin == call.by_column.lines;
+    if constexpr (Engine::kMayAsk)
+      if (is_whole && call.grad_values) {
+        const int64_t size = chunk.tokens * s.columns * static_cast<int64_t>(sizeof(Element));
+        const Element* first = static_cast<const Element*>(call.x) + chunk.token * s.columns;
+        return {first, size, blocks_of(share) * Engine::product_steps(chunk.tokens, s.height, s.width)};
+      }
+    return {};
+  }
+
+  // dL/dy of the next chunk, which is read after dL/dW.
+  Ahead next_grad(const BackwardShare& share, const Chunk& chunk) const {
+    const BlockShape& s = call.shape;
+    const int64_t next = chunk.token + chunk.tokens, present = min_of(static_cast<int64_t>(chunk.tokens), share.end - next);
+    if constexpr (Engine::kMayAsk)
+      if (present > 0) {
+        const int64_t size = present * s.rows * static_cast<int64_t>(sizeof(Element));
+        const Element* first = static_cast<const Element*>(call.grad) + next * s.rows;
+        return {first, size, blocks_of(share) * Engine::gradient_steps(chunk.tokens, s.height, s.width)};
+      }
+    return {};
+  }
+
   // dL/dx, one run of tokens after the other.
   void multiply(const BackwardShare& share, const Chunk& chunk) const {
     const BlockShape& s = call.shape;
     Element* grad_x = static_cast<Element*>(call.grad_x) + chunk.token * s.columns;
     Engine::begin_products();
+    Ahead x_ahead = x_of(share, chunk);
     for (int token = 0; token < chunk.tokens; token += Engine::kRun)
       for (int line = share.lines.begin; line < share.lines.end; line++) {
         const int32_t begin = call.by_column.starts[line];
@@ -131,6 +162,7 @@ struct BlocksBackward {
             .panels = share.inputs,
             .room = chunk.room,
             .bias = nullptr,
+            .ahead = &x_ahead,
         };
         const int end = min_of(chunk.tokens, token + Engine::kRun);
         Engine::multiply(product, token, end, grad_x + static_cast<int64_t>(line) * s.width, s.columns);
@@ -142,6 +174,7 @@ struct BlocksBackward {
     const BlockShape& s = call.shape;
     const int at_once = lines_at_once(s), steps = chunk.room / Engine::kCell;
     Engine::begin_gradients();
+    Ahead grad_ahead = next_grad(share, chunk);
     for (int begin = share.lines.begin; begin < share.lines.end; begin += at_once) {
       const int end = min_of(share.lines.end, begin + at_once);
       const int64_t column = static_cast<int64_t>(begin) * s.width;
@@ -157,6 +190,7 @@ struct BlocksBackward {
               .width = s.width,
               .sums = share.values + call.order[q] * s.size(),
               .first = chunk.first,
+              .ahead = &grad_ahead,
           });
     }
   }

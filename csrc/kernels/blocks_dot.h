@@ -68,6 +68,7 @@ struct PairEngine {
   static constexpr int kRoom = 2;
   static constexpr int kRun = kTokenRun;
   static constexpr bool kConverts = true;
+  static constexpr bool kMayAsk = false;
   static constexpr bool kSharesGrad = false;
 
   static void begin_products() {}
@@ -85,7 +86,7 @@ struct PairEngine {
     pack_features<kUnit>(source, stride, tokens, room, columns, panels, sums);
   }
   static void multiply(const LineProduct& p, int token, int end, Bfloat16* out, int64_t stride) {
-    multiply_line<PairProduct, kLanes, kUnit>(p, token, end, out, stride);
+    multiply_line<PairProduct, kLanes, kUnit, kMayAsk>(p, token, end, out, stride);
   }
   static void pack_grad(const Bfloat16* source, int64_t stride, int tokens, int room, int columns, float* panels) {
     pack_tokens(source, stride, tokens, room, columns, panels);
@@ -93,7 +94,7 @@ struct PairEngine {
   static void pack_x(const Bfloat16* source, int64_t stride, int tokens, int room, int columns, float* panels) {
     pack_tokens(source, stride, tokens, room, columns, panels);
   }
-  static void gradient(const BlockGradient& g) { gradient_block<PairProduct, kLanes, 16, 16>(g); }
+  static void gradient(const BlockGradient& g) { gradient_block<PairProduct, kLanes, 16, 16, kMayAsk>(g); }
 };
 
 }  // namespace rarefy::RAREFY_ISA

@@ -12,7 +12,17 @@ struct FloatEngine {
   static constexpr int kRoom = 1;           // panels have room for a multiple of these tokens
   static constexpr int kRun = kTokenRun;    // tokens that are finished before the next ones
   static constexpr bool kConverts = false;  // whether dL/dx needs weights in another form
+  static constexpr bool kMayAsk = RAREFY_VECTOR_BYTES == 64;  // whether products ask for what is next
   static constexpr int kPacked = kUnit < kLanes ? kUnit : kLanes;
+
+  // How often a block asks for what is next, in its product with `tokens` inputs of `depth`, and in its gradient.
+  static int64_t product_steps(int tokens, int depth, int width) {
+    const int vectors = (width + kLength - 1) / kLength;
+    return static_cast<int64_t>(tokens) * depth * vectors / kSums;
+  }
+  static int64_t gradient_steps(int tokens, int height, int width) {
+    return static_cast<int64_t>(tokens) * (height / kGradRows) * max_of(1, width / (2 * kLength));
+  }
 
   static void begin_products() {}
   static void begin_gradients() {}
@@ -28,7 +38,7 @@ struct FloatEngine {
     pack_panels<kPacked, kUnit>(source, stride, tokens, room, columns, panels, sums);
   }
   static void multiply(const LineProduct& p, int token, int end, Element* out, int64_t stride) {
-    multiply_line<FloatProduct, kLength, kUnit>(p, token, end, out, stride);
+    multiply_line<FloatProduct, kLength, kUnit, kMayAsk>(p, token, end, out, stride);
   }
 
   // The panels that dL/dx has read serve dL/dW too.
@@ -37,7 +47,7 @@ struct FloatEngine {
   static void pack_x(const Element* source, int64_t stride, int tokens, int room, int columns, float* panels) {
     pack_panels<kLength, kXUnit>(source, stride, tokens, room, columns, panels, nullptr);
   }
-  static void gradient(const BlockGradient& g) { gradient_block<FloatProduct, kLength, kUnit, kXUnit>(g); }
+  static void gradient(const BlockGradient& g) { gradient_block<FloatProduct, kLength, kUnit, kXUnit, kMayAsk>(g); }
 };
 
 }  // namespace rarefy::RAREFY_ISA

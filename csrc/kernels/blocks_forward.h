@@ -12,12 +12,28 @@ struct BlocksForward {
   using Element = typename Engine::Element;
   const BlocksForwardCall& call;
 
+  // What this thread reads next, if threads take their turns.
+  Ahead next_inputs(int64_t token, int tokens, Range lines) const {
+    const BlockShape& s = call.shape;
+    const int64_t next = token + static_cast<int64_t>(tokens) * call.threads;
+    const int64_t present = min_of(static_cast<int64_t>(tokens), call.tokens - next);
+    if constexpr (Engine::kMayAsk)
+      if (present > 0) {
+        const int64_t blocks = call.by_row.starts[lines.end] - call.by_row.starts[lines.begin];
+        const int64_t size = present * s.columns * static_cast<int64_t>(sizeof(Element));
+        const Element* first = static_cast<const Element*>(call.x) + next * s.columns;
+        return {first, size, blocks * Engine::product_steps(tokens, s.width, s.height)};
+      }
+    return {};
+  }
+
   void run_chunk(int64_t token, int tokens, Range lines, const float* weights, float* panels) const {
     const BlockShape& s = call.shape;
     const Element* x = static_cast<const Element*>(call.x) + token * s.columns;
     Element* y = static_cast<Element*>(call.y) + token * s.rows;
     const int room = round_up_to(tokens, Engine::kRoom);
     Engine::pack_inputs(x, s.columns, tokens, room, s.columns, panels, nullptr);
+    Ahead ahead = next_inputs(token, tokens, lines);
     for (int line = lines.begin; line < lines.end; line++) {
       const int32_t begin = call.by_row.starts[line];
       const LineProduct product{
@@ -30,6 +46,7 @@ struct BlocksForward {
           .panels = panels,
           .room = room,
           .bias = call.bias ? call.bias + static_cast<int64_t>(line) * s.height : nullptr,
+          .ahead = &ahead,
       };
       Engine::multiply(product, 0, tokens, y + static_cast<int64_t>(line) * s.height, s.rows);
     }

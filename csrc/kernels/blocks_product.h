@@ -7,6 +7,7 @@
 // not divide the block) of all tokens of a chunk, [cells / unit][room][unit]. That makes every address of an inner loop
 // a constant offset, and keeps rows whose distance is a power of two from meeting in one set of the cache.
 #pragma once
+#include "blocks_ahead.h"
 #include "blocks_chunks.h"
 #include "blocks_vectors.h"
 
@@ -67,6 +68,7 @@ struct LineProduct {
   const float* panels;   // inputs
   int room;              // tokens for which the panels have room
   const float* bias;     // [width] or null
+  Ahead* ahead;
 
   const float* weight(int q) const {
     return weights + static_cast<size_t>(places ? places[q] : q) * depth * width;
@@ -77,7 +79,7 @@ struct LineProduct {
 };
 
 // kTokens tokens and kVectors vectors of outputs.
-template <class Product, int kLength, int kVectors, int kTokens, int kUnit, class Element>
+template <class Product, int kLength, int kVectors, int kTokens, int kUnit, bool kAsks, class Element>
 void multiply_tile(const LineProduct& p, int token, int output, Element* out, int64_t stride) {
   using V = Lanes<kLength>;
   typename V::Floats sum[kTokens][kVectors];
@@ -90,6 +92,7 @@ void multiply_tile(const LineProduct& p, int token, int output, Element* out, in
       RAREFY_UNROLL for (int v = 0; v < kVectors; v++)
         __builtin_prefetch(out + (token + t) * stride + output + v * kLength, 1);
   const size_t panel = static_cast<size_t>(p.room) * kUnit;
+  Ahead ahead = kAsks ? *p.ahead : Ahead{};
   for (int q = 0; q < p.blocks; q++) {
     const float* w = p.weight(q) + output;
     const float* x = p.inputs(q, token, kUnit);
@@ -101,6 +104,7 @@ void multiply_tile(const LineProduct& p, int token, int output, Element* out, in
           RAREFY_UNROLL for (int v = 0; v < kVectors; v++) __builtin_prefetch(w + next_w + v * kLength);
           __builtin_prefetch(x + next_x + k * kUnit);
         }
+        if constexpr (kAsks) ahead.ask();
         typename V::Floats weight[kVectors];
         RAREFY_UNROLL for (int v = 0; v < kVectors; v++) weight[v] = V::load(w + v * kLength);
         _Pragma("GCC unroll 32") for (int t = 0; t < kTokens; t++) {
@@ -109,27 +113,37 @@ void multiply_tile(const LineProduct& p, int token, int output, Element* out, in
         }
       }
   }
+  if constexpr (kAsks) *p.ahead = ahead;
   _Pragma("GCC unroll 32") for (int t = 0; t < kTokens; t++)
     RAREFY_UNROLL for (int v = 0; v < kVectors; v++)
       V::store(out + (token + t) * stride + output + v * kLength, sum[t][v]);
 }
 
 // Tokens [token, end): whole tiles, then halves of them, so that a ragged end costs about its share.
-template <class Product, int kLength, int kVectors, int kTokens, int kUnit, class Element>
+template <class Product, int kLength, int kVectors, int kTokens, int kUnit, bool kAsks, class Element>
 void multiply_tokens(const LineProduct& p, int token, int end, int output, Element* out, int64_t stride) {
   for (; token + kTokens <= end; token += kTokens)
-    multiply_tile<Product, kLength, kVectors, kTokens, kUnit>(p, token, output, out, stride);
+    multiply_tile<Product, kLength, kVectors, kTokens, kUnit, kAsks>(p, token, output, out, stride);
   if constexpr (kTokens > 1)
-    if (token < end) multiply_tokens<Product, kLength, kVectors, kTokens / 2, kUnit>(p, token, end, output, out, stride);
+    if (token < end)
+      multiply_tokens<Product, kLength, kVectors, kTokens / 2, kUnit, kAsks>(p, token, end, output, out, stride);
 }
 
-// Rows [token, end) of out [tokens, width], which are `stride` apart.
-template <class Product, int kLength, int kUnit, class Element>
-void multiply_line(const LineProduct& p, int token, int end, Element* out, int64_t stride) {
+template <class Product, int kLength, int kUnit, bool kAsks, class Element>
+void multiply_outputs(const LineProduct& p, int token, int end, Element* out, int64_t stride) {
   int output = 0;
   for (; output + 2 * kLength <= p.width; output += 2 * kLength)
-    multiply_tokens<Product, kLength, 2, kSums / 2, kUnit>(p, token, end, output, out, stride);
-  if (output < p.width) multiply_tokens<Product, kLength, 1, kSums, kUnit>(p, token, end, output, out, stride);
+    multiply_tokens<Product, kLength, 2, kSums / 2, kUnit, kAsks>(p, token, end, output, out, stride);
+  if (output < p.width)
+    multiply_tokens<Product, kLength, 1, kSums, kUnit, kAsks>(p, token, end, output, out, stride);
+}
+
+// Rows [token, end) of out [tokens, width], which are `stride` apart. kMayAsk: for what `p.ahead` has.
+template <class Product, int kLength, int kUnit, bool kMayAsk, class Element>
+void multiply_line(const LineProduct& p, int token, int end, Element* out, int64_t stride) {
+  if constexpr (kMayAsk)
+    if (p.ahead->asks()) return multiply_outputs<Product, kLength, kUnit, true>(p, token, end, out, stride);
+  multiply_outputs<Product, kLength, kUnit, false>(p, token, end, out, stride);
 }
 
 // sums [height, width] of one block, += gradᵀ · x over the tokens of a chunk; `first` starts from zero.
@@ -141,9 +155,10 @@ struct BlockGradient {
   int width;
   float* sums;
   bool first;
+  Ahead* ahead;
 };
 
-template <class Product, int kLength, int kVectors, int kRows, int kGradUnit, int kUnit>
+template <class Product, int kLength, int kVectors, int kRows, int kGradUnit, int kUnit, bool kAsks>
 void gradient_tile(const BlockGradient& g, int row, int column) {
   using V = Lanes<kLength>;
   const float* grad = g.grad + static_cast<size_t>(row / kGradUnit) * g.steps * kGradUnit + row % kGradUnit;
@@ -157,7 +172,9 @@ void gradient_tile(const BlockGradient& g, int row, int column) {
   RAREFY_UNROLL for (int r = 0; r < kRows; r++)
     RAREFY_UNROLL for (int v = 0; v < kVectors; v++)
       sum[r][v] = g.first ? typename V::Floats{} : V::load(out + r * g.width + v * kLength);
+  Ahead ahead = kAsks ? *g.ahead : Ahead{};
   for (size_t t = 0; t < static_cast<size_t>(g.steps); t++) {
+    if constexpr (kAsks) ahead.ask();
     typename V::Floats input[kVectors];
     RAREFY_UNROLL for (int v = 0; v < kVectors; v++) input[v] = V::load(x[v] + t * kUnit);
     RAREFY_UNROLL for (int r = 0; r < kRows; r++) {
@@ -165,20 +182,28 @@ void gradient_tile(const BlockGradient& g, int row, int column) {
       RAREFY_UNROLL for (int v = 0; v < kVectors; v++) sum[r][v] = Product::add(sum[r][v], factor, input[v]);
     }
   }
+  if constexpr (kAsks) *g.ahead = ahead;
   RAREFY_UNROLL for (int r = 0; r < kRows; r++)
     RAREFY_UNROLL for (int v = 0; v < kVectors; v++) V::store(out + r * g.width + v * kLength, sum[r][v]);
 }
 
-template <class Product, int kLength, int kGradUnit, int kUnit>
-void gradient_block(const BlockGradient& g) {
+template <class Product, int kLength, int kGradUnit, int kUnit, bool kAsks>
+void gradient_tiles(const BlockGradient& g) {
   constexpr int kTallRows = kGradUnit < 2 * kGradRows ? kGradUnit : 2 * kGradRows;  // of a tile that is one vector wide
   int column = 0;
   for (; column + 2 * kLength <= g.width; column += 2 * kLength)
     for (int row = 0; row < g.height; row += kGradRows)
-      gradient_tile<Product, kLength, 2, kGradRows, kGradUnit, kUnit>(g, row, column);
+      gradient_tile<Product, kLength, 2, kGradRows, kGradUnit, kUnit, kAsks>(g, row, column);
   if (column < g.width)
     for (int row = 0; row < g.height; row += kTallRows)
-      gradient_tile<Product, kLength, 1, kTallRows, kGradUnit, kUnit>(g, row, column);
+      gradient_tile<Product, kLength, 1, kTallRows, kGradUnit, kUnit, kAsks>(g, row, column);
+}
+
+template <class Product, int kLength, int kGradUnit, int kUnit, bool kMayAsk>
+void gradient_block(const BlockGradient& g) {
+  if constexpr (kMayAsk)
+    if (g.ahead->asks()) return gradient_tiles<Product, kLength, kGradUnit, kUnit, true>(g);
+  gradient_tiles<Product, kLength, kGradUnit, kUnit, false>(g);
 }
 
 // One block [height, width] -> [width, height].
