@@ -1,6 +1,7 @@
 """The loop: what happens when, and what is logged."""
 
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import nn
 
 from rarefy.callbacks import ProgressLogger
 from rarefy.callbacks.events import Callback, Logger
+from rarefy.checkpoint import directory
 from rarefy.disk import alone_in
 from rarefy.errors import ConfigError, RarefyError
 from rarefy.optim.lr_schedules import LinearLR
@@ -368,3 +370,24 @@ def test_log_level(tmp_path: Path) -> None:
         assert logger.level == 15
     finally:
         logger.setLevel(before)
+
+
+def test_a_fit_that_fails_keeps_its_folder_until_its_checkpoint_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish = directory.publish
+
+    def publish_late(temporary: Path, final: Path) -> None:
+        time.sleep(0.3)
+        publish(temporary, final)
+
+    class Fails(Callback):
+        def on_train_batch_start(self, *_: Any) -> None:
+            if trainer.global_step == 1:
+                raise ValueError("no data")
+
+    monkeypatch.setattr(directory, "publish", publish_late)
+    trainer = make(tmp_path, callbacks=[Fails()], checkpoint={"steps": 1})
+    with pytest.raises(ValueError, match="no data"):
+        trainer.fit(batches(1, 2))
+    assert (tmp_path / "checkpoint_1" / "MANIFEST.json").exists()

@@ -218,13 +218,17 @@ class CheckpointWriter:
         Raises:
             CheckpointError: when it could not be written; reported once.
         """
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        self.settle()
         if self._error is not None:
             error = self._error
             self._error = None
             raise error
+
+    def settle(self) -> None:
+        """Returns when nothing is being written any longer; what went wrong is left for `wait` to raise."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
 
     def _run(self, write: Callable[[], object]) -> None:
         try:

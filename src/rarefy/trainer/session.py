@@ -165,6 +165,8 @@ class Session:
         with ExitStack() as held:
             for folder in folders if is_first() else ():
                 held.enter_context(alone_in(folder))
+            # Also where training ends with an error: the next run must find the checkpoint that is being written.
+            held.callback(self.writer.settle)
             yield
 
     def set_up(self) -> None:
