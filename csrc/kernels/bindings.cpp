@@ -75,6 +75,7 @@ Layout layout(int rows, int columns, int width, Address starts, Address offsets,
 
 void forward(int isa, int64_t tokens, const Layout& weight, Address values, Address x, Address bias, Address y,
              int element, int threads) {
+  want_large_pages(at<void>(y), tokens * weight.rows * bytes_of(element_of(element)));
   finish(table(isa).forward({
       .tokens = tokens,
       .weight = weight,
@@ -89,6 +90,8 @@ void forward(int isa, int64_t tokens, const Layout& weight, Address values, Addr
 
 void backward(int isa, int64_t tokens, const Layout& transposed, Address order, Address values, Address x, Address grad,
               Address grad_x, Address grad_values, Address grad_bias, int element, int threads) {
+  want_large_pages(at<void>(grad_x), tokens * transposed.rows * bytes_of(element_of(element)));
+  want_large_pages(at<void>(grad_values), transposed.nonzeros() * int64_t{sizeof(float)});
   finish(table(isa).backward({
       .tokens = tokens,
       .transposed = transposed,

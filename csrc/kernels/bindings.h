@@ -6,6 +6,7 @@
 #include <stdexcept>
 
 #include "kernels.h"
+#include "pages.h"
 
 namespace nb = nanobind;
 using Address = uintptr_t;
@@ -26,6 +27,9 @@ inline Element element_of(int number) {
   require(number == 0 || number == 1, "element: give 0 (float32) or 1 (bfloat16)");
   return static_cast<Element>(number);
 }
+
+// Of an activation or its gradient.
+inline int64_t bytes_of(Element element) { return element == Element::kFloat32 ? 4 : 2; }
 
 // The kernels of an instruction set of this machine, by its place in `instruction_sets`.
 const KernelTable& table(int index);

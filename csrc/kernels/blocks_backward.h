@@ -119,27 +119,27 @@ struct BlocksBackward {
 
   // x of a chunk, which is read after dL/dx. Where threads share its columns, what each reads is no run of memory.
   Ahead x_of(const BackwardShare& share, const Chunk& chunk) const {
-    const BlockShape& s = call.shape;
-    const bool is_whole = share.lines.end - share.lines.begin == call.by_column.lines;
-    if constexpr (Engine::kMayAsk)
-      if (is_whole && call.grad_values) {
-        const int64_t size = chunk.tokens * s.columns * static_cast<int64_t>(sizeof(Element));
-        const Element* first = static_cast<const Element*>(call.x) + chunk.token * s.columns;
-        return {first, size, blocks_of(share) * Engine::product_steps(chunk.tokens, s.height, s.width)};
-      }
+    if constexpr (Engine::kMayAsk) {
+      const BlockShape& s = call.shape;
+      if (!call.grad_values || share.lines.end - share.lines.begin < call.by_column.lines) return {};
+      const int64_t bytes = int64_t{chunk.tokens} * s.columns * static_cast<int64_t>(sizeof(Element));
+      const Element* first = static_cast<const Element*>(call.x) + chunk.token * s.columns;
+      return {first, bytes, blocks_of(share) * Engine::product_steps(chunk.tokens, s.height, s.width)};
+    }
     return {};
   }
 
   // dL/dy of the next chunk, which is read after dL/dW.
   Ahead next_grad(const BackwardShare& share, const Chunk& chunk) const {
-    const BlockShape& s = call.shape;
-    const int64_t next = chunk.token + chunk.tokens, present = min_of(static_cast<int64_t>(chunk.tokens), share.end - next);
-    if constexpr (Engine::kMayAsk)
-      if (present > 0) {
-        const int64_t size = present * s.rows * static_cast<int64_t>(sizeof(Element));
-        const Element* first = static_cast<const Element*>(call.grad) + next * s.rows;
-        return {first, size, blocks_of(share) * Engine::gradient_steps(chunk.tokens, s.height, s.width)};
-      }
+    if constexpr (Engine::kMayAsk) {
+      const BlockShape& s = call.shape;
+      const int64_t next = chunk.token + chunk.tokens;
+      const int64_t present = min_of(static_cast<int64_t>(chunk.tokens), share.end - next);
+      if (present <= 0) return {};
+      const int64_t bytes = present * s.rows * static_cast<int64_t>(sizeof(Element));
+      const Element* first = static_cast<const Element*>(call.grad) + next * s.rows;
+      return {first, bytes, blocks_of(share) * Engine::gradient_steps(chunk.tokens, s.height, s.width)};
+    }
     return {};
   }
 

@@ -59,6 +59,7 @@ void forward(int isa, const std::string& unit, int64_t tokens, const BlockShape&
   require(by_row.lines == shape.rows / shape.height, "by_row: it has another number of lines than the matrix");
   const BlocksTable chosen = kernels(isa, unit, tokens, shape, element);
   const nb::gil_scoped_release release;
+  want_large_pages(at<void>(y), tokens * shape.rows * bytes_of(element_of(element)));
   finish(chosen.forward({
       .tokens = tokens,
       .shape = shape,
@@ -78,6 +79,9 @@ void backward(int isa, const std::string& unit, int64_t tokens, const BlockShape
   require(by_column.lines == shape.columns / shape.width, "by_column: it has another number of lines than the matrix");
   const BlocksTable chosen = kernels(isa, unit, tokens, shape, element);
   const nb::gil_scoped_release release;
+  const int64_t blocks = by_column.starts[by_column.lines];
+  want_large_pages(at<void>(grad_x), tokens * shape.columns * bytes_of(element_of(element)));
+  want_large_pages(at<void>(grad_values), blocks * shape.size() * int64_t{sizeof(float)});
   finish(chosen.backward({
       .tokens = tokens,
       .shape = shape,

@@ -15,13 +15,15 @@ struct FloatEngine {
   static constexpr bool kMayAsk = RAREFY_VECTOR_BYTES == 64;  // whether products ask for what is next
   static constexpr int kPacked = kUnit < kLanes ? kUnit : kLanes;
 
-  // How often a block asks for what is next, in its product with `tokens` inputs of `depth`, and in its gradient.
-  static int64_t product_steps(int tokens, int depth, int width) {
+  // How often a block asks for what is next: in its product with `tokens` inputs of `depth`, and in its gradient.
+  static int64_t product_steps(int64_t tokens, int depth, int width) {
     const int vectors = (width + kLength - 1) / kLength;
-    return static_cast<int64_t>(tokens) * depth * vectors / kSums;
+    return tokens * depth * vectors / kSums;
   }
-  static int64_t gradient_steps(int tokens, int height, int width) {
-    return static_cast<int64_t>(tokens) * (height / kGradRows) * max_of(1, width / (2 * kLength));
+  static int64_t gradient_steps(int64_t tokens, int height, int width) {
+    const int pairs = width / (2 * kLength);
+    const int tall = width % (2 * kLength) ? height / kTallGradRows<kUnit> : 0;
+    return tokens * (pairs * (height / kGradRows) + tall);
   }
 
   static void begin_products() {}

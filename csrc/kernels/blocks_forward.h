@@ -12,18 +12,18 @@ struct BlocksForward {
   using Element = typename Engine::Element;
   const BlocksForwardCall& call;
 
-  // What this thread reads next, if threads take their turns.
+  // What this thread reads next, if threads take their turns; where they share the same tokens that is beyond the end.
   Ahead next_inputs(int64_t token, int tokens, Range lines) const {
-    const BlockShape& s = call.shape;
-    const int64_t next = token + static_cast<int64_t>(tokens) * call.threads;
-    const int64_t present = min_of(static_cast<int64_t>(tokens), call.tokens - next);
-    if constexpr (Engine::kMayAsk)
-      if (present > 0) {
-        const int64_t blocks = call.by_row.starts[lines.end] - call.by_row.starts[lines.begin];
-        const int64_t size = present * s.columns * static_cast<int64_t>(sizeof(Element));
-        const Element* first = static_cast<const Element*>(call.x) + next * s.columns;
-        return {first, size, blocks * Engine::product_steps(tokens, s.width, s.height)};
-      }
+    if constexpr (Engine::kMayAsk) {
+      const BlockShape& s = call.shape;
+      const int64_t next = token + static_cast<int64_t>(tokens) * call.threads;
+      const int64_t present = min_of(static_cast<int64_t>(tokens), call.tokens - next);
+      if (present <= 0) return {};
+      const int64_t blocks = call.by_row.starts[lines.end] - call.by_row.starts[lines.begin];
+      const int64_t bytes = present * s.columns * static_cast<int64_t>(sizeof(Element));
+      const Element* first = static_cast<const Element*>(call.x) + next * s.columns;
+      return {first, bytes, blocks * Engine::product_steps(tokens, s.width, s.height)};
+    }
     return {};
   }
 

@@ -2,7 +2,6 @@
 #include "blocks_backward.h"
 #include "blocks_matrix_gradient.h"
 #include "blocks_pairs_operations.h"
-#include "pages.h"
 
 namespace rarefy::RAREFY_ISA {
 namespace {
@@ -223,7 +222,6 @@ bool backward_with(const BlocksBackwardCall& c) {
   const int chunk = chunk_tokens(c.tokens, most_tokens(c), kTokenStep, grid.token_groups);
   const MatrixWorkspace w(c, grid, chunk);
   if (!w.ok()) return false;
-  want_large_pages(c.grad_values, static_cast<size_t>(w.values()) * sizeof(float));
   const int64_t size = c.shape.size();
   float* weights = w.weights.as<float>();
   const MatrixBackward<kUnit> pass{c, w.turns, weights};

@@ -18,6 +18,9 @@ constexpr int kSums = RAREFY_VECTOR_BYTES == 64 ? 24 : 12;
 
 // Rows of a tile of dL/dW: two vectors of each make 16 or 8 sums, enough to hide the latency of a multiply-add.
 constexpr int kGradRows = RAREFY_VECTOR_BYTES == 64 ? 8 : 4;
+// The same of a tile that is one vector wide; no more than a panel of dL/dy has columns.
+template <int kGradUnit>
+constexpr int kTallGradRows = kGradUnit < 2 * kGradRows ? kGradUnit : 2 * kGradRows;
 
 // Whether lines are fetched ahead: those of the next block while one is multiplied, and those of the results. Two units for
 // 512-bit vectors wait for the second-level cache otherwise, for up to a fifth of the time.
@@ -68,7 +71,7 @@ struct LineProduct {
   const float* panels;   // inputs
   int room;              // tokens for which the panels have room
   const float* bias;     // [width] or null
-  Ahead* ahead;
+  Ahead* ahead;          // asked for meanwhile
 
   const float* weight(int q) const {
     return weights + static_cast<size_t>(places ? places[q] : q) * depth * width;
@@ -119,16 +122,17 @@ void multiply_tile(const LineProduct& p, int token, int output, Element* out, in
       V::store(out + (token + t) * stride + output + v * kLength, sum[t][v]);
 }
 
-// Tokens [token, end): whole tiles, then halves of them, so that a ragged end costs about its share.
+// Tokens [token, end): whole tiles, then halves of them, so that a ragged end costs about its share. It asks for nothing.
 template <class Product, int kLength, int kVectors, int kTokens, int kUnit, bool kAsks, class Element>
 void multiply_tokens(const LineProduct& p, int token, int end, int output, Element* out, int64_t stride) {
   for (; token + kTokens <= end; token += kTokens)
     multiply_tile<Product, kLength, kVectors, kTokens, kUnit, kAsks>(p, token, output, out, stride);
   if constexpr (kTokens > 1)
     if (token < end)
-      multiply_tokens<Product, kLength, kVectors, kTokens / 2, kUnit, kAsks>(p, token, end, output, out, stride);
+      multiply_tokens<Product, kLength, kVectors, kTokens / 2, kUnit, false>(p, token, end, output, out, stride);
 }
 
+// The same for all outputs of a line.
 template <class Product, int kLength, int kUnit, bool kAsks, class Element>
 void multiply_outputs(const LineProduct& p, int token, int end, Element* out, int64_t stride) {
   int output = 0;
@@ -138,7 +142,7 @@ void multiply_outputs(const LineProduct& p, int token, int end, Element* out, in
     multiply_tokens<Product, kLength, 1, kSums, kUnit, kAsks>(p, token, end, output, out, stride);
 }
 
-// Rows [token, end) of out [tokens, width], which are `stride` apart. kMayAsk: for what `p.ahead` has.
+// Rows [token, end) of out [tokens, width], which are `stride` apart. kMayAsk: asks for what `p.ahead` still has.
 template <class Product, int kLength, int kUnit, bool kMayAsk, class Element>
 void multiply_line(const LineProduct& p, int token, int end, Element* out, int64_t stride) {
   if constexpr (kMayAsk)
@@ -155,7 +159,7 @@ struct BlockGradient {
   int width;
   float* sums;
   bool first;
-  Ahead* ahead;
+  Ahead* ahead;  // asked for meanwhile
 };
 
 template <class Product, int kLength, int kVectors, int kRows, int kGradUnit, int kUnit, bool kAsks>
@@ -189,7 +193,7 @@ void gradient_tile(const BlockGradient& g, int row, int column) {
 
 template <class Product, int kLength, int kGradUnit, int kUnit, bool kAsks>
 void gradient_tiles(const BlockGradient& g) {
-  constexpr int kTallRows = kGradUnit < 2 * kGradRows ? kGradUnit : 2 * kGradRows;  // of a tile that is one vector wide
+  constexpr int kTallRows = kTallGradRows<kGradUnit>;
   int column = 0;
   for (; column + 2 * kLength <= g.width; column += 2 * kLength)
     for (int row = 0; row < g.height; row += kGradRows)

@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <cstdlib>
 
+#include "pages.h"
 #include "simd.h"
 
 namespace rarefy::RAREFY_ISA {
@@ -10,7 +11,9 @@ namespace rarefy::RAREFY_ISA {
 class Buffer {
  public:
   explicit Buffer(size_t bytes)
-      : data_(bytes ? aligned_alloc(64, (bytes + 63) / 64 * 64) : nullptr), ok_(!bytes || data_) {}
+      : data_(bytes ? aligned_alloc(64, (bytes + 63) / 64 * 64) : nullptr), ok_(!bytes || data_) {
+    want_large_pages(data_, static_cast<int64_t>(bytes));
+  }
   ~Buffer() { free(data_); }
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;

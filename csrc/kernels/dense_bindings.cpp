@@ -6,6 +6,7 @@ namespace {
 
 template <void (*KernelTable::*kKernel)(const GeluCall&)>
 void gelu(int isa, Address x, Address grad, Address result, int64_t size, int element, int threads) {
+  want_large_pages(at<void>(result), size * bytes_of(element_of(element)));
   (table(isa).*kKernel)({
       .x = at<const void>(x),
       .grad = at<const void>(grad),

@@ -24,6 +24,7 @@ bool done(HalfResult result) {
 
 bool forward(int64_t tokens, const Layout& weight, Address values, Address x, Address bias, Address y,
              int element, int threads) {
+  want_large_pages(at<void>(y), tokens * weight.rows * bytes_of(half_element(element)));
   return done(kernels().forward({
       .tokens = tokens,
       .weight = weight,
@@ -39,6 +40,8 @@ bool forward(int64_t tokens, const Layout& weight, Address values, Address x, Ad
 bool backward(int64_t tokens, const Layout& transposed, Address order, Address values, Address x, Address grad,
               Address grad_x, Address grad_values, Address grad_bias, int element, int threads) {
   require(grad_x || grad_values, "grad_x, grad_values: a null address for both");
+  want_large_pages(at<void>(grad_x), tokens * transposed.rows * bytes_of(half_element(element)));
+  want_large_pages(at<void>(grad_values), transposed.nonzeros() * int64_t{sizeof(float)});
   return done(kernels().backward({
       .tokens = tokens,
       .transposed = transposed,

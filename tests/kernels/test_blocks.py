@@ -53,6 +53,9 @@ LARGE = [  # enough work for several threads, and more tokens than a chunk
     Case(40, 30, (8, 24), (261,), 0.2, threads=3),
     Case(70, 70, (32, 32), (5,), 0.1, threads=2),
     Case(70, 70, (32, 32), (1,), 0.3, threads=2),
+    Case(33, 2, (32, 32), (8200,), 0.1, threads=2),  # results of 32 MB, in large pages: y
+    Case(2, 33, (32, 32), (8200,), 0.1, threads=2),  # ... dL/dx
+    Case(64, 130, (32, 32), (70,), 1.0, threads=2),  # ... dL/dW, and the sums of a thread
 ]
 
 

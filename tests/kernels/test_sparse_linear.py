@@ -74,6 +74,8 @@ LARGE = [
     Case(1700, 1700, (5,), 0.01),
     Case(700, 900, (1,), 0.1),
     Case(64, 70000, (3,), 0.001),  # columns that do not fit 16 bits
+    Case(1030, 40, (8200,), 0.02),  # results of 32 MB, in large pages: y
+    Case(40, 1030, (8200,), 0.02),  # ... dL/dx
 ]
 
 
