@@ -345,7 +345,8 @@ def test_what_belongs_to_a_weight_keeps_its_connections(weight):
     state.add_(torch.ones(6, 5)).add_(1)
     assert state.role is Role.COMPANION and torch.equal(state.dense(), 2 * weight.topology.mask())
     assert (state * 2).role is Role.COMPANION and (weight * 2).role is Role.FREE
-    assert weight.clone().role is Role.FREE and state.clone().role is Role.COMPANION
+    # Whoever takes a copy of a gradient may write anywhere in it.
+    assert weight.clone().role is state.clone().role is Role.FREE
 
 
 def test_aliases_follow_a_new_topology(weight):

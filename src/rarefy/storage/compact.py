@@ -148,7 +148,10 @@ class CompactStorage:
 
     def collect(self, dense: Tensor) -> Tensor:
         """Gathered."""
-        return dense.entries if isinstance(dense, SparseWeight) else self.weight.topology.gather(dense)
+        topology = self.weight.topology
+        if isinstance(dense, SparseWeight):
+            return dense.entries if dense.topology.equals(topology) else topology.gather(dense.dense())
+        return topology.gather(dense)
 
     def keep_top(self, score: Score, count: int, order: TieOrder) -> Tensor:
         """By the scores of the values alone, unless ties are to be told apart by their places in the weight."""

@@ -342,10 +342,10 @@ class SparseParameter:
             wants_active: whether the update after this step asks for the gradient of active connections.
             scale: a loss scale that the optimizer will take out by itself.
         """
-        grad = self.weight.grad
-        if grad is None:
+        if self.weight.grad is None:
             return
         self.storage.select_gradient(self.dense_gradient if wants_dense else None)
+        grad = self.weight.grad  # one that was assigned with other connections has been replaced
         if wants_active:
             self.active_gradient = grad.detach().clone() if scale is None else grad.detach() / scale
         if wants_dense:

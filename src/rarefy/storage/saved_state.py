@@ -7,7 +7,7 @@ lead to what was saved so. Files from before have no such keys; in them it is to
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -68,7 +68,7 @@ def load_entries(
     Raises:
         RarefyError: a state was saved with another topology than the weight has.
     """
-    indices = saved_indices(optimizer)
+    indices = _loaded_indices(optimizer, state_dict)
     saved = dict(state_dict["state"])
     topology = {int(index): value for index, value in state_dict.get(KEY, {}).items()}
     marks = {int(index): value for index, value in state_dict.get(MARKS, {}).items()}
@@ -85,6 +85,12 @@ def load_entries(
                     "dict first, and the optimizer's of the same moment after it"
                 )
             shapes.add(torch.Size([parameter.active]))
+        elif _are_bare(optimizer, parameter, entries(saved[index])):
+            raise RarefyError(
+                f"the optimizer's state of {parameter.name} has one entry for each connection, and what tells of which "
+                f"is missing: {KEY!r} and {MARKS!r} beside 'state', which torch.distributed.checkpoint.state_dict "
+                "leaves out; save and load optimizer.state_dict() itself"
+            )
         if index in marks:
             wanted = partial(_is_marked, {tuple(path) for path in marks.pop(index)})
         else:
@@ -94,6 +100,12 @@ def load_entries(
         saved[index] = changed(saved[index], wanted, lambda _, state, load=load: load(state))
     rest = {key: value for key, value in state_dict.items() if key not in (KEY, MARKS)}
     return {**rest, "state": saved, **_notes(topology, marks)}
+
+
+def _loaded_indices(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> dict[nn.Parameter, Any]:
+    """Under which key a state dict has each parameter; torch goes by the order, and takes names for numbers too."""
+    keys = [key for group in state_dict["param_groups"] for key in group["params"]]
+    return dict(zip(saved_indices(optimizer), keys, strict=False))
 
 
 def refuse_entries(parameters: Mapping[str, SparseParameter], optimizer: Optimizer) -> None:
@@ -108,19 +120,25 @@ def refuse_entries(parameters: Mapping[str, SparseParameter], optimizer: Optimiz
     """
     for parameter in parameters.values():
         weight = parameter.weight
-        if weight.dim() == 1 or weight not in optimizer.state:
-            continue
-        found = list(entries(optimizer.state[weight]))
-        # One that has another state of the whole shape has not loaded entries, whatever length the rest has.
-        if any(state.shape == weight.shape for _, state in found):
-            continue
-        for path, state in found:
-            if state.dim() == 1 and _is_of(optimizer, weight, {torch.Size([parameter.active])}, path, state):
-                raise RarefyError(
-                    f"the optimizer's state of {parameter.name} has one entry for each connection, as compact storage "
-                    "saves it, and was loaded before sparsity.apply(optimizer), so that nothing tells of which "
-                    "connections; apply it first, then call optimizer.load_state_dict"
-                )
+        if weight in optimizer.state and _are_bare(optimizer, parameter, entries(optimizer.state[weight])):
+            raise RarefyError(
+                f"the optimizer's state of {parameter.name} has one entry for each connection, as compact storage "
+                "saves it, and was loaded before sparsity.apply(optimizer), so that nothing tells of which "
+                "connections; apply it first, then call optimizer.load_state_dict"
+            )
+
+
+def _are_bare(
+    optimizer: Optimizer, parameter: SparseParameter, states: Iterable[tuple[Path, Tensor]]
+) -> bool:
+    """Whether there are states with one entry for each connection."""
+    weight = parameter.weight
+    found = list(states)
+    # One that has another state of the whole shape has not loaded entries, whatever length the rest has.
+    if weight.dim() == 1 or any(state.shape == weight.shape for _, state in found):
+        return False
+    shapes = {torch.Size([parameter.active])}
+    return any(state.dim() == 1 and _is_of(optimizer, weight, shapes, path, state) for path, state in found)
 
 
 def dense_entries(state_dict: Mapping[str, Any], masks: Mapping[int, Tensor]) -> dict[int, Any]:

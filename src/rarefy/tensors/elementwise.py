@@ -5,14 +5,14 @@ Whether an operation leaves zeros zero, it is asked itself, with single zeros in
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rarefy.tensors.stored import Role, StoredWeight
+from rarefy.tensors.stored import Role, StoredWeight, is_tracing
 from rarefy.tensors.topology import Topology
 from rarefy.tensors.writes import make_room_for, on_topology, written_arguments
 from rarefy.torch_private import leaves, mapped, without_modes
@@ -26,6 +26,9 @@ def elementwise(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """The result by the values alone; NotImplemented where zeros would not stay zero."""
     if any(isinstance(one, StoredWeight) for one in kwargs.values()):
         return NotImplemented
+    # One of torch's own sparse layouts has no entries to be gathered.
+    if any(isinstance(one, Tensor) and one.layout is not torch.strided for one in args):
+        return NotImplemented
     if func._schema.is_mutable:
         return _in_place(func, args, kwargs) if isinstance(args[0], StoredWeight) else NotImplemented
     return _new(func, args, kwargs)
@@ -33,6 +36,7 @@ def elementwise(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 
 def _in_place(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     target = args[0]
+    args = [one.dense() if is_broadcast(one, target) else one for one in args]
     # Any other stays zero there whatever is computed, as after a dense write.
     if target.role is Role.FREE and not _zeros_stay(func, args, kwargs):
         return NotImplemented
@@ -52,15 +56,40 @@ def _new(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         return NotImplemented
     # What a companion takes part in is a companion too: an optimizer's sum, say.
     first = next((one for one in sparse if one.role is Role.COMPANION), sparse[0])
-    if not all(first.topology.equals(one.topology) for one in sparse):
+    # A result of another shape has other positions.
+    shapes = [one.shape for one in args if isinstance(one, Tensor)]
+    if torch.broadcast_shapes(*shapes) != first.shape or any(is_broadcast(one, first) for one in sparse):
         return NotImplemented
-    # A third dimension would broadcast the matrix to several.
-    if any(isinstance(one, Tensor) and one.dim() > 2 for one in args) or not _zeros_stay(func, args, kwargs):
+    topology = _common_topology(first, sparse)
+    if topology is None or not _zeros_stay(func, args, kwargs):
         return NotImplemented
-    # On the values alone, in the order of the first one's connections.
-    found = first.like(func(*(at_connections(one, first.topology) for one in args), **kwargs))
+    # On the values alone, in the order of those connections.
+    found = first.like(func(*(at_connections(one, topology) for one in args), **kwargs))
+    found._cell.topology = topology
     found.pass_dense_gradients_of(*sparse)
     return found
+
+
+def _common_topology(first: StoredWeight, sparse: Sequence[StoredWeight]) -> Topology | None:
+    """The connections of a result; None where it is dense.
+
+    A companion brings its own to where it is written, so that what is made of it has those of all.
+    """
+    others = [one for one in sparse if not first.topology.equals(one.topology)]
+    if not others:
+        return first.topology
+    if first.role is not Role.COMPANION or is_tracing() or not all(one.topology.is_real for one in sparse):
+        return None
+    topology = first.topology
+    for one in others:
+        if not topology.covers(one.topology):
+            topology = topology.united(one.topology.mask())
+    return topology
+
+
+def is_broadcast(operand: Any, target: StoredWeight) -> bool:
+    """Whether a sparse operand has another shape than what it is computed with."""
+    return isinstance(operand, StoredWeight) and operand.shape != target.shape
 
 
 def _zeros_stay(func: Any, args: Any, kwargs: dict[str, Any]) -> bool:

@@ -67,7 +67,10 @@ def connect(weight: StoredWeight) -> StoredWeight:
 
 # Where a compiled function has the backward pass in it, this is none of what it compiles.
 @outside_of_graphs
-def _arrive(connection: Connection, kind: type[StoredWeight], gradient: Tensor) -> Tensor | None:
+def _arrive(connection: Connection, kind: type[StoredWeight], gradient: Tensor | None) -> Tensor | None:
+    # A function of somebody's own may leave a weight without gradient.
+    if gradient is None:
+        return None
     connection.arrived()
     # Sparse already, or watched by a transform, which looks into every operation and would not know this one.
     if isinstance(gradient, StoredWeight) or has_transform() or is_batched(gradient):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rarefy.tensors.dense import computed_densely
-from rarefy.tensors.elementwise import at_connections, keeps_zeros
+from rarefy.tensors.elementwise import at_connections, is_broadcast, keeps_zeros
 from rarefy.tensors.stored import Role, StoredWeight, is_tracing
 from rarefy.tensors.writes import make_room_for, write_dense, written_arguments
 
@@ -89,14 +89,20 @@ class _Place:
         self._given: list[tuple[Any, Any]] = []
         self._owner: StoredWeight | None = None
         first = written[0]
-        if isinstance(first, StoredWeight) and (first.role is not Role.FREE or zeros_stay()):
+        if isinstance(first, StoredWeight) and (
+            first.role is not Role.FREE or self._stays_sparse(tensors, zeros_stay)
+        ):
             self._owner = first
             self._make_room(tensors)
+
+    def _stays_sparse(self, tensors: Sequence[Any], zeros_stay: Callable[[], bool]) -> bool:
+        return not any(is_broadcast(other, self._written[0]) for other in tensors) and zeros_stay()
 
     def _make_room(self, tensors: Sequence[Any]) -> None:
         assert self._owner is not None
         for other in tensors:
-            if isinstance(other, StoredWeight) and not self._owner.topology.equals(other.topology):
+            is_stranger = isinstance(other, StoredWeight) and not self._owner.topology.equals(other.topology)
+            if is_stranger and not is_broadcast(other, self._owner):
                 make_room_for(self._owner, other)
 
     def of(self, tensor: Any) -> Any:

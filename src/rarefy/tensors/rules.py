@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from rarefy.errors import RarefyError
-from rarefy.tensors.stored import StoredWeight, in_mode_of
+from rarefy.tensors.stored import Role, StoredWeight, in_mode_of
 from rarefy.tensors.writes import write_dense, write_sparse
 from rarefy.torch_private import mapped
 
@@ -17,7 +17,7 @@ Rule = Callable[[Any, Any, dict[str, Any]], Any]
 
 # Entry by entry, so that processes with one topology add up what belongs together.
 _REDUCED_AS_THEY_ARE = ("c10d::allreduce_", "c10d::broadcast_", "c10d::allreduce_coalesced_")
-_OURS = ("aten::", "prims::", "rarefy::")
+_OURS = ("aten::", "prims::", "torch_nn::", "rarefy::")
 
 # What an assignment to `.data` is in a compiled function from torch 2.14 on; before, it is `set_`.
 _ASSIGNMENT = "shallow_copy_data_"
@@ -43,6 +43,9 @@ def same_shape(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 def copy_of_values(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """`clone` and conversions."""
     weight = args[0]
+    if func is aten.clone.default:
+        # Of a gradient, too: what is written to a copy counts wherever it is read, at inactive positions as well.
+        return weight.like(func(weight._cell.values), Role.FREE)
     device = kwargs.get("device")
     options = {key: value for key, value in kwargs.items() if key not in ("memory_format", "layout")}
     if device is None or torch.device(device) == weight.device:
@@ -104,10 +107,10 @@ def copy_into(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     source = args[1]
     if not isinstance(target, StoredWeight):
         target.copy_(source.dense())
-    elif isinstance(source, StoredWeight):
+    elif isinstance(source, StoredWeight) and source.shape == target.shape:
         write_sparse(target, source)
     else:
-        write_dense(target, source.expand(target.shape))
+        write_dense(target, _dense(source).expand(target.shape))
     return target
 
 
@@ -127,7 +130,8 @@ def equal(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         and one.topology.equals(other.topology)
     ):
         return torch.equal(one._cell.values, other._cell.values)
-    return NotImplemented
+    # No element-wise operation, though torch calls it one.
+    return torch.equal(_dense(one), _dense(other))
 
 
 def reshaped(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -143,6 +147,18 @@ def reshaped(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     given = "an assignment to .data in a compiled function" if name == _ASSIGNMENT else name
     raise RarefyError(
         f"{given} is not allowed on a sparse weight, whose shape and memory are fixed; write to it with copy_"
+    )
+
+
+def refused(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """Operations whose gradients read what only a forward pass by torch's own dispatch leaves.
+
+    Raises:
+        RarefyError: always.
+    """
+    raise RarefyError(
+        f"{func._schema.name.removeprefix('aten::')} is not allowed with a sparse weight; give its .dense(), or set "
+        "compute: masked"
     )
 
 
@@ -169,6 +185,10 @@ def is_foreign(func: Any) -> bool:
     return not func._schema.name.startswith(_OURS)
 
 
+def _dense(value: Any) -> Any:
+    return value.dense() if isinstance(value, StoredWeight) else value
+
+
 def _values(value: Any) -> Any:
     return value._cell.values if isinstance(value, StoredWeight) else value
 
@@ -186,6 +206,7 @@ RULES: Mapping[Any, Rule] = {
     aten.copy_.default: copy_into,
     aten.zero_.default: zero,
     aten.equal.default: equal,
+    aten._sparse_mm_reduce_impl.default: refused,
     **dict.fromkeys((aten.set_.source_Tensor, aten.set_.source_Storage, aten.set_.default), reshaped),
     **dict.fromkeys((aten.resize_.default, aten.resize_as_.default), reshaped),
     **({getattr(aten, _ASSIGNMENT).default: reshaped} if hasattr(aten, _ASSIGNMENT) else {}),

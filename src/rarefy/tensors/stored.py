@@ -204,9 +204,11 @@ class StoredWeight(Tensor):
 
         Args:
             values: [connections].
-            role: None for that of a result: a companion's is one too, everything else is free.
+            role: None for that of a result: a companion's is one too, if it has numbers and no truth values;
+                everything else is free.
         """
-        derived = Role.COMPANION if self._cell.role is Role.COMPANION else Role.FREE
+        is_companion = self._cell.role is Role.COMPANION and values.dtype is not torch.bool
+        derived = Role.COMPANION if is_companion else Role.FREE
         result = type(self)(Cell(values, self._cell.topology, role or derived))
         if role is None:
             result.pass_dense_gradients_of(self)

@@ -99,10 +99,10 @@ def refuse_foreign(target: StoredWeight, source: StoredWeight) -> None:
 
 
 def on_topology(operand: StoredWeight, topology: Topology) -> Tensor:
-    """The values of an operand at the connections of `topology`."""
+    """The values of an operand at the connections of `topology`, to whose shape it is broadcast."""
     if topology.equals(operand.topology):
         return operand._cell.values
-    return topology.gather(operand.dense())
+    return topology.gather(operand.dense().expand(topology.shape))
 
 
 @torch.no_grad()
