@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
@@ -224,3 +226,66 @@ def test_a_reduction_whose_gradient_reads_what_is_not_there_is_refused() -> None
 
 def test_equal_takes_a_number() -> None:
     assert not torch.equal(sparse(4, 4), torch.tensor(1.0, dtype=torch.float64))
+
+
+# ---- numbers that are written everywhere ----
+
+
+EVERYWHERE: dict[str, Callable[[Tensor], Any]] = {
+    "fill": lambda one: torch.zeros_like(one).fill_(1.5).sum(),
+    "rsqrt": lambda one: one.pow(2).add_(1e-8).rsqrt_().mean(),
+    "log": lambda one: one.abs().add_(1e-8).log_().mean(),
+    "norm": lambda one: one.abs().add_(0.5).norm(),
+    "equal": lambda one: torch.tensor(torch.equal(one.abs().add_(1), one.abs())),
+    "copy": lambda one: torch.zeros_like(one).copy_(one.abs().add_(0.5)).std(),
+    "clone": lambda one: one.abs().add_(0.5).clone().mul_(2).sum(),
+    "deep copy": lambda one: copy.deepcopy(one.abs().add_(0.5)).sum(),
+    "zero": lambda one: one.abs().add_(0.5).zero_().add(one).sum(),
+    "times": lambda one: (one.abs().add_(0.5) * torch.ones_like(one).mul_(3)).sum(),
+    "quotient": lambda one: (one / one.abs().add_(1e-3)).sum(),
+    "product": lambda one: F.linear(torch.ones(2, one.shape[1], dtype=one.dtype), one.abs().add_(0.5)),
+    "lists": lambda one: _lists(one),
+    "clamp": lambda one: one.abs().clamp_(min=0.1).sum(0),
+    "another topology": lambda one: torch.zeros_like(one).add_(1).mul_(sparse(*one.shape)).abs().sum(),
+    "no number": lambda one: one.abs().log_().isinf().sum(),
+}
+
+
+def _lists(one: Tensor) -> Tensor:
+    roots = torch._foreach_sqrt([one.abs()])
+    torch._foreach_add_(roots, 0.25)
+    torch._foreach_mul_(roots, 2)
+    [norm] = torch._foreach_norm(roots)
+    [quotient] = torch._foreach_div([one], roots)
+    return torch.stack([norm, roots[0].sum(), quotient.sum()])
+
+
+@pytest.mark.parametrize("computed", EVERYWHERE.values(), ids=EVERYWHERE.keys())
+def test_a_number_that_is_written_in_place_counts_at_inactive_positions(computed: Any) -> None:
+    torch.manual_seed(2)
+    gradient = sparse(6, 9, Role.COMPANION)
+    state = torch.get_rng_state()
+    found = computed(gradient)
+    torch.set_rng_state(state)
+    torch.testing.assert_close(whole(found), whole(computed(gradient.dense())))
+
+
+def test_a_number_at_inactive_positions_stays_out_of_the_weight_and_of_an_update() -> None:
+    model, optimizer, _ = setup("compact")
+    backward(model)
+    weight = model[0].weight
+    assert isinstance(weight, SparseWeight) and isinstance(weight.grad, SparseWeight)
+    weight.grad.add_(1.0)
+    assert weight.grad.dense()[~weight.topology.mask()].eq(1).all()
+    wanted = weight.entries - 0.05 * weight.grad.entries
+    optimizer.step()
+    torch.testing.assert_close(weight.detach().entries, wanted.detach())
+    assert weight.grad.dense()[~weight.topology.mask()].eq(0).all()
+
+
+def test_new_connections_begin_with_the_number_that_was_there() -> None:
+    torch.manual_seed(3)
+    state = sparse(5, 6, Role.COMPANION).abs().add_(0.5)
+    wanted = state.dense()
+    state.add_(sparse(5, 6, Role.COMPANION).mul_(0))
+    assert torch.equal(state.dense(), wanted)

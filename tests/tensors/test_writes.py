@@ -342,11 +342,16 @@ def test_a_free_copy_takes_the_topology_of_what_it_becomes(weight):
 
 def test_what_belongs_to_a_weight_keeps_its_connections(weight):
     state = torch.zeros_like(weight)
-    state.add_(torch.ones(6, 5)).add_(1)
-    assert state.role is Role.COMPANION and torch.equal(state.dense(), 2 * weight.topology.mask())
-    assert (state * 2).role is Role.COMPANION and (weight * 2).role is Role.FREE
+    state.add_(torch.ones(6, 5))
+    assert state.role is Role.COMPANION and torch.equal(state.dense(), weight.topology.mask().float())
+    # A number is added everywhere, as it costs nothing to remember.
+    state.add_(1)
+    assert state.connections == weight.connections and torch.equal(
+        state.dense(), 1.0 + weight.topology.mask()
+    )
+    assert (torch.zeros_like(weight) * 2).role is Role.COMPANION and (weight * 2).role is Role.FREE
     # Whoever takes a copy of a gradient may write anywhere in it.
-    assert weight.clone().role is state.clone().role is Role.FREE
+    assert weight.clone().role is torch.zeros_like(weight).clone().role is Role.FREE
 
 
 def test_aliases_follow_a_new_topology(weight):

@@ -210,6 +210,8 @@ class CompactStorage:
             # That of another weight: as dense as it is there.
             weight.grad = weight.companion(weight.topology.gather(grad.dense()))
         elif isinstance(grad, SparseWeight):
+            # What was added to all of it counts where the weight is active.
+            grad._cell.inactive = 0
             # Assigned, not accumulated, so nobody paired it: its entries tell whether it was made of the dense
             # one that arrived.
             if dense is not None:

@@ -1,6 +1,6 @@
 """Element-wise operations: on the values, wherever that is what the dense weight would do at its active connections.
 
-Whether an operation leaves zeros zero, it is asked itself, with single zeros in the place of sparse tensors.
+What an operation makes of inactive positions, it is asked itself, with single numbers in the place of sparse tensors.
 """
 
 from __future__ import annotations
@@ -37,15 +37,18 @@ def elementwise(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 def _in_place(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     target = args[0]
     args = [one.dense() if is_broadcast(one, target) else one for one in args]
-    # Any other stays zero there whatever is computed, as after a dense write.
-    if target.role is Role.FREE and not _zeros_stay(func, args, kwargs):
+    inactive = _at_inactive(func, args, kwargs) if knows_inactive(target) else 0
+    if target.role is Role.FREE and inactive != 0:
         return NotImplemented
     # a product is zero where the target has no connection, so it needs no room for those of the other factor
-    if not annihilates(func, args) or func.overloadpacket._qualified_op_name.startswith("aten::addc"):
+    adds = func.overloadpacket._qualified_op_name.startswith("aten::addc")
+    if adds or _has_filled(args) or not annihilates(func, args):
         for other in args[1:]:
             if isinstance(other, StoredWeight) and not target.topology.equals(other.topology):
                 make_room_for(target, other)
     func(*(at_connections(one, target.topology) for one in args), **kwargs)
+    # Of what is dense only the connections reach a companion.
+    target._cell.inactive = 0 if inactive is None else inactive
     target._cell.written()
     return target
 
@@ -61,7 +64,7 @@ def _new(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if torch.broadcast_shapes(*shapes) != first.shape or any(is_broadcast(one, first) for one in sparse):
         return NotImplemented
     topology = _common_topology(first, sparse)
-    if topology is None or not _zeros_stay(func, args, kwargs):
+    if topology is None or _at_inactive(func, args, kwargs) != 0:
         return NotImplemented
     # On the values alone, in the order of those connections.
     found = first.like(func(*(at_connections(one, topology) for one in args), **kwargs))
@@ -87,19 +90,33 @@ def _common_topology(first: StoredWeight, sparse: Sequence[StoredWeight]) -> Top
     return topology
 
 
+def knows_inactive(target: StoredWeight) -> bool:
+    """Whether it counts what an operation in place makes of inactive positions.
+
+    A managed weight stays zero there whatever is computed; what a companion has there no graph that is traced knows.
+    """
+    is_traced = is_tracing() or not target.topology.is_real
+    return target.role is Role.FREE or (target.role is Role.COMPANION and not is_traced)
+
+
 def is_broadcast(operand: Any, target: StoredWeight) -> bool:
     """Whether a sparse operand has another shape than what it is computed with."""
     return isinstance(operand, StoredWeight) and operand.shape != target.shape
 
 
-def _zeros_stay(func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
-    if annihilates(func, args):
-        return True
+def _at_inactive(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """What an operation gives at inactive positions: a number; None where a dense operand decides for each."""
+    if annihilates(func, args) and not _has_filled(args):
+        return 0
     # What a dense operand has at inactive places is not known without looking at all of it.
     has_dense = any(
         isinstance(one, Tensor) and not isinstance(one, StoredWeight) and one.dim() for one in args
     )
-    return not has_dense and keeps_zeros(func, args, kwargs)
+    return None if has_dense else at_inactive(func, args, kwargs)
+
+
+def _has_filled(args: Any) -> bool:
+    return any(isinstance(one, StoredWeight) and one._cell.is_filled for one in args)
 
 
 def at_connections(operand: Any, topology: Topology) -> Any:
@@ -136,7 +153,12 @@ def annihilates(func: Any, args: Any) -> bool:
 
 
 def keeps_zeros(func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
-    """Whether the operation gives zero wherever every sparse argument is zero.
+    """Whether the operation gives zero wherever every sparse argument is inactive; as `at_inactive`."""
+    return at_inactive(func, args, kwargs) == 0
+
+
+def at_inactive(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """The number that an operation gives where all sparse arguments are inactive; of several the first that is not 0.
 
     Args:
         func: an element-wise operation, in place or not.
@@ -151,21 +173,22 @@ def keeps_zeros(func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
     return _remembered(func, _frozen(asked), words)
 
 
-class _Zero:
-    """Stands for a sparse argument of a dtype."""
+class _Inactive:
+    """Stands for a sparse argument of a dtype, with the number that it has at inactive positions."""
 
-    def __init__(self, dtype: torch.dtype) -> None:
+    def __init__(self, dtype: torch.dtype, number: Any) -> None:
         self.dtype = dtype
+        self.number = number
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Zero) and other.dtype == self.dtype
+        return isinstance(other, _Inactive) and (other.dtype, other.number) == (self.dtype, self.number)
 
     def __hash__(self) -> int:
-        return hash(self.dtype)
+        return hash((self.dtype, self.number))
 
 
 def _placeholder(value: Any) -> Any:
-    return _Zero(value.dtype) if isinstance(value, StoredWeight) else value
+    return _Inactive(value.dtype, value._cell.inactive) if isinstance(value, StoredWeight) else value
 
 
 def _frozen(value: Any) -> Hashable:
@@ -182,20 +205,23 @@ def _is_hashable(value: Any) -> bool:
 
 # Each question is a call of torch, and optimizers would put the same ones at every step.
 @lru_cache(maxsize=1024)
-def _remembered(func: Any, args: tuple[Any, ...], words: tuple[tuple[str, Any], ...]) -> bool:
+def _remembered(func: Any, args: tuple[Any, ...], words: tuple[tuple[str, Any], ...]) -> Any:
     return _ask(func, args, dict(words))
 
 
-def _ask(func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
+def _ask(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     with without_modes(), torch.no_grad():  # while a compiler traces, too, the question is put to real zeros
-        given = mapped(_zero, args)
-        answers = func(*given, **mapped(_zero, kwargs))
+        given = mapped(_single, args)
+        answers = func(*given, **mapped(_single, kwargs))
         if func._schema.is_mutable:
             answers = written_arguments(func, given, {})
-        return not any(bool(answer) for answer in leaves(answers) if isinstance(answer, Tensor))
+        numbers = (answer.item() for answer in leaves(answers) if isinstance(answer, Tensor))
+        return next((number for number in numbers if number != 0), 0)
 
 
-def _zero(value: Any) -> Any:
+def _single(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.clone()  # an operation in place must not change it
-    return torch.zeros((), dtype=value.dtype, device="cpu") if isinstance(value, _Zero) else value
+    if isinstance(value, _Inactive):
+        return torch.full((), value.number, dtype=value.dtype, device="cpu")
+    return value

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rarefy.tensors.dense import computed_densely
-from rarefy.tensors.elementwise import at_connections, is_broadcast, keeps_zeros
+from rarefy.tensors.elementwise import at_connections, at_inactive, is_broadcast, keeps_zeros, knows_inactive
 from rarefy.tensors.stored import Role, StoredWeight, is_tracing
 from rarefy.tensors.writes import make_room_for, write_dense, written_arguments
 
@@ -59,7 +59,7 @@ def _in_place(func: Any, args: Any, kwargs: dict[str, Any]) -> None:
         _Place(
             [given[place] for given in written],
             [given[place] for given in lists],
-            partial(_zeros_stay, func, [_at(place, given, length) for given in args], kwargs),
+            partial(_at_inactive, func, [_at(place, given, length) for given in args], kwargs),
         )
         for place in range(length)
     ]
@@ -81,22 +81,22 @@ class _Place:
     Args:
         written: the tensors there that are written to.
         tensors: all of them.
-        zeros_stay: whether the operation leaves zeros zero.
+        at_inactive: what the operation gives at inactive positions, None where that is not one number.
     """
 
-    def __init__(self, written: list[Any], tensors: list[Any], zeros_stay: Callable[[], bool]) -> None:
+    def __init__(self, written: list[Any], tensors: list[Any], at_inactive: Callable[[], Any]) -> None:
         self._written = written
         self._given: list[tuple[Any, Any]] = []
         self._owner: StoredWeight | None = None
+        self._inactive: Any = 0
         first = written[0]
-        if isinstance(first, StoredWeight) and (
-            first.role is not Role.FREE or self._stays_sparse(tensors, zeros_stay)
-        ):
-            self._owner = first
-            self._make_room(tensors)
-
-    def _stays_sparse(self, tensors: Sequence[Any], zeros_stay: Callable[[], bool]) -> bool:
-        return not any(is_broadcast(other, self._written[0]) for other in tensors) and zeros_stay()
+        if isinstance(first, StoredWeight):
+            is_one_shape = not any(is_broadcast(other, first) for other in tensors)
+            inactive = at_inactive() if is_one_shape and knows_inactive(first) else None
+            if first.role is not Role.FREE or inactive == 0:
+                self._owner = first
+                self._inactive = inactive or 0
+                self._make_room(tensors)
 
     def _make_room(self, tensors: Sequence[Any]) -> None:
         assert self._owner is not None
@@ -123,6 +123,8 @@ class _Place:
         for tensor in self._written:
             given = self.of(tensor)
             if isinstance(tensor, StoredWeight) and given is tensor._cell.values:
+                if tensor is self._owner:
+                    tensor._cell.inactive = self._inactive
                 tensor._cell.written()
             elif given is not tensor:
                 dense = given if self._owner is None else self._owner.topology.dense(given)
@@ -143,11 +145,14 @@ def _take_over(tensor: Tensor, dense: Tensor) -> None:
         tensor.copy_(dense)
 
 
-def _zeros_stay(func: Any, alone: Any, kwargs: dict[str, Any]) -> bool:
-    """Whether an operation on lists of one leaves zeros zero; those of optimizers do, whose states start at zero."""
+def _at_inactive(func: Any, alone: Any, kwargs: dict[str, Any]) -> Any:
+    """What an operation on lists of one gives at inactive positions, None where that is not one number.
+
+    Those of optimizers give zero: their states start so.
+    """
     if func._schema.name.startswith(_OF_OPTIMIZERS):
-        return True
-    return _is_uniform(alone) and keeps_zeros(func, alone, kwargs)
+        return 0
+    return at_inactive(func, alone, kwargs) if _is_uniform(alone) else None
 
 
 def _is_uniform(alone: Sequence[Any]) -> bool:
@@ -193,14 +198,15 @@ def _keeps(func: Any, alone: Any, owner: StoredWeight | None, kwargs: dict[str, 
         order = alone[1] if len(alone) > 1 else kwargs.get("ord", 2)
         # With a negative order the smallest number counts, which is a zero of the dense weight; of no connections
         # torch knows no highest number.
-        return order >= 0 and owner.connections > 0
+        return order >= 0 and owner.connections > 0 and not owner._cell.is_filled
     if func._schema.name == "aten::_foreach_max" or not _is_uniform(alone):
         return False
     sparse = [given[0] for given in alone if _is_list(given, 1) and isinstance(given[0], StoredWeight)]
     if not all(owner.topology.equals(one.topology) for one in sparse):
         return False
     # zero divided by zero is a connection that does not exist
-    return func._schema.name == "aten::_foreach_div" or keeps_zeros(func, alone, kwargs)
+    is_quotient = func._schema.name == "aten::_foreach_div" and not any(one._cell.is_filled for one in sparse)
+    return is_quotient or keeps_zeros(func, alone, kwargs)
 
 
 def _is_norm(func: Any) -> bool:

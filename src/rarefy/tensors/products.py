@@ -44,14 +44,16 @@ _BACKWARD = torch.ops.rarefy.linear_backward.default
 def _sparse_linear(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     x, weight, bias, _ = args
     # No kernel multiplies two sparse matrices.
-    if not isinstance(weight, StoredWeight) or type(x) is type(weight):
+    if not isinstance(weight, StoredWeight) or type(x) is type(weight) or weight._cell.is_filled:
         return NotImplemented
     return weight.topology.index.linear(x, weight.entries, bias)
 
 
 def _sparse_backward(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     grad, x, weight, _, needs = args
-    return gradients(grad, x, weight, needs) if isinstance(weight, StoredWeight) else NotImplemented
+    if not isinstance(weight, StoredWeight) or weight._cell.is_filled:
+        return NotImplemented
+    return gradients(grad, x, weight, needs)
 
 
 def gradients(
@@ -186,7 +188,8 @@ def _is_sparse(x: Any) -> bool:
 
 def product(x: Tensor, weight: StoredWeight, bias: Tensor | None) -> Tensor:
     """X · Mᵀ + bias by the kernels, M [out, in] being the weight, or its transpose if that is stored transposed."""
-    if not (torch.is_grad_enabled() or torch.compiler.is_compiling()):
+    is_filled = weight._cell.is_filled
+    if not (torch.is_grad_enabled() or torch.compiler.is_compiling() or is_filled):
         y = _inferred(x, weight._cell, bias)
         if y is not None:
             return y
@@ -196,7 +199,7 @@ def product(x: Tensor, weight: StoredWeight, bias: Tensor | None) -> Tensor:
     if torch.compiler.is_compiling():
         _refuse_onnx()
         return LINEAR(x, weight, bias, is_transposed)
-    if has_transform() or has_forward_gradients():
+    if has_transform() or has_forward_gradients() or is_filled:
         return _by_dense(x, weight, bias, is_transposed)
     if torch.jit.is_tracing():
         return _traced(x, weight, bias)

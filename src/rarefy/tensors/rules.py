@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from rarefy.errors import RarefyError
 from rarefy.tensors.stored import Role, StoredWeight, in_mode_of
@@ -43,6 +44,8 @@ def same_shape(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 def copy_of_values(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """`clone` and conversions."""
     weight = args[0]
+    if weight._cell.is_filled:
+        return NotImplemented
     if func is aten.clone.default:
         # Of a gradient, too: what is written to a copy counts wherever it is read, at inactive positions as well.
         return weight.like(func(weight._cell.values), Role.FREE)
@@ -90,6 +93,8 @@ def new_companion(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 
 def reduced(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """Sums over everything: zeros add nothing."""
+    if args[0]._cell.is_filled:
+        return NotImplemented
     return func(args[0]._cell.values, *args[1:], **kwargs)
 
 
@@ -97,6 +102,8 @@ def norm(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """Norms over everything, but for those in which zeros count."""
     order = args[1] if len(args) > 1 else kwargs.get("ord", 2)
     if len(args) > 2 or "dim" in kwargs or (order is not None and order < 0) or not args[0].connections:
+        return NotImplemented
+    if args[0]._cell.is_filled:
         return NotImplemented
     return func(args[0]._cell.values, *args[1:], **kwargs)
 
@@ -117,8 +124,24 @@ def copy_into(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 def zero(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """`zero_`."""
     args[0]._cell.values.zero_()
+    args[0]._cell.inactive = 0
     args[0]._cell.written()
     return args[0]
+
+
+def fill(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """`fill_`: of a companion all positions; of a managed weight the active ones."""
+    target, number = args
+    cell = target._cell
+    is_free = cell.role is Role.FREE
+    # One that is computed is not known while a graph is traced.
+    if is_free or (isinstance(number, Tensor) and not target.topology.is_real):
+        return NotImplemented
+    cell.values.fill_(number)
+    if cell.role is Role.COMPANION and target.topology.is_real:
+        cell.inactive = number.item() if isinstance(number, Tensor) else number
+    cell.written()
+    return target
 
 
 def equal(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -128,6 +151,7 @@ def equal(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         isinstance(one, StoredWeight)
         and isinstance(other, StoredWeight)
         and one.topology.equals(other.topology)
+        and one._cell.inactive == other._cell.inactive == 0
     ):
         return torch.equal(one._cell.values, other._cell.values)
     # No element-wise operation, though torch calls it one.
@@ -205,6 +229,7 @@ RULES: Mapping[Any, Rule] = {
     aten.norm.Scalar: norm,
     aten.copy_.default: copy_into,
     aten.zero_.default: zero,
+    **dict.fromkeys((aten.fill_.Scalar, aten.fill_.Tensor), fill),
     aten.equal.default: equal,
     aten._sparse_mm_reduce_impl.default: refused,
     **dict.fromkeys((aten.set_.source_Tensor, aten.set_.source_Storage, aten.set_.default), reshaped),

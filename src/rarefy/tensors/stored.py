@@ -47,15 +47,28 @@ class Cell:
         role: what a write may do to the topology.
 
     Attributes:
+        inactive: what a companion holds at inactive positions, after something was computed with it in place; a number,
+            0 in every other tensor.
         collect: called with every dense gradient of the weight, while it is wanted; else None.
     """
 
-    __slots__ = ("__weakref__", "_seen", "_snapshot", "collect", "role", "topology", "values", "writes")
+    __slots__ = (
+        "__weakref__",
+        "_seen",
+        "_snapshot",
+        "collect",
+        "inactive",
+        "role",
+        "topology",
+        "values",
+        "writes",
+    )
 
     def __init__(self, values: Tensor, topology: Topology, role: Role = Role.FREE) -> None:
         self.values = values
         self.topology = topology
         self.role = role
+        self.inactive: Any = 0
         self.collect: Callable[[Tensor], None] | None = None
         self.writes = 0
         self._snapshot: Tensor | None = None
@@ -64,11 +77,19 @@ class Cell:
     def __deepcopy__(self, memo: dict[int, Any]) -> Cell:
         """Values of its own, the same topology; nobody decides on its connections."""
         role = Role.COMPANION if self.role is Role.COMPANION else Role.FREE
-        return Cell(self.values.detach().clone(), self.topology, role)
+        copied = Cell(self.values.detach().clone(), self.topology, role)
+        copied.inactive = self.inactive
+        return copied
 
     def dense(self) -> Tensor:
         """The dense weight; built on each call."""
-        return self.topology.dense(self.values)
+        dense = self.topology.dense(self.values)
+        return dense.masked_fill(~self.topology.mask(), self.inactive) if self.is_filled else dense
+
+    @property
+    def is_filled(self) -> bool:
+        """Whether inactive positions hold another number than zero."""
+        return self.inactive != 0
 
     def move_to(self, topology: Topology) -> Tensor:
         """Takes another topology: connections that stay keep their value, new ones are zero.
@@ -78,6 +99,8 @@ class Cell:
         """
         sources = topology.sources_in(self.topology)
         self.values = move_entries(self.values, sources)
+        if self.is_filled:
+            self.values.masked_fill_(sources < 0, self.inactive)
         self.topology = topology
         self.written()
         return sources

@@ -35,6 +35,7 @@ def write_dense(target: StoredWeight, dense: Tensor) -> None:
     if cell.role is Role.FREE:
         _make_room(target, dense)
     cell.values.copy_(cell.topology.gather(dense))
+    cell.inactive = 0
     cell.written()
 
 
@@ -57,6 +58,11 @@ def write_sparse(target: StoredWeight, source: StoredWeight) -> None:
         RarefyError: the weight is managed, and the other has connections that it has not.
     """
     cell = target._cell
+    if source._cell.is_filled and cell.role is Role.FREE:
+        write_dense(target, source.dense())
+        return
+    if cell.role is Role.COMPANION:
+        cell.inactive = source._cell.inactive
     if not cell.topology.equals(source.topology):
         if cell.role is Role.MANAGED:
             refuse_foreign(target, source)
