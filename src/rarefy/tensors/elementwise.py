@@ -20,32 +20,65 @@ from rarefy.torch_private import leaves, mapped, without_modes
 _ANNIHILATING = (torch.ops.aten.mul, torch.ops.aten.mul_)
 _DIVIDING = (torch.ops.aten.div, torch.ops.aten.div_, torch.ops.aten.addcdiv, torch.ops.aten.addcdiv_)
 _ADDING_PRODUCTS = (torch.ops.aten.addcmul, torch.ops.aten.addcmul_)
+_SUMS = (torch.ops.aten.add_, torch.ops.aten.sub_)
+# What optimizers do to their states, several times a step: to zeros it gives zeros, which need not be asked for.
+_OF_STATES = {
+    getattr(torch.ops.aten, name) for name in ("mul_", "div_", "lerp_", "addcmul_", "addcdiv_", "sqrt_")
+}
 
 
 def elementwise(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """The result by the values alone; NotImplemented where zeros would not stay zero."""
     if any(isinstance(one, StoredWeight) for one in kwargs.values()):
         return NotImplemented
+    operands = _Operands(args)
     # One of torch's own sparse layouts has no entries to be gathered.
-    if any(isinstance(one, Tensor) and one.layout is not torch.strided for one in args):
+    if any(one.layout is not torch.strided for one in operands.dense):
         return NotImplemented
     if func._schema.is_mutable:
-        return _in_place(func, args, kwargs) if isinstance(args[0], StoredWeight) else NotImplemented
-    return _new(func, args, kwargs)
+        return (
+            _in_place(func, args, kwargs, operands) if isinstance(args[0], StoredWeight) else NotImplemented
+        )
+    return _new(func, args, kwargs, operands) if operands.sparse else NotImplemented
 
 
-def _in_place(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+class _Operands:
+    """The tensors among the arguments of an operation: sparse ones, and those with a number for each position."""
+
+    def __init__(self, args: Any) -> None:
+        self.sparse: list[StoredWeight] = []
+        self.dense: list[Tensor] = []
+        for one in args:
+            if isinstance(one, StoredWeight):
+                self.sparse.append(one)
+            elif isinstance(one, Tensor) and one.dim():
+                self.dense.append(one)
+
+    @property
+    def has_filled(self) -> bool:
+        """Whether a sparse one has another number than zero at inactive positions."""
+        return any(one._cell.inactive != 0 for one in self.sparse)
+
+    def has_broadcast(self, target: StoredWeight) -> bool:
+        """Whether a sparse one has another shape than `target`."""
+        return any(is_broadcast(one, target) for one in self.sparse)
+
+
+def _in_place(func: Any, args: Any, kwargs: dict[str, Any], operands: _Operands) -> Any:
     target = args[0]
-    args = [one.dense() if is_broadcast(one, target) else one for one in args]
-    inactive = _at_inactive(func, args, kwargs) if knows_inactive(target) else 0
+    if operands.has_broadcast(target):
+        args = [one.dense() if is_broadcast(one, target) else one for one in args]
+        operands = _Operands(args)
+    is_known = not _is_of_states(func, args, operands) and knows_inactive(target)
+    inactive = _at_inactive(func, args, kwargs, operands) if is_known else 0
     if target.role is Role.FREE and inactive != 0:
         return NotImplemented
+    others = [one for one in operands.sparse if not target.topology.equals(one.topology)]
     # a product is zero where the target has no connection, so it needs no room for those of the other factor
     adds = func.overloadpacket._qualified_op_name.startswith("aten::addc")
-    if adds or _has_filled(args) or not annihilates(func, args):
-        for other in args[1:]:
-            if isinstance(other, StoredWeight) and not target.topology.equals(other.topology):
-                make_room_for(target, other)
+    if others and (adds or operands.has_filled or not annihilates(func, args)):
+        for other in others:
+            make_room_for(target, other)
     func(*(at_connections(one, target.topology) for one in args), **kwargs)
     # Of what is dense only the connections reach a companion.
     target._cell.inactive = 0 if inactive is None else inactive
@@ -53,18 +86,21 @@ def _in_place(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     return target
 
 
-def _new(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-    sparse = [one for one in args if isinstance(one, StoredWeight)]
-    if not sparse:
-        return NotImplemented
+def _is_of_states(func: Any, args: Any, operands: _Operands) -> bool:
+    """Whether a companion stays zero at inactive positions; a dense operand reaches its connections alone."""
+    packet = func.overloadpacket
+    keeps = packet in _OF_STATES or (packet in _SUMS and isinstance(args[1], StoredWeight))
+    return keeps and args[0].role is Role.COMPANION and not operands.has_filled
+
+
+def _new(func: Any, args: Any, kwargs: dict[str, Any], operands: _Operands) -> Any:
+    sparse = operands.sparse
     # What a companion takes part in is a companion too: an optimizer's sum, say.
     first = next((one for one in sparse if one.role is Role.COMPANION), sparse[0])
-    # A result of another shape has other positions.
-    shapes = [one.shape for one in args if isinstance(one, Tensor)]
-    if torch.broadcast_shapes(*shapes) != first.shape or any(is_broadcast(one, first) for one in sparse):
+    if operands.has_broadcast(first) or _is_larger(first, operands.dense):
         return NotImplemented
     topology = _common_topology(first, sparse)
-    if topology is None or _at_inactive(func, args, kwargs) != 0:
+    if topology is None or _at_inactive(func, args, kwargs, operands) != 0:
         return NotImplemented
     # On the values alone, in the order of those connections.
     found = first.like(func(*(at_connections(one, topology) for one in args), **kwargs))
@@ -99,24 +135,27 @@ def knows_inactive(target: StoredWeight) -> bool:
     return target.role is Role.FREE or (target.role is Role.COMPANION and not is_traced)
 
 
+def _is_larger(first: StoredWeight, dense: Sequence[Tensor]) -> bool:
+    """Whether the result has other positions than the weight, as a column times a row has."""
+    if not dense:
+        return False
+    shape = first.topology.shape
+    return torch.broadcast_shapes(shape, *(one.shape for one in dense)) != shape
+
+
 def is_broadcast(operand: Any, target: StoredWeight) -> bool:
     """Whether a sparse operand has another shape than what it is computed with."""
-    return isinstance(operand, StoredWeight) and operand.shape != target.shape
+    if not isinstance(operand, StoredWeight) or operand._cell.topology is target._cell.topology:
+        return False
+    return operand._cell.topology.shape != target._cell.topology.shape
 
 
-def _at_inactive(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+def _at_inactive(func: Any, args: Any, kwargs: dict[str, Any], operands: _Operands) -> Any:
     """What an operation gives at inactive positions: a number; None where a dense operand decides for each."""
-    if annihilates(func, args) and not _has_filled(args):
+    if annihilates(func, args) and not operands.has_filled:
         return 0
     # What a dense operand has at inactive places is not known without looking at all of it.
-    has_dense = any(
-        isinstance(one, Tensor) and not isinstance(one, StoredWeight) and one.dim() for one in args
-    )
-    return None if has_dense else at_inactive(func, args, kwargs)
-
-
-def _has_filled(args: Any) -> bool:
-    return any(isinstance(one, StoredWeight) and one._cell.is_filled for one in args)
+    return None if operands.dense else at_inactive(func, args, kwargs)
 
 
 def at_connections(operand: Any, topology: Topology) -> Any:

@@ -48,7 +48,9 @@ def copy_of_values(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         return NotImplemented
     if func is aten.clone.default:
         # Of a gradient, too: what is written to a copy counts wherever it is read, at inactive positions as well.
-        return weight.like(func(weight._cell.values), Role.FREE)
+        copied = weight.like(func(weight._cell.values), Role.FREE)
+        copied.pass_dense_gradients_of(weight)
+        return copied
     device = kwargs.get("device")
     options = {key: value for key, value in kwargs.items() if key not in ("memory_format", "layout")}
     if device is None or torch.device(device) == weight.device:
