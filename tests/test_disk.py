@@ -6,6 +6,7 @@ import fcntl
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -115,3 +116,22 @@ def test_where_there_are_no_locks_nobody_is_kept_out(tmp_path: Path, monkeypatch
 def test_a_folder_that_cannot_be_made_is_left_to_what_writes_to_it(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert entered(tmp_path / "file" / "folder") == "alone"
+
+
+def test_a_lock_of_another_user_is_kept_to_and_left(
+    taken: Callable[[], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rarefy.disk._WAIT", 0.0)
+    opened = os.open
+
+    def refuse(path: Any, flags: int, *rest: Any) -> int:
+        if flags & os.O_RDWR:
+            raise PermissionError(13, "Permission denied")
+        return opened(path, flags, *rest)
+
+    monkeypatch.setattr("rarefy.disk.os.open", refuse)
+    with pytest.raises(RarefyError, match="another run is writing to it"):
+        entered(tmp_path)
+    assert (tmp_path / LOCK_NAME).exists()
+    taken()
+    assert entered(tmp_path) == "alone"

@@ -104,15 +104,17 @@ def _locked(folder: Path) -> int | None:
             time.sleep(0.1)
         # What keeps the folder from being written to is said where something is written to it.
         except OSError:
-            with suppress(OSError):
-                (folder / LOCK_NAME).unlink()
             return None
 
 
 def _try_to_lock(folder: Path) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / LOCK_NAME
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except PermissionError:
+        # Another user's: a lock can be had of a file that may only be read, too.
+        descriptor = os.open(path, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         # Whoever had it may have removed the file since it was opened here.
@@ -120,8 +122,12 @@ def _try_to_lock(folder: Path) -> int:
             if os.path.samestat(os.fstat(descriptor), os.stat(path)):
                 return descriptor
         raise BlockingIOError
-    except OSError:
+    except OSError as error:
         os.close(descriptor)
+        # Where there are no locks the file means nothing; one that is locked is another's.
+        if not isinstance(error, BlockingIOError):
+            with suppress(OSError):
+                path.unlink()
         raise
 
 
@@ -129,6 +135,7 @@ def _give_back(folder: Path, descriptor: int) -> None:
     with suppress(OSError):
         # Before the lock goes: afterwards it may be the next one's file.
         (folder / LOCK_NAME).unlink()
+    with suppress(OSError):
         # Said, as a worker that was forked since holds the same lock.
         fcntl.flock(descriptor, fcntl.LOCK_UN)
     os.close(descriptor)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import shutil
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,18 @@ def test_a_checkpoint_is_not_written_into(tmp_path: Path) -> None:
     for out in (path / "model.safetensors", path / "sub" / "new"):
         with pytest.raises(RarefyError, match="is inside the checkpoint, which must stay as it is"):
             export(path, "safetensors", out, force=True)
+
+
+def test_no_other_checkpoint_and_not_the_source_is_written_over(tmp_path: Path) -> None:
+    path, _ = checkpoint(tmp_path, GPT)
+    source = path / "model.safetensors"
+    with pytest.raises(RarefyError, match="is what is exported, which must stay as it is"):
+        export(source, "safetensors", source, force=True)
+    other = tmp_path / "other" / "checkpoint_3"
+    shutil.copytree(path, other)
+    with pytest.raises(RarefyError, match="is inside the checkpoint, which must stay as it is"):
+        export(source, "safetensors", other / "model.safetensors", force=True)
+    assert (other / "model.safetensors").read_bytes() == source.read_bytes()
 
 
 def test_an_unknown_format(tmp_path: Path) -> None:

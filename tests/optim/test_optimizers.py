@@ -82,6 +82,10 @@ def test_learning_rate_of_the_schedulers_fills_the_gap() -> None:
         ),
         ({"SGD": {"params": []}}, "optimizer.SGD: the key 'params'"),
         ({"SGD": {"lr": -1.0}}, "optimizer.SGD: {'lr': -1.0} is not allowed; give what SGD takes"),
+        (
+            {"AdamW": {"betas": [0.9]}},
+            "optimizer.AdamW: {'betas': (0.9,)} is not allowed; give what AdamW takes",
+        ),
         ({"SGD": {"lr": 1.0, "learning_rate": 1.0}}, "optimizer.SGD: learning_rate beside lr"),
         ({"AdamW": {"correct_bias": False}}, "optimizer.AdamW.correct_bias: false"),
         ({"no_such_module_at_all:Thing": {}}, "no_such_module_at_all"),

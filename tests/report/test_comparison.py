@@ -42,6 +42,16 @@ def test_a_line_a_run_and_a_page(sweep: Path, tmp_path: Path) -> None:
     assert page.count("<figure") == 4
 
 
+def test_a_page_takes_the_place_of_a_page_only(sweep: Path, tmp_path: Path) -> None:
+    out = tmp_path / "page.html"
+    for _ in range(2):
+        assert rarefy("compare", sweep / "low", sweep / "high", "--out", out).exit_code == 0
+    out.write_text("trainer: {}")
+    result = rarefy("compare", sweep / "low", sweep / "high", "--out", out)
+    assert result.exit_code == 2 and "page.html: is there already, and no page of rarefy's" in result.stderr
+    assert out.read_text() == "trainer: {}"
+
+
 def test_a_folder_stands_for_the_runs_in_it(sweep: Path, tmp_path: Path) -> None:
     result = rarefy("compare", sweep, sweep / "low", "-o", tmp_path / "page.html")
     assert result.exit_code == 0 and result.stdout.count("samples/s") == 3

@@ -391,3 +391,37 @@ def test_a_fit_that_fails_keeps_its_folder_until_its_checkpoint_is_written(
     with pytest.raises(ValueError, match="no data"):
         trainer.fit(batches(1, 2))
     assert (tmp_path / "checkpoint_1" / "MANIFEST.json").exists()
+
+
+def test_a_log_that_fails_loses_no_step(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    class Full(Logger):
+        def log(self, trainer: Any, metrics: dict[str, float], step: int) -> None:
+            if step == 3:
+                raise RarefyError("log: cannot be written: No space left on device")
+
+    trainer = make(tmp_path, loggers=[Full()], checkpoint={"steps": 100}, logging={"log_steps": 1})
+    with pytest.raises(RarefyError, match="No space left"):
+        trainer.fit(batches(1, 2))
+    assert (tmp_path / "checkpoint_3" / "MANIFEST.json").exists()
+    assert "failed after the step that is saved in" in caplog.text
+    resumed = make(tmp_path)
+    resumed.fit(batches(1, 2))
+    assert resumed.global_step == 4
+
+
+def test_a_validation_beside_a_run_is_refused_and_one_within_it_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rarefy.disk._WAIT", 0.0)
+    with alone_in(tmp_path), pytest.raises(RarefyError, match="another run is writing to it"):
+        make(tmp_path).validate(batches(1), None)
+
+    class Validates(Callback):
+        def on_train_batch_end(self, *_: Any) -> None:
+            trainer.validate(batches(1), None)
+
+    trainer = make(tmp_path, callbacks=[Validates()])
+    trainer.fit(batches(1))
+    assert trainer.global_step == 4
+    with alone_in(tmp_path):
+        pass

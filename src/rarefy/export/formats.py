@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
+from rarefy.checkpoint.manifest import MANIFEST_NAME
 from rarefy.checkpoint.saved_model import SavedModel, open_saved
+from rarefy.checkpoint.writing.folders import DIRECTORY_NAME
 from rarefy.errors import ConfigError, RarefyError, did_you_mean
 from rarefy.export import output, state_files
 from rarefy.export.hugging_face import hugging_face
@@ -104,10 +106,20 @@ def export(
     # First, as the model may take minutes to read.
     output.check_free(out, is_folder=to in FOLDERS, force=force)
     saved = checkpoint if isinstance(checkpoint, SavedModel) else open_saved(Path(checkpoint))
-    if saved.path.is_dir() and saved.path.resolve() in (out.resolve(), *out.resolve().parents):
-        raise RarefyError(f"{out}: is inside the checkpoint, which must stay as it is; give another path")
+    _refuse_checkpoints(out, saved.path)
     fill = FORMATS[to](Job(saved, params, allow_imports))
     return _report(saved, to, out, output.write(out, fill))
+
+
+def _refuse_checkpoints(out: Path, source: Path) -> None:
+    """Refuses to write over what is exported, and into any checkpoint, of which each file is accounted for."""
+    whole = out.resolve()
+    if whole == source.resolve() and source.is_file():
+        raise RarefyError(f"{out}: is what is exported, which must stay as it is; give another path")
+    folders = (whole, *whole.parents)
+    checkpoints = (one for one in folders if DIRECTORY_NAME.fullmatch(one.name))
+    if source.resolve() in folders or any((one / MANIFEST_NAME).exists() for one in checkpoints):
+        raise RarefyError(f"{out}: is inside the checkpoint, which must stay as it is; give another path")
 
 
 def _report(saved: SavedModel, to: str, out: Path, written: int) -> Exported:

@@ -321,7 +321,7 @@ def _construct(
             raise ConfigError(path, f"the key {key!r}", f"a known key ({did_you_mean(key, known)})")
     try:
         optimizer = kind(groups, **options, **implementation)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, LookupError) as error:
         raise ConfigError(path, shorten(options), f"what {kind.__name__} takes ({error})") from error
     if not isinstance(optimizer, Optimizer):
         raise ConfigError(path, shorten(optimizer), "something that returns a torch.optim.Optimizer")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rarefy.checkpoint.error import CheckpointError
 from rarefy.distributed import failing_together, highest_of_all, ranks, wait_for_all
 from rarefy.trainer import state
 from rarefy.trainer.beginning.measuring import give_first_masks
@@ -77,7 +79,11 @@ class Fit:
     def _train(self) -> None:
         progress = self.session.progress
         # A validation that a signal cut short in an earlier run is still due.
+        was_due = progress.validation_due
         self._validate()
+        if was_due and not progress.validation_due:
+            # Saved as done, or a run that is over would be validated at each call.
+            self._save()
         while progress.global_step < self.plan.stop and self._agreed_signal() is None:
             self._step()
             progress.validation_due = bool(self.validations) and self.plan.validates_at(progress.global_step)
@@ -109,10 +115,25 @@ class Fit:
         metrics = {"loss": outcome.loss, "grad_norm": outcome.grad_norm}
         if outcome.lr is not None:
             metrics["lr"] = outcome.lr
-        if session.is_log_step:
-            metrics |= self._rare_metrics()
-            session.log(metrics)
-        session.emit("on_train_batch_end", metrics)
+        with self._saved_if_it_fails():
+            if session.is_log_step:
+                metrics |= self._rare_metrics()
+                session.log(metrics)
+            session.emit("on_train_batch_end", metrics)
+
+    @contextmanager
+    def _saved_if_it_fails(self) -> Iterator[None]:
+        """Saves what was learnt when a log or a callback fails after a step, where no other process waits meanwhile."""
+        try:
+            yield
+        # rich ends the process by itself where nobody reads its output any longer.
+        except (Exception, SystemExit):
+            if ranks() == 1:
+                with suppress(CheckpointError):
+                    path = self._save()
+                    self._wait_for_the_disk()
+                    log.warning("a log or a callback failed after the step that is saved in %s", path)
+            raise
 
     def _read(self) -> list[Any]:
         """The batches of the next step, checked by the model; bad ones cost nothing of what was learnt."""

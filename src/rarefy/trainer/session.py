@@ -124,6 +124,7 @@ class Session:
     micro_batch_size: int | None = None
     uncut: nn.Module | None = None
     _is_set_up: bool = False
+    _is_alone: bool = False
 
     @property
     def checkpoint_root(self) -> Path:
@@ -160,6 +161,10 @@ class Session:
     @contextmanager
     def alone(self) -> Iterator[None]:
         """Keeps other runs out: two would go on from each other's checkpoints, and mix their logs."""
+        # A callback may validate in the middle of a fit.
+        if self._is_alone:
+            yield
+            return
         # Resolved, as one folder by two names would keep this run out itself.
         folders = dict.fromkeys(one.resolve() for one in (self.model_dir, self.checkpoint_root))
         with ExitStack() as held:
@@ -167,6 +172,8 @@ class Session:
                 held.enter_context(alone_in(folder))
             # Also where training ends with an error: the next run must find the checkpoint that is being written.
             held.callback(self.writer.settle)
+            held.callback(setattr, self, "_is_alone", False)
+            self._is_alone = True
             yield
 
     def set_up(self) -> None:

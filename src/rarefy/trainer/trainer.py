@@ -211,14 +211,15 @@ class Trainer:
 
         Raises:
             CheckpointError: a checkpoint that cannot be read.
-            RarefyError: data without a batch.
+            RarefyError: data without a batch, or a run that writes to the same folder.
         """
-        self.session.set_up()
-        validations = open_validations(val_dataloader)
-        found = self._find_trained(ckpt_path)
-        if found is not None:
-            self.progress.global_step = state.load_weights(self.session, found)
-        return evaluate_all(self.session, validations)
+        with self.session.alone():
+            self.session.set_up()
+            validations = open_validations(val_dataloader)
+            found = self._find_trained(ckpt_path)
+            if found is not None:
+                self.progress.global_step = state.load_weights(self.session, found)
+            return evaluate_all(self.session, validations)
 
     def validate_all(
         self,

@@ -14,6 +14,7 @@ from typer import Argument, Exit, Option
 from rarefy.cli import messages
 from rarefy.cli.guard import guarded
 from rarefy.disk import writing
+from rarefy.errors import RarefyError
 from rarefy.report.chart import Section
 from rarefy.report.page import page
 from rarefy.report.png import save_png
@@ -61,6 +62,13 @@ def report(model_dir: Path, out: Path | None = None, png: Path | None = None) ->
         messages.say(f"{len(charts)} chart{'s' * (len(charts) != 1)} in {png}")
 
 
+def _may_go(path: Path) -> bool:
+    """Whether a file is empty or a page, as a report of before is."""
+    with path.open("rb") as file:
+        head = file.read(64).lstrip().lower()
+    return not head or head.startswith(b"<!doctype html")
+
+
 def write_page(
     path: Path, title: str, figures: Iterable[tuple[str, str]], sections: Sequence[Section], foot: str
 ) -> None:
@@ -74,8 +82,12 @@ def write_page(
         foot: the last line.
 
     Raises:
-        RarefyError: it cannot be written.
+        RarefyError: it cannot be written, or a file that is no page is there.
     """
     with writing(path):
+        if path.is_file() and not _may_go(path):
+            raise RarefyError(
+                f"{path}: is there already, and no page of rarefy's; give another path, or remove it"
+            )
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(page(title, figures, sections, foot), encoding="utf-8")
