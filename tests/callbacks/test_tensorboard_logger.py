@@ -4,6 +4,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from rarefy.callbacks import TensorBoardLogger
+from rarefy.errors import RarefyError
 
 
 def read(directory) -> dict[str, list[tuple[int, float]]]:
@@ -51,3 +52,9 @@ def test_another_directory(make_trainer, tmp_path, directory):
     logger.log(make_trainer(), {"loss": 1.0}, 1)
     logger.on_fit_end(make_trainer())
     assert read(tmp_path / directory)["loss"] == [(1, 1.0)]
+
+
+def test_a_folder_that_cannot_be_written_is_named(make_trainer, tmp_path):
+    (tmp_path / "events").write_text("a file")
+    with pytest.raises(RarefyError, match=r"events: cannot be written: .*; free space or fix"):
+        TensorBoardLogger().log(make_trainer(), {"loss": 1.0}, 1)

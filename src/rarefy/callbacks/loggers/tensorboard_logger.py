@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from rarefy.callbacks.events import Logger
 from rarefy.callbacks.trainer_view import TrainerView
+from rarefy.disk import writing
 from rarefy.imports import require
 
 if TYPE_CHECKING:
@@ -35,17 +36,20 @@ class TensorBoardLogger(Logger):
         # A validation without a fit is logged as well.
         if self._writer is None:
             self._writer = self._open(trainer)
-        for name, value in metrics.items():
-            self._writer.add_scalar(name, float(value), step)
+        with writing(trainer.model_dir / self.summary_dir):
+            for name, value in metrics.items():
+                self._writer.add_scalar(name, float(value), step)
 
     def on_validate_end(self, trainer: TrainerView, metrics: dict[str, Any]) -> None:
         """Makes the results visible at once."""
         if self._writer is not None:
-            self._writer.flush()
+            with writing(trainer.model_dir / self.summary_dir):
+                self._writer.flush()
 
     def on_fit_end(self, trainer: TrainerView) -> None:
         """Closes the file."""
-        self._close()
+        with writing(trainer.model_dir / self.summary_dir):
+            self._close()
 
     @classmethod
     def check(cls) -> None:
@@ -61,9 +65,13 @@ class TensorBoardLogger(Logger):
         self.check()
         from torch.utils.tensorboard.writer import SummaryWriter
 
-        return SummaryWriter(str(trainer.model_dir / self.summary_dir), purge_step=purge_step)
+        folder = trainer.model_dir / self.summary_dir
+        with writing(folder):
+            return SummaryWriter(str(folder), purge_step=purge_step)
 
     def _close(self) -> None:
         if self._writer is not None:
-            self._writer.close()
+            # What failed to close is not closed again.
+            writer = self._writer
             self._writer = None
+            writer.close()
