@@ -16,6 +16,7 @@ from rarefy.tensors.writes import make_room_for, write_dense, written_arguments
 
 _PREFIXES = ("aten::_foreach_", "aten::_fused_", "aten::_amp_foreach")
 _OF_OPTIMIZERS = _PREFIXES[1:]
+_OF_STATES = ("mul_", "div_", "lerp_", "addcmul_", "addcdiv_", "sqrt_")
 
 
 def takes_lists(name: str) -> bool:
@@ -150,9 +151,18 @@ def _at_inactive(func: Any, alone: Any, kwargs: dict[str, Any]) -> Any:
 
     Those of optimizers give zero: their states start so.
     """
-    if func._schema.name.startswith(_OF_OPTIMIZERS):
+    if func._schema.name.startswith(_OF_OPTIMIZERS) or _is_of_states(func, alone):
         return 0
     return at_inactive(func, alone, kwargs) if _is_uniform(alone) else None
+
+
+def _is_of_states(func: Any, alone: Sequence[Any]) -> bool:
+    """Whether zeros are known to stay zero. To ask for it would wait for a factor that is on a GPU."""
+    name = func._schema.name.removeprefix("aten::_foreach_")
+    is_sum = name in ("add_", "sub_") and _is_list(alone[1], 1)
+    tensors = [given[0] for given in alone if _is_list(given, 1)]
+    is_filled = any(isinstance(one, StoredWeight) and one._cell.is_filled for one in tensors)
+    return (is_sum or name in _OF_STATES) and not is_filled and _is_uniform(alone)
 
 
 def _is_uniform(alone: Sequence[Any]) -> bool:
