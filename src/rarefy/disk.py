@@ -110,10 +110,12 @@ def _locked(folder: Path) -> int | None:
 def _try_to_lock(folder: Path) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / LOCK_NAME
+    is_ours = True
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     except PermissionError:
         # Another user's: a lock can be had of a file that may only be read, too.
+        is_ours = False
         descriptor = os.open(path, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -125,7 +127,7 @@ def _try_to_lock(folder: Path) -> int:
     except OSError as error:
         os.close(descriptor)
         # Where there are no locks the file means nothing; one that is locked is another's.
-        if not isinstance(error, BlockingIOError):
+        if is_ours and not isinstance(error, BlockingIOError):
             with suppress(OSError):
                 path.unlink()
         raise

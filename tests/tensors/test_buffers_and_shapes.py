@@ -121,6 +121,20 @@ def test_sums_of_gradients_by_hand_train_with_methods_that_look_at_gradients(alg
     assert all(one.isfinite().all() for one in model.parameters())
 
 
+def test_a_copy_of_a_gradient_is_changed_and_added_by_hand() -> None:
+    model, _, _ = setup("compact")
+    backward(model)
+    weight = model[0].weight
+    assert isinstance(weight, SparseWeight) and isinstance(weight.grad, SparseWeight)
+    gradient, dense = weight.grad.clone(), weight.grad.dense()
+    wanted = (weight.dense() - 0.1 * (dense - dense.mean())) * weight.topology.mask()
+    gradient.sub_(gradient.mean())
+    torch.testing.assert_close(gradient.norm(), (dense - dense.mean()).norm())
+    with torch.no_grad():
+        weight.add_(gradient, alpha=-0.1)
+    torch.testing.assert_close(weight.detach().dense(), wanted)
+
+
 def test_a_mean_that_leaves_out_nan_counts_zeros() -> None:
     model, _, _ = setup("compact")
     backward(model)
@@ -247,8 +261,18 @@ EVERYWHERE: dict[str, Callable[[Tensor], Any]] = {
     "lists": lambda one: _lists(one),
     "clamp": lambda one: one.abs().clamp_(min=0.1).sum(0),
     "another topology": lambda one: torch.zeros_like(one).add_(1).mul_(sparse(*one.shape)).abs().sum(),
+    "absolute": lambda one: one.abs().add_(-1).abs_().sum(),
+    "view": lambda one: _then(one.abs().add_(1), lambda other: other.t().mul_(2)).sum(),
+    "out": lambda one: _then(one.abs(), lambda other: torch.add(other, 1, out=other)).sum(),
+    "one element": lambda one: one.abs().add_(1).mul_(torch.full((1, 1), 2.0, dtype=one.dtype)).sum(),
+    "dense": lambda one: _then(torch.zeros_like(one), lambda other: other.copy_(one.abs() + 1)).sum(),
     "no number": lambda one: one.abs().log_().isinf().sum(),
 }
+
+
+def _then(one: Tensor, change: Callable[[Tensor], Any]) -> Tensor:
+    change(one)
+    return one
 
 
 def _lists(one: Tensor) -> Tensor:

@@ -116,6 +116,8 @@ def _refuse_checkpoints(out: Path, source: Path) -> None:
     whole = out.resolve()
     if whole == source.resolve() and source.is_file():
         raise RarefyError(f"{out}: is what is exported, which must stay as it is; give another path")
+    if whole in source.resolve().parents:
+        raise RarefyError(f"{out}: holds what is exported, which must stay as it is; give another path")
     folders = (whole, *whole.parents)
     checkpoints = (one for one in folders if DIRECTORY_NAME.fullmatch(one.name))
     if source.resolve() in folders or any((one / MANIFEST_NAME).exists() for one in checkpoints):

@@ -155,7 +155,13 @@ def _at_inactive(func: Any, args: Any, kwargs: dict[str, Any], operands: _Operan
     if annihilates(func, args) and not operands.has_filled:
         return 0
     # What a dense operand has at inactive places is not known without looking at all of it.
-    return None if operands.dense else at_inactive(func, args, kwargs)
+    if any(one.numel() != 1 for one in operands.dense):
+        return None
+    numbers = [
+        one.reshape(()) if isinstance(one, Tensor) and not isinstance(one, StoredWeight) else one
+        for one in args
+    ]
+    return at_inactive(func, numbers, kwargs)
 
 
 def at_connections(operand: Any, topology: Topology) -> Any:

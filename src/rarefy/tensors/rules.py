@@ -44,13 +44,12 @@ def same_shape(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 def copy_of_values(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """`clone` and conversions."""
     weight = args[0]
+    if func is aten.clone.default:
+        copied = weight.like(func(weight._cell.values))
+        copied._cell.inactive = weight._cell.inactive
+        return copied
     if weight._cell.is_filled:
         return NotImplemented
-    if func is aten.clone.default:
-        # Of a gradient, too: what is written to a copy counts wherever it is read, at inactive positions as well.
-        copied = weight.like(func(weight._cell.values), Role.FREE)
-        copied.pass_dense_gradients_of(weight)
-        return copied
     device = kwargs.get("device")
     options = {key: value for key, value in kwargs.items() if key not in ("memory_format", "layout")}
     if device is None or torch.device(device) == weight.device:
@@ -202,6 +201,8 @@ def foreign(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     written = [one for one in args[0] if isinstance(one, StoredWeight)]
     result = func(*mapped(_values, args), **mapped(_values, kwargs))
     for weight in written:
+        # Others may have had another number there, or none.
+        weight._cell.inactive = 0
         weight._cell.written()
     return result
 

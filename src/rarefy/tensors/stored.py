@@ -264,6 +264,8 @@ class StoredWeight(Tensor):
     def _flatten(self) -> tuple[list[str], Any]:
         cell = self._cell
         topology = cell.topology
+        # A graph knows no number at inactive positions, and writes past one.
+        cell.inactive = 0
         # Compilers guard on these: whether the dense gradient is wanted makes another graph.
         return list(PARTS), (topology.facts, cell.role.value, cell.collect is not None)
 

@@ -35,8 +35,17 @@ def write_dense(target: StoredWeight, dense: Tensor) -> None:
     if cell.role is Role.FREE:
         _make_room(target, dense)
     cell.values.copy_(cell.topology.gather(dense))
-    cell.inactive = 0
+    cell.inactive = _number_at_inactive(target, dense) if cell.role is Role.COMPANION else 0
     cell.written()
+
+
+def _number_at_inactive(target: StoredWeight, dense: Tensor) -> Any:
+    """The number that a dense tensor has at all inactive positions; 0 where there are several, or a graph is traced."""
+    if is_tracing() or not target.topology.is_real:
+        return 0
+    rest = dense[~target.topology.mask()]
+    is_one = rest.numel() > 0 and bool((rest == rest[0]).all())
+    return rest[0].item() if is_one else 0
 
 
 def _make_room(target: StoredWeight, dense: Tensor) -> None:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rarefy.checkpoint.error import CheckpointError
 from rarefy.distributed import failing_together, highest_of_all, ranks, wait_for_all
 from rarefy.trainer import state
 from rarefy.trainer.beginning.measuring import give_first_masks
@@ -86,7 +85,6 @@ class Fit:
             self._save()
         while progress.global_step < self.plan.stop and self._agreed_signal() is None:
             self._step()
-            progress.validation_due = bool(self.validations) and self.plan.validates_at(progress.global_step)
             # A validation comes before the checkpoint of its step, which then knows that it is done.
             self._validate()
             if self.plan.saves_at(progress.global_step):
@@ -111,6 +109,8 @@ class Fit:
         outcome = take_step(session, batches)
         session.tokens_per_step = self._throughput.add(batches)
         progress.global_step += 1
+        # Known before anything is saved at this step.
+        progress.validation_due = bool(self.validations) and self.plan.validates_at(progress.global_step)
         self._count_skip(outcome)
         metrics = {"loss": outcome.loss, "grad_norm": outcome.grad_norm}
         if outcome.lr is not None:
@@ -129,11 +129,17 @@ class Fit:
         # rich ends the process by itself where nobody reads its output any longer.
         except (Exception, SystemExit):
             if ranks() == 1:
-                with suppress(CheckpointError):
-                    path = self._save()
-                    self._wait_for_the_disk()
-                    log.warning("a log or a callback failed after the step that is saved in %s", path)
+                self._save_after_a_fault()
             raise
+
+    def _save_after_a_fault(self) -> None:
+        try:
+            path = self._save()
+            self._wait_for_the_disk()
+            log.warning("a log or a callback failed after the step that is saved in %s", path)
+        # The first error is the one to be told.
+        except Exception as error:
+            log.warning("a log or a callback failed, and the step could not be saved: %s", error)
 
     def _read(self) -> list[Any]:
         """The batches of the next step, checked by the model; bad ones cost nothing of what was learnt."""

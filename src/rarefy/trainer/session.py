@@ -20,7 +20,7 @@ from rarefy.algorithms.base import Sparsifier, SparsityAlgorithm
 from rarefy.callbacks.dispatch import Dispatcher
 from rarefy.checkpoint.directory import CheckpointConfig, CheckpointWriter
 from rarefy.disk import alone_in
-from rarefy.distributed import Parallel, Traffic, is_first
+from rarefy.distributed import Parallel, Traffic, failing_together, is_first
 from rarefy.errors import RarefyError
 from rarefy.models.call import ModelCall
 from rarefy.trainer.feed import TrainFeed
@@ -168,8 +168,10 @@ class Session:
         # Resolved, as one folder by two names would keep this run out itself.
         folders = dict.fromkeys(one.resolve() for one in (self.model_dir, self.checkpoint_root))
         with ExitStack() as held:
-            for folder in folders if is_first() else ():
-                held.enter_context(alone_in(folder))
+            # All processes hear of it; the others would wait for the first.
+            with failing_together(self.device):
+                for folder in folders if is_first() else ():
+                    held.enter_context(alone_in(folder))
             # Also where training ends with an error: the next run must find the checkpoint that is being written.
             held.callback(self.writer.settle)
             held.callback(setattr, self, "_is_alone", False)
