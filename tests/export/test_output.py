@@ -105,6 +105,9 @@ def test_no_other_checkpoint_and_not_the_source_is_written_over(tmp_path: Path) 
     source = path / "model.safetensors"
     with pytest.raises(RarefyError, match="is what is exported, which must stay as it is"):
         export(source, "safetensors", source, force=True)
+    (path.parent / "config.json").touch()  # as a folder has that --force may replace
+    with pytest.raises(RarefyError, match="holds what is exported, which must stay as it is"):
+        export(source, "hf", path.parent, force=True)
     other = tmp_path / "other" / "checkpoint_3"
     shutil.copytree(path, other)
     with pytest.raises(RarefyError, match="is inside the checkpoint, which must stay as it is"):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Callable
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 import pytest
@@ -313,3 +315,9 @@ def test_new_connections_begin_with_the_number_that_was_there() -> None:
     wanted = state.dense()
     state.add_(sparse(5, 6, Role.COMPANION).mul_(0))
     assert torch.equal(state.dense(), wanted)
+
+
+def test_a_number_at_inactive_positions_goes_to_other_processes() -> None:
+    filled = sparse(5, 6, Role.COMPANION).abs().add_(0.5)
+    received = pickle.loads(ForkingPickler.dumps(filled))
+    assert torch.equal(whole(received), filled.dense())

@@ -1,7 +1,6 @@
 """The loop: what happens when, and what is logged."""
 
 import math
-import time
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ from torch import nn
 
 from rarefy.callbacks import ProgressLogger
 from rarefy.callbacks.events import Callback, Logger
-from rarefy.checkpoint import directory
 from rarefy.disk import alone_in
 from rarefy.errors import ConfigError, RarefyError
 from rarefy.optim.lr_schedules import LinearLR
@@ -370,58 +368,3 @@ def test_log_level(tmp_path: Path) -> None:
         assert logger.level == 15
     finally:
         logger.setLevel(before)
-
-
-def test_a_fit_that_fails_keeps_its_folder_until_its_checkpoint_is_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    publish = directory.publish
-
-    def publish_late(temporary: Path, final: Path) -> None:
-        time.sleep(0.3)
-        publish(temporary, final)
-
-    class Fails(Callback):
-        def on_train_batch_start(self, *_: Any) -> None:
-            if trainer.global_step == 1:
-                raise ValueError("no data")
-
-    monkeypatch.setattr(directory, "publish", publish_late)
-    trainer = make(tmp_path, callbacks=[Fails()], checkpoint={"steps": 1})
-    with pytest.raises(ValueError, match="no data"):
-        trainer.fit(batches(1, 2))
-    assert (tmp_path / "checkpoint_1" / "MANIFEST.json").exists()
-
-
-def test_a_log_that_fails_loses_no_step(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    class Full(Logger):
-        def log(self, trainer: Any, metrics: dict[str, float], step: int) -> None:
-            if step == 3:
-                raise RarefyError("log: cannot be written: No space left on device")
-
-    trainer = make(tmp_path, loggers=[Full()], checkpoint={"steps": 100}, logging={"log_steps": 1})
-    with pytest.raises(RarefyError, match="No space left"):
-        trainer.fit(batches(1, 2))
-    assert (tmp_path / "checkpoint_3" / "MANIFEST.json").exists()
-    assert "failed after the step that is saved in" in caplog.text
-    resumed = make(tmp_path)
-    resumed.fit(batches(1, 2))
-    assert resumed.global_step == 4
-
-
-def test_a_validation_beside_a_run_is_refused_and_one_within_it_is_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("rarefy.disk._WAIT", 0.0)
-    with alone_in(tmp_path), pytest.raises(RarefyError, match="another run is writing to it"):
-        make(tmp_path).validate(batches(1), None)
-
-    class Validates(Callback):
-        def on_train_batch_end(self, *_: Any) -> None:
-            trainer.validate(batches(1), None)
-
-    trainer = make(tmp_path, callbacks=[Validates()])
-    trainer.fit(batches(1))
-    assert trainer.global_step == 4
-    with alone_in(tmp_path):
-        pass

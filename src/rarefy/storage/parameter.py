@@ -348,8 +348,7 @@ class SparseParameter:
         grad = self.weight.grad  # one that was assigned with other connections has been replaced
         if wants_active:
             self.active_gradient = grad.detach().clone() if scale is None else grad.detach() / scale
-        if wants_dense:
-            # A scaler that takes its factor out leaves no other trace in the gradient than the factor itself.
+        if wants_dense:  # a scaler leaves no other trace in the gradient than the factor that it takes out
             self.dense_gradient.scale(self._factor_since(grad) if scale is None else 1 / scale)
             self.dense_gradient.close()
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import reduce_tensor
 
 from rarefy.errors import RarefyError
 from rarefy.tensors.dense import viewed_or_dense
@@ -355,6 +356,9 @@ def _gradient_for(parameter: Tensor, gradient: Tensor) -> Tensor:
 
 
 def _send(weight: SparseWeight) -> Any:
+    # What is received is managed, and has zeros wherever it has no connection.
+    if weight._cell.is_filled:
+        return reduce_tensor(weight.dense())
     topology = weight.topology
     parts = (topology.facts, topology.parts)
     return _receive, (weight.entries, *parts, weight.requires_grad, "_is_param" in vars(weight))
